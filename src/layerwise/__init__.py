@@ -1,0 +1,63 @@
+"""Train convolutional networks without global backpropagation: any network, any local loss, any order of updates.
+
+Names are loaded when first used, so that ``import layerwise`` and ``layerwise --help`` do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
+    from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
+    from layerwise.models import create_model, list_models
+    from layerwise.rules import RULES
+    from layerwise.split import Chain, split
+    from layerwise.units import Learner, StepResult, Unit, localize
+
+HOMES = {
+    "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
+    "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "Sim", "Site", "Targets"),
+    "models": ("create_model", "list_models"),
+    "rules": ("RULES",),
+    "split": ("Chain", "split"),
+    "units": ("Learner", "StepResult", "Unit", "localize"),
+}
+
+__all__ = [
+    "LOSSES",
+    "RULES",
+    "CannotSplit",
+    "Chain",
+    "Diverged",
+    "Evaluated",
+    "InvalidInput",
+    "Learner",
+    "MissingData",
+    "Output",
+    "Pred",
+    "PredSim",
+    "Sim",
+    "Site",
+    "StepResult",
+    "Targets",
+    "Unit",
+    "create_model",
+    "list_models",
+    "localize",
+    "split",
+]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"layerwise.{home}"), name)
+            globals()[name] = value  # `split` is also a module of that name: keep the function once it has been asked for
+            return value
+    raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,63 @@
+"""Local losses: modules built for a site in the chain that know nothing of rules.
+
+A new loss is one class with the constructor ``(site, *, options)`` and a ``forward(features, targets) -> Evaluated``, and one
+line in ``LOSSES``. A loss that weighs the network's output differently from plain cross-entropy has a static method ``output``.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from layerwise.errors import InvalidInput, choose
+from layerwise.losses.pred import Output, Pred
+from layerwise.losses.predsim import PredSim
+from layerwise.losses.sim import Sim
+from layerwise.losses.site import Evaluated, Site, Targets
+
+LossFactory = Callable[..., nn.Module]
+
+LOSSES: dict[str, LossFactory] = {
+    "pred": Pred,
+    "sim": Sim,
+    "predsim": PredSim,
+}
+
+__all__ = ["LOSSES", "Evaluated", "LossFactory", "Output", "Pred", "PredSim", "Sim", "Site", "Targets", "create_loss"]
+
+
+def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Module:
+    """Build the local loss of a site; at the chain's end, the loss of the network's output.
+
+    Args:
+        loss: a name in ``LOSSES``, or a callable ``(site, **options) -> module``.
+        options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim.
+
+    Raises:
+        InvalidInput: the loss has no such option, or the features are neither maps nor vectors.
+    """
+    factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
+    unknown = sorted(set(options) - set(accepted_options(factory)))
+    if unknown:
+        accepted = ", ".join(accepted_options(factory)) or "none"
+        raise InvalidInput(f"loss {name_of(loss)} has no option {unknown[0]!r}: accepted: {accepted}")
+    if site.last:
+        output = getattr(factory, "output", Output)
+        return output(site, **{key: value for key, value in options.items() if key in accepted_options(output)})
+    if len(site.shape) not in (1, 3):
+        raise InvalidInput(
+            f"the features of unit {site.index} have shape {site.shape} without the batch: local losses read maps "
+            "(C, H, W) or vectors (C,); cut the network elsewhere, where its features have such a shape"
+        )
+    return factory(site, **options)
+
+
+def accepted_options(factory: Callable[..., Any]) -> list[str]:
+    """Names of the keyword-only arguments of a callable."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def name_of(loss: str | LossFactory) -> str:
+    return loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)

@@ -1,0 +1,78 @@
+"""The prediction loss: a linear classifier on the unit's features (Nøkland & Eidnes 2019)."""
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import InvalidInput
+from layerwise.losses.site import Evaluated, Site, Targets
+
+
+def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
+    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim`` numbers.
+
+    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is one pixel.
+    """
+    channels, height, width = shape
+    kernel = [1, 1]
+    turn = 0
+    while channels * -(-height // kernel[0]) * -(-width // kernel[1]) > decoder_dim:
+        if kernel[0] >= height and kernel[1] >= width:
+            break
+        kernel[turn] *= 2
+        turn = 1 - turn
+    return min(kernel[0], height), min(kernel[1], width)
+
+
+class Pred(nn.Module):
+    """Cross-entropy of a linear classifier on features that are average-pooled to at most ``decoder_dim`` numbers.
+
+    The classifier starts at zero, so every class is equally likely before the first update.
+
+    Args:
+        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
+        decoder_dim: the largest input of the classifier. The published program used 4096, and 2048 for VGG8b on CIFAR.
+    """
+
+    def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
+        super().__init__()
+        if decoder_dim < 1:
+            raise InvalidInput(f"decoder_dim {decoder_dim} is too small: give 1 or more")
+        pooled = site.shape
+        self.kernel: tuple[int, int] | None = None
+        if len(site.shape) == 3:
+            self.kernel = pooling_kernel(site.shape, decoder_dim)
+            pooled = (site.shape[0], -(-site.shape[1] // self.kernel[0]), -(-site.shape[2] // self.kernel[1]))
+        self.classifier = nn.Linear(prod(pooled), site.num_classes)
+        nn.init.zeros_(self.classifier.weight)
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: features (B, C, H, W) or (B, C)."""
+        if self.kernel is not None and self.kernel != (1, 1):
+            features = F.avg_pool2d(features, self.kernel, ceil_mode=True)
+        return cross_entropy(self.classifier(features.flatten(1)), targets)
+
+
+class Output(nn.Module):
+    """Cross-entropy of the network's own logits: the loss of a chain's last unit, with no head of its own.
+
+    Args:
+        scale: factor of the cross-entropy; 1 − β under predsim.
+    """
+
+    def __init__(self, site: Site, *, scale: float = 1.0) -> None:
+        super().__init__()
+        # With a single unit there is no similarity loss to balance against: this is plain global backpropagation.
+        self.scale = scale if site.count > 1 else 1.0
+
+    def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: logits (B, num_classes)."""
+        loss, correct = cross_entropy(logits, targets)
+        return Evaluated(loss if self.scale == 1.0 else self.scale * loss, correct)
+
+
+def cross_entropy(logits: Tensor, targets: Targets) -> Evaluated:
+    correct = torch.sum(logits.argmax(1) == targets.labels)
+    return Evaluated(F.cross_entropy(logits, targets.labels), correct)

@@ -1,0 +1,36 @@
+"""The loss of the paper: β · sim + (1 − β) · pred (Nøkland & Eidnes 2019)."""
+
+from torch import Tensor, nn
+
+from layerwise.errors import InvalidInput
+from layerwise.losses.pred import Output, Pred
+from layerwise.losses.sim import Sim
+from layerwise.losses.site import Evaluated, Site, Targets
+
+
+class PredSim(nn.Module):
+    """Similarity matching and prediction on the same features.
+
+    Args:
+        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
+        beta: weight of the similarity loss, 0 ≤ β < 1; the cross-entropy of the network's output is scaled by 1 − β too.
+        decoder_dim: see ``Pred``.
+    """
+
+    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
+        super().__init__()
+        if not 0 <= beta < 1:
+            raise InvalidInput(f"beta {beta} is out of range: give 0 up to but not including 1, or use the loss 'sim'")
+        self.beta = beta
+        self.pred = Pred(site, decoder_dim=decoder_dim)
+        self.sim = Sim(site)
+
+    @staticmethod
+    def output(site: Site, *, beta: float = 0.99) -> Output:
+        return Output(site, scale=1 - beta)
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: features (B, C, H, W) or (B, C)."""
+        pred, correct = self.pred(features, targets)
+        sim, _ = self.sim.compare(features, targets)
+        return Evaluated(self.beta * sim + (1 - self.beta) * pred, correct)

@@ -1,0 +1,49 @@
+"""The similarity-matching loss (Nøkland & Eidnes 2019): examples of one class should look alike, others not."""
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.losses.site import Evaluated, Site, Targets, similarity_matrix
+
+
+class Sim(nn.Module):
+    """Mean squared difference between the similarity matrix of the features and that of the labels.
+
+    The features pass a 3×3 convolution of equal width without bias (a linear layer, for vectors); of a map, the standard
+    deviation over space is taken per channel, when it has more than 3 channels and more than one pixel.
+
+    There is no classifier: an example counts as correct when the other example of the batch that is most similar to it has
+    the same label.
+
+    Args:
+        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        channels = site.shape[0]
+        self.transform: nn.Module
+        if len(site.shape) == 3:
+            self.transform = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        else:
+            self.transform = nn.Linear(channels, channels, bias=False)
+        self.deviation = len(site.shape) == 3 and channels > 3 and site.shape[1] * site.shape[2] > 1
+
+    def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The loss, and the similarity matrix (B, B) it was computed from."""
+        transformed = self.transform(features).float()  # squares and sums over space lose too much in bf16
+        vectors = transformed.std((2, 3)) if self.deviation else transformed.flatten(1)  # (B, F)
+        with torch.autocast(features.device.type, enabled=False):
+            similarity = similarity_matrix(vectors)
+            return torch.mean((similarity - targets.similarity) ** 2), similarity
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: features (B, C, H, W) or (B, C)."""
+        loss, similarity = self.compare(features, targets)
+        return Evaluated(loss, count_nearest(similarity.detach(), targets.labels))
+
+
+def count_nearest(similarity: Tensor, labels: Tensor) -> Tensor:
+    """How many examples share the label of their nearest neighbour in the batch; (B, B) and (B,) -> ()."""
+    others = similarity.masked_fill(torch.eye(len(labels), dtype=torch.bool, device=labels.device), -2.0)
+    return torch.sum(labels[others.argmax(1)] == labels)

@@ -1,0 +1,68 @@
+"""What a local loss is built for (a site in the chain) and what it is given at each step (targets)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in a chain a local loss sits.
+
+    Attributes:
+        index: which unit, counted from 0.
+        count: how many units the chain has.
+        shape: the shape of the unit's features without the batch: (C, H, W) or (C,).
+        num_classes: how many classes the labels have.
+    """
+
+    index: int
+    count: int
+    shape: tuple[int, ...]
+    num_classes: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the unit's output is the network's output."""
+        return self.index == self.count - 1
+
+
+class Evaluated(NamedTuple):
+    """A loss, and how many examples of the batch the unit alone would classify correctly (both are 0-dimensional)."""
+
+    loss: Tensor
+    correct: Tensor
+
+
+@dataclass
+class Targets:
+    """The labels of a batch and what losses derive from them, computed once for all units.
+
+    Attributes:
+        labels: (B,) integers from 0 to num_classes − 1.
+    """
+
+    labels: Tensor
+    num_classes: int
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Cosine similarity of the centred one-hot labels, (B, B)."""
+        return similarity_matrix(F.one_hot(self.labels, self.num_classes).float())
+
+
+def similarity_matrix(features: Tensor) -> Tensor:
+    """Cosine similarity between the examples of a batch, each centred over its own features.
+
+    Nøkland & Eidnes 2019, section 2.1: centre each example, scale it to unit length, take inner products; clamped to [−1, 1]
+    against rounding.
+
+    Shapes: (B, F) -> (B, B).
+    """
+    centred = features - features.mean(1, keepdim=True)
+    unit = centred / (1e-8 + centred.norm(dim=1, keepdim=True))
+    return (unit @ unit.T).clamp(-1.0, 1.0)

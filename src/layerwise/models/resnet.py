@@ -1,0 +1,143 @@
+"""Residual networks of any hierarchy (He et al. 2016), with leaky ReLU and dropout after every unit as the paper trains them.
+
+Where the paper's units end: after batch normalisation and non-linearity of every convolution; in a block's last convolution the
+shortcut is added in between. The 3×3 convolution carries a bottleneck's stride.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.hierarchy import Hierarchy
+from layerwise.models.vgg import LARGE_IMAGE, SLOPE, scaled
+
+IMAGENET_WIDTHS = (64, 128, 256, 512)
+CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2
+
+RESNETS: dict[str, tuple[Hierarchy, str, tuple[int, ...]]] = {
+    "resnet18": ((2, 2, 2, 2), "basic", IMAGENET_WIDTHS),
+    "resnet34": ((3, 4, 6, 3), "basic", IMAGENET_WIDTHS),
+    "resnet50": ((3, 4, 6, 3), "bottleneck", IMAGENET_WIDTHS),
+    "resnet101": ((3, 4, 23, 3), "bottleneck", IMAGENET_WIDTHS),
+    "resnet152": ((3, 8, 36, 3), "bottleneck", IMAGENET_WIDTHS),
+    "resnet32": ((5, 5, 5), "cifar", CIFAR_WIDTHS),
+    "resnet110": ((18, 18, 18), "cifar", CIFAR_WIDTHS),
+}
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Subsample(nn.Module):
+    """The parameter-free shortcut of the CIFAR ResNets (He et al., option A): every second pixel, new channels zero.
+
+    Shapes: (B, inputs, H, W) -> (B, outputs, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        before = (outputs - inputs) // 2
+        self.padding = (0, 0, 0, 0, before, outputs - inputs - before)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.pad(features[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Module:
+    if inputs == outputs and stride == 1:
+        return nn.Identity()
+    if kind == "cifar":
+        return Subsample(inputs, outputs, stride)
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class Stem(nn.Sequential):
+    """Convolution → batch normalisation → leaky ReLU → dropout; 3×3 for small images, 7×7/2 and pooling for large ones."""
+
+    def __init__(self, inputs: int, outputs: int, large: bool, dropout: float) -> None:
+        super().__init__()
+        self.conv = convolution(inputs, outputs, 7, 2) if large else convolution(inputs, outputs, 3)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.activation = nn.LeakyReLU(SLOPE)
+        self.dropout = nn.Dropout2d(dropout)
+        if large:
+            self.pool = nn.MaxPool2d(3, 2, padding=1)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut. Shapes: (B, inputs, H, W) -> (B, width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = convolution(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = convolution(width, width, 3), nn.BatchNorm2d(width)
+        self.shortcut = make_shortcut(inputs, width, stride, kind)
+        self.activation, self.dropout = nn.LeakyReLU(SLOPE), nn.Dropout2d(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
+        return self.dropout(self.activation(self.norm2(self.conv2(inner)) + self.shortcut(features)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions and a shortcut. Shapes: (B, inputs, H, W) -> (B, 4·width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.conv1, self.norm1 = convolution(inputs, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.norm2 = convolution(width, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv3, self.norm3 = convolution(width, outputs, 1), nn.BatchNorm2d(outputs)
+        self.shortcut = make_shortcut(inputs, outputs, stride, kind)
+        self.activation, self.dropout = nn.LeakyReLU(SLOPE), nn.Dropout2d(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
+        inner = self.dropout(self.activation(self.norm2(self.conv2(inner))))
+        return self.dropout(self.activation(self.norm3(self.conv3(inner)) + self.shortcut(features)))
+
+
+class ResNet(nn.Module):
+    """A residual network with ``hierarchy[s]`` blocks in stage ``s``; each stage but the first halves the map.
+
+    From 64 pixels on it begins with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3 maximum pooling of stride 2.
+
+    Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        hierarchy: Hierarchy,
+        width: float,
+        num_classes: int,
+        in_chans: int,
+        image_size: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        _, kind, stage_widths = RESNETS[name]
+        block = Bottleneck if kind == "bottleneck" else BasicBlock
+        channels = scaled(stage_widths[0], width)
+        self.stem = Stem(in_chans, channels, image_size >= LARGE_IMAGE, dropout)
+        self.stages = nn.ModuleList()
+        for stage, (count, stage_width) in enumerate(zip(hierarchy, stage_widths, strict=True)):
+            blocks: list[nn.Module] = []
+            for number in range(count):
+                stride = 2 if stage > 0 and number == 0 else 1
+                blocks.append(block(channels, scaled(stage_width, width), stride, dropout, kind))
+                channels = scaled(stage_width, width) * block.expansion
+            self.stages.append(nn.Sequential(*blocks))
+        self.output = nn.Linear(channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for stage in self.stages:
+            features = stage(features)
+        return self.output(torch.mean(features, (2, 3)))  # global average pooling

@@ -1,0 +1,108 @@
+"""Threads that train groups of units at the same time; only features travel between them, forward."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from layerwise.losses import Evaluated, Targets
+from layerwise.units import Carried, Learner, StepResult, Unit
+
+DEPTH = 2  # batches that may wait between two groups: one being worked on, one ready
+PATIENCE = 0.1  # seconds between looks at whether the pipeline has been stopped
+
+
+class Stopped(Exception):
+    """The pipeline was closed while a thread waited."""
+
+
+@dataclass
+class Job:
+    """A batch on its way: what enters the next unit, and the results of the units it has passed."""
+
+    step: int
+    carried: Carried
+    targets: Targets
+    results: list[Evaluated] = field(default_factory=list)
+
+
+class Pipeline:
+    """One thread per group of neighbouring units, joined by short queues; a context that ends its threads."""
+
+    def __init__(self, groups: Sequence[Sequence[Unit]], learner: Learner, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self.learner = learner
+        self.closed = threading.Event()
+        self.queues: list[queue.Queue[Any]] = [queue.Queue(DEPTH) for _ in range(len(groups) + 1)]
+        self.threads = [threading.Thread(target=self.guard, args=(self.feed, 0, batches), daemon=True)]
+        for number, group in enumerate(groups):
+            self.threads.append(threading.Thread(target=self.guard, args=(self.work, number + 1, group), daemon=True))
+
+    def __enter__(self) -> "Pipeline":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.closed.set()
+        for thread in self.threads:
+            thread.join()
+
+    def __iter__(self) -> Iterator[StepResult]:
+        """Results of every batch that has passed all groups, in order.
+
+        Raises:
+            Whatever a group raised.
+        """
+        for job in self.receive(len(self.queues) - 1):
+            self.learner.steps += 1
+            yield StepResult(job.results, len(job.targets.labels))
+
+    def guard(self, task: Callable[[int, Any], None], number: int, argument: Any) -> None:
+        """Run a thread's task; its end, or the error that ended it, goes down the line."""
+        try:
+            task(number, argument)
+            self.put(number, None)
+        except Stopped:
+            return
+        except BaseException as error:  # handed to the thread that reads the results, which raises it
+            try:
+                self.put(number, error)
+            except Stopped:
+                return
+
+    def feed(self, number: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        for step, (images, labels) in enumerate(batches, start=self.learner.steps):
+            self.learner.check(images, labels)
+            self.put(number, Job(step, (images,), Targets(labels, self.learner.num_classes)))
+
+    def work(self, number: int, group: Sequence[Unit]) -> None:
+        for job in self.receive(number - 1):
+            for unit in group:
+                job.carried, evaluated = unit.step(job.carried, job.targets, job.step)
+                job.results.append(evaluated)
+            self.put(number, job)
+
+    def put(self, number: int, item: Any) -> None:
+        while not self.closed.is_set():
+            try:
+                return self.queues[number].put(item, timeout=PATIENCE)
+            except queue.Full:
+                continue
+        raise Stopped
+
+    def receive(self, number: int) -> Iterator[Job]:
+        while not self.closed.is_set():
+            try:
+                item = self.queues[number].get(timeout=PATIENCE)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+        raise Stopped

@@ -1,0 +1,231 @@
+"""Training rules: orders in which units take steps.
+
+A rule is a generator: it draws batches, lets units step, and yields a tick after every batch, so that the training loop can show,
+save and stop between any two. Rules know nothing of losses. Everything random depends on the seed and the position alone, so a
+rule started at a position goes on exactly as one that came there.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import InvalidInput
+from layerwise.losses import Targets
+from layerwise.pipeline import Pipeline
+from layerwise.units import Carried, Learner, StepResult, Unit
+
+
+class Batches(Protocol):
+    """What a rule needs of the training data."""
+
+    labels: Tensor  # (N,), of the whole set, in its order
+    views: int | None  # how many different augmentations of an image there are; None: a new one each epoch
+
+    def __len__(self) -> int: ...  # batches per epoch
+    def order(self, epoch: int) -> list[Tensor]: ...  # indices of every batch
+    def images(self, indices: Tensor, epoch: int) -> Tensor: ...  # (B, C, H, W), augmented as in that epoch
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...  # images and labels
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in training: epochs finished, and batches finished in the present one."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One batch has been learned from.
+
+    Attributes:
+        after: the position to go on from.
+        first: the unit that the first of ``result``'s entries belongs to.
+        ends_epoch: whether this was the epoch's last batch.
+        epochs: how many epochs the rule will have made in the end.
+        settled: whether all units have learned from the same batches, so that the state can be saved and gone on from.
+    """
+
+    after: Position
+    first: int
+    result: StepResult
+    ends_epoch: bool
+    epochs: int
+    settled: bool = True
+
+
+Schedule = Callable[[float], float]  # share of the training done, 0 to 1 -> factor of the learning rate
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An order of updates, and where the network is cut for it if the rule decides that.
+
+    Attributes:
+        order: the generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
+        at: a fixed cut: global backpropagation is the chain with one unit.
+    """
+
+    order: Callable[..., Iterator[Tick]]
+    at: int | None = None
+
+
+def set_rates(units: list[Unit], factor: float) -> None:
+    """Scale the learning rates that the optimizers were made with."""
+    for unit in units:
+        for group in unit.optimizer.param_groups if unit.optimizer else ():
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def simultaneous(
+    learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position = Position()
+) -> Iterator[Tick]:
+    """Every unit learns from every batch."""
+    for epoch in range(start.epoch, epochs):
+        learner.train()
+        set_rates(learner.units, schedule(epoch / epochs))
+        first = start.batch if epoch == start.epoch else 0
+        for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
+            result = learner.step(images, labels)
+            yield tick_after(epoch, number, len(batches), 0, result, epochs)
+
+
+def tick_after(epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int) -> Tick:
+    ends = number == count
+    return Tick(Position(epoch + 1, 0) if ends else Position(epoch, number), first, result, ends, epochs)
+
+
+def sequential(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = Position(),
+    *,
+    cache: bool = False,
+) -> Iterator[Tick]:
+    """Algorithm 1 of the paper: unit after unit is trained for ``epochs`` epochs, then frozen in evaluation mode.
+
+    Args:
+        cache: keep the features that enter the present unit in memory instead of computing them anew for every batch. The
+            images must then have a fixed number of augmentations (``views``).
+    """
+    count = len(learner.units)
+    for index in range(start.epoch // epochs, count):
+        unit, frozen = learner.units[index], learner.units[:index]
+        for earlier in frozen:
+            if earlier.optimizer is not None:
+                earlier.optimizer.state.clear()  # needed no more: the memory of its moments is free for this unit
+        features = CachedFeatures(frozen, batches) if cache else RecomputedFeatures(frozen, batches)
+        for epoch in range(max(start.epoch, index * epochs), (index + 1) * epochs):
+            learner.train(False)
+            unit.train()
+            set_rates([unit], schedule((epoch - index * epochs) / epochs))
+            first = start.batch if epoch == start.epoch else 0
+            for number, (carried, labels) in enumerate(features.batches(epoch, first), start=first + 1):
+                learner.check(carried[0], labels)
+                step = epoch * len(batches) + number
+                _, evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)
+                result = StepResult([evaluated], len(labels))
+                learner.steps += 1
+                yield tick_after(epoch, number, len(batches), index, result, count * epochs)
+
+
+class RecomputedFeatures:
+    """What enters a unit, computed for every batch by the frozen units before it."""
+
+    def __init__(self, frozen: list[Unit], batches: Batches) -> None:
+        self.frozen, self.source = frozen, batches
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
+        for images, labels in self.source.batches(epoch, start):
+            yield pass_through(self.frozen, (images,)), labels
+
+
+class CachedFeatures:
+    """What enters a unit, computed once per view of the images and kept in memory.
+
+    Raises:
+        InvalidInput: the augmentations are not limited to some views.
+    """
+
+    def __init__(self, frozen: list[Unit], batches: Batches) -> None:
+        if batches.views is None:
+            raise InvalidInput("features can be cached only of a fixed number of augmentations: give views, such as --views 1")
+        self.frozen, self.source = frozen, batches
+        self.kept: dict[int, Carried] = {}
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
+        view = epoch % (self.source.views or 1)
+        if view not in self.kept:
+            self.kept[view] = self.fill(epoch)
+        for indices in self.source.order(epoch)[start:]:
+            yield tuple(pick(value, indices) for value in self.kept[view]), self.source.labels[indices]
+
+    def fill(self, epoch: int) -> Carried:
+        """Features of all images in their order."""
+        every = torch.arange(len(self.source.labels), device=self.source.labels.device)
+        size = max(len(indices) for indices in self.source.order(epoch))
+        kept: list[Any] = []
+        for indices in every.split(size):
+            carried = pass_through(self.frozen, (self.source.images(indices, epoch),))
+            kept = kept or [
+                value.new_empty((len(every), *value.shape[1:])) if isinstance(value, Tensor) else value for value in carried
+            ]
+            for store, value in zip(kept, carried, strict=True):
+                if isinstance(value, Tensor):
+                    store[indices] = value
+        return tuple(kept)
+
+
+def pick(value: Any, indices: Tensor) -> Any:
+    return value[indices] if isinstance(value, Tensor) else value
+
+
+@torch.no_grad()
+def pass_through(units: list[Unit], carried: Carried) -> Carried:
+    for unit in units:
+        carried = unit.forward(carried)
+    return carried
+
+
+def parallel(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = Position(),
+    *,
+    threads: int = 2,
+) -> Iterator[Tick]:
+    """Groups of units work at the same time, each on the batch that the group before has finished with.
+
+    Only features travel, forward. The same steps are made as by ``simultaneous``, to the same bits: an epoch's last batch
+    passes all groups before the next epoch begins.
+
+    Args:
+        threads: how many groups of neighbouring units, one thread each.
+    """
+    threads = max(1, min(threads, len(learner.units)))
+    bounds = [len(learner.units) * number // threads for number in range(threads + 1)]
+    groups = [learner.units[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+    for epoch in range(start.epoch, epochs):
+        learner.train()
+        set_rates(learner.units, schedule(epoch / epochs))
+        first = start.batch if epoch == start.epoch else 0
+        with Pipeline(groups, learner, batches.batches(epoch, first)) as results:
+            for number, result in enumerate(results, start=first + 1):
+                tick = tick_after(epoch, number, len(batches), 0, result, epochs)
+                yield replace(tick, settled=tick.ends_epoch)  # before that, the groups in front are some batches ahead
+
+
+RULES: dict[str, Rule] = {
+    "simultaneous": Rule(simultaneous),
+    "sequential": Rule(sequential),
+    "parallel": Rule(parallel),
+    "global": Rule(simultaneous, at=1),
+}

@@ -1,0 +1,227 @@
+"""What a run is, and the folder it is kept in. No torch: reports and the command line read runs without it."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+
+
+def option(default: Any, text: str, **extra: Any) -> Any:
+    """A field of ``Run`` that is an option of the command line; ``short`` and ``also`` give it more names."""
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, in full: with the same machine and versions, the same run gives the same bits.
+
+    Every field is an option of ``layerwise train``, with hyphens for underscores.
+    """
+
+    model: str = option("resnet18", "network to train; see `layerwise list models`")
+    hierarchy: str | None = option(None, "layers per stage, such as 1,1,2,2 (default: as published)")
+    width: float = option(1.0, "multiplier of the network's channel counts")
+    data: str = option("digits", "data set; see `layerwise list datasets`", also=("--dataset",))
+    data_dir: str = option("data", "folder that holds the data set's files")
+    image_size: int | None = option(None, "scale images to this many pixels (default: the data set's)", also=("--img-size",))
+    train_images: int | None = option(None, "use only this many training images, evenly over the classes")
+    val_fraction: float = option(0.1, "share of the training images held out to choose the best epoch; 0: none")
+    rule: str = option("simultaneous", "order of updates; see `layerwise list rules`")
+    loss: str = option("predsim", "local loss; see `layerwise list losses`")
+    at: str = option("layer", "where units end: layer, block, a number of units, or module paths joined by commas")
+    beta: float = option(0.99, "weight of the similarity loss in predsim")
+    decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
+    cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
+    threads: int = option(2, "parallel: groups of units, a thread each")
+    epochs: int = option(400, "passes over the training images (sequential: for each unit)")
+    batch_size: int = option(128, "images in a batch", short="-b")
+    optimizer: str = option("adam", "adam, adamw or sgd", also=("--opt",))
+    lr: float = option(5e-4, "learning rate", also=("--learning-rate",))
+    momentum: float = option(0.9, "momentum of sgd")
+    weight_decay: float = option(0.0, "weight decay")
+    decay_rate: float = option(0.25, "factor of the learning rate at every milestone")
+    decay_milestones: str = option("0.5,0.75,0.89,0.94", "shares of training after which the rate decays; empty: never")
+    clip_grad: float | None = option(None, "largest norm of a unit's gradient")
+    dropout: float = option(0.0, "probability of dropping a channel after every unit", also=("--drop",))
+    augment: bool = option(True, "crop and flip training images as the data set allows")
+    crop_padding: int | None = option(None, "pixels of padding for random crops (default: the data set's)")
+    flip: bool | None = option(None, "mirror images at random (default: the data set's)", also=("--hflip",))
+    cutout: int = option(0, "side in pixels of a square blanked in every training image")
+    views: int | None = option(None, "limit the augmentations of an image to this many, repeated in turn")
+    seed: int = option(0, "of weights, split, order, augmentation and dropout")
+    amp: bool = option(False, "mixed precision: bfloat16 forward passes")
+
+
+# How a run is carried out, but not what it computes: these may change when it is resumed.
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run is carried out; it may change when the run is resumed."""
+
+    device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
+    workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
+    cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    download: bool = option(False, "fetch the data set if it is not there")
+    eval_every: int = option(1, "evaluate after every so many epochs")
+
+
+CONFIGURATION, LOG, RESULT, STATE, BEST = "run.json", "log.jsonl", "result.json", "last.pt", "best.safetensors"
+WEIGHTS = "model.safetensors"
+FORMAT = 1  # of the folder
+
+
+def run_name(run: Run) -> str:
+    """A folder name that says the main things in words and the rest in a hash, so that different runs never collide."""
+    hierarchy = format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "default"
+    shape = hierarchy.strip("[]").replace(",", "-")
+    digest = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode()).hexdigest()[:6]
+    data = Path(run.data).name
+    local = [] if run.rule == "global" else [run.loss]
+    return "-".join([run.model, shape, data, run.rule, *local, f"seed{run.seed}", digest])
+
+
+def differences(one: Run, other: Run) -> list[str]:
+    """The options in which two runs differ, as the command line spells them."""
+    names = [item.name for item in fields(Run) if getattr(one, item.name) != getattr(other, item.name)]
+    return [f"--{name.replace('_', '-')} {getattr(one, name)} against {getattr(other, name)}" for name in names]
+
+
+class RunFolder:
+    """Where a run is kept: what it is, one line per epoch, its states, its result. Every write is whole or not at all."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def finished(self) -> bool:
+        return self.file(RESULT).exists()
+
+    def create(self, run: Run, facts: Mapping[str, Any]) -> None:
+        """Make the folder for a run that begins.
+
+        Args:
+            facts: what else belongs beside the run: the data set's classes, the machine, the command.
+
+        Raises:
+            InvalidInput: the folder holds something already, or cannot be made.
+        """
+        self.refuse_existing()
+        with refusing_disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": asdict(run), **facts})
+
+    def refuse_existing(self) -> None:
+        """Refuse a folder that holds a run, or anything else."""
+        if self.file(CONFIGURATION).exists():
+            state = "a finished run" if self.finished else "an unfinished run"
+            remedy = "choose another --output" if self.finished else "go on with --resume, or choose another --output"
+            raise InvalidInput(f"{self.path} holds {state}, which is never overwritten: {remedy}")
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InvalidInput(f"{self.path} exists and is not a run: choose another --output, or an empty folder")
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise InvalidInput(f"{parent} cannot be written to: choose another --output, or change its permissions")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything in the configuration file.
+
+        Raises:
+            InvalidInput: there is no such file, or it cannot be read.
+        """
+        path = self.file(CONFIGURATION)
+        try:
+            facts = json.loads(path.read_text())
+            if facts["format"] != FORMAT or not isinstance(facts["run"], dict):
+                raise ValueError(f"format {facts['format']} is not {FORMAT}")
+            return facts
+        except FileNotFoundError:
+            raise InvalidInput(f"{self.path} is not a run: no {CONFIGURATION} in it; give the folder of a run") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"{path} cannot be read as a run ({error}): restore it, or start the run anew") from error
+
+    def run(self) -> Run:
+        values = self.facts()["run"]
+        unknown = sorted(set(values) - {item.name for item in fields(Run)})
+        if unknown:
+            raise InvalidInput(f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version")
+        return Run(**values)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line to the log."""
+        with refusing_disk_errors(self.path), self.file(LOG).open("a") as log:
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            os.fsync(log.fileno())
+
+    def log(self) -> list[dict[str, Any]]:
+        """The log's whole lines; one cut short by a kill is left out."""
+        records = []
+        if self.file(LOG).exists():
+            for line in self.file(LOG).read_text().splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    records.append(json.loads(line))
+        return records
+
+    def truncate_log(self, epochs: int) -> None:
+        """Drop what was logged after the state that training goes on from."""
+        kept = [record for record in self.log() if record["epoch"] <= epochs]
+        with replacing(self.file(LOG)) as draft:
+            draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+    def result(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.file(RESULT).read_text())
+        except FileNotFoundError:
+            raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
+        except ValueError as error:
+            raise InvalidInput(f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    draft = path.with_name(path.name + ".draft")
+    with refusing_disk_errors(path):
+        try:
+            yield draft
+            with draft.open("rb") as written:
+                os.fsync(written.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def refusing_disk_errors(path: Path) -> Iterator[None]:
+    """Say a full disk or a missing permission in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidInput(
+            f"{path} could not be written ({reason}): what was saved before is untouched; free space or change permissions, "
+            "then go on with --resume"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
+    """The run folders among and below the paths."""
+    found = []
+    for path in map(Path, paths):
+        found += [RunFolder(file.parent) for file in sorted(path.glob(f"**/{CONFIGURATION}"))]
+    return found

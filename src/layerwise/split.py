@@ -1,0 +1,266 @@
+"""Cut a network into a chain of units, by its traced graph and without its help.
+
+The graph has a *spine*: the path from input to output that passes the most weighted layers. Every weighted layer on the spine
+is the *anchor* of a unit; the unit's *feature* is what follows the anchor up to the next one, less the pooling, dropout and
+flattening at its end, which belong to the next unit. What lies beside the spine (a shortcut) joins the unit that needs its
+result, so that its weights learn from that unit's loss. All tensors that are alive at a cut pass it, the feature first.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise.errors import CannotSplit
+from layerwise.graph import FLAG, TrainingFlag, modes_kept, owner, trace_network
+from layerwise.spine import Network
+
+
+class Chain(nn.Module):
+    """A network as a chain of pieces; composed, they are the network. Their modules and parameters are the network's own.
+
+    Attributes:
+        pieces: modules that map the tensors before them to the tuple of tensors after them, the feature first.
+        names: one per piece: its layer's path, the path of the block that holds its layers, or its first and last layer.
+    """
+
+    def __init__(self, pieces: Sequence[nn.Module], names: Sequence[str]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+        self.names = tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def forward(self, images: Tensor) -> Tensor:
+        carried: tuple[Any, ...] = (images,)
+        for piece in self.pieces:
+            carried = piece(*carried)
+        return carried[0]
+
+
+def split(
+    model: nn.Module,
+    at: str | int | Sequence[str] = "layer",
+    sample: Tensor | None = None,
+    leaves: Iterable[str] = (),
+) -> Chain:
+    """Cut a network that fx can trace into a chain of units.
+
+    Args:
+        model: maps one tensor to one tensor, batch first.
+        at: ``"layer"``, a unit per weighted layer, also inside residual blocks; ``"block"``, the finest units between which a
+            single tensor passes; a number K, K units of about equal multiply-adds; or the paths of the modules that end a unit.
+        sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
+        leaves: paths of modules to keep whole inside one unit, without looking inside.
+
+    Returns:
+        The chain; its pieces share the model's modules, and the model stays as it was.
+
+    Raises:
+        CannotSplit: the network cannot be cut so; the message says which module, why, and what to do.
+    """
+    network = Network(*trace_network(model, leaves))
+    cuts = choose_cuts(network, at, sample)
+    place = network.place(cuts)
+    refuse_empty_units(network, place)
+    refuse_lost_parameters(model, network)
+    refuse_shared_parameters(model, network, place)
+    pieces = [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)]
+    return Chain(pieces, name_units(network, place))
+
+
+def choose_cuts(network: Network, at: str | int | Sequence[str], sample: Tensor | None) -> list[fx.Node]:
+    """The nodes that a cut follows, in order."""
+    if at == "layer":
+        return [stretch[-1] for stretch in network.stretches()]
+    if at == "block":
+        return block_cuts(network)
+    if isinstance(at, int) and not isinstance(at, bool):
+        return equal_cuts(network, at, sample)
+    if not isinstance(at, str) and isinstance(at, Sequence) and at and all(isinstance(path, str) for path in at):
+        return path_cuts(network, at)
+    raise CannotSplit(f"at={at!r} says no place to cut: give 'layer', 'block', a number of units, or a list of module paths.")
+
+
+def block_cuts(network: Network) -> list[fx.Node]:
+    """Behind every anchor, the last node on the way to its feature that all paths pass, where there is one."""
+    cuts = []
+    for stretch in network.stretches():
+        bottlenecks = [node for node in reversed(stretch) if network.is_bottleneck(node)]
+        cuts += bottlenecks[:1]
+    return cuts
+
+
+def equal_cuts(network: Network, count: int, sample: Tensor | None) -> list[fx.Node]:
+    """``count`` − 1 cuts that make the costliest unit as cheap as can be; between blocks where there are enough of them."""
+    if count == 1:
+        return []
+    candidates = block_cuts(network)
+    if len(candidates) + 1 < count:
+        candidates = [stretch[-1] for stretch in network.stretches()]
+    if not 1 <= count <= len(candidates) + 1:
+        raise CannotSplit(f"{count} units are not to be had: the network has {len(candidates) + 1} layers, so 1 to that many.")
+    if sample is None:
+        raise CannotSplit(f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, a batch of images.")
+    place = network.place(candidates)
+    costs = [0.0] * (len(candidates) + 1)
+    for node, cost in multiply_adds(network, sample).items():
+        costs[place[node]] += cost
+    return [candidates[last] for last in balance(costs, count)]
+
+
+def balance(costs: Sequence[float], count: int) -> list[int]:
+    """Cut a row of costs into ``count`` runs so that the dearest run is as cheap as possible; the last index of all but one."""
+    sums = [0.0]
+    for cost in costs:
+        sums.append(sums[-1] + cost)
+    # cheapest[i]: (dearest run, cuts) of the best way to cut the first i costs
+    cheapest = {i: (sums[i], ()) for i in range(1, len(costs) + 1)}
+    for runs in range(2, count + 1):
+        cheapest = {
+            i: min((max(cheapest[j][0], sums[i] - sums[j]), (*cheapest[j][1], j - 1)) for j in range(runs - 1, i))
+            for i in range(runs, len(costs) + 1)
+        }
+    return list(cheapest[len(costs)][1])
+
+
+def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
+    """Multiply-adds of every node's forward pass on a sample, counted by PyTorch."""
+    counts: dict[fx.Node, float] = {}
+
+    class Counter(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            with FlopCounterMode(display=False) as counter:
+                result = super().run_node(n)
+            counts[n] = counter.get_total_flops() / 2
+            return result
+
+    root, graph = piece_root(network, network.graph.nodes), network.graph
+    with torch.no_grad(), modes_kept(network.root):
+        network.root.eval()
+        Counter(fx.GraphModule(root, graph)).run(sample[:2])
+    return counts
+
+
+def path_cuts(network: Network, paths: Sequence[str]) -> list[fx.Node]:
+    """The cuts that end a unit with each of the modules named."""
+    features = {anchor: stretch[-1] for anchor, stretch in zip(network.anchors, network.stretches(), strict=False)}
+    cuts = []
+    for path in paths:
+        inside = [node for node in network.spine if owner(node) == path or owner(node).startswith(path + ".")]
+        if not inside:
+            raise CannotSplit(
+                f"no cut can follow {path!r}: it is not a module on the way through the most weighted layers from input to "
+                f"output. Accepted are modules that hold such layers, like {owner(network.anchors[0])!r}."
+            )
+        anchors = [node for node in inside if node in features]
+        last = features[anchors[-1]] if anchors else inside[-1]
+        if last is not network.spine[-1] and network.anchors[-1] not in inside:
+            cuts.append(last)
+    order = {node: number for number, node in enumerate(network.spine)}
+    return sorted(set(cuts), key=lambda node: order[node])
+
+
+def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:
+    filled = {place[anchor] for anchor in network.anchors}
+    empty = sorted(set(place.values()) - filled)
+    if empty:
+        raise CannotSplit(
+            f"unit {empty[0]} would hold no weighted layer and have nothing to learn: two of the paths to cut at lie between the "
+            "same two layers. Leave one of them out."
+        )
+
+
+def refuse_lost_parameters(model: nn.Module, network: Network) -> None:
+    reached = {id(parameter) for node in network.graph.nodes for parameter in network.parameters(node)}
+    lost = [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
+    if lost:
+        raise CannotSplit(
+            f"parameter {lost[0]!r}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''} would belong to no unit: the network's "
+            "output does not depend on it, so no loss would train it. Remove the module, or make forward use it."
+        )
+
+
+def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    units = defaultdict(set)
+    for node in network.graph.nodes:
+        users = node.users if node.op == "get_attr" else [node]  # a bare parameter works where it is used
+        for parameter in network.parameters(node):
+            units[id(parameter)].update(place[user] for user in users)
+    for key, shared in units.items():
+        if len(shared) > 1:
+            raise CannotSplit(
+                f"parameter {names[key]!r} is used in units {', '.join(map(str, sorted(shared)))}: each would train it by its own "
+                "loss, and the gradient of neither would be whole. Give each layer weights of its own, or cut so that all uses "
+                "fall into one unit."
+            )
+
+
+def build_piece(network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int) -> fx.GraphModule:
+    """The part of the graph that one unit computes, from the tensors that pass the cut before it to those after it."""
+    graph, copies = fx.Graph(), {}
+    for number, node in enumerate(crossing(network, place, cuts, index - 1)):
+        copies[node] = graph.placeholder(f"carried_{number}")
+    inside = [node for node in network.graph.nodes if place[node] == index and node.op not in ("placeholder", "output")]
+    for node in inside:
+        copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(tuple(copies[node] for node in crossing(network, place, cuts, index)))
+    return fx.GraphModule(piece_root(network, inside), graph, class_name="Piece")
+
+
+def crossing(network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int) -> list[fx.Node]:
+    """What passes from unit ``index`` to the next: the feature, then all else that is computed before and used after."""
+    if index == len(cuts):
+        return [network.spine[-1]]
+    first = [cuts[index]] if index >= 0 else []
+    alive = [
+        node
+        for node in network.graph.nodes
+        if node not in first
+        and (node.op == "placeholder" or place[node] <= index)
+        and any(place[user] > index for user in node.users)
+    ]
+    return first + alive
+
+
+def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
+    """The modules and parameters that the nodes name: the network's own, and a mode flag of the piece's."""
+    root: dict[str, Any] = {}
+    for node in nodes:
+        if node.target == FLAG:
+            root[FLAG] = TrainingFlag()
+        elif node.op in ("call_module", "get_attr"):
+            path, _, name = str(node.target).rpartition(".")
+            root[str(node.target)] = getattr(network.root.get_submodule(path), name)
+    return root
+
+
+def name_units(network: Network, place: dict[fx.Node, int]) -> list[str]:
+    """A name per unit: the path of its only layer, of the module that holds just its layers, or of its first and last layer."""
+    layers: dict[int, list[str]] = defaultdict(list)
+    for anchor in network.anchors:
+        layers[place[anchor]].append(owner(anchor))
+    names = []
+    for index in sorted(layers):
+        others = [path for unit, paths in layers.items() if unit != index for path in paths]
+        names.append(name_unit(layers[index], others))
+    return names
+
+
+def name_unit(layers: Sequence[str], others: Sequence[str]) -> str:
+    if len(layers) == 1:
+        return layers[0]
+    parts = []
+    for together in zip(*(path.split(".") for path in layers), strict=False):
+        if len(set(together)) > 1:
+            break
+        parts.append(together[0])
+    holder = ".".join(parts)
+    if any(path == holder or path.startswith(holder + ".") or not holder for path in others):
+        return f"{layers[0]}..{layers[-1]}"
+    return holder or "network"

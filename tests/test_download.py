@@ -1,0 +1,331 @@
+"""Downloads from a loopback server that cuts, refuses, lies or interrupts as its path says."""
+
+import hashlib
+import io
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from layerwise.download import BLOCK, FILES, RemoteFile, download
+from layerwise.errors import InvalidInput
+
+CONTENT = bytes(range(256)) * (3 * BLOCK // 256)
+HALF = len(CONTENT) // 2
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves CONTENT; the first part of the path says how."""
+
+    server: "Server"
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes, announced: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if announced is None else announced))
+        for key, value in headers.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        behaviour, asked = self.path.split("/")[1], self.headers.get("Range")
+        self.server.seen.append((behaviour, asked))
+        getattr(self, f"do_{behaviour}")(int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0)
+
+    def do_good(self, start: int) -> None:
+        if not start:
+            self.answer(200, CONTENT)
+        elif start >= len(CONTENT):
+            self.answer(416, b"")
+        else:
+            self.answer(206, CONTENT[start:], Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+
+    def do_cut(self, start: int) -> None:
+        self.answer(200, CONTENT[:HALF], announced=len(CONTENT))
+
+    def do_unannounced(self, start: int) -> None:
+        """Send half without Content-Length, so that only the known size tells that it was cut."""
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(CONTENT[:HALF])
+
+    def do_norange(self, start: int) -> None:
+        self.answer(200, CONTENT)
+
+    def do_shifted(self, start: int) -> None:
+        self.answer(206, CONTENT[start:], Content_Range=f"bytes 1-{len(CONTENT) - 1}/{len(CONTENT)}")
+
+    def do_wrong(self, start: int) -> None:
+        self.answer(200, CONTENT[::-1])
+
+    def do_portal(self, start: int) -> None:
+        self.answer(200, b"<html>please log in</html>")
+
+    def do_missing(self, start: int) -> None:
+        self.send_error(404)
+
+    def do_ftp(self, start: int) -> None:
+        self.answer(302, b"", Location="ftp://127.0.0.1/file.bin")
+
+    def do_interrupt(self, start: int) -> None:
+        """Send half, then press Ctrl-C on the client while it waits for the rest."""
+        self.answer(200, CONTENT[:HALF], announced=len(CONTENT))
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline and not (self.server.part.exists() and self.server.part.stat().st_size):
+            time.sleep(0.01)
+        identity = threading.main_thread().ident
+        assert identity is not None
+        signal.pthread_kill(identity, signal.SIGINT)
+        self.server.interrupted.wait(2)
+
+
+class Server(ThreadingHTTPServer):
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.seen: list[tuple[str, str | None]] = []
+        self.part = Path()  # where the client keeps what it has
+        self.interrupted = threading.Event()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+class Site:
+    """A data set `tiny` of one file in a fresh data directory, offered by mirrors of chosen behaviour."""
+
+    def __init__(self, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.server, self.folder, self.monkeypatch = server, folder, monkeypatch
+        self.target = folder / "Tiny" / "raw" / "file.bin"
+        self.part = folder / "Tiny" / "raw" / "file.bin.part"
+        server.part = self.part
+
+    def offer(self, *behaviours: str, size: int | None = len(CONTENT)) -> None:
+        mirrors = tuple(f"http://127.0.0.1:{self.server.server_port}/{kind}/file.bin" for kind in behaviours)
+        file = RemoteFile("Tiny/raw/file.bin", hashlib.sha256(CONTENT).hexdigest(), size, mirrors)
+        self.monkeypatch.setitem(FILES, "tiny", (file,))
+
+    def leave(self, path: Path, content: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def assert_done(self, *requests: tuple[str, str | None]) -> None:
+        assert self.target.read_bytes() == CONTENT
+        assert not self.part.exists()
+        assert self.server.seen == list(requests)
+
+
+@pytest.fixture
+def site(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    return Site(server, tmp_path / "data", monkeypatch)
+
+
+def test_plain_fetch(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.offer("good")
+    assert download("tiny", site.folder) == [site.target]
+    site.assert_done(("good", None))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert f"file.bin from 127.0.0.1:{site.server.server_port}" in lines[0]
+
+
+def test_size_may_be_unknown(site: Site) -> None:
+    site.offer("good", size=None)
+    download("tiny", site.folder)
+    site.assert_done(("good", None))
+
+
+def test_next_mirror_continues_a_cut_connection(site: Site) -> None:
+    site.offer("cut", "good")
+    download("tiny", site.folder)
+    site.assert_done(("cut", None), ("good", f"bytes={HALF}-"))
+
+
+def test_next_call_continues_a_cut_connection(site: Site) -> None:
+    site.offer("cut")
+    with pytest.raises(InvalidInput, match=f"cut after {HALF} of {len(CONTENT)} bytes"):
+        download("tiny", site.folder)
+    assert site.part.read_bytes() == CONTENT[:HALF]
+    assert not site.target.exists()
+    site.offer("good")
+    download("tiny", site.folder)
+    site.assert_done(("cut", None), ("good", f"bytes={HALF}-"))
+
+
+def test_cut_without_announced_length_is_told_by_the_known_size(site: Site) -> None:
+    site.offer("unannounced", "good")
+    download("tiny", site.folder)
+    site.assert_done(("unannounced", None), ("good", f"bytes={HALF}-"))
+
+
+def test_server_that_ignores_range_starts_over(site: Site) -> None:
+    site.offer("norange")
+    site.leave(site.part, b"x" * 1000)
+    download("tiny", site.folder)
+    site.assert_done(("norange", "bytes=1000-"))
+
+
+def test_server_that_answers_another_range_is_not_used(site: Site) -> None:
+    site.offer("shifted", "good")
+    site.leave(site.part, CONTENT[:1000])
+    download("tiny", site.folder)
+    site.assert_done(("shifted", "bytes=1000-"), ("good", "bytes=1000-"))
+
+
+def test_complete_part_is_installed_without_a_request(site: Site) -> None:
+    site.offer("good")
+    site.leave(site.part, CONTENT)
+    download("tiny", site.folder)
+    site.assert_done()
+
+
+def test_part_that_is_too_long_starts_over(site: Site) -> None:
+    site.offer("good")
+    site.leave(site.part, CONTENT + b"more")
+    download("tiny", site.folder)
+    site.assert_done(("good", f"bytes={len(CONTENT) + 4}-"), ("good", None))
+
+
+def test_wrong_content_is_dropped_and_the_next_mirror_starts_from_scratch(site: Site) -> None:
+    site.offer("wrong", "good")
+    download("tiny", site.folder)
+    site.assert_done(("wrong", None), ("good", None))
+
+
+def test_spoiled_part_is_dropped_and_the_next_mirror_starts_from_scratch(site: Site) -> None:
+    site.offer("good", "good")
+    site.leave(site.part, b"x" * 1000)
+    download("tiny", site.folder)
+    site.assert_done(("good", "bytes=1000-"), ("good", None))
+
+
+def test_login_page_does_not_cost_the_partial_file(site: Site) -> None:
+    site.offer("portal", "good")
+    site.leave(site.part, CONTENT[:1000])
+    download("tiny", site.folder)
+    site.assert_done(("portal", "bytes=1000-"), ("good", "bytes=1000-"))
+
+
+def test_all_mirrors_failing_is_one_clear_refusal(site: Site) -> None:
+    site.offer("missing", "wrong", "portal", "ftp")
+    with pytest.raises(InvalidInput) as refusal:
+        download("tiny", site.folder)
+    message = str(refusal.value)
+    assert "\n" not in message
+    for wanted in ("file.bin", "HTTP 404", "SHA-256", "instead of", "ftp", "run again", str(site.target), "by hand"):
+        assert wanted in message
+    assert not site.target.exists()
+    assert not site.part.exists()
+
+
+def test_unreachable_mirror_is_named(site: Site, server: Server) -> None:
+    closed = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    closed.server_close()
+    site.offer("good")
+    (file,) = FILES["tiny"]
+    dead = RemoteFile(file.path, file.sha256, file.size, (f"http://127.0.0.1:{closed.server_port}/file.bin",))
+    site.monkeypatch.setitem(FILES, "tiny", (dead,))
+    with pytest.raises(InvalidInput, match=f"127.0.0.1:{closed.server_port}: .*refused"):
+        download("tiny", site.folder)
+
+
+def test_present_file_is_left_alone(site: Site) -> None:
+    site.offer("good")
+    site.leave(site.target, CONTENT)
+    before = site.target.stat()
+    assert download("tiny", site.folder) == [site.target]
+    site.assert_done()
+    assert site.target.stat().st_ino == before.st_ino
+
+
+def test_altered_file_is_replaced(site: Site) -> None:
+    site.offer("good")
+    site.leave(site.target, CONTENT[:-1] + b"x")
+    download("tiny", site.folder)
+    site.assert_done(("good", None))
+
+
+def test_altered_file_stays_until_a_verified_one_is_there(site: Site) -> None:
+    site.offer("missing")
+    site.leave(site.target, b"altered")
+    with pytest.raises(InvalidInput):
+        download("tiny", site.folder)
+    assert site.target.read_bytes() == b"altered"
+
+
+def test_unknown_name_offers_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="unknown data set 'fashion_mnist': did you mean 'fashion-mnist'"):
+        download("fashion_mnist", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_full_disk_says_how_much_is_needed_where(site: Site) -> None:
+    site.offer("good", "good")
+    site.part.parent.mkdir(parents=True)
+    site.part.symlink_to("/dev/full")
+    with pytest.raises(InvalidInput, match=f"disk full: file.bin needs {len(CONTENT)} bytes in .*Tiny"):
+        download("tiny", site.folder)
+    assert not site.part.is_symlink()
+    assert not site.target.exists()
+    assert len(site.server.seen) == 1
+
+
+def test_data_directory_that_is_a_file_is_refused(site: Site) -> None:
+    site.offer("good")
+    site.leave(site.folder, b"")
+    with pytest.raises(InvalidInput, match="cannot write"):
+        download("tiny", site.folder)
+    assert site.server.seen == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs a signal sent to one thread")
+def test_interruption_leaves_the_part_for_resumption(site: Site) -> None:
+    site.offer("interrupt")
+    with pytest.raises(KeyboardInterrupt):
+        download("tiny", site.folder)
+    site.server.interrupted.set()
+    kept = site.part.stat().st_size
+    assert 0 < kept < len(CONTENT)
+    assert not site.target.exists()
+    site.offer("good")
+    download("tiny", site.folder)
+    site.assert_done(("interrupt", None), ("good", f"bytes={kept}-"))
+
+
+def test_terminal_gets_a_bar(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    site.offer("good")
+    download("tiny", site.folder)
+    assert "file.bin from 127.0.0.1" in terminal.getvalue()
+
+
+def test_pinned_files_are_well_formed() -> None:
+    assert list(FILES) == ["cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "svhn"]
+    files = [file for group in FILES.values() for file in group]
+    assert len({file.path for file in files}) == len({file.sha256 for file in files}) == len(files) == 16
+    for file in files:
+        assert len(bytes.fromhex(file.sha256)) == 32
+        assert file.size
+        assert len(file.mirrors) >= 2
+        assert all(url.startswith(("https://", "http://")) for url in file.mirrors)
+        assert all(url.endswith("/" + Path(file.path).name) for url in file.mirrors)
+    for name in ("cifar10", "cifar100"):
+        assert "cs.toronto.edu" in FILES[name][0].mirrors[-1]
