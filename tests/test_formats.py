@@ -236,7 +236,9 @@ def test_binary_label_out_of_range(tmp_path: Path, data_set: str, record: bytes)
     refusal(data_set, tmp_path, path, f"the label {CLASSES[data_set]}", "fetch it again")
 
 
-@pytest.mark.parametrize("content", [b"", b"a\nb\n", b"same\n" * 10, b"\xff\xfe\n" * 10])
+@pytest.mark.parametrize(
+    "content", [b"", b"a\nb\n", b"same\n" * 10, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n9\n", b"\xff\xfe\n" * 10]
+)
 def test_wrong_class_names(tmp_path: Path, content: Any) -> None:
     path = damage(tmp_path, "cifar10", "binary", "batches.meta.txt", content)
     refusal("cifar10", tmp_path, path, "fetch it again")
@@ -268,6 +270,14 @@ ROWS = np.zeros((2, 3072), np.uint8)
 def test_pickle_of_wrong_content(tmp_path: Path, content: Any, problem: str) -> None:
     path = damage(tmp_path, "cifar10", "python", "data_batch_2", pickle.dumps(content, protocol=2))
     refusal("cifar10", tmp_path, path, problem, "fetch it again")
+
+
+def test_pickled_array_with_fewer_bytes_than_its_shape_says(tmp_path: Path) -> None:
+    pickled = pickle.dumps({b"data": ROWS, b"labels": [0, 0]}, protocol=2)
+    forged = pickled.replace(b"K\x02M\x00\x0c", b"K\x03M\x00\x0c")  # (2, 3072) becomes (3, 3072)
+    assert forged != pickled
+    path = damage(tmp_path, "cifar10", "python", "data_batch_2", forged)
+    refusal("cifar10", tmp_path, path, "(N, 3072)", "fetch it again")
 
 
 @pytest.mark.parametrize("content", [[b"only", b"two"], "text", {b"label_names": 3}, {b"label_names": ["text"] * 10}])
@@ -324,9 +334,9 @@ def test_hostile_pickle_inside_an_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cnumpy\nndarray\n", "c_codecs\nencode\n", "cnumpy\ndtype\n"])
 def test_pickle_cannot_change_the_stand_ins(tmp_path: Path, name: str) -> None:
     """BUILD on an allowed name itself, not on an instance, would set attributes that outlive the reading."""
-    forged = b"\x80\x02" + name.encode() + b"N}U\x07__len__K\x01s\x86b."
+    forged = b"\x80\x02" + name.encode() + b"N}X\x07\x00\x00\x00__len__K\x01s\x86b."
     path = damage(tmp_path, "cifar10", "python", "data_batch_1", forged)
-    refusal("cifar10", tmp_path, path, "TypeError", "fetch it again")
+    refusal("cifar10", tmp_path, path, "is damaged", "fetch it again")
     write(path.parent, python_files("cifar10"))
     assert_cifar(READERS["cifar10"](tmp_path), "cifar10")
 

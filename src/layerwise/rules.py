@@ -46,16 +46,24 @@ class Tick:
         after: the position to go on from.
         first: the unit that the first of ``result``'s entries belongs to.
         ends_epoch: whether this was the epoch's last batch.
+        batches: batches in an epoch.
         epochs: how many epochs the rule will have made in the end.
         settled: whether all units have learned from the same batches, so that the state can be saved and gone on from.
+        kept_bytes: memory that the rule itself keeps between batches.
     """
 
     after: Position
     first: int
     result: StepResult
     ends_epoch: bool
+    batches: int
     epochs: int
     settled: bool = True
+    kept_bytes: int = 0
+
+    @property
+    def ends_training(self) -> bool:
+        return self.after.epoch == self.epochs
 
 
 Schedule = Callable[[float], float]  # share of the training done, 0 to 1 -> factor of the learning rate
@@ -68,10 +76,12 @@ class Rule:
     Attributes:
         order: the generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
         at: a fixed cut: global backpropagation is the chain with one unit.
+        one_thread: whether all work is done by the calling thread, whose memory can then be measured on a CPU.
     """
 
     order: Callable[..., Iterator[Tick]]
     at: int | None = None
+    one_thread: bool = True
 
 
 def set_rates(units: list[Unit], factor: float) -> None:
@@ -96,7 +106,7 @@ def simultaneous(
 
 def tick_after(epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int) -> Tick:
     ends = number == count
-    return Tick(Position(epoch + 1, 0) if ends else Position(epoch, number), first, result, ends, epochs)
+    return Tick(Position(epoch + 1, 0) if ends else Position(epoch, number), first, result, ends, count, epochs)
 
 
 def sequential(
@@ -113,7 +123,20 @@ def sequential(
     Args:
         cache: keep the features that enter the present unit in memory instead of computing them anew for every batch. The
             images must then have a fixed number of augmentations (``views``).
+
+    Raises:
+        InvalidInput: ``cache`` without ``views``.
     """
+    if cache and batches.views is None:
+        raise InvalidInput(
+            "features can only be cached of a fixed number of augmentations per image: give --views, such as 1, or --no-augment"
+        )
+    return unit_after_unit(learner, batches, epochs, schedule, start, cache)
+
+
+def unit_after_unit(
+    learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position, cache: bool
+) -> Iterator[Tick]:
     count = len(learner.units)
     for index in range(start.epoch // epochs, count):
         unit, frozen = learner.units[index], learner.units[:index]
@@ -132,11 +155,14 @@ def sequential(
                 _, evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1
-                yield tick_after(epoch, number, len(batches), index, result, count * epochs)
+                tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
+                yield replace(tick, kept_bytes=features.kept_bytes)
 
 
 class RecomputedFeatures:
     """What enters a unit, computed for every batch by the frozen units before it."""
+
+    kept_bytes = 0
 
     def __init__(self, frozen: list[Unit], batches: Batches) -> None:
         self.frozen, self.source = frozen, batches
@@ -147,15 +173,9 @@ class RecomputedFeatures:
 
 
 class CachedFeatures:
-    """What enters a unit, computed once per view of the images and kept in memory.
-
-    Raises:
-        InvalidInput: the augmentations are not limited to some views.
-    """
+    """What enters a unit, computed once per view of the images and kept in memory."""
 
     def __init__(self, frozen: list[Unit], batches: Batches) -> None:
-        if batches.views is None:
-            raise InvalidInput("features can be cached only of a fixed number of augmentations: give views, such as --views 1")
         self.frozen, self.source = frozen, batches
         self.kept: dict[int, Carried] = {}
 
@@ -165,6 +185,11 @@ class CachedFeatures:
             self.kept[view] = self.fill(epoch)
         for indices in self.source.order(epoch)[start:]:
             yield tuple(pick(value, indices) for value in self.kept[view]), self.source.labels[indices]
+
+    @property
+    def kept_bytes(self) -> int:
+        tensors = [value for carried in self.kept.values() for value in carried if isinstance(value, Tensor)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def fill(self, epoch: int) -> Carried:
         """Features of all images in their order."""
@@ -226,6 +251,6 @@ def parallel(
 RULES: dict[str, Rule] = {
     "simultaneous": Rule(simultaneous),
     "sequential": Rule(sequential),
-    "parallel": Rule(parallel),
+    "parallel": Rule(parallel, one_thread=False),
     "global": Rule(simultaneous, at=1),
 }

@@ -1,6 +1,7 @@
 """What a run is, and the folder it is kept in. No torch: reports and the command line read runs without it."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -59,7 +60,6 @@ class Run:
     amp: bool = option(False, "mixed precision: bfloat16 forward passes")
 
 
-# How a run is carried out, but not what it computes: these may change when it is resumed.
 @dataclass(frozen=True)
 class Execution:
     """Where and how a run is carried out; it may change when the run is resumed."""
@@ -71,8 +71,8 @@ class Execution:
     eval_every: int = option(1, "evaluate after every so many epochs")
 
 
-CONFIGURATION, LOG, RESULT, STATE, BEST = "run.json", "log.jsonl", "result.json", "last.pt", "best.safetensors"
-WEIGHTS = "model.safetensors"
+CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
+WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
 FORMAT = 1  # of the folder
 
 
@@ -154,6 +154,16 @@ class RunFolder:
         if unknown:
             raise InvalidInput(f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version")
         return Run(**values)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training into this folder at the same time."""
+        with self.file("lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InvalidInput(f"{self.path} is being trained by another process: wait for it, or stop it first") from None
+            yield
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""

@@ -344,7 +344,7 @@ def precision(carried: Carried, amp: torch.dtype | None) -> torch.autocast:
 
 
 def refuse_divergence(unit: Unit, step: int, loss: Tensor) -> None:
-    value = float(loss)
+    value = loss.detach().item()
     if value - value != 0:  # NaN or infinite
         raise Diverged(
             f"the loss of unit {unit.index} ({unit.name}) is {value} at step {step}: lower the learning rate, or clip gradients"

@@ -1,0 +1,173 @@
+"""From a run's description to what trains: device, network, learner, schedule."""
+
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+
+import layerwise
+from layerwise.data import Splits
+from layerwise.errors import InvalidInput, choose
+from layerwise.losses import LOSSES, accepted_options
+from layerwise.models import create_model
+from layerwise.rules import RULES, Schedule
+from layerwise.runs import Execution, Run
+from layerwise.units import Learner, localize
+
+OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
+    "adam": lambda run: partial(torch.optim.Adam, lr=run.lr, weight_decay=run.weight_decay),
+    "adamw": lambda run: partial(torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay),
+    "sgd": lambda run: partial(torch.optim.SGD, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum),
+}
+
+
+def prepare_device(execution: Execution) -> torch.device:
+    """The device to train on, made to give the same bits every time.
+
+    Raises:
+        InvalidInput: there is no such device.
+    """
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(f"unknown device {name!r}: give cpu, cuda, cuda:0 … or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"device {name!r} is not supported: give cpu, cuda, cuda:0 … or auto")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise InvalidInput(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs; give --device cpu")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS gives the same bits only with this
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        device = torch.device("cuda", device.index or 0)
+    if execution.cpu_threads is not None:
+        if execution.cpu_threads < 1:
+            raise InvalidInput(f"cpu_threads {execution.cpu_threads} is too small: give 1 or more")
+        torch.set_num_threads(execution.cpu_threads)
+    return device
+
+
+def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
+    """The run's network, cut and given losses and optimizers.
+
+    Raises:
+        InvalidInput: an option is out of range, or belongs to another loss.
+        CannotSplit: the network cannot be cut where the run says.
+    """
+    check_numbers(run)
+    rule = RULES[choose("rule", run.rule, RULES)]
+    choose("loss", run.loss, LOSSES)
+    torch.manual_seed(run.seed)
+    model = create_model(
+        run.model, run.hierarchy, run.width, len(data.class_names), data.channels, data.image_size, run.dropout
+    ).to(device)
+    return localize(
+        model,
+        torch.zeros(2, data.channels, data.image_size, data.image_size),
+        num_classes=len(data.class_names),
+        loss=run.loss,
+        at=rule.at or parse_cut(run.at),
+        optimizer=OPTIMIZERS[choose("optimizer", run.optimizer, OPTIMIZERS)](run),
+        clip_grad=run.clip_grad,
+        amp=amp_type(run),
+        seed=run.seed,
+        **options_for("loss", run.loss, run),
+    )
+
+
+def check_numbers(run: Run) -> None:
+    """Refuse numbers out of range, all in one place."""
+    for name, valid, accepted in (
+        ("epochs", run.epochs >= 1, "1 or more"),
+        ("lr", 0 < run.lr < float("inf"), "a number above 0"),
+        ("weight_decay", run.weight_decay >= 0, "0 or more"),
+        ("momentum", 0 <= run.momentum < 1, "0 up to but not including 1"),
+        ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
+        ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
+        ("threads", run.threads >= 1, "1 or more"),
+        ("seed", run.seed >= 0, "0 or more"),
+    ):
+        if not valid:
+            raise InvalidInput(f"{name} {getattr(run, name)} is out of range: give {accepted}")
+    decay(run)
+
+
+def decay(run: Run) -> Schedule:
+    """The paper's schedule: the rate is multiplied by ``decay_rate`` when each milestone's share of training is done.
+
+    Raises:
+        InvalidInput: a milestone is not a number from 0 to 1.
+    """
+    try:
+        milestones = [float(share) for share in run.decay_milestones.split(",") if share.strip()]
+    except ValueError:
+        milestones = [-1.0]
+    if not all(0 <= share <= 1 for share in milestones):
+        raise InvalidInput(
+            f"decay_milestones {run.decay_milestones!r} are not shares of training: give numbers from 0 to 1 such as 0.5,0.75"
+        )
+    return lambda done: run.decay_rate ** sum(done >= share for share in milestones)
+
+
+def parse_cut(at: str) -> str | int | list[str]:
+    """``layer``, ``block``, a number of units, or module paths joined by commas."""
+    if at in ("layer", "block"):
+        return at
+    return int(at) if at.isdigit() else [path.strip() for path in at.split(",")]
+
+
+def amp_type(run: Run) -> torch.dtype | None:
+    return torch.bfloat16 if run.amp else None
+
+
+def options_for(kind: str, chosen: str, run: Run) -> dict[str, Any]:
+    """The run's values of the options that the chosen rule or loss has.
+
+    Raises:
+        InvalidInput: an option was changed that belongs to other rules or losses only.
+    """
+    table = {name: rule.order for name, rule in RULES.items()} if kind == "rule" else LOSSES
+    accepted = accepted_options(table[chosen])
+    defaults = {item.name: item.default for item in fields(Run)}
+    for name, factory in table.items():
+        for option in accepted_options(factory):
+            if option in defaults and option not in accepted and getattr(run, option) != defaults[option]:
+                raise InvalidInput(f"--{option.replace('_', '-')} belongs to the {kind} {name!r}, not to {chosen!r}: leave it out")
+    return {option: getattr(run, option) for option in accepted if option in defaults}
+
+
+def describe_device(device: torch.device, amp: bool) -> str:
+    """The device in words, for the line that says what was chosen."""
+    number_type = "bfloat16 forward, float32 weights" if amp else "float32"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {number_type}"
+    return f"CPU with {torch.get_num_threads()} threads, {number_type}"
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a number depends on beside the run: versions and hardware."""
+    return {
+        "machine": {
+            "layerwise": layerwise.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+            "cpu_threads": torch.get_num_threads(),
+        }
+    }
+
+
+def processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

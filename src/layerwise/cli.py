@@ -1,0 +1,236 @@
+"""The command line. Each command is a function of its parsed arguments; torch is imported by the commands that need it."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from layerwise.errors import CannotSplit, Diverged, InvalidInput, choose
+from layerwise.runs import Execution, Run, RunFolder, run_name
+
+REFUSED, INTERRUPTED = 2, 130  # exit codes
+LISTS = ("models", "losses", "rules", "datasets")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses in one sentence, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput(f"{message}; see `{self.prog} --help`")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 refused, 130 interrupted."""
+    # torch's profiler, which counts memory, else writes of itself to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        parsed = build_parser().parse_args(arguments)
+        result = parsed.command(parsed)
+        if parsed.json:
+            print(json.dumps(result, allow_nan=False), flush=True)
+    except (InvalidInput, CannotSplit, Diverged) as error:
+        leave(f"layerwise: {error}", REFUSED)
+    except KeyboardInterrupt as interruption:
+        leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="layerwise", description="Train networks without global backpropagation, unit by unit.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
+
+    train = add_command(commands, "train", run_train, "train a network by local losses, or globally")
+    train.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
+    train.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
+    train.add_argument("--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/ and a name)")
+    train.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="go on with the run in --output, or in RUN")
+    add_fields(train, Run, skip={"model"})
+    add_fields(train, Execution)
+
+    compare = add_command(commands, "compare", run_compare, "several hierarchies, layer-wise and globally, in one table")
+    compare.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
+    compare.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
+    compare.add_argument("--output", "-o", default="runs", metavar="FOLDER", help="folder that holds the runs (default: runs)")
+    compare.add_argument("--hierarchies", nargs="+", metavar="H", help="hierarchies, such as 2,2,2,2 1,1,2,2")
+    compare.add_argument("--rules", nargs="+", default=["simultaneous", "global"], metavar="RULE", help="default: both kinds")
+    compare.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
+    add_fields(compare, Run, skip={"model", "hierarchy", "rule"})
+    add_fields(compare, Execution)
+
+    evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
+    evaluate.add_argument("run", help="folder of a run")
+    evaluate.add_argument("--data-dir", help="where the data set's files are now (default: as in training)")
+    evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
+    add_fields(evaluate, Execution, skip={"eval_every"})
+
+    predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
+    predict.add_argument("run", help="folder of a run")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+    predict.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
+
+    listing = add_command(commands, "list", run_list, "what can be chosen from")
+    listing.add_argument("what", metavar="{" + ",".join(LISTS) + "}", help="what to list")
+    return parser
+
+
+def add_command(commands: Any, name: str, function: Any, text: str) -> Parser:
+    command: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(command=function)
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line of stdout")
+    return command
+
+
+def add_fields(parser: Parser, kind: type[Run] | type[Execution], skip: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """An option for every field. Unset ones are left out of the parsed arguments, so that a file's values show through."""
+    group = parser.add_argument_group(kind.__name__.lower() + " options")
+    for item in fields(kind):
+        if item.name in skip:
+            continue
+        names = [*filter(None, [item.metadata.get("short")]), "--" + item.name.replace("_", "-"), *item.metadata.get("also", ())]
+        text = item.metadata["help"] + ("" if item.default is None or "default" in item.metadata["help"] else f" (default: {item.default})")
+        text = text.replace("%", "%%")
+        if field_type(item) is bool:
+            group.add_argument(*names, dest=item.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(
+                *names, dest=item.name, type=field_type(item), default=argparse.SUPPRESS, metavar=item.name.upper(), help=text
+            )
+
+
+def field_type(item: Field[Any]) -> type:
+    """The type that a field's text is read as, without None."""
+    name = str(item.type).split("|")[0].strip().removeprefix("<class '").removesuffix("'>")
+    return {"str": str, "int": int, "float": float, "bool": bool}[name]
+
+
+def collect(parsed: argparse.Namespace, kind: Any) -> Any:
+    """A ``Run`` or ``Execution`` of the defaults, the configuration file and the command line, the last going first."""
+    known = {item.name: item for item in fields(kind)}
+    values = {name: value for name, value in read_config(getattr(parsed, "config", None)).items() if name in known}
+    values |= {name: value for name, value in vars(parsed).items() if name in known and value is not None}
+    return kind(**values)
+
+
+def read_config(path: str | None) -> dict[str, Any]:
+    """Options from a YAML file (or a run's JSON), checked by name and type.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds something else than options.
+    """
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`") from None
+    if isinstance(values, dict) and isinstance(values.get("run"), dict):
+        values = values["run"]  # a run's own configuration file
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{path} does not hold options: give lines such as `epochs: 10`")
+    known = {item.name: item for kind in (Run, Execution) for item in fields(kind)}
+    checked = {}
+    for key, value in values.items():
+        name = choose(f"option in {path}", str(key).replace("-", "_"), known)
+        checked[name] = check_value(path, known[name], value)
+    return checked
+
+
+def check_value(path: str, item: Field[Any], value: Any) -> Any:
+    if isinstance(value, list) and field_type(item) is str:
+        value = ",".join(map(str, value))
+    if value is None and item.default is None:
+        return None
+    wanted = field_type(item)
+    if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML reads 5e-4 as text
+        except ValueError:
+            pass
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InvalidInput(f"{path}: {item.name} is {value!r}, which is not of type {wanted.__name__}")
+    return value
+
+
+def run_train(parsed: argparse.Namespace) -> dict[str, Any]:
+    if isinstance(parsed.resume, str):
+        given = [item.name for item in fields(Run) if getattr(parsed, item.name, None) is not None]
+        if given or parsed.output:
+            raise InvalidInput(f"--resume {parsed.resume} goes on with that run as it is: leave out {given[0] if given else 'output'}")
+        folder = RunFolder(parsed.resume)
+        run = folder.run()
+    else:
+        run = collect(parsed, Run)
+        check_names(run)
+        folder = RunFolder(parsed.output or Path("runs") / run_name(run))
+    return train_one(run, folder, collect(parsed, Execution), bool(parsed.resume))
+
+
+def train_one(run: Run, folder: RunFolder, execution: Execution, resume: bool) -> dict[str, Any]:
+    from layerwise.progress import shown
+    from layerwise.train import Interrupted, train
+
+    try:
+        with shown() as progress:
+            result = train(run, folder, execution, resume, progress)
+    except Interrupted as interruption:
+        raise KeyboardInterrupt(f"{interruption}. Go on with: layerwise train --resume {folder.path}") from None
+    print(summary(result), flush=True)
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    best = ""
+    if result["best_epoch"] is not None:
+        best = f", of the epoch best on validation ({result['best_epoch']}) {result['best_test_accuracy']:.2f} %"
+    return f"test accuracy of the last epoch {result['test_accuracy']:.2f} %{best}; written to {result['run']}"
+
+
+def check_names(run: Run) -> None:
+    """Refuse what can be refused before torch is loaded."""
+    from layerwise.hierarchy import parse_hierarchy
+
+    if run.hierarchy is not None:
+        parse_hierarchy(run.hierarchy)
+
+
+def run_compare(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.compare import compare
+
+    base = collect(parsed, Run)
+    return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, Path(parsed.output), collect(parsed, Execution))
+
+
+def run_evaluate(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.trained import evaluate
+
+    return evaluate(RunFolder(parsed.run), collect(parsed, Execution), parsed.data_dir, parsed.best)
+
+
+def run_predict(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.trained import predict
+
+    return predict(RunFolder(parsed.run), parsed.images, parsed.best)
+
+
+def run_list(parsed: argparse.Namespace) -> dict[str, Any]:
+    choose("list", parsed.what, LISTS)
+    from layerwise.listing import listing
+
+    return listing(parsed.what)
+
+
+if __name__ == "__main__":
+    main()

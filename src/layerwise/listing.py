@@ -1,0 +1,33 @@
+"""What can be chosen from, read from the registries themselves."""
+
+from typing import Any
+
+from layerwise.data import DATASETS, FOLDER
+from layerwise.hierarchy import format_hierarchy
+from layerwise.losses import LOSSES
+from layerwise.models import MODELS
+from layerwise.rules import RULES
+
+
+def first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def listing(what: str) -> dict[str, Any]:
+    """Print the names of one kind with a few words each, and return them."""
+    rows = {
+        "models": {name: f"published as {format_hierarchy(hierarchy)}" for name, (_, hierarchy) in MODELS.items()},
+        "losses": {name: first_line(loss) for name, loss in LOSSES.items()},
+        "rules": {
+            name: first_line(rule.order) if rule.at is None else "Global backpropagation: the chain with one unit."
+            for name, rule in RULES.items()
+        },
+        "datasets": {
+            **{name: f"crops with padding {data.padding}{', flips' * data.flip}" for name, data in DATASETS.items()},
+            FOLDER: "class folders of images under --data-dir, or train/ and test/ that hold them",
+        },
+    }[what]
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:<{width}}  {text}")
+    return {what: list(rows)}

@@ -1,0 +1,149 @@
+"""What a run measures of itself while it trains: losses, accuracies, time, memory, the best epoch."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from layerwise.memory import measured, persistent_bytes
+from layerwise.rules import Tick
+from layerwise.units import Learner, refuse_divergence
+
+CHECK_EVERY = 50  # steps between looks at the losses on a GPU: each look waits for the device
+SAVED = ("images", "seconds", "train_seconds", "images_trained", "peak_bytes", "units", "best", "latest")  # with a state
+
+
+class Meter:
+    """Sums over the epoch and over the run. Nothing is read from the device before an epoch ends or ``CHECK_EVERY`` steps.
+
+    Args:
+        memory: whether one step of each unit is measured; it must then be made by the calling thread.
+    """
+
+    def __init__(self, learner: Learner, memory: bool = True) -> None:
+        self.learner, self.memory = learner, memory
+        self.names = [unit.name for unit in learner.units]
+        self.device = next(learner.model.parameters()).device
+        self.sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.device)  # losses, correct
+        self.images = 0  # in this epoch
+        self.unchecked: list[Tick] = []
+        self.steps_alike = 0  # since the units that learn last changed
+        self.first: int | None = None
+        self.seconds = self.train_seconds = 0.0  # of the whole run; of its steps without evaluation
+        self.images_trained = 0
+        self.peak_bytes: int | None = None
+        self.units: dict[int, dict[str, Any]] = {}  # latest record of every unit that has learned
+        self.best: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}
+        self.clock = time.perf_counter()
+
+    def next_tick(self, ticks: Iterator[Tick]) -> Tick | None:
+        """Let the rule make its next step, and take its measure. The second step of each unit is the one whose memory counts:
+        in the first, the optimizer has no state yet."""
+        began = time.perf_counter()
+        if self.memory and self.steps_alike == 1:
+            with measured(self.device) as peak:
+                tick = next(ticks, None)
+            if tick is not None:
+                bytes_alive = persistent_bytes(self.learner) + tick.kept_bytes + peak.transient_bytes
+                self.peak_bytes = max(self.peak_bytes or 0, bytes_alive)
+        else:
+            tick = next(ticks, None)
+        if tick is None:
+            return None
+        counted = not (self.memory and self.steps_alike == 1)  # measuring takes time that training does not
+        self.add(tick)
+        if counted:
+            self.train_seconds += time.perf_counter() - began
+            self.images_trained += tick.result.size
+        return tick
+
+    def add(self, tick: Tick) -> None:
+        self.steps_alike = self.steps_alike + 1 if tick.first == self.first else 1
+        self.first = tick.first
+        losses, correct = tick.result.loss_tensor(), tick.result.correct_tensor()
+        units = slice(tick.first, tick.first + len(losses))
+        self.sums[0, units] += losses * tick.result.size
+        self.sums[1, units] += correct
+        self.images += tick.result.size
+        if self.device.type != "cpu":  # on a CPU the step itself refuses a loss that is not finite
+            self.unchecked.append(tick)
+            if tick.ends_epoch or len(self.unchecked) >= CHECK_EVERY:
+                self.check()
+
+    def check(self) -> None:
+        """Name the first unit and step of a loss that is not finite."""
+        for tick in self.unchecked:
+            for offset, loss in enumerate(tick.result.losses):
+                step = (tick.after.epoch - tick.ends_epoch) * tick.batches + (tick.after.batch or tick.batches) - 1
+                refuse_divergence(self.learner.units[tick.first + offset], step, torch.tensor(loss))
+        self.unchecked = []
+
+    def running(self) -> tuple[float, float]:
+        """Mean loss and accuracy (percent) in this epoch of the last unit that learns; waits for the device."""
+        index = int(torch.nonzero(self.sums[0])[-1]) if self.images and bool(self.sums[0].any()) else 0
+        loss, correct = (self.sums[:, index] / max(1, self.images)).tolist()
+        return loss, 100.0 * correct
+
+    def images_per_second(self) -> float:
+        return self.images_trained / self.train_seconds if self.train_seconds else 0.0
+
+    def end_epoch(self, tick: Tick, scores: dict[str, Any]) -> dict[str, Any]:
+        """Close the epoch and return its record.
+
+        Args:
+            scores: what evaluation gave: ``units``, a list of ``UnitScore``; ``val_accuracy`` and ``test_accuracy`` in percent.
+        """
+        losses, correct = (self.sums / self.images).tolist()
+        units = []
+        for offset in range(len(tick.result.loss_tensor())):
+            index = tick.first + offset
+            record = {"index": index, "name": self.names[index], "loss": losses[index], "accuracy": 100.0 * correct[index]}
+            if "units" in scores:
+                record |= {"val_loss": scores["units"][offset].loss, "val_accuracy": scores["units"][offset].accuracy}
+            units.append(record)
+            self.units[index] = record
+        validation, test = scores.get("val_accuracy"), scores.get("test_accuracy")
+        best = validation is not None and validation > self.best.get("val_accuracy", -1.0)
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+        record = {
+            "epoch": tick.after.epoch,
+            "epochs": tick.epochs,
+            "val_accuracy": validation,
+            "test_accuracy": test,
+            "best": best,
+            "images_per_second": self.images_per_second(),
+            "seconds": self.seconds,
+            "units": units,
+        }
+        if best:
+            self.best = {key: record[key] for key in ("epoch", "val_accuracy", "test_accuracy")}
+        self.latest = {"epochs": tick.after.epoch, "val_accuracy": validation, "test_accuracy": test}
+        self.sums.zero_()
+        self.images = 0
+        return record
+
+    def result(self) -> dict[str, Any]:
+        """The run's numbers; accuracies in percent. ``best`` is chosen on the validation images, never on the test images."""
+        return {
+            **self.latest,
+            "best_epoch": self.best.get("epoch"),
+            "best_val_accuracy": self.best.get("val_accuracy"),
+            "best_test_accuracy": self.best.get("test_accuracy"),
+            "parameters": sum(parameter.numel() for parameter in self.learner.model.parameters()),
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second(),
+            "peak_memory_bytes": self.peak_bytes,
+            "units": [self.units[index] for index in sorted(self.units)],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        self.seconds, self.clock = self.seconds + time.perf_counter() - self.clock, time.perf_counter()
+        return {"sums": self.sums.cpu(), **{name: getattr(self, name) for name in SAVED}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums.copy_(state["sums"])
+        for name in SAVED:
+            setattr(self, name, state[name])

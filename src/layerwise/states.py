@@ -1,0 +1,83 @@
+"""States of a run on disk: everything to go on from, and the plain weights. Tensors and plain types only."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import nn
+
+from layerwise.errors import InvalidInput
+from layerwise.meter import Meter
+from layerwise.rules import Position
+from layerwise.runs import STATE, RunFolder, replacing
+from layerwise.units import Learner
+
+
+def save(folder: RunFolder, learner: Learner, meter: Meter, position: Position) -> None:
+    """Save the state to go on from at a position."""
+    state = {"position": [position.epoch, position.batch], "learner": learner.state_dict(), "meter": meter.state_dict()}
+    with replacing(folder.file(STATE)) as draft:
+        try:
+            torch.save(state, draft)
+        except RuntimeError as error:  # torch reports a full disk so
+            raise OSError(str(error).splitlines()[0]) from error
+
+
+def restore(folder: RunFolder, learner: Learner, meter: Meter) -> Position:
+    """Load the last state, if one was saved yet, and return its position.
+
+    Raises:
+        InvalidInput: the state is damaged, or of another network.
+    """
+    path = folder.file(STATE)
+    if not path.exists():
+        return Position()
+    state = load_state(path)
+    try:
+        learner.load_state_dict(state["learner"])
+        meter.load_state_dict(state["meter"])
+        return Position(*state["position"])
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(f"{path} is not a state of this program ({error}): remove it to begin the run anew") from error
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive can fail in torch, zip or pickle; code in it is refused by weights_only
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InvalidInput(
+            f"{path} is damaged or not a state of this program ({reason}): remove it to begin the run anew"
+        ) from error
+
+
+def save_weights(path: Path, model: nn.Module) -> str:
+    """Write the plain network's weights under its own keys, and return the file's SHA-256."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    content = serialize(weights)
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_weights(path: Path, model: nn.Module, sha256: str | None = None) -> None:
+    """Load weights into the plain network.
+
+    Args:
+        sha256: the digest the file must have.
+
+    Raises:
+        InvalidInput: the file is missing, damaged, altered, or of another network.
+    """
+    if not path.exists():
+        raise InvalidInput(f"{path} does not exist: the run is not finished; go on with --resume")
+    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise InvalidInput(f"{path} is not the file that the run wrote (its SHA-256 differs): restore it, or train again")
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors has its own error class; a wrong network is a RuntimeError
+        reason = " ".join(str(error).split())[:150]
+        raise InvalidInput(f"{path} cannot be loaded ({reason}): restore it, or train again") from error

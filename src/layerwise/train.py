@@ -1,0 +1,137 @@
+"""One training run, from its description to its result; the loop reads from top to bottom in the order a batch meets it."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from layerwise.build import amp_type, build_learner, decay, describe_device, describe_machine, options_for, prepare_device
+from layerwise.data import Splits, load_data
+from layerwise.errors import InvalidInput
+from layerwise.evaluation import accuracy, unit_scores
+from layerwise.hierarchy import parse_hierarchy
+from layerwise.meter import Meter
+from layerwise.models import published_hierarchy
+from layerwise.progress import Progress
+from layerwise.rules import RULES, Position, Tick
+from layerwise.runs import BEST, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
+from layerwise.states import restore, save, save_weights
+from layerwise.units import Learner
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progress: Progress) -> dict[str, Any]:
+    """Carry out a run, or go on with it, and return its result.
+
+    Args:
+        resume: go on where the folder's run was stopped; without a folder, begin.
+
+    Raises:
+        InvalidInput: the run cannot be carried out as described; nothing was written.
+        Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
+        Interrupted: stopped by a signal; the folder keeps the state.
+    """
+    resume = resume and folder.path.exists()
+    if resume:
+        refuse_other_run(run, folder)
+        if folder.finished:
+            return folder.result()
+    else:
+        folder.refuse_existing()
+    device = prepare_device(execution)
+    data = load_data(run, device, execution.workers, execution.download)
+    learner = build_learner(run, data, device)
+    meter = Meter(learner, memory=RULES[run.rule].one_thread)
+    start = restore(folder, learner, meter) if resume else Position()
+    options = options_for("rule", run.rule, run)
+    ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
+    if not resume:
+        folder.create(run, {"data": data.facts(), "units": meter.names, **describe_machine(device)})
+    progress.begin(run, folder.path, describe_device(device, run.amp), len(learner.units), start.epoch)
+    with folder.locked(), stop_requests() as stop_requested:
+        folder.truncate_log(start.epoch)
+        while tick := meter.next_tick(ticks):
+            progress.tick(tick, meter)
+            if tick.ends_epoch:
+                due = tick.ends_training or tick.after.epoch % execution.eval_every == 0
+                record = meter.end_epoch(tick, evaluate_epoch(tick, learner, data, run) if due else {})
+                if record["best"]:
+                    save_weights(folder.file(BEST), learner.model)
+                folder.append(record)
+                save(folder, learner, meter, tick.after)
+                progress.epoch(record)
+            if stop_requested() and tick.settled and not tick.ends_training:
+                if not tick.ends_epoch:
+                    save(folder, learner, meter, tick.after)
+                raise Interrupted(f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved")
+        digest = save_weights(folder.file(WEIGHTS), learner.model)
+        result = {**describe(run, folder), **meter.result(), "sha256": digest}
+        write_json(folder.file(RESULT), result)
+    return result
+
+
+def describe(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """The run's name and main choices, as results show them."""
+    return {
+        "run": str(folder.path),
+        "model": run.model,
+        "hierarchy": list(parse_hierarchy(run.hierarchy) if run.hierarchy else published_hierarchy(run.model)),
+        "data": run.data,
+        "rule": run.rule,
+        "loss": run.loss if RULES[run.rule].at is None else "cross-entropy",
+        "seed": run.seed,
+    }
+
+
+def evaluate_epoch(tick: Tick, learner: Learner, data: Splits, run: Run) -> dict[str, Any]:
+    """Scores at an epoch's end of the units that learned in it; of the network only once its last unit has."""
+    last = tick.first + len(tick.result.correct_tensor()) - 1
+    scores: dict[str, Any] = {}
+    if data.validation is not None:
+        scores["units"] = unit_scores(learner, data.validation, tick.first, last)
+    if last == len(learner.units) - 1:
+        scores["val_accuracy"] = scores["units"][-1].accuracy if data.validation is not None else None
+        scores["test_accuracy"] = accuracy(learner.model, data.test, amp_type(run))
+    return scores
+
+
+def refuse_other_run(run: Run, folder: RunFolder) -> None:
+    """Refuse to go on with a run as another.
+
+    Raises:
+        InvalidInput: the folder's run differs.
+    """
+    other = differences(run, folder.run())
+    if other:
+        raise InvalidInput(
+            f"{folder.path} holds another run ({'; '.join(other[:3])}): resume it with its own options (or --resume "
+            f"{folder.path} alone), or choose another --output"
+        )
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a wish that the loop grants between two steps; the second stops at once."""
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("stopping after this step; once more to stop at once, unsaved", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
