@@ -236,9 +236,7 @@ def test_binary_label_out_of_range(tmp_path: Path, data_set: str, record: bytes)
     refusal(data_set, tmp_path, path, f"the label {CLASSES[data_set]}", "fetch it again")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"a\nb\n", b"same\n" * 10, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n9\n", b"\xff\xfe\n" * 10]
-)
+@pytest.mark.parametrize("content", [b"", b"a\nb\n", b"same\n" * 10, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n9\n", b"\xff\xfe\n" * 10])
 def test_wrong_class_names(tmp_path: Path, content: Any) -> None:
     path = damage(tmp_path, "cifar10", "binary", "batches.meta.txt", content)
     refusal("cifar10", tmp_path, path, "fetch it again")

@@ -1,6 +1,7 @@
 """The command line. Each command is a function of its parsed arguments; torch is imported by the commands that need it."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -97,14 +98,27 @@ def add_fields(parser: Parser, kind: type[Run] | type[Execution], skip: set[str]
     for item in fields(kind):
         if item.name in skip:
             continue
-        names = [*filter(None, [item.metadata.get("short")]), "--" + item.name.replace("_", "-"), *item.metadata.get("also", ())]
-        text = item.metadata["help"] + ("" if item.default is None or "default" in item.metadata["help"] else f" (default: {item.default})")
+        names = [
+            *filter(None, [item.metadata.get("short")]),
+            "--" + item.name.replace("_", "-"),
+            *item.metadata.get("also", ()),
+        ]
+        text = item.metadata["help"] + (
+            "" if item.default is None or "default" in item.metadata["help"] else f" (default: {item.default})"
+        )
         text = text.replace("%", "%%")
         if field_type(item) is bool:
-            group.add_argument(*names, dest=item.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+            group.add_argument(
+                *names, dest=item.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
         else:
             group.add_argument(
-                *names, dest=item.name, type=field_type(item), default=argparse.SUPPRESS, metavar=item.name.upper(), help=text
+                *names,
+                dest=item.name,
+                type=field_type(item),
+                default=argparse.SUPPRESS,
+                metavar=item.name.upper(),
+                help=text,
             )
 
 
@@ -135,7 +149,9 @@ def read_config(path: str | None) -> dict[str, Any]:
     try:
         values = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`") from None
+        raise InvalidInput(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`"
+        ) from None
     if isinstance(values, dict) and isinstance(values.get("run"), dict):
         values = values["run"]  # a run's own configuration file
     if not isinstance(values, dict):
@@ -155,10 +171,8 @@ def check_value(path: str, item: Field[Any], value: Any) -> Any:
         return None
     wanted = field_type(item)
     if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 5e-4 as text
-        except ValueError:
-            pass
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidInput(f"{path}: {item.name} is {value!r}, which is not of type {wanted.__name__}")
     return value
@@ -168,7 +182,9 @@ def run_train(parsed: argparse.Namespace) -> dict[str, Any]:
     if isinstance(parsed.resume, str):
         given = [item.name for item in fields(Run) if getattr(parsed, item.name, None) is not None]
         if given or parsed.output:
-            raise InvalidInput(f"--resume {parsed.resume} goes on with that run as it is: leave out {given[0] if given else 'output'}")
+            raise InvalidInput(
+                f"--resume {parsed.resume} goes on with that run as it is: leave out {given[0] if given else 'output'}"
+            )
         folder = RunFolder(parsed.resume)
         run = folder.run()
     else:

@@ -1,5 +1,6 @@
 """The paper's kind of table: hierarchies, each trained layer-wise and globally."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layerwise.errors import InvalidInput, choose
-from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import published_hierarchy
 from layerwise.progress import shown
 from layerwise.rules import RULES
@@ -30,7 +31,10 @@ def compare(
         raise InvalidInput(f"seeds {seeds} is too small: give 1 or more")
     for rule in rules:
         choose("rule", rule, RULES)
-    stages = [parse_hierarchy(text) for text in hierarchies or [published_hierarchy(base.model)]]
+    published = published_hierarchy(base.model)
+    stages = [parse_hierarchy(text) for text in hierarchies] if hierarchies else [published]
+    for hierarchy in stages:
+        check_stages(base.model, hierarchy, published)
     plan = [
         replace(base, hierarchy=",".join(map(str, hierarchy)), rule=rule, seed=base.seed + number)
         for hierarchy in stages
@@ -40,7 +44,7 @@ def compare(
     results = []
     for number, run in enumerate(plan, start=1):
         folder = RunFolder(output / run_name(run))
-        print(f"run {number} of {len(plan)}{': already finished, ' + str(folder.path) if folder.finished else ''}", flush=True)
+        print(f"run {number} of {len(plan)}" + (f": already finished, {folder.path}" if folder.finished else ""), flush=True)
         try:
             with shown(units=False) as progress:
                 results.append(train(run, folder, execution, resume=True, progress=progress))
@@ -51,7 +55,8 @@ def compare(
         for hierarchy in stages
     ]
     table = {"model": base.model, "data": base.data, "rows": rows, "runs": [result["run"] for result in results]}
-    path = output / f"compare-{base.model}-{base.data}.json"
+    digest = hashlib.sha256("".join(table["runs"]).encode()).hexdigest()[:6]
+    path = output / f"compare-{base.model}-{base.data}-{digest}.json"
     write_json(path, table)
     show(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
@@ -74,9 +79,7 @@ def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, 
         }
     if "global" in rules:
         local = [rule for rule in rules if rule != "global"]
-        row["gap"] = {
-            rule: row["rules"]["global"]["test_accuracy"] - row["rules"][rule]["test_accuracy"] for rule in local
-        }
+        row["gap"] = {rule: row["rules"]["global"]["test_accuracy"] - row["rules"][rule]["test_accuracy"] for rule in local}
     return row
 
 

@@ -285,7 +285,15 @@ def load_data(run: Run, device: torch.device, workers: int = 2, download: bool =
     def loader(images: ImageSet, augment: Augmentation | None = None) -> Loader:
         images = ImageSet(images.pixels.to(device), images.labels.to(device))
         return Loader(
-            images.pixels, images.labels, mean, std, size, run.batch_size, run.seed, augment, run.views if augment else None
+            images.pixels,
+            images.labels,
+            mean,
+            std,
+            size,
+            run.batch_size,
+            run.seed,
+            augment,
+            run.views if augment else None,
         )
 
     return Splits(
@@ -314,7 +322,9 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
     )
 
 
-def load_known(name: str, folder: Path, image_size: int | None, download: bool) -> tuple[ImageSet, ImageSet, tuple[str, ...], int]:
+def load_known(
+    name: str, folder: Path, image_size: int | None, download: bool
+) -> tuple[ImageSet, ImageSet, tuple[str, ...], int]:
     """Training set, test set, class names and image size of a known data set."""
     dataset = DATASETS[name]
     try:
@@ -348,9 +358,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     return torch.cat(scaled)
 
 
-def hold_out(
-    images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int
-) -> tuple[ImageSet, ImageSet]:
+def hold_out(images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images) and what is held out."""
     labels = images.labels.numpy()
     order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
@@ -363,7 +371,9 @@ def hold_out(
     if limit is not None:
         total = sum(map(len, train))
         if not classes <= limit <= total:
-            raise InvalidInput(f"train_images {limit} is out of range: give {classes} (one per class) to {total}, or leave it out")
+            raise InvalidInput(
+                f"train_images {limit} is out of range: give {classes} (one per class) to {total}, or leave it out"
+            )
         # whole shares first, then one more for the first classes, so that the sum is the limit for equal classes
         shares = [limit * len(part) // total for part in train]
         for number in range(limit - sum(shares)):

@@ -42,8 +42,7 @@ class _MirrorFailed(Exception):
 def _files(folder: str, bases: tuple[str, ...], pins: Mapping[str, tuple[int, str]]) -> tuple[RemoteFile, ...]:
     """Describe the files ``pins`` (name -> size in bytes, SHA-256), each found under all of the URLs ``bases``."""
     return tuple(
-        RemoteFile(folder + name, digest, size, tuple(base + name for base in bases))
-        for name, (size, digest) in pins.items()
+        RemoteFile(folder + name, digest, size, tuple(base + name for base in bases)) for name, (size, digest) in pins.items()
     )
 
 
@@ -152,8 +151,7 @@ def _fetch(file: RemoteFile, target: Path) -> None:
     except OSError as error:
         raise _disk_refusal(error, file, target, part) from error
     raise InvalidInput(
-        f"could not download {target.name} ({'; '.join(failures)}): "
-        f"run again to resume, or place the file at {target} by hand"
+        f"could not download {target.name} ({'; '.join(failures)}): run again to resume, or place the file at {target} by hand"
     )
 
 

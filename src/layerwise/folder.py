@@ -94,7 +94,12 @@ def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet
         train, test = hold_out(images, TEST_SHARE, None, len(classes), seed=0)
         return train, test, tuple(classes), size
     classes = class_folders(root / "train")
-    return read_part(root / "train", classes, size, workers), read_part(parts[0], classes, size, workers), tuple(classes), size
+    return (
+        read_part(root / "train", classes, size, workers),
+        read_part(parts[0], classes, size, workers),
+        tuple(classes),
+        size,
+    )
 
 
 def class_folders(root: Path) -> list[str]:
@@ -121,7 +126,9 @@ def read_part(root: Path, classes: Sequence[str], size: int, workers: int) -> Im
         paths += files
         labels += [label] * len(files)
     if not paths:
-        raise MissingData(f"{root.absolute()} holds no images of the classes {', '.join(classes[:5])}: put them in folders of that name")
+        raise MissingData(
+            f"{root.absolute()} holds no images of the classes {', '.join(classes[:5])}: put them in folders of that name"
+        )
     pixels: Pixels = PixelsInFiles(paths, size, workers)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if len(paths) * 3 * size * size <= MEMORY_SHARE * memory:

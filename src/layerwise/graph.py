@@ -1,7 +1,8 @@
 """Trace a network into a graph that evaluates and trains alike.
 
-fx freezes what ``forward`` reads from ``self.training``. So a network is traced twice, in both modes; where the two graphs differ
-in a flag only, the flag becomes a node that asks the unit it ends up in; where they differ in more, the network is refused.
+fx freezes what ``forward`` reads from ``self.training``. So a network is traced twice, in both modes; where the two graphs
+differ in a flag only, the flag becomes a node that asks the unit it ends up in; where they differ in more, the network is
+refused.
 """
 
 import operator

@@ -11,7 +11,16 @@ from layerwise.rules import Tick
 from layerwise.units import Learner, refuse_divergence
 
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU: each look waits for the device
-SAVED = ("images", "seconds", "train_seconds", "images_trained", "peak_bytes", "units", "best", "latest")  # with a state
+SAVED = (
+    "images",
+    "seconds",
+    "train_seconds",
+    "images_trained",
+    "peak_bytes",
+    "units",
+    "best",
+    "latest",
+)  # with a state
 
 
 class Meter:
@@ -99,7 +108,12 @@ class Meter:
         units = []
         for offset in range(len(tick.result.loss_tensor())):
             index = tick.first + offset
-            record = {"index": index, "name": self.names[index], "loss": losses[index], "accuracy": 100.0 * correct[index]}
+            record = {
+                "index": index,
+                "name": self.names[index],
+                "loss": losses[index],
+                "accuracy": 100.0 * correct[index],
+            }
             if "units" in scores:
                 record |= {"val_loss": scores["units"][offset].loss, "val_accuracy": scores["units"][offset].accuracy}
             units.append(record)

@@ -72,7 +72,9 @@ class Shown(Progress):
             return
         for unit in record["units"]:
             held_out = f"  validation {unit['val_accuracy']:6.2f} %" if "val_accuracy" in unit else ""
-            self.say(f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy {unit['accuracy']:6.2f} %{held_out}")
+            self.say(
+                f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy {unit['accuracy']:6.2f} %{held_out}"
+            )
 
     def time_left(self, done: float, epochs: int) -> str:
         share = (done - self.first_epoch) / max(1e-9, epochs - self.first_epoch)

@@ -1,12 +1,13 @@
 """Training rules: orders in which units take steps.
 
-A rule is a generator: it draws batches, lets units step, and yields a tick after every batch, so that the training loop can show,
-save and stop between any two. Rules know nothing of losses. Everything random depends on the seed and the position alone, so a
-rule started at a position goes on exactly as one that came there.
+A rule is a generator: it draws batches, lets units step, and yields a tick after every batch, so that the training loop can
+show, save and stop between any two. Rules know nothing of losses. Everything random depends on the seed and the position alone,
+so a rule started at a position goes on exactly as one that came there.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -237,7 +238,7 @@ def parallel(
     """
     threads = max(1, min(threads, len(learner.units)))
     bounds = [len(learner.units) * number // threads for number in range(threads + 1)]
-    groups = [learner.units[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+    groups = [learner.units[low:high] for low, high in pairwise(bounds)]
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))

@@ -152,7 +152,9 @@ class RunFolder:
         values = self.facts()["run"]
         unknown = sorted(set(values) - {item.name for item in fields(Run)})
         if unknown:
-            raise InvalidInput(f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version")
+            raise InvalidInput(
+                f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version"
+            )
         return Run(**values)
 
     @contextlib.contextmanager
@@ -193,7 +195,9 @@ class RunFolder:
         except FileNotFoundError:
             raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
         except ValueError as error:
-            raise InvalidInput(f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume") from None
+            raise InvalidInput(
+                f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume"
+            ) from None
 
 
 @contextlib.contextmanager

@@ -141,10 +141,10 @@ class Network:
         needed, so that a loss reaches it; the rest goes where its inputs are, since it is often smaller than they are (a
         subsampled shortcut).
         """
-        segment, passed = {}, 0
+        ends, segment, passed = set(cuts), {}, 0
         for node in self.spine:
             segment[node] = passed
-            passed += node in cuts
+            passed += node in ends
         latest: dict[fx.Node, int] = {}
         for node in reversed(self.graph.nodes):
             latest[node] = segment.get(node, min((latest[user] for user in node.users), default=passed))
@@ -159,7 +159,7 @@ class Network:
                 learns.add(node)
                 place[node] = latest[node]
             else:
-                place[node] = max((place[source] + (source in cuts) for source in node.all_input_nodes), default=0)
+                place[node] = max((place[source] + (source in ends) for source in node.all_input_nodes), default=0)
         return place
 
 

@@ -88,10 +88,10 @@ def choose_cuts(network: Network, at: str | int | Sequence[str], sample: Tensor 
 
 def block_cuts(network: Network) -> list[fx.Node]:
     """Behind every anchor, the last node on the way to its feature that all paths pass, where there is one."""
-    cuts = []
+    cuts: list[fx.Node] = []
     for stretch in network.stretches():
-        bottlenecks = [node for node in reversed(stretch) if network.is_bottleneck(node)]
-        cuts += bottlenecks[:1]
+        last = next(filter(network.is_bottleneck, reversed(stretch)), None)
+        cuts += [last] if last is not None else []
     return cuts
 
 
@@ -105,7 +105,9 @@ def equal_cuts(network: Network, count: int, sample: Tensor | None) -> list[fx.N
     if not 1 <= count <= len(candidates) + 1:
         raise CannotSplit(f"{count} units are not to be had: the network has {len(candidates) + 1} layers, so 1 to that many.")
     if sample is None:
-        raise CannotSplit(f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, a batch of images.")
+        raise CannotSplit(
+            f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, a batch of images."
+        )
     place = network.place(candidates)
     costs = [0.0] * (len(candidates) + 1)
     for node, cost in multiply_adds(network, sample).items():
@@ -119,7 +121,7 @@ def balance(costs: Sequence[float], count: int) -> list[int]:
     for cost in costs:
         sums.append(sums[-1] + cost)
     # cheapest[i]: (dearest run, cuts) of the best way to cut the first i costs
-    cheapest = {i: (sums[i], ()) for i in range(1, len(costs) + 1)}
+    cheapest: dict[int, tuple[float, tuple[int, ...]]] = {i: (sums[i], ()) for i in range(1, len(costs) + 1)}
     for runs in range(2, count + 1):
         cheapest = {
             i: min((max(cheapest[j][0], sums[i] - sums[j]), (*cheapest[j][1], j - 1)) for j in range(runs - 1, i))
@@ -170,8 +172,8 @@ def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:
     empty = sorted(set(place.values()) - filled)
     if empty:
         raise CannotSplit(
-            f"unit {empty[0]} would hold no weighted layer and have nothing to learn: two of the paths to cut at lie between the "
-            "same two layers. Leave one of them out."
+            f"unit {empty[0]} would hold no weighted layer and have nothing to learn: two of the paths to cut at lie between "
+            "the same two layers. Leave one of them out."
         )
 
 
@@ -179,15 +181,16 @@ def refuse_lost_parameters(model: nn.Module, network: Network) -> None:
     reached = {id(parameter) for node in network.graph.nodes for parameter in network.parameters(node)}
     lost = [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
     if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise CannotSplit(
-            f"parameter {lost[0]!r}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''} would belong to no unit: the network's "
-            "output does not depend on it, so no loss would train it. Remove the module, or make forward use it."
+            f"parameter {lost[0]!r}{more} would belong to no unit: the network's output does not depend on it, so no loss would "
+            "train it. Remove the module, or make forward use it."
         )
 
 
 def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    units = defaultdict(set)
+    units: dict[int, set[int]] = defaultdict(set)
     for node in network.graph.nodes:
         users = node.users if node.op == "get_attr" else [node]  # a bare parameter works where it is used
         for parameter in network.parameters(node):
@@ -195,8 +198,8 @@ def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.
     for key, shared in units.items():
         if len(shared) > 1:
             raise CannotSplit(
-                f"parameter {names[key]!r} is used in units {', '.join(map(str, sorted(shared)))}: each would train it by its own "
-                "loss, and the gradient of neither would be whole. Give each layer weights of its own, or cut so that all uses "
+                f"parameter {names[key]!r} is used in units {', '.join(map(str, sorted(shared)))}: each would train it by its "
+                "own loss, and the gradient of neither would be whole. Give each layer weights of its own, or cut so that all uses "
                 "fall into one unit."
             )
 

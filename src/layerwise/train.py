@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from layerwise.build import amp_type, build_learner, decay, describe_device, describe_machine, options_for, prepare_device
+from layerwise.build import (
+    amp_type,
+    build_learner,
+    decay,
+    describe_device,
+    describe_machine,
+    options_for,
+    prepare_device,
+)
 from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores

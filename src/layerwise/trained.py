@@ -9,7 +9,6 @@ from torch import nn
 
 from layerwise.build import amp_type, build_learner, prepare_device
 from layerwise.data import load_data
-from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
 from layerwise.folder import read_image
 from layerwise.models import create_model
@@ -79,7 +78,9 @@ def predict(folder: RunFolder, images: list[str], best: bool) -> dict[str, Any]:
     top = min(TOP, shares.shape[1])
     predictions = []
     for path, (values, labels) in zip(images, zip(*(part.tolist() for part in shares.topk(top)), strict=True), strict=True):
-        classes = [{"class": data["class_names"][label], "percent": 100 * value} for value, label in zip(values, labels, strict=True)]
+        classes = [
+            {"class": data["class_names"][label], "percent": 100 * value} for value, label in zip(values, labels, strict=True)
+        ]
         predictions.append({"image": path, "classes": classes})
         print(f"{path}: " + ", ".join(f"{entry['class']} {entry['percent']:.1f} %" for entry in classes))
     return {"run": str(folder.path), "predictions": predictions}

@@ -236,7 +236,9 @@ class Learner:
                     unit.scheduler.load_state_dict(scheduler)
         except (RuntimeError, KeyError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise InvalidInput(f"the state does not fit this learner: {reason}. Build it as when the state was saved") from error
+            raise InvalidInput(
+                f"the state does not fit this learner: {reason}. Build it as when the state was saved"
+            ) from error
         self.steps = state["steps"]
 
 
@@ -279,8 +281,8 @@ def localize(
     shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
     if shapes[-1] != (num_classes,):
         raise InvalidInput(
-            f"the network gives outputs of shape {shapes[-1]} per image, not ({num_classes},): pass num_classes as the number of "
-            "its logits"
+            f"the network gives outputs of shape {shapes[-1]} per image, not ({num_classes},): pass num_classes as the number "
+            "of its logits"
         )
     makers = optimizer_makers(optimizer, chain.names)
     units = []
@@ -302,11 +304,11 @@ def optimizer_makers(given: Any, names: Sequence[str]) -> list[OptimizerFactory]
         given = default_optimizer
     if callable(given):
         return [given] * len(names)
-    makers = [given.get(name) for name in names] if isinstance(given, Mapping) else list(given)
+    makers: list[Any] = [given.get(name) for name in names] if isinstance(given, Mapping) else list(given)
     if len(makers) != len(names) or not all(callable(maker) for maker in makers):
         raise InvalidInput(
-            f"optimizer= does not give each of the {len(names)} units a callable: give one callable for all, a list with one per "
-            f"unit, or a dictionary with the names {', '.join(names[:3])} …"
+            f"optimizer= does not give each of the {len(names)} units a callable: give one callable for all, a list with one "
+            f"per unit, or a dictionary with the names {', '.join(names[:3])} …"
         )
     return makers
 

@@ -1,0 +1,23 @@
+# make demo: the paper's experiment in small.  make test: lint, types and all tests.
+PYTHON ?= python3.11
+BIN := .venv/bin
+TRAIN := --data digits --width 0.25 --epochs 15 --batch-size 64 --lr 2e-3 --val-fraction 0.1
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(BIN)/layerwise compare resnet18 --hierarchies 2,2,2,2 1,1,2,2 $(TRAIN) --output runs/demo
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
