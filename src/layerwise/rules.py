@@ -199,6 +199,10 @@ class CachedFeatures:
         kept: list[Any] = []
         for indices in every.split(size):
             carried = pass_through(self.frozen, (self.source.images(indices, epoch),))
+            if any(isinstance(value, Tensor) and value.shape[:1] != indices.shape for value in carried):
+                raise InvalidInput(
+                    "a tensor that passes between two units has no entry per image, so it cannot be cached: leave --cache out"
+                )
             kept = kept or [
                 value.new_empty((len(every), *value.shape[1:])) if isinstance(value, Tensor) else value for value in carried
             ]

@@ -6,7 +6,8 @@ flattening at its end, which belong to the next unit. What lies beside the spine
 result, so that its weights learn from that unit's loss. All tensors that are alive at a cut pass it, the feature first.
 """
 
-from collections import defaultdict
+import copy
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -134,7 +135,7 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
     """Multiply-adds of every node's forward pass on a sample, counted by PyTorch."""
     counts: dict[fx.Node, float] = {}
 
-    class Counter(fx.Interpreter):
+    class Counting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             with FlopCounterMode(display=False) as counter:
                 result = super().run_node(n)
@@ -144,7 +145,7 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
     root, graph = piece_root(network, network.graph.nodes), network.graph
     with torch.no_grad(), modes_kept(network.root):
         network.root.eval()
-        Counter(fx.GraphModule(root, graph)).run(sample[:2])
+        Counting(fx.GraphModule(root, graph)).run(sample[:2])
     return counts
 
 
@@ -232,14 +233,21 @@ def crossing(network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node
 
 
 def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
-    """The modules and parameters that the nodes name: the network's own, and a mode flag of the piece's."""
+    """The modules and parameters that the nodes name: the network's own, and a mode flag of the piece's.
+
+    A module without state that is called at several places, such as one dropout for a whole block, is copied: pieces must be
+    able to be in different modes.
+    """
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     root: dict[str, Any] = {}
     for node in nodes:
         if node.target == FLAG:
             root[FLAG] = TrainingFlag()
         elif node.op in ("call_module", "get_attr"):
             path, _, name = str(node.target).rpartition(".")
-            root[str(node.target)] = getattr(network.root.get_submodule(path), name)
+            value = getattr(network.root.get_submodule(path), name)
+            several = node.op == "call_module" and calls[node.target] > 1
+            root[str(node.target)] = copy.copy(value) if several and not value.state_dict() else value
     return root
 
 
