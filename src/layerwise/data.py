@@ -267,6 +267,8 @@ def load_data(run: Run, device: torch.device, workers: int = 2, download: bool =
     name = choose("data set", run.data, [*DATASETS, FOLDER])
     if not 0 <= run.val_fraction < 1:
         raise InvalidInput(f"val_fraction {run.val_fraction} is out of range: give 0 up to but not including 1")
+    if run.image_size is not None and run.image_size < 1:
+        raise InvalidInput(f"image_size {run.image_size} is too small: give 1 pixel or more")
     if run.batch_size < 2:
         raise InvalidInput(f"batch_size {run.batch_size} is too small: give 2 or more, since local losses compare images")
     if name == FOLDER:
@@ -349,8 +351,6 @@ def load_known(
 
 def resize(images: Tensor, size: int) -> Tensor:
     """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk, bilinear when enlarged."""
-    if size < 1:
-        raise InvalidInput(f"image_size {size} is too small: give 1 pixel or more")
     if images.shape[-1] == size:
         return images.contiguous()
     mode = {"mode": "area"} if images.shape[-1] % size == 0 else {"mode": "bilinear", "antialias": True}

@@ -1,6 +1,7 @@
 """States of a run on disk: everything to go on from, and the plain weights. Tensors and plain types only."""
 
 import hashlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter) -> Position:
 
 def load_state(path: Path) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not compare the archive's checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} differs")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive can fail in torch, zip or pickle; code in it is refused by weights_only
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

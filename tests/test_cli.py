@@ -1,0 +1,209 @@
+"""The command line: what it prints, and how it refuses."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from layerwise.cli import main
+from layerwise.losses import LOSSES
+from layerwise.models import list_models
+from layerwise.rules import RULES
+
+SMALL = ["--hierarchy", "1,1,1,1", "--width", "0.0625", "--train-images", "60", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    main(["train", "resnet18", *SMALL, "--output", str(path)])
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused: exit code 2, one sentence or paragraph on stderr, nothing of a traceback."""
+    with pytest.raises(SystemExit) as leaving:
+        main(arguments)
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert captured.err.startswith("layerwise: ")
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(result, dict)
+    return result
+
+
+def test_help_answers_without_torch() -> None:
+    began = time.monotonic()
+    for program in (["-m", "layerwise"], ["-c", "from layerwise.cli import main; main()"]):
+        code = [sys.executable, "-X", "importtime", *program, "--help"]
+        output = subprocess.run(code, capture_output=True, text=True, check=True)
+        assert "train a network by local losses" in output.stdout
+        imported = {line.rsplit("|", 1)[-1].strip() for line in output.stderr.splitlines()}
+        assert not {"torch", "numpy", "sklearn", "rich"} & imported
+    assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "predict", "list"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([command, "--help"])
+    assert leaving.value.code == 0
+    assert "--json" in capsys.readouterr().out
+
+
+def test_train_prints_units_and_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "resnet18", *SMALL, "--output", str(tmp_path / "run"), "--json"])
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    keys = {"run", "model", "hierarchy", "rule", "loss", "epochs", "test_accuracy", "val_accuracy", "seconds"}
+    assert keys | {"images_per_second", "peak_memory_bytes", "units"} <= set(result)
+    assert {"name", "loss", "accuracy"} <= set(result["units"][0])
+    assert sum("stages.0.0.conv1" in line for line in lines[:-1]) == 1
+
+
+def test_resume_by_folder_returns_the_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "--resume", str(run), "--json"])
+    assert last_json(capsys)["run"] == str(run)
+
+
+def test_a_configuration_file_gives_defaults(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "width: 0.0625\nhierarchy: [1, 1, 1, 1]\ntrain-images: 60\nbatch_size: 16\nepochs: 3\nlr: 5e-4\ndevice: cpu\n"
+    )
+    main(["train", "resnet18", "--config", str(config), "--epochs", "1", "--output", str(tmp_path / "run"), "--json"])
+    result = last_json(capsys)
+    assert result["epochs"] == 1
+    main(["train", "--config", str(run / "run.json"), "--output", str(tmp_path / "again"), "--device", "cpu", "--json"])
+    assert last_json(capsys)["sha256"] == result["sha256"]
+
+
+def test_evaluate_repeats_the_results_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads((run / "result.json").read_text())
+    main(["evaluate", str(run), "--device", "cpu", "--json"])
+    evaluated = last_json(capsys)
+    assert evaluated["test_accuracy"] == result["test_accuracy"]
+    assert evaluated["val_accuracy"] == result["val_accuracy"]
+    assert [unit["name"] for unit in evaluated["units"]] == [unit["name"] for unit in result["units"]]
+    main(["evaluate", str(run), "--best", "--device", "cpu", "--json"])
+    assert last_json(capsys)["test_accuracy"] == result["best_test_accuracy"]
+
+
+def test_predict_names_the_five_likeliest_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (20, 30), (90, 10, 200)).save(tmp_path / name)
+    main(["predict", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.jpg"), "--json"])
+    predictions = last_json(capsys)["predictions"]
+    assert len(predictions) == 2
+    for prediction in predictions:
+        shares = [entry["percent"] for entry in prediction["classes"]]
+        assert len(shares) == 5
+        assert shares == sorted(shares, reverse=True)
+        assert {entry["class"] for entry in prediction["classes"]} <= set("0123456789")
+
+
+def test_compare_trains_all_and_skips_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*SMALL[2:], "--output", str(tmp_path), "--json", "--seeds", "2"]
+    main(["compare", "resnet18", "--hierarchies", "1,1,1,1", "2,1,1,1", *options])
+    table = last_json(capsys)
+    assert [row["hierarchy"] for row in table["rows"]] == ["[1,1,1,1]", "[2,1,1,1]"]
+    assert len(table["runs"]) == 8
+    row = table["rows"][0]
+    local, globally = row["rules"]["simultaneous"], row["rules"]["global"]
+    assert row["gap"]["simultaneous"] == pytest.approx(globally["test_accuracy"] - local["test_accuracy"])
+    assert local["seeds"] == 2
+    assert local["deviation"] is not None
+    main(["compare", "resnet18", "--hierarchies", "1,1,1,1", "2,1,1,1", *options])
+    output = capsys.readouterr().out
+    assert output.count("already finished") == 8
+    assert json.loads(output.splitlines()[-1]) == table
+
+
+@pytest.mark.parametrize(
+    ("what", "names"), [("models", list_models()), ("losses", list(LOSSES)), ("rules", list(RULES)), ("datasets", ["digits"])]
+)
+def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["list", what, "--json"])
+    assert set(names) <= set(last_json(capsys)[what])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train resnet81 {small}", "did you mean 'resnet18'"),
+        ("train resnet18 {small} --loss predsin", "did you mean 'predsim'"),
+        ("train resnet18 {small} --rule sequental", "did you mean 'sequential'"),
+        ("train resnet18 {small} --data cifar", "did you mean 'cifar10'"),
+        ("train resnet18 {small} --hierarchy 1,1", "has 2 stages, resnet18 has 4"),
+        ("train resnet18 {small} --hierarchy 1,0,1,1", "positive whole numbers"),
+        ("train resnet18 {small} --hierarchy 1,-1,1,1", "positive whole numbers"),
+        ("train resnet18 {small} --hierarchy one,two", "positive whole numbers"),
+        ("train resnet18 {small} --hierarchy 1,1.5,1,1", "positive whole numbers"),
+        ("train resnet18 {small} --batch-size 1", "batch_size 1 is too small"),
+        ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
+        ("train resnet18 {small} --epoch-count 3", "unrecognized arguments: --epoch-count"),
+        ("train resnet18 {small} --device tpu", "unknown device 'tpu'"),
+        ("train resnet18 {small} --device cuda:99", "is not there"),
+        ("train resnet18 {small} --config {tmp}/none.yaml", "cannot be read as YAML"),
+        ("train resnet18 {small} --data mnist --data-dir {tmp}", "--download"),
+        ("train --resume {tmp}/none", "is not a run"),
+        ("evaluate {tmp}", "is not a run"),
+        ("predict {run} {tmp}/none.png", "does not exist"),
+        ("list modles", "did you mean 'models'"),
+        ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
+        ("compare resnet18 {small2} --hierarchies 1,1,1,1 --rules simultaneous glob", "unknown rule 'glob'"),
+        ("trian resnet18", "invalid choice: 'trian'"),
+        ("", "required: COMMAND"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    arguments: str, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "cuda" in arguments and torch.cuda.device_count() > 99:
+        pytest.skip("a very large machine")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    text = arguments.format(small=" ".join(SMALL), small2=" ".join(SMALL[2:]), tmp=tmp_path, run=run)
+    assert words in refusal(capsys, *text.split())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("epochs: [1\n", "cannot be read as YAML"),
+        ("- 1\n", "does not hold options"),
+        ("epohcs: 3\n", "did you mean 'epochs'"),
+        ("epochs: many\n", "epochs is 'many', which is not of type int"),
+        ("amp: 1\n", "amp is 1, which is not of type bool"),
+    ],
+)
+def test_bad_configuration_files(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert words in refusal(capsys, "train", "--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_altered_weights_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in run.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert "its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+    (copy / "result.json").write_text("{")
+    assert "cannot be read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")

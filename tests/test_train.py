@@ -1,0 +1,303 @@
+"""Whole runs: their folder, resuming after any interruption, what they leave behind."""
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from layerwise import train as train_module
+from layerwise.errors import Diverged, InvalidInput
+from layerwise.models import create_model
+from layerwise.progress import Progress
+from layerwise.rules import RULES
+from layerwise.runs import BEST, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, find_runs, run_name
+from layerwise.states import load_state
+from layerwise.train import train
+
+SMALL = Run(
+    model="resnet18", hierarchy="1,1,1,1", width=1 / 16, train_images=60, batch_size=16, epochs=2, lr=1e-3, dropout=0.1, views=2
+)
+OPTIONS = ["--hierarchy", "1,1,1,1", "--width", "0.0625", "--train-images", "60", "--batch-size", "16", "--lr", "1e-3", "--dropout", "0.1", "--views", "2", "--cpu-threads", "1"]
+
+
+def carry_out(run: Run, path: Path, resume: bool = False) -> dict[str, Any]:
+    return train(run, RunFolder(path), Execution(device="cpu"), resume, Progress())
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_run_by_every_rule(rule: str, tmp_path: Path) -> None:
+    result = carry_out(replace(SMALL, rule=rule), tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    assert folder.result() == json.loads(json.dumps(result))
+    assert folder.run() == replace(SMALL, rule=rule)
+    units = 1 if rule == "global" else 10
+    epochs = units * 2 if rule == "sequential" else 2
+    log = folder.log()
+    assert [record["epoch"] for record in log] == list(range(1, epochs + 1))
+    assert len(result["units"]) == units
+    assert result["epochs"] == epochs
+    assert result["hierarchy"] == [1, 1, 1, 1]
+    assert result["test_accuracy"] == log[-1]["test_accuracy"]
+    best = max((record for record in log if record["val_accuracy"] is not None), key=lambda record: record["val_accuracy"])
+    assert result["best_epoch"] == best["epoch"]  # the first of equals
+    assert result["best_test_accuracy"] == best["test_accuracy"]
+    assert result["images_per_second"] > 0
+    assert (result["peak_memory_bytes"] or 0) > 4 * result["parameters"] or not RULES[rule].one_thread
+
+
+def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
+    for name in "ab":
+        carry_out(SMALL, tmp_path / name)
+    carry_out(replace(SMALL, seed=1), tmp_path / "c")
+    assert digest(tmp_path / "a" / WEIGHTS) == digest(tmp_path / "b" / WEIGHTS)
+    assert digest(tmp_path / "a" / WEIGHTS) != digest(tmp_path / "c" / WEIGHTS)
+
+
+def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path) -> None:
+    result = carry_out(SMALL, tmp_path / "run")
+    model = create_model("resnet18", "1,1,1,1", width=1 / 16, in_chans=1, image_size=8)
+    for name in (WEIGHTS, BEST):
+        model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
+    assert result["sha256"] == digest(tmp_path / "run" / WEIGHTS)
+    assert set(load_state(tmp_path / "run" / STATE)) == {"position", "learner", "meter"}  # weights_only
+
+
+def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:
+    result = carry_out(replace(SMALL, val_fraction=0.0), tmp_path / "run")
+    assert result["best_epoch"] is None
+    assert result["val_accuracy"] is None
+    assert not (tmp_path / "run" / BEST).exists()
+
+
+def command(path: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "layerwise", "train", "resnet18", *OPTIONS, "--output", str(path), *more]
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("rule", ["simultaneous", "sequential"])
+def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
+    epochs = "8" if rule == "simultaneous" else "2"
+    run = replace(SMALL, rule=rule, epochs=int(epochs))
+    torch.set_num_threads(1)
+    carry_out(run, tmp_path / "whole")
+    path = tmp_path / "killed"
+    moments = [STATE + ".draft", STATE, BEST + ".draft"]  # while a state is written, between two, while weights are written
+    for moment in moments:
+        process = subprocess.Popen(command(path, "--rule", rule, "--epochs", epochs, "--resume"), stdout=subprocess.DEVNULL)
+        time.sleep(0.5 if moment == STATE else 0)
+        wait_for(path / moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (path / RESULT).exists() or moment != moments[0]
+    carry_out(run, path, resume=True)
+    assert digest(path / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
+    whole, killed = RunFolder(tmp_path / "whole"), RunFolder(path)
+    volatile = {"seconds", "images_per_second"}
+    for one, other in zip(whole.log(), killed.log(), strict=True):
+        assert {k: v for k, v in one.items() if k not in volatile} == {k: v for k, v in other.items() if k not in volatile}
+    states = [load_state(folder.file(STATE)) for folder in (whole, killed)]
+    for one, other in zip(states[0]["learner"]["optimizers"], states[1]["learner"]["optimizers"], strict=True):
+        for key, moments_of in one["state"].items():
+            assert all(torch.equal(value, other["state"][key][name]) for name, value in moments_of.items())
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    process = subprocess.Popen(command(path, "--epochs", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(path / STATE, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Go on with: layerwise train --resume {path}" in errors.decode()
+    epoch, batch = load_state(path / STATE)["position"]
+    assert epoch >= 1
+    assert len(RunFolder(path).log()) == epoch
+    assert batch < 4
+
+
+class StopAfter(Progress):
+    """Sends the process Ctrl-C when so many steps have been made."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def tick(self, tick: Any, meter: Any) -> None:
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
+    run = replace(SMALL, rule=rule)
+    carry_out(run, tmp_path / "whole")
+    with pytest.raises(train_module.Interrupted):
+        steps = 6 if RULES[rule].one_thread else 3  # with threads, it stops when the epoch ends
+        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(steps))
+    if RULES[rule].one_thread:
+        assert load_state(tmp_path / "run" / STATE)["position"] == [1, 2]
+    carry_out(run, tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run" / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
+    accuracies = [[[u["accuracy"] for u in r["units"]] for r in RunFolder(tmp_path / n).log()] for n in ("whole", "run")]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
+    result = carry_out(SMALL, tmp_path / "run")
+    before = {file.name: digest(file) for file in (tmp_path / "run").iterdir()}
+    assert carry_out(SMALL, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
+    with pytest.raises(InvalidInput, match="a finished run, which is never overwritten"):
+        carry_out(SMALL, tmp_path / "run")
+    with pytest.raises(InvalidInput, match=r"holds another run \(--lr 0.5 against 0.001\)"):
+        carry_out(replace(SMALL, lr=0.5), tmp_path / "run", resume=True)
+    assert before == {file.name: digest(file) for file in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "resnet19"}, "did you mean 'resnet18'"),
+        ({"hierarchy": "1,1,1"}, "has 3 stages, resnet18 has 4"),
+        ({"loss": "predsm"}, "did you mean 'predsim'"),
+        ({"rule": "simultanous"}, "did you mean 'simultaneous'"),
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"epochs": 0}, "epochs 0 is out of range"),
+        ({"lr": -1.0}, "lr -1.0 is out of range"),
+        ({"dropout": 1.0}, "dropout 1.0 cannot be used"),
+        ({"decay_milestones": "50%"}, "are not shares of training"),
+        ({"cache": True}, "--cache belongs to the rule 'sequential', not to 'simultaneous'"),
+        ({"rule": "sequential", "cache": True, "views": None}, "give --views, such as 1"),
+        ({"loss": "sim", "beta": 0.5}, "--beta belongs to the loss 'predsim', not to 'sim'"),
+        ({"at": "stage.9"}, "no cut can follow 'stage.9'"),
+        ({"at": "99"}, "99 units are not to be had"),
+    ],
+)
+def test_what_cannot_be_carried_out_writes_nothing(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        carry_out(replace(SMALL, **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "foreign", "empty"])
+def test_a_damaged_state_is_refused_and_left(damage: str, tmp_path: Path) -> None:
+    with pytest.raises(train_module.Interrupted):
+        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+    state = tmp_path / "run" / STATE
+    content = state.read_bytes()
+    middle = len(content) // 2
+    altered = {
+        "truncated": content[:middle],
+        "altered": content[:middle] + bytes(255 - byte for byte in content[middle : middle + 64]) + content[middle + 64 :],
+        "foreign": b"not a state at all" * 100,
+        "empty": b"",
+    }[damage]
+    state.write_bytes(altered)
+    with pytest.raises(InvalidInput, match="is damaged or not a state"):
+        carry_out(SMALL, tmp_path / "run", resume=True)
+    assert state.read_bytes() == altered
+
+
+def test_code_in_a_state_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    with pytest.raises(train_module.Interrupted):
+        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+    torch.save({"position": Bomb()}, tmp_path / "run" / STATE)
+    with pytest.raises(InvalidInput, match="is damaged or not a state"):
+        carry_out(SMALL, tmp_path / "run", resume=True)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = carry_out(SMALL, tmp_path / "whole")
+    save = torch.save
+
+    def full(state: Any, path: Path) -> None:
+        if state["position"][0] == 2:
+            path.write_bytes(b"half a st")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(InvalidInput, match=r"could not be written \(No space left on device\)"):
+        carry_out(SMALL, tmp_path / "run")
+    monkeypatch.undo()
+    assert load_state(tmp_path / "run" / STATE)["position"] == [1, 0]
+    assert not list((tmp_path / "run").glob("*.draft"))
+    assert carry_out(SMALL, tmp_path / "run", resume=True)["sha256"] == whole["sha256"]
+
+
+def test_a_diverging_loss_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerwise.losses.predsim import PredSim
+
+    forward, calls = PredSim.forward, []
+
+    def explode(self: PredSim, features: Any, targets: Any) -> Any:
+        result = forward(self, features, targets)
+        calls.append(self.training)
+        late = sum(calls) > 9 * 4 + 10  # training steps of nine heads: in the second epoch
+        return result._replace(loss=result.loss * float("nan")) if late else result
+
+    monkeypatch.setattr(PredSim, "forward", explode)
+    with pytest.raises(Diverged, match=r"loss of unit \d+ \(.*\) is nan at step 5"):
+        carry_out(SMALL, tmp_path / "run")
+    state = load_state(tmp_path / "run" / STATE)
+    assert state["position"] == [1, 0]
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state["learner"]["model"].values())
+
+
+def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
+    with pytest.raises(train_module.Interrupted):
+        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(InvalidInput, match="by another process"):
+        carry_out(SMALL, tmp_path / "run", resume=True)
+
+
+def test_output_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("full", "file"):
+        with pytest.raises(InvalidInput, match="exists and is not a run"):
+            carry_out(SMALL, tmp_path / name)
+    with pytest.raises(InvalidInput, match="cannot be written to|exists and is not a run"):
+        carry_out(SMALL, tmp_path / "file" / "below")
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "precious"
+
+
+def test_names_tell_runs_apart() -> None:
+    assert run_name(SMALL) == run_name(replace(SMALL))
+    names = {run_name(run) for run in (SMALL, replace(SMALL, lr=0.1), replace(SMALL, seed=1), replace(SMALL, rule="global"))}
+    assert len(names) == 4
+    assert run_name(SMALL).startswith("resnet18-1-1-1-1-digits-simultaneous-predsim-seed0-")
+
+
+def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
+    carry_out(SMALL, tmp_path / "a" / "run")
+    with (tmp_path / "a" / "run" / LOG).open("a") as log:
+        log.write('{"epoch": 3, "uni')
+    assert [folder.path.name for folder in find_runs([tmp_path])] == ["run"]
+    assert len(RunFolder(tmp_path / "a" / "run").log()) == 2

@@ -1,0 +1,204 @@
+"""Bring your own loop: ``localize`` and ``Learner``."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerwise
+from layerwise.errors import Diverged, InvalidInput
+from tests.helpers import CLASSES, digits, learner, narrow, network, same_weights
+
+
+def batch(size: int = 8) -> tuple[Tensor, Tensor]:
+    images, labels = next(digits().train.batches(0))
+    return images[:size], labels[:size]
+
+
+def test_the_readme_example_trains_the_users_model_in_place() -> None:
+    model = network("plain")
+    before = copy.deepcopy(model)
+    images, labels = batch()
+    learner = layerwise.localize(
+        model,
+        sample=images,
+        num_classes=10,
+        loss="predsim",
+        at="layer",
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-4),
+    )
+    result = learner.step(images, labels)
+    assert len(result.losses) == len(result.accuracies) == len(learner.units) == 3
+    assert all(0 <= accuracy <= 100 for accuracy in result.accuracies)
+    assert learner.model is model
+    assert model(images).shape == (8, 10)
+    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    assert all(changed)
+    assert model.state_dict().keys() == before.state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 16])
+def test_batches_of_any_size_from_two(size: int) -> None:
+    local = learner("resnet18")
+    images, labels = batch(size)
+    assert len(local.step(images, labels).losses) == len(local.units)
+
+
+def test_state_holds_everything_and_loads_without_running_code() -> None:
+    schedule: dict[str, Any] = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)}
+    one = learner("vgg8b", **schedule)
+    for _ in range(3):
+        one.step(*batch())
+    one.end_epoch()
+    file = io.BytesIO()
+    torch.save(one.state_dict(), file)
+    file.seek(0)
+    other = learner("vgg8b", **schedule)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for local in (one, other):
+        local.step(*batch())
+        local.end_epoch()
+    assert same_weights(one.model, other.model)
+    assert [u.optimizer.param_groups[0]["lr"] for u in other.units if u.optimizer] == [0.25e-3] * len(other.units)
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="this learner has 3"):
+        learner("plain").load_state_dict(learner("vgg8b").state_dict())
+    state = learner("plain", "pred").state_dict()
+    with pytest.raises(InvalidInput, match="does not fit this learner"):
+        learner("plain", "predsim").load_state_dict(state)
+
+
+def test_an_optimizer_of_choice_per_unit() -> None:
+    def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters)
+
+    by_name = learner("plain", optimizer={"conv1": sgd, "conv2": adam, "out": sgd})
+    in_order = learner("plain", optimizer=[sgd, adam, sgd])
+    for local in (by_name, in_order):
+        assert [type(unit.optimizer) for unit in local.units] == [torch.optim.SGD, torch.optim.Adam, torch.optim.SGD]
+    for wrong in ({"conv1": sgd}, [sgd, sgd]):
+        with pytest.raises(InvalidInput, match="each of the 3 units"):
+            learner("plain", optimizer=wrong)
+
+
+def test_gradients_are_clipped_per_unit() -> None:
+    norms: list[float] = []
+
+    class Watcher(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    learner("plain", optimizer=lambda parameters: Watcher(parameters, lr=0.0)).step(*batch())
+    free = norms.copy()
+    norms.clear()
+    limit = sorted(free)[1]
+    learner("plain", optimizer=lambda parameters: Watcher(parameters, lr=0.0), clip_grad=limit).step(*batch())
+    assert norms == pytest.approx([min(norm, limit) for norm in free], rel=1e-3)
+
+
+def test_frozen_parameters_stay_and_their_heads_become_probes() -> None:
+    model = network("plain")
+    for parameter in model.conv1.parameters():  # type: ignore[union-attr]
+        parameter.requires_grad_(False)
+    before = model.conv1.weight.clone()  # type: ignore[union-attr, operator]
+    local = layerwise.localize(model, batch()[0], CLASSES, loss="pred")
+    head = local.units[0].loss.classifier.weight.clone()  # type: ignore[union-attr, operator]
+    local.step(*batch())
+    assert torch.equal(before, model.conv1.weight)  # type: ignore[arg-type]
+    assert not torch.equal(head, local.units[0].loss.classifier.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
+    local = learner("resnet18")
+    local.model.eval()
+    images, labels = batch()
+    local.step(images, labels)
+    assert not any(module.training for unit in local.units for module in (unit.piece, unit.loss))
+    local.model.train()
+    frozen = next(module for module in local.model.modules() if isinstance(module, nn.BatchNorm2d))
+    local.step(images, labels)
+    frozen.eval()
+    statistics = frozen.running_mean.clone()  # type: ignore[union-attr]
+    local.step(images, labels)
+    assert not frozen.training
+    assert torch.equal(statistics, frozen.running_mean)  # type: ignore[arg-type]
+
+
+def test_localize_leaves_weights_statistics_and_modes_as_they_were() -> None:
+    model = narrow("resnet18").eval()
+    before = copy.deepcopy(model)
+    layerwise.localize(model, torch.randn(4, 1, 8, 8), CLASSES)
+    assert same_weights(model, before)
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+
+
+def test_random_numbers_of_the_user_are_left_alone() -> None:
+    local = learner("resnet18", seed=3)
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    local.step(*batch())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_mixed_precision_trains_float32_weights() -> None:
+    local = learner("vgg8b", amp=torch.bfloat16)
+    first = local.step(*batch()).losses
+    for _ in range(10):
+        last = local.step(*batch()).losses
+    assert sum(last) < sum(first)
+    assert {parameter.dtype for parameter in local.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "words"),
+    [
+        (torch.randn(1, 1, 8, 8), torch.tensor([0]), "a batch of 1"),
+        (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 10]), "labels from 0 to 10 are out of range"),
+        (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1]), "labels from -1 to 2"),
+        (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2]), "do not fit 4 images"),
+        (torch.randn(4, 1, 8, 8), torch.rand(4), "one integer per image"),
+        (torch.full((4, 1, 8, 8), float("nan")), torch.tensor([0, 1, 2, 3]), "NaN or infinite"),
+    ],
+)
+def test_bad_batches_change_nothing(images: Tensor, labels: Tensor, words: str) -> None:
+    local = learner("plain")
+    before = copy.deepcopy(local.model)
+    with pytest.raises(InvalidInput, match=words):
+        local.step(images, labels)
+    assert same_weights(local.model, before)
+
+
+def test_a_loss_that_is_not_finite_names_unit_and_step_before_the_update() -> None:
+    local = learner("plain")
+    local.step(*batch())
+    with torch.no_grad():
+        local.model.conv2.weight[0, 0, 0, 0] = float("inf")  # type: ignore[index, union-attr, operator]
+    before = local.model.conv2.bias.clone()  # type: ignore[union-attr, operator]
+    with pytest.raises(Diverged, match=r"unit 1 \(conv2\) is nan at step 1"):
+        local.step(*batch())
+    assert torch.equal(before, local.model.conv2.bias)  # type: ignore[arg-type]
+
+
+def test_wrong_number_of_classes_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="num_classes as the number of its logits"):
+        layerwise.localize(network("plain"), batch()[0], num_classes=7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu() -> None:
+    model = network("resnet18").cuda()
+    images, labels = (tensor.cuda() for tensor in batch())
+    local = layerwise.localize(model, images, CLASSES, seed=0)
+    result = local.step(images, labels)
+    assert result.loss_tensor().device.type == "cuda"
+    assert model(images).device.type == "cuda"
