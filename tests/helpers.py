@@ -1,7 +1,7 @@
 """Small real data and small networks that several tests use."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class Branches(nn.Module):
 
 
 FOREIGN: dict[str, Callable[[], nn.Module]] = {"plain": Plain, "pre-activation": PreActivation, "branches": Branches}
-NETWORKS: dict[str, Callable[[], nn.Module]] = {**{name: lambda name=name: narrow(name) for name in list_models()}, **FOREIGN}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {**{name: partial(narrow, name) for name in list_models()}, **FOREIGN}
 SOME_NETWORKS = ("vgg8b", "resnet18", "resnet50", "plain", "pre-activation")  # for the slower tests
 
 
@@ -100,9 +100,11 @@ def learner(name: str, loss: Any = "predsim", at: Any = "layer", seed: int | Non
     return localize(network(name), torch.zeros(2, 1, 8, 8), CLASSES, loss=loss, at=at, seed=seed, **options)
 
 
-def ticks(rule: str, learner: Learner, loader: Loader, epochs: int, start: Position = Position(), **options: Any) -> list[Tick]:
+def ticks(
+    rule: str, learner: Learner, loader: Loader, epochs: int, start: Position | None = None, **options: Any
+) -> list[Tick]:
     """Carry a rule to its end with a learning rate that falls."""
-    return list(RULES[rule].order(learner, loader, epochs, lambda done: 1 - done / 2, start, **options))
+    return list(RULES[rule].order(learner, loader, epochs, lambda done: 1 - done / 2, start or Position(), **options))
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -16,7 +16,20 @@ from layerwise.losses import LOSSES
 from layerwise.models import list_models
 from layerwise.rules import RULES
 
-SMALL = ["--hierarchy", "1,1,1,1", "--width", "0.0625", "--train-images", "60", "--batch-size", "16", "--epochs", "1", "--device", "cpu"]
+SMALL = [
+    "--hierarchy",
+    "1,1,1,1",
+    "--width",
+    "0.0625",
+    "--train-images",
+    "60",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")

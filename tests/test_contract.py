@@ -1,4 +1,4 @@
-"""The equalities that define correctness, over every registered network, loss and rule: a new entry is tested by being listed."""
+"""The equalities that define correctness, over every registered network, loss and rule: to be listed is to be tested."""
 
 import copy
 from typing import Any
@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, rule: str, loss: st
     for _ in range(stop + 1):
         tick = next(order)
     state = copy.deepcopy(first.state_dict())
-    order.close()
+    del order
 
     second = learner(name, loss, at=at)
     second.load_state_dict(state)
@@ -122,7 +122,7 @@ class Recorder(torch.optim.SGD):
         super().__init__(parameters, lr=0.0)
         self.gradients: list[Tensor] = []
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
 
 
@@ -139,7 +139,7 @@ def test_no_gradient_crosses_a_border(name: str, loss: str) -> None:
         local.step(images.requires_grad_(), labels)
         assert images.grad is None  # the image itself needs no gradient
         assert all(parameter.grad is None for parameter in local.model.parameters())  # none outlives its unit's step
-        return [unit.optimizer.gradients for unit in local.units]  # type: ignore[union-attr]
+        return [unit.optimizer.gradients for unit in local.units]
 
     plain = gradients(None)
     assert all(plain)

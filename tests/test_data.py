@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def make_loader(count: int = 20, batch_size: int = 6, **options: object) -> Loader:
     pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Loader(PixelsInMemory(pixels), torch.arange(count), [0] * 3, [1] * 3, 8, batch_size, **options)  # type: ignore[arg-type]
+    return Loader(PixelsInMemory(pixels), torch.arange(count), [0] * 3, [1] * 3, 8, batch_size, **options)
 
 
 def test_crops_and_flips_are_those_of_each_image_alone() -> None:
@@ -89,11 +89,11 @@ def test_held_out_images_are_stratified_seeded_and_disjoint() -> None:
     again, other = load_data(run, CPU), load_data(Run(data="digits", val_fraction=0.25, seed=1), CPU)
 
     def held(splits: object) -> Tensor:
-        return splits.validation.pixels.images  # type: ignore[attr-defined, no-any-return]
+        return splits.validation.pixels.images
 
     assert torch.equal(held(splits), held(again))
     assert not torch.equal(held(splits), held(other))
-    train = {image.numpy().tobytes() for image in splits.train.pixels.images}  # type: ignore[attr-defined]
+    train = {image.numpy().tobytes() for image in splits.train.pixels.images}
     assert not train & {image.numpy().tobytes() for image in held(splits)}
     assert load_data(Run(data="digits", val_fraction=0.0), CPU).validation is None
 
@@ -151,7 +151,7 @@ def test_a_folder_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = Run(data="folder", data_dir=str(tmp_path), image_size=16, val_fraction=0.25, batch_size=4)
     splits = load_data(run, CPU)
     assert splits.class_names == ("bright", "dark")
-    assert (len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)) == (12, 4, 4)  # type: ignore[union-attr]
+    assert (len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)) == (12, 4, 4)
     monkeypatch.setattr(folder, "MEMORY_SHARE", 0.0)  # nothing fits: read by workers
     streamed = load_data(run, CPU, workers=1)
     assert isinstance(streamed.train.pixels, folder.PixelsInFiles)

@@ -28,7 +28,24 @@ from layerwise.train import train
 SMALL = Run(
     model="resnet18", hierarchy="1,1,1,1", width=1 / 16, train_images=60, batch_size=16, epochs=2, lr=1e-3, dropout=0.1, views=2
 )
-OPTIONS = ["--hierarchy", "1,1,1,1", "--width", "0.0625", "--train-images", "60", "--batch-size", "16", "--lr", "1e-3", "--dropout", "0.1", "--views", "2", "--cpu-threads", "1"]
+OPTIONS = [
+    "--hierarchy",
+    "1,1,1,1",
+    "--width",
+    "0.0625",
+    "--train-images",
+    "60",
+    "--batch-size",
+    "16",
+    "--lr",
+    "1e-3",
+    "--dropout",
+    "0.1",
+    "--views",
+    "2",
+    "--cpu-threads",
+    "1",
+]
 
 
 def carry_out(run: Run, path: Path, resume: bool = False) -> dict[str, Any]:
@@ -152,8 +169,8 @@ class StopAfter(Progress):
 def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
     run = replace(SMALL, rule=rule)
     carry_out(run, tmp_path / "whole")
+    steps = 6 if RULES[rule].one_thread else 3  # with threads, it stops when the epoch ends
     with pytest.raises(train_module.Interrupted):
-        steps = 6 if RULES[rule].one_thread else 3  # with threads, it stops when the epoch ends
         train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(steps))
     if RULES[rule].one_thread:
         assert load_state(tmp_path / "run" / STATE)["position"] == [1, 2]
@@ -283,7 +300,7 @@ def test_output_folders_that_cannot_be_used(tmp_path: Path) -> None:
     for name in ("full", "file"):
         with pytest.raises(InvalidInput, match="exists and is not a run"):
             carry_out(SMALL, tmp_path / name)
-    with pytest.raises(InvalidInput, match="cannot be written to|exists and is not a run"):
+    with pytest.raises(InvalidInput, match="cannot be written to"):
         carry_out(SMALL, tmp_path / "file" / "below")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "precious"
 

@@ -93,7 +93,7 @@ def test_gradients_are_clipped_per_unit() -> None:
     norms: list[float] = []
 
     class Watcher(torch.optim.SGD):
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        def step(self, closure: Any = None) -> None:
             gradients = [p.grad for group in self.param_groups for p in group["params"]]
             norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
@@ -107,14 +107,14 @@ def test_gradients_are_clipped_per_unit() -> None:
 
 def test_frozen_parameters_stay_and_their_heads_become_probes() -> None:
     model = network("plain")
-    for parameter in model.conv1.parameters():  # type: ignore[union-attr]
+    for parameter in model.conv1.parameters():
         parameter.requires_grad_(False)
-    before = model.conv1.weight.clone()  # type: ignore[union-attr, operator]
+    before = model.conv1.weight.clone()
     local = layerwise.localize(model, batch()[0], CLASSES, loss="pred")
-    head = local.units[0].loss.classifier.weight.clone()  # type: ignore[union-attr, operator]
+    head = local.units[0].loss.classifier.weight.clone()
     local.step(*batch())
-    assert torch.equal(before, model.conv1.weight)  # type: ignore[arg-type]
-    assert not torch.equal(head, local.units[0].loss.classifier.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(before, model.conv1.weight)
+    assert not torch.equal(head, local.units[0].loss.classifier.weight)
 
 
 def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
@@ -127,10 +127,10 @@ def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
     frozen = next(module for module in local.model.modules() if isinstance(module, nn.BatchNorm2d))
     local.step(images, labels)
     frozen.eval()
-    statistics = frozen.running_mean.clone()  # type: ignore[union-attr]
+    statistics = frozen.running_mean.clone()
     local.step(images, labels)
     assert not frozen.training
-    assert torch.equal(statistics, frozen.running_mean)  # type: ignore[arg-type]
+    assert torch.equal(statistics, frozen.running_mean)
 
 
 def test_localize_leaves_weights_statistics_and_modes_as_they_were() -> None:
@@ -182,11 +182,11 @@ def test_a_loss_that_is_not_finite_names_unit_and_step_before_the_update() -> No
     local = learner("plain")
     local.step(*batch())
     with torch.no_grad():
-        local.model.conv2.weight[0, 0, 0, 0] = float("inf")  # type: ignore[index, union-attr, operator]
-    before = local.model.conv2.bias.clone()  # type: ignore[union-attr, operator]
+        local.model.conv2.weight[0, 0, 0, 0] = float("inf")
+    before = local.model.conv2.bias.clone()
     with pytest.raises(Diverged, match=r"unit 1 \(conv2\) is nan at step 1"):
         local.step(*batch())
-    assert torch.equal(before, local.model.conv2.bias)  # type: ignore[arg-type]
+    assert torch.equal(before, local.model.conv2.bias)
 
 
 def test_wrong_number_of_classes_is_refused() -> None:

@@ -184,8 +184,8 @@ def refuse_lost_parameters(model: nn.Module, network: Network) -> None:
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise CannotSplit(
-            f"parameter {lost[0]!r}{more} would belong to no unit: the network's output does not depend on it, so no loss would "
-            "train it. Remove the module, or make forward use it."
+            f"parameter {lost[0]!r}{more} would belong to no unit: the network's output does not depend on it, so no loss "
+            "would train it. Remove the module, or make forward use it."
         )
 
 
@@ -200,8 +200,8 @@ def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.
         if len(shared) > 1:
             raise CannotSplit(
                 f"parameter {names[key]!r} is used in units {', '.join(map(str, sorted(shared)))}: each would train it by its "
-                "own loss, and the gradient of neither would be whole. Give each layer weights of its own, or cut so that all uses "
-                "fall into one unit."
+                "own loss, and the gradient of neither would be whole. Give each layer weights of its own, or cut so that all "
+                "uses fall into one unit."
             )
 
 
