@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from layerwise.errors import CannotSplit
@@ -68,11 +69,15 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
     Raises:
         CannotSplit: the forward pass cannot be traced, or differs between training and evaluation in more than flags.
     """
-    root = SingleInput(model)
-    with modes_kept(model):
-        in_training, in_evaluation = (trace_in_mode(root, leaves, mode) for mode in (True, False))
+    leaves = set(leaves)
+    root, twin = SingleInput(model), SingleInput(model)  # one each: tracing keeps constant tensors in its root
+    with modes_kept(model), buffers_kept(model):
+        in_training, in_evaluation = trace_in_mode(root, leaves, True), trace_in_mode(twin, leaves, False)
     graph = merge_modes(in_training, in_evaluation)
+    refuse_changing_constants(root, twin)
+    refuse_lost_changes(root, graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    root.training = model.training
     return root, graph
 
 
@@ -85,6 +90,58 @@ def modes_kept(*networks: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Refuse a forward pass that writes to a buffer, which a graph does not show, and give the buffer its values back."""
+    before = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    changed = []
+    try:
+        yield
+    finally:
+        for module, name, buffer, version, values in before:
+            if module._buffers[name] is not buffer or buffer._version != version:
+                changed.append(name)
+                module._buffers[name] = buffer.copy_(values)
+    if changed:
+        raise CannotSplit(
+            f"the forward pass writes to buffer {changed[0]!r}, and the units would not do so. Update it outside of forward, "
+            "or keep its module whole inside one unit with leaves=."
+        )
+
+
+def refuse_changing_constants(root: nn.Module, twin: nn.Module) -> None:
+    """Refuse tensors that forward makes without its input and that came out different when it ran again."""
+    for name, value in vars(root).items():
+        if isinstance(value, Tensor) and not torch.equal(value, vars(twin)[name]):
+            raise CannotSplit(
+                f"the forward pass makes a tensor of shape {[*value.shape]} that is another each time, such as random noise; "
+                "in the units it would be the same for ever. Make it from the input, such as by torch.randn_like, or keep its "
+                "module whole inside one unit with leaves=."
+            )
+
+
+def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
+    """Refuse an operation in place whose result is not used by name: a graph does not show who sees the change."""
+    for node in graph.nodes:
+        if node.users or node.op not in ("call_module", "call_method", "call_function"):
+            continue
+        inplace = node.kwargs.get("inplace", False)
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op == "call_module":
+            inplace = getattr(root.get_submodule(str(node.target)), "inplace", False)
+        if inplace is True or (str(name).endswith("_") and not str(name).endswith("__")):
+            where = f"in module {owner(node)!r}" if owner(node) else "in the network itself"
+            raise CannotSplit(
+                f"{node.name!r} {where} changes a tensor in place and its result is thrown away, so no graph shows who uses "
+                "the change. Use its result, such as x = F.relu_(x)."
+            )
 
 
 def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> fx.Graph:
@@ -124,6 +181,9 @@ def merge_argument(graph: fx.Graph, user: fx.Node, one: Any, other: Any) -> Any:
     if isinstance(one, tuple | list) and type(one) is type(other) and len(one) == len(other):
         merged = [merge_argument(graph, user, a, b) for a, b in zip(one, other, strict=True)]
         return merged if isinstance(one, list) else tuple(merged)
+    if isinstance(one, slice) and isinstance(other, slice):
+        ends = ((one.start, other.start), (one.stop, other.stop), (one.step, other.step))
+        return slice(*(merge_argument(graph, user, a, b) for a, b in ends))
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return {key: merge_argument(graph, user, one[key], other[key]) for key in one}
     if isinstance(one, bool) and isinstance(other, bool) and one != other:

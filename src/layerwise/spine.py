@@ -37,6 +37,8 @@ WEIGHTED_FUNCTIONS = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, F.bilinear,
 }  # fmt: skip
 
+SIZES = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")  # what x.name says about x, unlike x.T
+
 
 @dataclass
 class Network:
@@ -79,8 +81,13 @@ class Network:
         """Whether a node is a layer with a weight matrix or kernel, as opposed to a norm or an activation."""
         module = self.module(node)
         if module is None:
-            return node.op == "call_function" and node.target in WEIGHTED_FUNCTIONS
+            weighted = node.op == "call_function" and node.target in WEIGHTED_FUNCTIONS
+            return weighted and any(self.holds_parameter(source) for source in node.all_input_nodes[1:])
         return not isinstance(module, NORMS) and any(parameter.dim() > 1 for parameter in module.parameters())
+
+    def holds_parameter(self, node: fx.Node) -> bool:
+        """Whether a node is a parameter or computed from one, as opposed to a fixed kernel."""
+        return bool(self.parameters(node)) or any(self.holds_parameter(source) for source in node.all_input_nodes)
 
     def is_deferred(self, node: fx.Node) -> bool:
         """Whether a node at a feature's end belongs to the next unit: pooling, dropout, reshaping."""
@@ -126,6 +133,10 @@ class Network:
             stretches.append(stretch)
         return stretches
 
+    def block_end(self, stretch: Sequence[fx.Node]) -> fx.Node | None:
+        """The last node of a stretch that all paths pass, if there is one."""
+        return next(filter(self.is_bottleneck, reversed(stretch)), None)
+
     def is_bottleneck(self, cut: fx.Node) -> bool:
         """Whether every path from input to output passes this node: a cut behind it is passed by one tensor."""
         reached = {node for node in self.graph.nodes if node.op == "placeholder"}
@@ -167,4 +178,4 @@ def gives_size(node: fx.Node) -> bool:
     """Whether a node gives numbers about a tensor, such as its shape: no features pass there."""
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
-    return node.op == "call_function" and node.target is getattr
+    return node.op == "call_function" and node.target is getattr and node.args[1] in SIZES

@@ -70,8 +70,10 @@ def split(
     refuse_empty_units(network, place)
     refuse_lost_parameters(model, network)
     refuse_shared_parameters(model, network, place)
-    pieces = [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)]
-    return Chain(pieces, name_units(network, place))
+    chain = Chain([build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)], name_units(network, place))
+    for module in (chain, *chain.pieces):  # but not what they hold: single modules of the model may be frozen
+        module.training = model.training
+    return chain
 
 
 def choose_cuts(network: Network, at: str | int | Sequence[str], sample: Tensor | None) -> list[fx.Node]:
@@ -89,11 +91,8 @@ def choose_cuts(network: Network, at: str | int | Sequence[str], sample: Tensor 
 
 def block_cuts(network: Network) -> list[fx.Node]:
     """Behind every anchor, the last node on the way to its feature that all paths pass, where there is one."""
-    cuts: list[fx.Node] = []
-    for stretch in network.stretches():
-        last = next(filter(network.is_bottleneck, reversed(stretch)), None)
-        cuts += [last] if last is not None else []
-    return cuts
+    ends = (network.block_end(stretch) for stretch in network.stretches())
+    return [end for end in ends if end is not None]
 
 
 def equal_cuts(network: Network, count: int, sample: Tensor | None) -> list[fx.Node]:
@@ -150,18 +149,21 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
 
 
 def path_cuts(network: Network, paths: Sequence[str]) -> list[fx.Node]:
-    """The cuts that end a unit with each of the modules named."""
-    features = {anchor: stretch[-1] for anchor, stretch in zip(network.anchors, network.stretches(), strict=False)}
+    """The cuts that end a unit with each of the modules named: behind a layer's feature, or where a block is left."""
+    stretches = dict(zip(network.anchors, network.stretches(), strict=False))
     cuts = []
     for path in paths:
-        inside = [node for node in network.spine if owner(node) == path or owner(node).startswith(path + ".")]
+        inside = [node for node in network.spine if path and f"{owner(node)}.".startswith(f"{path}.")]
         if not inside:
             raise CannotSplit(
                 f"no cut can follow {path!r}: it is not a module on the way through the most weighted layers from input to "
                 f"output. Accepted are modules that hold such layers, like {owner(network.anchors[0])!r}."
             )
-        anchors = [node for node in inside if node in features]
-        last = features[anchors[-1]] if anchors else inside[-1]
+        anchors = [node for node in inside if node in stretches]
+        last = inside[-1]
+        if anchors:
+            stretch = stretches[anchors[-1]]
+            last = (network.block_end(stretch) if owner(anchors[-1]) != path else None) or stretch[-1]
         if last is not network.spine[-1] and network.anchors[-1] not in inside:
             cuts.append(last)
     order = {node: number for number, node in enumerate(network.spine)}
@@ -242,7 +244,7 @@ def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
     root: dict[str, Any] = {}
     for node in nodes:
         if node.target == FLAG:
-            root[FLAG] = TrainingFlag()
+            root[FLAG] = TrainingFlag().train(network.root.training)
         elif node.op in ("call_module", "get_attr"):
             path, _, name = str(node.target).rpartition(".")
             value = getattr(network.root.get_submodule(path), name)
@@ -255,12 +257,12 @@ def name_units(network: Network, place: dict[fx.Node, int]) -> list[str]:
     """A name per unit: the path of its only layer, of the module that holds just its layers, or of its first and last layer."""
     layers: dict[int, list[str]] = defaultdict(list)
     for anchor in network.anchors:
-        layers[place[anchor]].append(owner(anchor))
+        layers[place[anchor]].append(owner(anchor) or "network")
     names = []
     for index in sorted(layers):
         others = [path for unit, paths in layers.items() if unit != index for path in paths]
         names.append(name_unit(layers[index], others))
-    return names
+    return [f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
 def name_unit(layers: Sequence[str], others: Sequence[str]) -> str:

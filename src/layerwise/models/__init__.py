@@ -5,6 +5,8 @@ A new network is one class with the constructor of ``VGG`` and ``ResNet`` and on
 
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from math import inf
+from numbers import Integral, Real
 
 from torch import nn
 
@@ -57,13 +59,13 @@ def create_model(
     network, published = MODELS[choose("model", name, MODELS)]
     stages = published if hierarchy is None else parse_hierarchy(hierarchy)
     check_stages(name, stages, published)
-    for label, value, accepted, valid in (
-        ("width", width, "a number above 0", width > 0),
-        ("num_classes", num_classes, "2 or more", num_classes >= 2),
-        ("in_chans", in_chans, "1 or more", in_chans >= 1),
-        ("image_size", image_size, "1 pixel or more", image_size >= 1),
-        ("dropout", dropout, "0 up to but not including 1", 0 <= dropout < 1),
+    for label, value, kind, accepted, valid in (
+        ("width", width, Real, "a number above 0", lambda x: 0 < x < inf),
+        ("num_classes", num_classes, Integral, "a whole number, 2 or more", lambda x: x >= 2),
+        ("in_chans", in_chans, Integral, "a whole number, 1 or more", lambda x: x >= 1),
+        ("image_size", image_size, Integral, "a whole number of pixels, 1 or more", lambda x: x >= 1),
+        ("dropout", dropout, Real, "a number from 0 up to but not including 1", lambda x: 0 <= x < 1),
     ):
-        if not valid:
+        if not isinstance(value, kind) or not valid(value):
             raise InvalidInput(f"{label} {value} cannot be used to build {name}: give {accepted}")
     return network(name, stages, width, num_classes, in_chans, image_size, dropout)
