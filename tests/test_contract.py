@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.chain import split
 from layerwise.losses import LOSSES, Evaluated, Site, Targets, create_loss
 from layerwise.rules import RULES, Position
-from layerwise.split import split
 from tests.helpers import CLASSES, NETWORKS, SOME_NETWORKS, digits, learner, network, same_weights, ticks
 
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]

@@ -48,7 +48,7 @@ def test_every_network_of_the_paper_has_the_layers_of_its_hierarchy(row: dict[st
     kernels = [conv.kernel_size[0] for conv in layers(model, nn.Conv2d)]
     if name.startswith("vgg"):
         assert kernels == [3] * depth
-        assert [linear.out_features for linear in layers(model, nn.Linear)] == [1024, model.output.out_features]  # type: ignore[union-attr]
+        assert [linear.out_features for linear in layers(model, nn.Linear)] == [1024, model.output.out_features]
     elif name == "resnet18":
         assert sorted(kernels) == [1] * PROJECTIONS[name] + [3] * (1 + 2 * depth)
     else:
@@ -138,7 +138,7 @@ def test_each_stage_but_the_first_halves_the_map(name: str) -> None:
 
 
 def test_the_free_shortcut_keeps_every_second_pixel_between_new_zeros() -> None:
-    shortcut = narrow("resnet32").stages[1][0].shortcut  # type: ignore[index, union-attr]
+    shortcut = narrow("resnet32").stages[1][0].shortcut
     images = torch.randn(2, 1, 5, 4)
     expanded = shortcut(images)
     assert expanded.shape == (2, 2, 3, 2)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
+from layerwise.chain import Chain, balance, block_cuts, multiply_adds, split
 from layerwise.errors import CannotSplit
 from layerwise.graph import trace_network
 from layerwise.models import create_model
 from layerwise.spine import Network
-from layerwise.split import Chain, balance, block_cuts, multiply_adds, split
 from tests.helpers import CLASSES, PreActivation, narrow
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -125,15 +125,16 @@ class Blocks(nn.Module):
         return self.out(self.two(self.one(self.stem(x))).mean((2, 3)))
 
 
-def test_a_block_ends_where_one_tensor_leaves_it() -> None:
+@pytest.mark.parametrize(
+    ("at", "names"), [("block", ("stem", "one", "two", "out")), (["one", "two"], ("stem..one.conv2", "two", "out"))]
+)
+def test_a_block_ends_where_one_tensor_leaves_it(at: Any, names: tuple[str, ...]) -> None:
     model = Blocks()
-    for at in ("block", ["stem", "one", "two"]):
-        chain = split(model, at)
-        assert chain.names == ("stem", "one", "two", "out")
-        assert [len(shapes) for shapes in carried_shapes(chain)] == [1, 1, 1, 1]
-        assert parameter_names(model, chain.pieces[1]) == {
-            name for name, _ in model.named_parameters() if name.startswith("one.")
-        }
+    chain = split(model, at)
+    assert chain.names == names
+    assert all(len(shapes) == 1 for shapes in carried_shapes(chain))
+    two = {name for name, _ in model.named_parameters() if name.startswith("two.")}
+    assert parameter_names(model, chain.pieces[-2]) == two
 
 
 # What passes a cut
@@ -146,12 +147,10 @@ def test_features_are_taken_before_dropout_and_pooling() -> None:
         *[(16, 4, 4), (32, 4, 4)],
         *[(32, 2, 2), (32, 1, 1), (64,), (10,)],
     ]
-    chain = split(model).train()
-    for piece in chain.pieces[:2]:
-        torch.manual_seed(1)
-        assert not any(bool((channel == 0).all()) for channel in chain.pieces[0](IMAGES)[0].flatten(0, 1)), piece
-    assert sum(isinstance(module, nn.Dropout2d) for module in chain.pieces[0].modules()) == 0
-    assert sum(isinstance(module, nn.Dropout2d) for module in chain.pieces[1].modules()) == 1
+    dropouts = [
+        sum(isinstance(module, nn.modules.dropout._DropoutNd) for module in piece.modules()) for piece in split(model).pieces
+    ]
+    assert dropouts == [0, 1, 1, 1, 1, 1, 1, 1]
 
 
 class Functional(nn.Module):
@@ -227,10 +226,10 @@ def test_pieces_hold_the_networks_own_modules() -> None:
     before = [*model.state_dict()]
     chain = split(model)
     convolution: Any = next(module for module in chain.pieces[3].modules() if isinstance(module, nn.Conv2d))
-    assert convolution is model.stages[0][1].conv1  # type: ignore[index, union-attr]
+    assert convolution is model.stages[0][1].conv1
     assert [*model.state_dict()] == before
     chain.train()(IMAGES)
-    assert int(model.stem.norm.num_batches_tracked) == 1  # type: ignore[union-attr, arg-type, operator]
+    assert int(model.stem.norm.num_batches_tracked) == 1
 
 
 # Training and evaluation
@@ -266,7 +265,7 @@ def test_dropout_in_evaluation_only() -> None:
 @pytest.mark.parametrize("at", ["layer", 3])
 def test_modes_are_as_before(training: bool, at: Any) -> None:
     model = published("resnet18").train(training)
-    model.stages[1][0].norm1.train(not training)  # type: ignore[index, union-attr]
+    model.stages[1][0].norm1.train(not training)
     modes = {name: module.training for name, module in model.named_modules()}
     before = copy.deepcopy(model.state_dict())
     split(model, at, IMAGES)
@@ -414,7 +413,7 @@ class Dictionary(Net):
 
 
 class TwoInputs(Net):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return super().forward(x + y)
 
 
@@ -473,6 +472,8 @@ class DiscardedModule(Net):
 
 
 class WritesBuffer(Net):
+    calls: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -590,7 +591,7 @@ class Inception(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = F.relu(torch.cat([self.one(x), self.three(x), self.pool(x), x], 1))
+        x = F.leaky_relu(torch.cat([self.one(x), self.three(x), self.pool(x), x], 1))
         return self.out(x.mean((2, 3)))
 
 

@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerwise.chain import Chain, split
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
     from layerwise.models import create_model, list_models
     from layerwise.rules import RULES
-    from layerwise.split import Chain, split
     from layerwise.units import Learner, StepResult, Unit, localize
 
 HOMES = {
@@ -19,7 +19,7 @@ HOMES = {
     "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "Sim", "Site", "Targets"),
     "models": ("create_model", "list_models"),
     "rules": ("RULES",),
-    "split": ("Chain", "split"),
+    "chain": ("Chain", "split"),
     "units": ("Learner", "StepResult", "Unit", "localize"),
 }
 
@@ -54,7 +54,7 @@ def __getattr__(name: str) -> Any:
     for home, names in HOMES.items():
         if name in names:
             value = getattr(import_module(f"layerwise.{home}"), name)
-            globals()[name] = value  # `split` is also a module of that name: keep the function once it has been asked for
+            globals()[name] = value
             return value
     raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
 

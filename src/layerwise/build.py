@@ -32,6 +32,10 @@ def prepare_device(execution: Execution) -> torch.device:
     Raises:
         InvalidInput: there is no such device.
     """
+    for option in ("eval_every", "save_every", "workers"):
+        least = 0 if option == "workers" else 1
+        if getattr(execution, option) < least:
+            raise InvalidInput(f"{option} {getattr(execution, option)} is too small: give {least} or more")
     name = execution.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # torch's profiler, which counts memory, else writes of itself to stderr
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # threads that wait spin only shortly: as fast on an idle machine, 17 times faster when another program takes a core
+    # (docs/log.md, 2026-11-23)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         parsed = build_parser().parse_args(arguments)
         result = parsed.command(parsed)
@@ -73,7 +76,7 @@ def build_parser() -> Parser:
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--data-dir", help="where the data set's files are now (default: as in training)")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every"})
+    add_fields(evaluate, Execution, skip={"eval_every", "save_every"})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")

@@ -7,6 +7,8 @@ what to do. The command line prints the message and exits with code 2; a library
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 50  # names in a refusal
+
 
 class InvalidInput(ValueError):
     """An argument, a file or a batch that cannot be used."""
@@ -33,6 +35,7 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in known:
         return name
-    near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    near = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {', '.join(known)}")
+    accepted = ", ".join(known[:MOST_NAMED]) + (f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else "")
+    raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {accepted}")

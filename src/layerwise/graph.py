@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layerwise.errors import CannotSplit
+from layerwise.errors import CannotSplit, choose
 
 ROOT = "network"  # path of the user's model inside the traced wrapper
 FLAG = "training_flag"  # path of the mode flag in every unit
@@ -69,7 +69,7 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
     Raises:
         CannotSplit: the forward pass cannot be traced, or differs between training and evaluation in more than flags.
     """
-    leaves = set(leaves)
+    leaves = {choose("module in leaves=", path, [name for name, _ in model.named_modules() if name]) for path in leaves}
     root, twin = SingleInput(model), SingleInput(model)  # one each: tracing keeps constant tensors in its root
     with modes_kept(model), buffers_kept(model):
         in_training, in_evaluation = trace_in_mode(root, leaves, True), trace_in_mode(twin, leaves, False)

@@ -17,8 +17,8 @@ def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
     Raises:
         InvalidInput: an entry is not a positive whole number.
     """
-    entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
     try:
+        entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
         if any(isinstance(entry, float | bool) for entry in entries):
             raise ValueError
         counts = tuple(int(entry) for entry in entries)

@@ -8,7 +8,7 @@ so a rule started at a position goes on exactly as one that came there.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -178,42 +178,39 @@ class CachedFeatures:
 
     def __init__(self, frozen: list[Unit], batches: Batches) -> None:
         self.frozen, self.source = frozen, batches
-        self.kept: dict[int, Carried] = {}
+        self.kept: dict[int, tuple[Tensor, ...]] = {}
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
         view = epoch % (self.source.views or 1)
         if view not in self.kept:
             self.kept[view] = self.fill(epoch)
         for indices in self.source.order(epoch)[start:]:
-            yield tuple(pick(value, indices) for value in self.kept[view]), self.source.labels[indices]
+            yield tuple(kept[indices] for kept in self.kept[view]), self.source.labels[indices]
 
     @property
     def kept_bytes(self) -> int:
-        tensors = [value for carried in self.kept.values() for value in carried if isinstance(value, Tensor)]
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+        return sum(tensor.untyped_storage().nbytes() for view in self.kept.values() for tensor in view)
 
-    def fill(self, epoch: int) -> Carried:
-        """Features of all images in their order."""
+    def fill(self, epoch: int) -> tuple[Tensor, ...]:
+        """Features of all images in their order.
+
+        Raises:
+            InvalidInput: something else than a tensor with an entry per image passes between the units.
+        """
         every = torch.arange(len(self.source.labels), device=self.source.labels.device)
         size = max(len(indices) for indices in self.source.order(epoch))
-        kept: list[Any] = []
+        kept: list[Tensor] = []
         for indices in every.split(size):
             carried = pass_through(self.frozen, (self.source.images(indices, epoch),))
-            if any(isinstance(value, Tensor) and value.shape[:1] != indices.shape for value in carried):
+            if not all(isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in carried):
                 raise InvalidInput(
-                    "a tensor that passes between two units has no entry per image, so it cannot be cached: leave --cache out"
+                    "something other than a tensor with an entry per image passes between two units, and may differ from batch "
+                    "to batch, so it cannot be cached: leave --cache out"
                 )
-            kept = kept or [
-                value.new_empty((len(every), *value.shape[1:])) if isinstance(value, Tensor) else value for value in carried
-            ]
+            kept = kept or [value.new_empty((len(every), *value.shape[1:])) for value in carried]
             for store, value in zip(kept, carried, strict=True):
-                if isinstance(value, Tensor):
-                    store[indices] = value
+                store[indices] = value
         return tuple(kept)
-
-
-def pick(value: Any, indices: Tensor) -> Any:
-    return value[indices] if isinstance(value, Tensor) else value
 
 
 @torch.no_grad()

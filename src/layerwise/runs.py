@@ -69,6 +69,7 @@ class Execution:
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
+    save_every: int = option(1, "save the state to resume from after every so many epochs")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"

@@ -66,21 +66,26 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         while tick := meter.next_tick(ticks):
             progress.tick(tick, meter)
             if tick.ends_epoch:
-                due = tick.ends_training or tick.after.epoch % execution.eval_every == 0
-                record = meter.end_epoch(tick, evaluate_epoch(tick, learner, data, run) if due else {})
+                evaluate = is_due(tick, execution.eval_every)
+                record = meter.end_epoch(tick, evaluate_epoch(tick, learner, data, run) if evaluate else {})
                 if record["best"]:
                     save_weights(folder.file(BEST), learner.model)
                 folder.append(record)
-                save(folder, learner, meter, tick.after)
+                if is_due(tick, execution.save_every):
+                    save(folder, learner, meter, tick.after)
                 progress.epoch(record)
             if stop_requested() and tick.settled and not tick.ends_training:
-                if not tick.ends_epoch:
-                    save(folder, learner, meter, tick.after)
+                save(folder, learner, meter, tick.after)
                 raise Interrupted(f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved")
         digest = save_weights(folder.file(WEIGHTS), learner.model)
         result = {**describe(run, folder), **meter.result(), "sha256": digest}
         write_json(folder.file(RESULT), result)
     return result
+
+
+def is_due(tick: Tick, every: int) -> bool:
+    """Whether something is to be done after this epoch that is done every so many epochs and at the end."""
+    return tick.ends_training or tick.after.epoch % every == 0
 
 
 def describe(run: Run, folder: RunFolder) -> dict[str, Any]:

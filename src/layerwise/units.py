@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.chain import split
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.graph import modes_kept
 from layerwise.losses import Evaluated, LossFactory, Site, Targets, create_loss
-from layerwise.split import split
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -327,7 +327,9 @@ def feature_shapes(
         with modes_kept(piece), precision(carried, amp):
             piece.eval()
             carried = piece(*carried)
-        if not isinstance(carried[0], Tensor) or not all(isinstance(value, Tensor | int | float) for value in carried):
+        if not isinstance(carried[0], Tensor) or not all(
+            isinstance(value, Tensor | int | float | torch.Size) for value in carried
+        ):
             kinds = ", ".join(type(value).__name__ for value in carried)
             raise InvalidInput(
                 f"what passes the cut behind unit {name!r} ({kinds}) cannot be carried: only tensors and numbers can. Cut "
