@@ -1,7 +1,7 @@
 # make demo: the paper's experiment in small.  make test: lint, types and all tests.
 PYTHON ?= python3.11
 BIN := .venv/bin
-TRAIN := --data digits --width 0.25 --epochs 15 --batch-size 64 --lr 2e-3 --val-fraction 0.1
+TRAIN := --data digits --width 0.25 --epochs 8 --batch-size 64 --lr 1e-3 --seeds 3
 
 .PHONY: demo test clean
 
