@@ -252,11 +252,14 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
     whole = carry_out(SMALL, tmp_path / "whole")
     save = torch.save
 
-    def full(state: Any, path: Path) -> None:
+    def full(state: Any, file: Any) -> None:
         if state["position"][0] == 2:
-            path.write_bytes(b"half a st")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(state, path)
+            file.write(b"half a st")
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            except OSError:
+                raise RuntimeError("unexpected pos") from None  # as torch does
+        save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(InvalidInput, match=r"could not be written \(No space left on device\)"):

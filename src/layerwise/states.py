@@ -22,9 +22,11 @@ def save(folder: RunFolder, learner: Learner, meter: Meter, position: Position) 
     state = {"position": [position.epoch, position.batch], "learner": learner.state_dict(), "meter": meter.state_dict()}
     with replacing(folder.file(STATE)) as draft:
         try:
-            torch.save(state, draft)
-        except RuntimeError as error:  # torch reports a full disk so
-            raise OSError(str(error).splitlines()[0]) from error
+            with draft.open("wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:
+            # torch hides what the file said, such as that the disk is full, behind an error of its own
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def restore(folder: RunFolder, learner: Learner, meter: Meter) -> Position:
