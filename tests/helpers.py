@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.data import Loader, Splits, load_data
+from layerwise.data import Splits, load_data
+from layerwise.loader import Loader
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import Run

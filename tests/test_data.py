@@ -9,8 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from layerwise import folder
-from layerwise.data import Augmentation, Draws, Loader, PixelsInMemory, crop_and_flip, cut_out, hold_out, load_data, resize
+from layerwise.data import hold_out, load_data, resize
 from layerwise.errors import InvalidInput, MissingData
+from layerwise.loader import Augmentation, Draws, ImageSet, Loader, PixelsInMemory, crop_and_flip, cut_out
 from layerwise.runs import Run
 from tests.helpers import digits
 
@@ -183,6 +184,6 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_holding_out_nothing_keeps_everything() -> None:
-    images = folder.ImageSet(PixelsInMemory(torch.zeros(10, 1, 2, 2, dtype=torch.uint8)), torch.from_numpy(np.arange(10) % 2))
+    images = ImageSet(PixelsInMemory(torch.zeros(10, 1, 2, 2, dtype=torch.uint8)), torch.from_numpy(np.arange(10) % 2))
     train, held = hold_out(images, 0.0, None, 2, seed=0)
     assert (len(train.labels), len(held.labels)) == (10, 0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from layerwise.data import Loader
 from layerwise.graph import modes_kept
+from layerwise.loader import Loader
 from layerwise.losses import Targets
 from layerwise.units import Carried, Learner, precision
 

@@ -10,8 +10,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layerwise.data import ImageSet, Pixels, PixelsInMemory, hold_out
 from layerwise.errors import InvalidInput, MissingData
+from layerwise.loader import ImageSet, Pixels, PixelsInMemory
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MEMORY_SHARE = 0.25  # of the machine's memory that decoded images may take
@@ -78,11 +78,10 @@ class PixelsInFiles:
         return self
 
 
-def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet, tuple[str, ...], int]:
-    """Training set, test set, class names and image size of ``root/train/CLASS/*``, ``root/test/CLASS/*``.
+def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
+    """Training set, test set and class names of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    The test part may be called test, val or validation. Without a folder ``train``, ``root/CLASS/*`` is read and a fifth of
-    each class becomes the test set.
+    The test part may be called test, val or validation. Without such folders, ``root/CLASS/*`` is read and there is no test set.
 
     Raises:
         MissingData: there is no such folder, or it holds no class folders with images.
@@ -90,16 +89,10 @@ def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet
     parts = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
     if not (root / "train").is_dir() or not parts:
         classes = class_folders(root)
-        images = read_part(root, classes, size, workers)
-        train, test = hold_out(images, TEST_SHARE, None, len(classes), seed=0)
-        return train, test, tuple(classes), size
+        return read_part(root, classes, size, workers), None, tuple(classes)
     classes = class_folders(root / "train")
-    return (
-        read_part(root / "train", classes, size, workers),
-        read_part(parts[0], classes, size, workers),
-        tuple(classes),
-        size,
-    )
+    train, test = (read_part(part, classes, size, workers) for part in (root / "train", parts[0]))
+    return train, test, tuple(classes)
 
 
 def class_folders(root: Path) -> list[str]:
