@@ -81,7 +81,7 @@ class PixelsInFiles:
 def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
     """Training set, test set and class names of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    The test part may be called test, val or validation. Without such folders, ``root/CLASS/*`` is read and there is no test set.
+    The test part may be called test, val or validation. Without such folders, ``root/CLASS/*`` is read, all for training.
 
     Raises:
         MissingData: there is no such folder, or it holds no class folders with images.
