@@ -12,7 +12,7 @@ from layerwise.data import Splits, load_data
 from layerwise.loader import Loader
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import Run
+from layerwise.runs import Execution, Run
 from layerwise.units import Learner, localize
 
 CLASSES = 10
@@ -20,7 +20,9 @@ CLASSES = 10
 
 @cache
 def digits(train_images: int = 80, batch_size: int = 16, views: int | None = None) -> Splits:
-    return load_data(Run(data="digits", train_images=train_images, batch_size=batch_size, views=views), torch.device("cpu"))
+    return load_data(
+        Run(data="digits", train_images=train_images, batch_size=batch_size, views=views), Execution(), torch.device("cpu")
+    )
 
 
 def narrow(name: str, dropout: float = 0.2) -> nn.Module:

@@ -178,6 +178,11 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 --rules simultaneous glob", "unknown rule 'glob'"),
         ("trian resnet18", "invalid choice: 'trian'"),
+        ("train resnet18 {small} --seed 99999999999999999999999", "seed 99999999999999999999999 is out of range"),
+        ("train resnet18 {small} --at ²", "no cut can follow '²'"),
+        ("train resnet18 {small} --no-augment --cutout 2", "leave out --no-augment"),
+        ("train --resume {run} --lr 0.1", "leave out lr"),
+        ("compare resnet18 {small2} --rules sequential simultaneous --cache --views 1", "--cache belongs to the rule"),
         ("", "required: COMMAND"),
     ],
 )

@@ -1,6 +1,7 @@
 """Data on the device: splits, augmentation by the batch, folders of images."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,17 @@ from PIL import Image
 from torch import Tensor
 
 from layerwise import folder
-from layerwise.data import hold_out, load_data, resize
+from layerwise.data import Splits, hold_out, load_data, resize
 from layerwise.errors import InvalidInput, MissingData
 from layerwise.loader import Augmentation, Draws, ImageSet, Loader, PixelsInMemory, crop_and_flip, cut_out
-from layerwise.runs import Run
+from layerwise.runs import Execution, Run
 from tests.helpers import digits
 
 CPU = torch.device("cpu")
+
+
+def load(run: Run, **execution: Any) -> Splits:
+    return load_data(run, Execution(**execution), CPU)
 
 
 def make_loader(count: int = 20, batch_size: int = 6, **options: object) -> Loader:
@@ -81,13 +86,13 @@ def test_images_are_normalised_by_the_training_set() -> None:
 
 def test_held_out_images_are_stratified_seeded_and_disjoint() -> None:
     run = Run(data="digits", val_fraction=0.25)
-    splits = load_data(run, CPU)
+    splits = load(run)
     assert splits.validation is not None
     share = torch.bincount(splits.validation.labels) / (
         torch.bincount(splits.train.labels) + torch.bincount(splits.validation.labels)
     )
     assert share.tolist() == pytest.approx([0.25] * 10, abs=0.01)
-    again, other = load_data(run, CPU), load_data(Run(data="digits", val_fraction=0.25, seed=1), CPU)
+    again, other = load(run), load(Run(data="digits", val_fraction=0.25, seed=1))
 
     def held(splits: object) -> Tensor:
         return splits.validation.pixels.images
@@ -96,11 +101,11 @@ def test_held_out_images_are_stratified_seeded_and_disjoint() -> None:
     assert not torch.equal(held(splits), held(other))
     train = {image.numpy().tobytes() for image in splits.train.pixels.images}
     assert not train & {image.numpy().tobytes() for image in held(splits)}
-    assert load_data(Run(data="digits", val_fraction=0.0), CPU).validation is None
+    assert load(Run(data="digits", val_fraction=0.0)).validation is None
 
 
 def test_a_limited_training_set_has_all_classes() -> None:
-    splits = load_data(Run(data="digits", train_images=53), CPU)
+    splits = load(Run(data="digits", train_images=53))
     counts = torch.bincount(splits.train.labels)
     assert int(counts.sum()) == 53
     assert counts.min() >= 4
@@ -128,12 +133,12 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
 )
 def test_refusals(run: Run, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
-        load_data(run, CPU)
+        load(run)
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match="--download"):
-        load_data(Run(data="cifar10", data_dir=str(tmp_path)), CPU)
+        load(Run(data="cifar10"), data_dir=str(tmp_path))
 
 
 def fill(root: Path, count: int = 10) -> None:
@@ -149,12 +154,12 @@ def fill(root: Path, count: int = 10) -> None:
 
 def test_a_folder_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path)
-    run = Run(data="folder", data_dir=str(tmp_path), image_size=16, val_fraction=0.25, batch_size=4)
-    splits = load_data(run, CPU)
+    run = Run(data="folder", image_size=16, val_fraction=0.25, batch_size=4)
+    splits = load(run, data_dir=str(tmp_path))
     assert splits.class_names == ("bright", "dark")
     assert (len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)) == (12, 4, 4)
     monkeypatch.setattr(folder, "MEMORY_SHARE", 0.0)  # nothing fits: read by workers
-    streamed = load_data(run, CPU, workers=1)
+    streamed = load(run, data_dir=str(tmp_path), workers=1)
     assert isinstance(streamed.train.pixels, folder.PixelsInFiles)
     for one, other in zip(splits.train.batches(1), streamed.train.batches(1), strict=True):
         assert torch.equal(one[0], other[0])
@@ -165,22 +170,29 @@ def test_a_folder_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_folder_with_parts_keeps_them(tmp_path: Path) -> None:
     fill(tmp_path / "train", 6)
     fill(tmp_path / "val", 3)
-    splits = load_data(Run(data="folder", data_dir=str(tmp_path), image_size=8, val_fraction=0.0), CPU)
+    splits = load(Run(data="folder", image_size=8, val_fraction=0.0), data_dir=str(tmp_path))
     assert (len(splits.train.labels), len(splits.test.labels)) == (12, 6)
+
+
+def test_a_folder_with_train_alone_gives_up_a_fifth_for_the_test(tmp_path: Path) -> None:
+    fill(tmp_path / "train", 10)
+    splits = load(Run(data="folder", image_size=8, val_fraction=0.0), data_dir=str(tmp_path))
+    assert splits.class_names == ("bright", "dark")
+    assert (len(splits.train.labels), len(splits.test.labels)) == (16, 4)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     fill(tmp_path, 4)
     (tmp_path / "dark" / "0.png").write_bytes((tmp_path / "dark" / "0.png").read_bytes()[:40])
     with pytest.raises(InvalidInput, match=r"dark/0\.png cannot be read as an image"):
-        load_data(Run(data="folder", data_dir=str(tmp_path), image_size=8), CPU)
+        load(Run(data="folder", image_size=8), data_dir=str(tmp_path))
 
 
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "only" / "a.png")
     with pytest.raises(MissingData, match="holds 1 class folders"):
-        load_data(Run(data="folder", data_dir=str(tmp_path)), CPU)
+        load(Run(data="folder"), data_dir=str(tmp_path))
 
 
 def test_holding_out_nothing_keeps_everything() -> None:

@@ -21,7 +21,7 @@ from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
 from layerwise.progress import Progress
 from layerwise.rules import RULES
-from layerwise.runs import BEST, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, find_runs, run_name
+from layerwise.runs import BEST, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
 from layerwise.states import load_state
 from layerwise.train import train
 
@@ -90,7 +90,7 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
     model = create_model("resnet18", "1,1,1,1", width=1 / 16, in_chans=1, image_size=8)
     for name in (WEIGHTS, BEST):
         model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
-    assert result["sha256"] == digest(tmp_path / "run" / WEIGHTS)
+    assert result["sha256"] == {name: digest(tmp_path / "run" / name) for name in (WEIGHTS, BEST)}
     assert set(load_state(tmp_path / "run" / STATE)) == {"position", "learner", "meter"}  # weights_only
 
 
@@ -316,8 +316,45 @@ def test_names_tell_runs_apart() -> None:
 
 
 def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
-    carry_out(SMALL, tmp_path / "a" / "run")
-    with (tmp_path / "a" / "run" / LOG).open("a") as log:
+    carry_out(SMALL, tmp_path / "run")
+    with (tmp_path / "run" / LOG).open("a") as log:
         log.write('{"epoch": 3, "uni')
-    assert [folder.path.name for folder in find_runs([tmp_path])] == ["run"]
-    assert len(RunFolder(tmp_path / "a" / "run").log()) == 2
+    assert len(RunFolder(tmp_path / "run").log()) == 2
+
+
+def test_a_run_killed_before_it_began_begins_again(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    (tmp_path / "run" / "run.json.draft").write_text("{")
+    carry_out(SMALL, tmp_path / "run", resume=True)
+    assert RunFolder(tmp_path / "run").finished
+
+
+def test_other_data_than_a_run_began_with_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(train_module.Interrupted):
+        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["data"]["mean"] = [1.0]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(InvalidInput, match="began with other images"):
+        carry_out(SMALL, tmp_path / "run", resume=True)
+
+
+def test_how_a_run_is_carried_out_is_remembered(tmp_path: Path) -> None:
+    carry_out(SMALL, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").execution() == Execution(device="cpu")
+
+
+def test_memory_counts_what_a_sequential_rule_keeps(tmp_path: Path) -> None:
+    peaks = []
+    for views in (1, 3):
+        run = replace(SMALL, rule="sequential", cache=True, views=views, epochs=3)
+        peaks.append(carry_out(run, tmp_path / str(views))["peak_memory_bytes"])
+    features = 2 * 60 * 4 * 8 * 8 * 4  # two tensors (feature, shortcut) of the first stage for 60 images: bytes of a view
+    assert peaks[1] - peaks[0] >= 1.5 * features
+
+
+def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="loss of unit"):
+        carry_out(replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run")
+    assert not (tmp_path / "run" / RESULT).exists()

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from typing import Any
 
 import pytest
@@ -68,9 +69,14 @@ def test_state_holds_everything_and_loads_without_running_code() -> None:
 def test_a_state_of_another_network_is_refused() -> None:
     with pytest.raises(InvalidInput, match="this learner has 3"):
         learner("plain").load_state_dict(learner("vgg8b").state_dict())
-    state = learner("plain", "pred").state_dict()
-    with pytest.raises(InvalidInput, match="does not fit this learner"):
-        learner("plain", "predsim").load_state_dict(state)
+    local = learner("plain", "predsim")
+    before = copy.deepcopy(local.model)
+    plain, sgd = learner("plain", "pred", seed=1), learner("plain", optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    incomplete = {key: value for key, value in local.state_dict().items() if key != "steps"}
+    for state in (plain.state_dict(), sgd.state_dict(), incomplete):
+        with pytest.raises(InvalidInput, match="does not fit this learner"):
+            local.load_state_dict(state)
+    assert same_weights(local.model, before)
 
 
 def test_an_optimizer_of_choice_per_unit() -> None:
@@ -131,6 +137,57 @@ def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
     local.step(images, labels)
     assert not frozen.training
     assert torch.equal(statistics, frozen.running_mean)
+
+
+class Stubborn(nn.Sequential):
+    """Keeps its batch normalisation in evaluation mode whatever it is told, as is usual in fine-tuning."""
+
+    def train(self, mode: bool = True) -> "Stubborn":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_a_model_that_freezes_parts_of_itself_has_the_last_word() -> None:
+    model = Stubborn(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, CLASSES)).train()
+    local = layerwise.localize(model, batch()[0], CLASSES)
+    for mode in (False, True):
+        model.train(mode)
+        local.step(*batch())
+    assert not model[1].training
+    assert model[0].training
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int64])
+def test_labels_of_any_integer_type(kind: torch.dtype) -> None:
+    images, labels = batch()
+    assert learner("plain").step(images, labels.to(kind)).losses == learner("plain").step(images, labels).losses
+
+
+def test_networks_of_double_precision() -> None:
+    model = network("plain").double()
+    images, labels = batch()
+    result = layerwise.localize(model, images.double(), CLASSES).step(images.double(), labels)
+    assert result.loss_tensor().isfinite().all()
+
+
+def test_a_loss_of_the_users_own_with_options() -> None:
+    class Distance(nn.Module):
+        def __init__(self, site: layerwise.Site, weight: float = 1.0) -> None:
+            super().__init__()
+            self.weight, self.head = weight, nn.Linear(math.prod(site.shape), site.num_classes)
+
+        def forward(self, features: Tensor, targets: layerwise.Targets) -> layerwise.Evaluated:
+            logits = self.head(features.flatten(1))
+            loss = self.weight * nn.functional.mse_loss(logits, nn.functional.one_hot(targets.labels, CLASSES).float())
+            return layerwise.Evaluated(loss, (logits.argmax(1) == targets.labels).sum())
+
+    model, images = network("plain"), batch()[0]
+    local = layerwise.localize(model, images, CLASSES, loss=Distance, weight=2.0)
+    assert [type(unit.loss) for unit in local.units] == [Distance, Distance, layerwise.Output]
+    assert len(local.step(*batch()).losses) == 3
+    with pytest.raises(InvalidInput, match="no option 'wait': accepted: weight"):
+        layerwise.localize(model, images, CLASSES, loss=Distance, wait=2.0)
 
 
 def test_localize_leaves_weights_statistics_and_modes_as_they_were() -> None:

@@ -66,9 +66,8 @@ def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
         InvalidInput: an option is out of range, or belongs to another loss.
         CannotSplit: the network cannot be cut where the run says.
     """
-    check_numbers(run)
-    rule = RULES[choose("rule", run.rule, RULES)]
-    choose("loss", run.loss, LOSSES)
+    check_run(run)
+    rule = RULES[run.rule]
     torch.manual_seed(run.seed)
     model = create_model(
         run.model, run.hierarchy, run.width, len(data.class_names), data.channels, data.image_size, run.dropout
@@ -79,7 +78,7 @@ def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
         num_classes=len(data.class_names),
         loss=run.loss,
         at=rule.at or parse_cut(run.at),
-        optimizer=OPTIMIZERS[choose("optimizer", run.optimizer, OPTIMIZERS)](run),
+        optimizer=OPTIMIZERS[run.optimizer](run),
         clip_grad=run.clip_grad,
         amp=amp_type(run),
         seed=run.seed,
@@ -87,8 +86,16 @@ def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
     )
 
 
-def check_numbers(run: Run) -> None:
-    """Refuse numbers out of range, all in one place."""
+def check_run(run: Run) -> None:
+    """Refuse what can be refused without data: unknown names, numbers out of range, options of another rule or loss.
+
+    Raises:
+        InvalidInput: naming the option.
+    """
+    for kind, name, known in (("rule", run.rule, RULES), ("loss", run.loss, LOSSES), ("optimizer", run.optimizer, OPTIMIZERS)):
+        choose(kind, name, known)
+    options_for("rule", run.rule, run)
+    options_for("loss", run.loss, run)
     for name, valid, accepted in (
         ("epochs", run.epochs >= 1, "1 or more"),
         ("lr", 0 < run.lr < float("inf"), "a number above 0"),
@@ -97,7 +104,7 @@ def check_numbers(run: Run) -> None:
         ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
         ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
         ("threads", run.threads >= 1, "1 or more"),
-        ("seed", run.seed >= 0, "0 or more"),
+        ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
     ):
         if not valid:
             raise InvalidInput(f"{name} {getattr(run, name)} is out of range: give {accepted}")
@@ -125,7 +132,7 @@ def parse_cut(at: str) -> str | int | list[str]:
     """``layer``, ``block``, a number of units, or module paths joined by commas."""
     if at in ("layer", "block"):
         return at
-    return int(at) if at.isdigit() else [path.strip() for path in at.split(",")]
+    return int(at) if at.isascii() and at.isdigit() else [path.strip() for path in at.split(",")]
 
 
 def amp_type(run: Run) -> torch.dtype | None:

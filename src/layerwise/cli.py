@@ -1,20 +1,22 @@
 """The command line. Each command is a function of its parsed arguments; torch is imported by the commands that need it."""
 
 import argparse
-import contextlib
 import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, choose
-from layerwise.runs import Execution, Run, RunFolder, run_name
+from layerwise.hierarchy import parse_hierarchy
+from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, run_name
 
-REFUSED, INTERRUPTED = 2, 130  # exit codes
+REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 LISTS = ("models", "losses", "rules", "datasets")
+
+Options = TypeVar("Options", Run, Execution)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,8 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         leave(f"layerwise: {error}", REFUSED)
     except KeyboardInterrupt as interruption:
         leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        leave("layerwise: there is not enough memory for this: lower --batch-size, --width or --image-size", REFUSED)
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
 
 
 def leave(message: str, code: int) -> NoReturn:
@@ -74,7 +81,6 @@ def build_parser() -> Parser:
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
-    evaluate.add_argument("--data-dir", help="where the data set's files are now (default: as in training)")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
     add_fields(evaluate, Execution, skip={"eval_every", "save_every"})
 
@@ -125,18 +131,14 @@ def add_fields(parser: Parser, kind: type[Run] | type[Execution], skip: set[str]
             )
 
 
-def field_type(item: Field[Any]) -> type:
-    """The type that a field's text is read as, without None."""
-    name = str(item.type).split("|")[0].strip().removeprefix("<class '").removesuffix("'>")
-    return {"str": str, "int": int, "float": float, "bool": bool}[name]
-
-
-def collect(parsed: argparse.Namespace, kind: Any) -> Any:
-    """A ``Run`` or ``Execution`` of the defaults, the configuration file and the command line, the last going first."""
-    known = {item.name: item for item in fields(kind)}
+def collect(parsed: argparse.Namespace, base: Options) -> Options:
+    """A ``Run`` or ``Execution`` of the base's values, the configuration file and the command line, the last going first."""
+    known = {item.name for item in fields(base)}
     values = {name: value for name, value in read_config(getattr(parsed, "config", None)).items() if name in known}
     values |= {name: value for name, value in vars(parsed).items() if name in known and value is not None}
-    return kind(**values)
+    if values.get("hierarchy"):
+        values["hierarchy"] = ",".join(map(str, parse_hierarchy(values["hierarchy"])))  # one spelling, one run
+    return replace(base, **values)
 
 
 def read_config(path: str | None) -> dict[str, Any]:
@@ -167,34 +169,19 @@ def read_config(path: str | None) -> dict[str, Any]:
     return checked
 
 
-def check_value(path: str, item: Field[Any], value: Any) -> Any:
-    if isinstance(value, list) and field_type(item) is str:
-        value = ",".join(map(str, value))
-    if value is None and item.default is None:
-        return None
-    wanted = field_type(item)
-    if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 5e-4 as text
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InvalidInput(f"{path}: {item.name} is {value!r}, which is not of type {wanted.__name__}")
-    return value
-
-
 def run_train(parsed: argparse.Namespace) -> dict[str, Any]:
-    if isinstance(parsed.resume, str):
-        given = [item.name for item in fields(Run) if getattr(parsed, item.name, None) is not None]
-        if given or parsed.output:
-            raise InvalidInput(
-                f"--resume {parsed.resume} goes on with that run as it is: leave out {given[0] if given else 'output'}"
-            )
-        folder = RunFolder(parsed.resume)
-        run = folder.run()
-    else:
-        run = collect(parsed, Run)
-        check_names(run)
+    if not isinstance(parsed.resume, str):
+        run = collect(parsed, Run())
         folder = RunFolder(parsed.output or Path("runs") / run_name(run))
-    return train_one(run, folder, collect(parsed, Execution), bool(parsed.resume))
+        return train_one(run, folder, collect(parsed, Execution()), bool(parsed.resume))
+    folder = RunFolder(parsed.resume)
+    run, execution = folder.run(), folder.execution()
+    given = [
+        name for name in (*(item.name for item in fields(Run)), "output", "config") if getattr(parsed, name, None) is not None
+    ]
+    if given:
+        raise InvalidInput(f"--resume {parsed.resume} goes on with that run as it is: leave out {given[0]}")
+    return train_one(run, folder, collect(parsed, execution), True)
 
 
 def train_one(run: Run, folder: RunFolder, execution: Execution, resume: bool) -> dict[str, Any]:
@@ -217,25 +204,18 @@ def summary(result: dict[str, Any]) -> str:
     return f"test accuracy of the last epoch {result['test_accuracy']:.2f} %{best}; written to {result['run']}"
 
 
-def check_names(run: Run) -> None:
-    """Refuse what can be refused before torch is loaded."""
-    from layerwise.hierarchy import parse_hierarchy
-
-    if run.hierarchy is not None:
-        parse_hierarchy(run.hierarchy)
-
-
 def run_compare(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.compare import compare
 
-    base = collect(parsed, Run)
-    return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, Path(parsed.output), collect(parsed, Execution))
+    base, execution = collect(parsed, Run()), collect(parsed, Execution())
+    return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, Path(parsed.output), execution)
 
 
 def run_evaluate(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.trained import evaluate
 
-    return evaluate(RunFolder(parsed.run), collect(parsed, Execution), parsed.data_dir, parsed.best)
+    folder = RunFolder(parsed.run)
+    return evaluate(folder, collect(parsed, folder.execution()), parsed.best)
 
 
 def run_predict(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from layerwise.build import check_run
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import published_hierarchy
@@ -32,7 +33,9 @@ def compare(
     for rule in rules:
         choose("rule", rule, RULES)
     published = published_hierarchy(base.model)
-    stages = [parse_hierarchy(text) for text in hierarchies] if hierarchies else [published]
+    given = hierarchies or [base.hierarchy or format_hierarchy(published)]
+    stages = list(dict.fromkeys(map(parse_hierarchy, given)))  # each once
+    rules = list(dict.fromkeys(rules))
     for hierarchy in stages:
         check_stages(base.model, hierarchy, published)
     plan = [
@@ -41,6 +44,8 @@ def compare(
         for rule in rules
         for number in range(seeds)
     ]
+    for run in plan:
+        check_run(run)
     results = []
     for number, run in enumerate(plan, start=1):
         folder = RunFolder(output / run_name(run))
@@ -64,7 +69,7 @@ def compare(
 
 
 def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row: per rule the mean and deviation of test accuracy over seeds, peak memory and time; the gap to the last rule."""
+    """One row: per rule the mean and deviation of test accuracy over seeds, memory and time; the gap to global training."""
     row: dict[str, Any] = {"hierarchy": hierarchy, "parameters": results[0]["parameters"], "rules": {}}
     for rule in rules:
         runs = [result for result in results if result["rule"] == rule]
@@ -75,11 +80,12 @@ def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, 
             "deviation": stdev(accuracies) if len(accuracies) > 1 else None,
             "seeds": len(accuracies),
             "peak_memory_bytes": max(peaks, default=None),
-            "seconds": mean(result["seconds"] for result in runs),
+            "train_seconds": mean(result["train_seconds"] for result in runs),
         }
     if "global" in rules:
         local = [rule for rule in rules if rule != "global"]
-        row["gap"] = {rule: row["rules"]["global"]["test_accuracy"] - row["rules"][rule]["test_accuracy"] for rule in local}
+        best = row["rules"]["global"]["test_accuracy"]
+        row["gap"] = {rule: best - row["rules"][rule]["test_accuracy"] for rule in local}
     return row
 
 
@@ -89,7 +95,7 @@ def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds:
     table = Table(title=f"{base.model} on {base.data}, {base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}: test accuracy, %")
     for heading in ["hierarchy", *rules, *(f"gap of {rule}" for rule in local if "global" in rules), "parameters"]:
         table.add_column(heading, justify="left" if heading == "hierarchy" else "right")
-    for heading in ("peak memory, MB", "time, s"):
+    for heading in ("peak memory, MB", "training time, s"):
         table.add_column(f"{heading} ({' / '.join(rules)})", justify="right")
     for row in rows:
         cells = [row["rules"][rule] for rule in rules]
@@ -99,6 +105,6 @@ def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds:
             *(f"{gap:.2f}" for gap in row.get("gap", {}).values()),
             f"{row['parameters']:,}",
             " / ".join("–" if c["peak_memory_bytes"] is None else f"{c['peak_memory_bytes'] / 1e6:.1f}" for c in cells),
-            " / ".join(f"{c['seconds']:.0f}" for c in cells),
+            " / ".join(f"{c['train_seconds']:.0f}" for c in cells),
         )
-    Console(width=None if Console().is_terminal else 140).print(table)
+    Console(width=None if Console().is_terminal else 240).print(table)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.errors import InvalidInput, MissingData, choose
+from layerwise.errors import InvalidInput, choose
 from layerwise.folder import TEST_SHARE, load_folder
 from layerwise.formats import READERS, Arrays
 from layerwise.loader import Augmentation, ImageSet, Loader, Pixels, PixelsInMemory, derived_seed
-from layerwise.runs import Run
+from layerwise.runs import Execution, Run
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Splits:
         }
 
 
-def load_data(run: Run, device: torch.device, workers: int = 2, download: bool = False) -> Splits:
+def load_data(run: Run, execution: Execution, device: torch.device) -> Splits:
     """Read a run's data set, hold out a validation part, and make the loaders.
 
     Raises:
@@ -89,14 +89,14 @@ def load_data(run: Run, device: torch.device, workers: int = 2, download: bool =
         raise InvalidInput(f"batch_size {run.batch_size} is too small: give 2 or more, since local losses compare images")
     if name == FOLDER:
         size, padding, flip = run.image_size or FOLDER_SIZE, (run.image_size or FOLDER_SIZE) // 8, True
-        train, own_test, class_names = load_folder(Path(run.data_dir), size, workers)
+        train, own_test, class_names = load_folder(Path(execution.data_dir), size, execution.workers)
         if own_test is None:
             train, test = hold_out(train, TEST_SHARE, None, len(class_names), seed=0)
         else:
             test = own_test
     else:
         dataset = DATASETS[name]
-        train, test, class_names, size = load_known(name, Path(run.data_dir), run.image_size, download)
+        train, test, class_names, size = load_known(name, Path(execution.data_dir), run.image_size, execution.download)
         padding, flip = dataset.padding, dataset.flip
     train, validation = hold_out(train, run.val_fraction, run.train_images, len(class_names), run.seed)
     mean, std = statistics(train.pixels)
@@ -136,6 +136,8 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
     if run.views is not None and run.views < 1:
         raise InvalidInput(f"views {run.views} is too small: give 1 or more, or leave it out for new augmentations each epoch")
     if not run.augment:
+        if run.cutout:
+            raise InvalidInput(f"cutout {run.cutout} is an augmentation: leave out --no-augment")
         return Augmentation()
     return Augmentation(
         padding if run.crop_padding is None else run.crop_padding, flip if run.flip is None else run.flip, run.cutout
@@ -149,7 +151,7 @@ def load_known(
     dataset = DATASETS[name]
     try:
         arrays = dataset.read(folder)
-    except MissingData:
+    except InvalidInput:  # missing or damaged
         if not download:
             raise
         from layerwise.download import download as fetch

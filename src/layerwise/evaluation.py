@@ -33,10 +33,15 @@ def accuracy(model: nn.Module, loader: Loader, amp: torch.dtype | None = None) -
 
 @torch.no_grad()
 def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list[UnitScore]:
-    """Loss and accuracy of units ``first`` to ``last`` on a set, in evaluation mode."""
+    """Loss and accuracy of units ``first`` to ``last`` on a set, in evaluation mode.
+
+    The images come shuffled, always alike: the similarity loss compares those of a batch, which must not be of one class.
+    """
     learner.train(False)
+    count = 0
     total = torch.zeros(last - first + 1, 2, device=loader.labels.device)
-    for images, labels in loader.in_order():
+    for images, labels in loader.batches(epoch=0):
+        count += len(labels)
         targets = Targets(labels, learner.num_classes)
         carried: Carried = (images,)
         for unit in learner.units[: last + 1]:
@@ -45,5 +50,5 @@ def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list
             else:
                 carried, (loss, correct) = unit.evaluate(carried, targets)
                 total[unit.index - first] += torch.stack([loss.float() * len(labels), correct.float()])
-    shares = total.double().cpu() / len(loader.labels)
+    shares = total.double().cpu() / count
     return [UnitScore(loss, 100.0 * share) for loss, share in shares.tolist()]

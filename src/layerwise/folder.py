@@ -1,6 +1,7 @@
 """Data sets that are folders of class folders of images: in memory when they fit, else read by workers for every batch."""
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from layerwise.loader import ImageSet, Pixels, PixelsInMemory
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MEMORY_SHARE = 0.25  # of the machine's memory that decoded images may take
+TEST_NAMES = ("test", "val", "valid", "validation")
 TEST_SHARE = 0.2  # of the images, when the folder has no test part of its own
 
 
@@ -53,6 +55,12 @@ class Files(Dataset[Tensor]):
         return torch.from_numpy(read_image(self.paths[index], self.size))
 
 
+def leave_signals(worker: int) -> None:
+    """Let the training process alone answer Ctrl-C; its workers end when it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class PixelsInFiles:
     """Images that are decoded when they are needed, by workers that read ahead."""
 
@@ -69,6 +77,7 @@ class PixelsInFiles:
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers if len(batches) > 1 else 0,
             generator=torch.Generator(),
+            worker_init_fn=leave_signals,
         )
 
     def pick(self, indices: Tensor) -> "PixelsInFiles":
@@ -79,17 +88,18 @@ class PixelsInFiles:
 
 
 def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-    """Training set, test set and class names of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+    """Training set, test set and names of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
 
-    The test part may be called test, val or validation. Without such folders, ``root/CLASS/*`` is read, all for training.
+    The test part may be called test, val, valid or validation. Without such folders, ``root/CLASS/*`` is read, for training.
 
     Raises:
         MissingData: there is no such folder, or it holds no class folders with images.
     """
-    parts = [root / name for name in ("test", "val", "validation") if (root / name).is_dir()]
+    parts = [root / name for name in TEST_NAMES if (root / name).is_dir()]
     if not (root / "train").is_dir() or not parts:
-        classes = class_folders(root)
-        return read_part(root, classes, size, workers), None, tuple(classes)
+        whole = root / "train" if (root / "train").is_dir() else root
+        classes = class_folders(whole)
+        return read_part(whole, classes, size, workers), None, tuple(classes)
     classes = class_folders(root / "train")
     train, test = (read_part(part, classes, size, workers) for part in (root / "train", parts[0]))
     return train, test, tuple(classes)

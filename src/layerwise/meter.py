@@ -39,38 +39,49 @@ class Meter:
         self.unchecked: list[Tick] = []
         self.steps_alike = 0  # since the units that learn last changed
         self.first: int | None = None
-        self.seconds = self.train_seconds = 0.0  # of the whole run; of its steps without evaluation
+        self.seconds = self.train_seconds = 0.0  # of the whole run; of its steps, without evaluating, saving and measuring
         self.images_trained = 0
+        self.step_bytes = 0  # what the units that learn now have alive at once, without what the rule keeps
         self.peak_bytes: int | None = None
         self.units: dict[int, dict[str, Any]] = {}  # latest record of every unit that has learned
         self.best: dict[str, Any] = {}
         self.latest: dict[str, Any] = {}
         self.clock = time.perf_counter()
+        self.training_since: float | None = None  # the clock runs while the rule makes steps
 
     def next_tick(self, ticks: Iterator[Tick]) -> Tick | None:
-        """Let the rule make its next step, and take its measure. The second step of each unit is the one whose memory counts:
-        in the first, the optimizer has no state yet."""
-        began = time.perf_counter()
+        """Let the rule make its next step, and take its measure.
+
+        The second step of each unit is the one whose memory counts: in the first, the optimizer has no state yet.
+        """
         if self.memory and self.steps_alike == 1:
-            with measured(self.device) as peak:
-                tick = next(ticks, None)
-            if tick is not None:
-                bytes_alive = persistent_bytes(self.learner) + tick.kept_bytes + peak.transient_bytes
-                self.peak_bytes = max(self.peak_bytes or 0, bytes_alive)
-        else:
-            tick = next(ticks, None)
-        if tick is None:
-            return None
-        counted = not (self.memory and self.steps_alike == 1)  # measuring takes time that training does not
-        self.add(tick)
-        if counted:
-            self.train_seconds += time.perf_counter() - began
+            return self.measured_tick(ticks)
+        if self.training_since is None:
+            self.training_since = time.perf_counter()
+        tick = next(ticks, None)
+        if tick is not None:
+            self.add(tick)
             self.images_trained += tick.result.size
+            if tick.ends_epoch:
+                self.stop_clock()
+        return tick
+
+    def measured_tick(self, ticks: Iterator[Tick]) -> Tick | None:
+        """A step whose memory is measured; its time is not counted, since measuring takes some."""
+        self.stop_clock()
+        with measured(self.device) as peak:
+            tick = next(ticks, None)
+        if tick is not None:
+            self.step_bytes = persistent_bytes(self.learner) + peak.transient_bytes
+            self.add(tick)
         return tick
 
     def add(self, tick: Tick) -> None:
-        self.steps_alike = self.steps_alike + 1 if tick.first == self.first else 1
-        self.first = tick.first
+        if tick.first != self.first:
+            self.first, self.steps_alike, self.step_bytes = tick.first, 0, 0
+        self.steps_alike += 1
+        if self.step_bytes:
+            self.peak_bytes = max(self.peak_bytes or 0, self.step_bytes + tick.kept_bytes)
         losses, correct = tick.result.loss_tensor(), tick.result.correct_tensor()
         units = slice(tick.first, tick.first + len(losses))
         self.sums[0, units] += losses * tick.result.size
@@ -80,6 +91,14 @@ class Meter:
             self.unchecked.append(tick)
             if tick.ends_epoch or len(self.unchecked) >= CHECK_EVERY:
                 self.check()
+
+    def stop_clock(self) -> None:
+        """Count the time of the steps since the clock started, to the end of what the device still has to do."""
+        if self.training_since is not None:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.train_seconds += time.perf_counter() - self.training_since
+            self.training_since = None
 
     def check(self) -> None:
         """Name the first unit and step of a loss that is not finite."""
@@ -96,13 +115,18 @@ class Meter:
         return loss, 100.0 * correct
 
     def images_per_second(self) -> float:
-        return self.images_trained / self.train_seconds if self.train_seconds else 0.0
+        """Images per second of training; a sequential rule counts an image once for every unit that learns from it."""
+        running = time.perf_counter() - self.training_since if self.training_since is not None else 0.0
+        return self.images_trained / (self.train_seconds + running) if self.images_trained else 0.0
 
     def end_epoch(self, tick: Tick, scores: dict[str, Any]) -> dict[str, Any]:
         """Close the epoch and return its record.
 
         Args:
             scores: what evaluation gave: ``units``, a list of ``UnitScore``; ``val_accuracy`` and ``test_accuracy`` in percent.
+
+        Raises:
+            Diverged: a unit's loss on the validation images is not finite.
         """
         losses, correct = (self.sums / self.images).tolist()
         units = []
@@ -115,6 +139,7 @@ class Meter:
                 "accuracy": 100.0 * correct[index],
             }
             if "units" in scores:
+                refuse_divergence(self.learner.units[index], self.learner.steps, torch.tensor(scores["units"][offset].loss))
                 record |= {"val_loss": scores["units"][offset].loss, "val_accuracy": scores["units"][offset].accuracy}
             units.append(record)
             self.units[index] = record
@@ -148,13 +173,16 @@ class Meter:
             "best_test_accuracy": self.best.get("test_accuracy"),
             "parameters": sum(parameter.numel() for parameter in self.learner.model.parameters()),
             "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
             "images_per_second": self.images_per_second(),
             "peak_memory_bytes": self.peak_bytes,
             "units": [self.units[index] for index in sorted(self.units)],
         }
 
     def state_dict(self) -> dict[str, Any]:
-        self.seconds, self.clock = self.seconds + time.perf_counter() - self.clock, time.perf_counter()
+        self.stop_clock()
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
         return {"sums": self.sums.cpu(), **{name: getattr(self, name) for name in SAVED}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

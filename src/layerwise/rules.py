@@ -152,7 +152,7 @@ def unit_after_unit(
             first = start.batch if epoch == start.epoch else 0
             for number, (carried, labels) in enumerate(features.batches(epoch, first), start=first + 1):
                 learner.check(carried[0], labels)
-                step = epoch * len(batches) + number
+                step = (epoch - index * epochs) * len(batches) + number - 1
                 _, evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1

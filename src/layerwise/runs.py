@@ -5,10 +5,10 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
@@ -30,7 +30,6 @@ class Run:
     hierarchy: str | None = option(None, "layers per stage, such as 1,1,2,2 (default: as published)")
     width: float = option(1.0, "multiplier of the network's channel counts")
     data: str = option("digits", "data set; see `layerwise list datasets`", also=("--dataset",))
-    data_dir: str = option("data", "folder that holds the data set's files")
     image_size: int | None = option(None, "scale images to this many pixels (default: the data set's)", also=("--img-size",))
     train_images: int | None = option(None, "use only this many training images, evenly over the classes")
     val_fraction: float = option(0.1, "share of the training images held out to choose the best epoch; 0: none")
@@ -62,8 +61,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Execution:
-    """Where and how a run is carried out; it may change when the run is resumed."""
+    """Where and how a run is carried out; it may change when the run is resumed, but the bits can then differ."""
 
+    data_dir: str = option("data", "folder that holds the data set's files")
     device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
@@ -74,6 +74,7 @@ class Execution:
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
+LOCK, DRAFT = "lock", ".draft"
 FORMAT = 1  # of the folder
 
 
@@ -106,8 +107,13 @@ class RunFolder:
     def finished(self) -> bool:
         return self.file(RESULT).exists()
 
-    def create(self, run: Run, facts: Mapping[str, Any]) -> None:
-        """Make the folder for a run that begins.
+    @property
+    def begun(self) -> bool:
+        return self.file(CONFIGURATION).exists()
+
+    @contextlib.contextmanager
+    def created(self, run: Run, facts: Mapping[str, Any]) -> Iterator[None]:
+        """Make the folder for a run that begins, and keep other processes from it.
 
         Args:
             facts: what else belongs beside the run: the data set's classes, the machine, the command.
@@ -118,15 +124,18 @@ class RunFolder:
         self.refuse_existing()
         with refusing_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            self.refuse_existing()  # another process may have been faster
             write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": asdict(run), **facts})
+            yield
 
     def refuse_existing(self) -> None:
         """Refuse a folder that holds a run, or anything else."""
-        if self.file(CONFIGURATION).exists():
+        if self.begun:
             state = "a finished run" if self.finished else "an unfinished run"
             remedy = "choose another --output" if self.finished else "go on with --resume, or choose another --output"
             raise InvalidInput(f"{self.path} holds {state}, which is never overwritten: {remedy}")
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(map(is_foreign, self.path.iterdir()))):
             raise InvalidInput(f"{self.path} exists and is not a run: choose another --output, or an empty folder")
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -156,12 +165,23 @@ class RunFolder:
             raise InvalidInput(
                 f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version"
             )
-        return Run(**values)
+        known = {item.name: item for item in fields(Run)}
+        return Run(**{name: check_value(self.file(CONFIGURATION), known[name], value) for name, value in values.items()})
+
+    def execution(self) -> Execution:
+        """How the run was carried out when it began."""
+        known = {item.name: item for item in fields(Execution)}
+        values = self.facts().get("execution", {})
+        return Execution(
+            **{name: check_value(self.file(CONFIGURATION), known[name], values[name]) for name in known & values.keys()}
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training into this folder at the same time."""
-        with self.file("lock").open("w") as handle:
+        with refusing_disk_errors(self.path):
+            handle = self.file(LOCK).open("w")
+        with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -171,7 +191,7 @@ class RunFolder:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
         with refusing_disk_errors(self.path), self.file(LOG).open("a") as log:
-            log.write(json.dumps(record) + "\n")
+            log.write(json.dumps(record, allow_nan=False) + "\n")
             log.flush()
             os.fsync(log.fileno())
 
@@ -204,7 +224,7 @@ class RunFolder:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
-    draft = path.with_name(path.name + ".draft")
+    draft = path.with_name(path.name + DRAFT)
     with refusing_disk_errors(path):
         try:
             yield draft
@@ -231,12 +251,35 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as draft:
-        draft.write_text(json.dumps(value, indent=1) + "\n")
+        draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
-    """The run folders among and below the paths."""
-    found = []
-    for path in map(Path, paths):
-        found += [RunFolder(file.parent) for file in sorted(path.glob(f"**/{CONFIGURATION}"))]
-    return found
+def is_foreign(path: Path) -> bool:
+    """Whether a file is none of those that a run leaves when it is killed before it has begun."""
+    return path.name not in (LOCK, CONFIGURATION + DRAFT)
+
+
+def field_type(item: Field[Any]) -> type:
+    """The type that a field's text is read as, without None."""
+    return (get_args(item.type) or (item.type,))[0]
+
+
+def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
+    """A field's value from a file, made of the field's type.
+
+    Raises:
+        InvalidInput: it is of another type.
+    """
+    wanted = field_type(item)
+    if value is None and item.default is None:
+        return None
+    if wanted is str and isinstance(value, list):
+        return ",".join(map(str, value))
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML reads 5e-4 as text
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InvalidInput(f"{source}: {item.name} is {value!r}, which is not of type {wanted.__name__}: correct it")
+    return value

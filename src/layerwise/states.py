@@ -29,12 +29,17 @@ def save(folder: RunFolder, learner: Learner, meter: Meter, position: Position) 
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def restore(folder: RunFolder, learner: Learner, meter: Meter) -> Position:
+def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, Any]) -> Position:
     """Load the last state, if one was saved yet, and return its position.
 
+    Args:
+        data: the facts of the data set as it is now.
+
     Raises:
-        InvalidInput: the state is damaged, or of another network.
+        InvalidInput: the state is damaged, or of another network; or the data are others.
     """
+    if folder.facts().get("data") != data:
+        raise InvalidInput(f"{folder.path} began with other images than are in the data folder now: give its --data-dir")
     path = folder.file(STATE)
     if not path.exists():
         return Position()
@@ -70,7 +75,7 @@ def save_weights(path: Path, model: nn.Module) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_weights(path: Path, model: nn.Module, sha256: str | None = None) -> None:
+def load_weights(path: Path, model: nn.Module, sha256: str) -> None:
     """Load weights into the plain network.
 
     Args:
@@ -81,7 +86,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str | None = None) -> Non
     """
     if not path.exists():
         raise InvalidInput(f"{path} does not exist: the run is not finished; go on with --resume")
-    if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise InvalidInput(f"{path} is not the file that the run wrote (its SHA-256 differs): restore it, or train again")
     try:
         model.load_state_dict(load_file(path))

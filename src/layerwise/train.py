@@ -4,7 +4,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from layerwise.build import (
@@ -44,24 +45,28 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
         Interrupted: stopped by a signal; the folder keeps the state.
     """
-    resume = resume and folder.path.exists()
+    resume = resume and folder.begun
     if resume:
         refuse_other_run(run, folder)
         if folder.finished:
             return folder.result()
     else:
         folder.refuse_existing()
-    device = prepare_device(execution)
-    data = load_data(run, device, execution.workers, execution.download)
-    learner = build_learner(run, data, device)
-    meter = Meter(learner, memory=RULES[run.rule].one_thread)
-    start = restore(folder, learner, meter) if resume else Position()
-    options = options_for("rule", run.rule, run)
-    ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
-    if not resume:
-        folder.create(run, {"data": data.facts(), "units": meter.names, **describe_machine(device)})
-    progress.begin(run, folder.path, describe_device(device, run.amp), len(learner.units), start.epoch)
-    with folder.locked(), stop_requests() as stop_requested:
+    with ExitStack() as held:
+        if resume:
+            held.enter_context(folder.locked())
+        device = prepare_device(execution)
+        data = load_data(run, execution, device)
+        learner = build_learner(run, data, device)
+        meter = Meter(learner, memory=RULES[run.rule].one_thread)
+        start = restore(folder, learner, meter, data.facts()) if resume else Position()
+        options = options_for("rule", run.rule, run)
+        ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
+        if not resume:
+            facts = {"data": data.facts(), "units": meter.names, "execution": asdict(execution), **describe_machine(device)}
+            held.enter_context(folder.created(run, facts))
+        progress.begin(run, folder.path, describe_device(device, run.amp), len(learner.units), start.epoch)
+        stop_requested = held.enter_context(stop_requests())
         folder.truncate_log(start.epoch)
         while tick := meter.next_tick(ticks):
             progress.tick(tick, meter)
@@ -69,16 +74,18 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
                 evaluate = is_due(tick, execution.eval_every)
                 record = meter.end_epoch(tick, evaluate_epoch(tick, learner, data, run) if evaluate else {})
                 if record["best"]:
-                    save_weights(folder.file(BEST), learner.model)
+                    meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
                 folder.append(record)
                 if is_due(tick, execution.save_every):
                     save(folder, learner, meter, tick.after)
                 progress.epoch(record)
             if stop_requested() and tick.settled and not tick.ends_training:
+                meter.check()
                 save(folder, learner, meter, tick.after)
                 raise Interrupted(f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved")
         digest = save_weights(folder.file(WEIGHTS), learner.model)
-        result = {**describe(run, folder), **meter.result(), "sha256": digest}
+        digests = {WEIGHTS: digest} | ({BEST: meter.best["sha256"]} if meter.best else {})
+        result = {**describe(run, folder), **meter.result(), "sha256": digests}
         write_json(folder.file(RESULT), result)
     return result
 
@@ -137,7 +144,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("stopping after this step; once more to stop at once, unsaved", file=sys.stderr, flush=True)
+        print("stopping as soon as the state is whole; once more to stop at once, unsaved", file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield lambda: False

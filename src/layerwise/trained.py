@@ -9,6 +9,7 @@ from torch import nn
 
 from layerwise.build import amp_type, build_learner, prepare_device
 from layerwise.data import load_data
+from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
 from layerwise.folder import read_image
 from layerwise.models import create_model
@@ -25,21 +26,22 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
         InvalidInput: the run is not finished, or its files are damaged.
     """
     run, data = folder.run(), folder.facts()["data"]
-    digest = folder.result()["sha256"] if not best else None
+    name = BEST if best else WEIGHTS
+    digests = folder.result()["sha256"]
+    if name not in digests:
+        raise InvalidInput(f"{folder.path} has no best epoch, since nothing was held out: leave out --best")
     classes = len(data["class_names"])
     network = create_model(run.model, run.hierarchy, run.width, classes, data["channels"], data["image_size"], run.dropout)
-    load_weights(folder.file(BEST if best else WEIGHTS), network, digest)
+    load_weights(folder.file(name), network, digests[name])
     return network.eval(), data
 
 
-def evaluate(folder: RunFolder, execution: Execution, data_dir: str | None, best: bool) -> dict[str, Any]:
-    """Accuracy on the test images, and of every unit on the validation images where the last state is there."""
-    from dataclasses import replace
-
+def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
+    """Accuracy on the test and validation images, and of every unit on the test images where the last state is there."""
     run = folder.run()
     network, _ = load_network(folder, best)
     device = prepare_device(execution)
-    data = load_data(replace(run, data_dir=data_dir or run.data_dir), device, execution.workers, execution.download)
+    data = load_data(run, execution, device)
     result: dict[str, Any] = {
         "run": str(folder.path),
         "weights": "best" if best else "last",

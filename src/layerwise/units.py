@@ -26,6 +26,7 @@ SchedulerFactory = Callable[[Optimizer], Any]
 Carried = tuple[Any, ...]  # what passes between two units: tensors, the feature first; rarely a number such as a size
 
 STATE_VERSION = 1
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Unit:
             The features to hand on and the loss with the number of correct examples, all detached.
 
         Raises:
-            Diverged: the loss is not finite; nothing was updated. (On a GPU this is not looked at here, since it would wait
+            Diverged: the loss is not finite; no weight was updated. (On a GPU this is not looked at here, since it would wait
                 for the device; see ``refuse_divergence``.)
         """
         with seeded(self.seed, self.index, step, targets.labels.device):
@@ -158,7 +159,7 @@ class Learner:
         self.check(images, labels)
         if self.training != self.model.training:
             self.train(self.model.training)
-        targets = Targets(labels, self.num_classes)
+        targets = Targets(labels.long(), self.num_classes)
         carried: Carried = (images.detach(),)
         results = []
         for unit in self.units:
@@ -169,9 +170,9 @@ class Learner:
 
     def train(self, mode: bool = True) -> None:
         """Put the network and all heads in training or evaluation mode."""
-        self.model.train(mode)
         for unit in self.units:
             unit.train(mode)
+        self.model.train(mode)  # last: a model that keeps parts of itself frozen has the last word
         self.training = mode
 
     def check(self, images: Tensor, labels: Tensor) -> None:
@@ -181,7 +182,7 @@ class Learner:
                 f"a batch of {len(images)} cannot be learned from: batch normalisation and similarity compare examples; "
                 "give batches of 2 or more (drop the last one of an epoch if it is smaller)"
             )
-        if labels.dim() != 1 or len(labels) != len(images) or labels.is_floating_point():
+        if labels.dim() != 1 or len(labels) != len(images) or labels.dtype not in INTEGERS:
             raise InvalidInput(
                 f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit {len(images)} images: give one "
                 "integer per image"
@@ -209,6 +210,7 @@ class Learner:
             "model": self.model.state_dict(),
             "losses": [unit.loss.state_dict() for unit in self.units],
             "optimizers": [unit.optimizer.state_dict() if unit.optimizer else None for unit in self.units],
+            "optimizer_kinds": [type(unit.optimizer).__name__ for unit in self.units],
             "schedulers": [unit.scheduler.state_dict() if unit.scheduler else None for unit in self.units],
         }
 
@@ -216,7 +218,7 @@ class Learner:
         """Restore what ``state_dict`` returned.
 
         Raises:
-            InvalidInput: the state belongs to another network, cut or loss; nothing was loaded of the units that do not fit.
+            InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was loaded.
         """
         names = [unit.name for unit in self.units]
         if state.get("version") != STATE_VERSION or state.get("units") != names:
@@ -224,22 +226,37 @@ class Learner:
                 f"the state is of {len(state.get('units') or [])} units (version {state.get('version')}), this learner has "
                 f"{len(names)} (version {STATE_VERSION}): build it with the same model and the same at= as when it was saved"
             )
-        try:
-            self.model.load_state_dict(state["model"])
-            for unit, loss, optimizer, scheduler in zip(
-                self.units, state["losses"], state["optimizers"], state["schedulers"], strict=True
-            ):
-                unit.loss.load_state_dict(loss)
-                if unit.optimizer is not None and optimizer is not None:
-                    unit.optimizer.load_state_dict(optimizer)
-                if unit.scheduler is not None and scheduler is not None:
-                    unit.scheduler.load_state_dict(scheduler)
-        except (RuntimeError, KeyError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InvalidInput(
-                f"the state does not fit this learner: {reason}. Build it as when the state was saved"
-            ) from error
+        kinds = [type(unit.optimizer).__name__ for unit in self.units]
+        entries = ("model", "losses", "optimizers", "schedulers", "steps")
+        missing = [entry for entry in entries if entry not in state]
+        pairs = (
+            [(self.model, state["model"]), *zip((u.loss for u in self.units), state["losses"], strict=False)]
+            if not missing
+            else []
+        )
+        misfit = next((reason for module, saved in pairs if (reason := difference(module, saved))), None)
+        if missing or misfit or state.get("optimizer_kinds") != kinds:
+            reason = f"it has no {missing[0]}" if missing else misfit or "its optimizers are of other kinds"
+            raise InvalidInput(f"the state does not fit this learner: {reason}. Build the learner as when the state was saved")
+        for module, saved in pairs:
+            module.load_state_dict(saved)
+        for unit, optimizer, scheduler in zip(self.units, state["optimizers"], state["schedulers"], strict=True):
+            if unit.optimizer is not None:
+                unit.optimizer.load_state_dict(optimizer)
+            if unit.scheduler is not None and scheduler is not None:
+                unit.scheduler.load_state_dict(scheduler)
         self.steps = state["steps"]
+
+
+def difference(module: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
+    """Where a saved state does not fit a module, in words."""
+    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for name in sorted(own.keys() ^ saved.keys()):
+        return f"{name!r} is only in the {'learner' if name in own else 'state'}"
+    for name, shape in own.items():
+        if saved[name].shape != shape:
+            return f"{name!r} has shape {tuple(saved[name].shape)} in the state and {tuple(shape)} in the learner"
+    return None
 
 
 def localize(
@@ -289,7 +306,7 @@ def localize(
     for index, (piece, name, shape) in enumerate(zip(chain.pieces, chain.names, shapes, strict=True)):
         with seeded(seed, index, -1, torch.device("cpu")):
             head = create_loss(loss, Site(index, len(chain), shape, num_classes), **loss_options)
-        head.to(tensor.device).train(model.training)
+        head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(model.training)
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
         if unit.parameters():
             unit.optimizer = makers[index](unit.parameters())

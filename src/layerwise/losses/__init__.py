@@ -38,9 +38,11 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         InvalidInput: the loss has no such option, or the features are neither maps nor vectors.
     """
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
-    unknown = sorted(set(options) - set(accepted_options(factory)))
-    if unknown:
-        accepted = ", ".join(accepted_options(factory)) or "none"
+    parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    unknown = sorted(set(options) - {parameter.name for parameter in parameters})
+    if unknown and not anything:
+        accepted = ", ".join(parameter.name for parameter in parameters) or "none"
         raise InvalidInput(f"loss {name_of(loss)} has no option {unknown[0]!r}: accepted: {accepted}")
     if site.last:
         output = getattr(factory, "output", Output)

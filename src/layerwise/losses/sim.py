@@ -31,7 +31,9 @@ class Sim(nn.Module):
 
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, and the similarity matrix (B, B) it was computed from."""
-        transformed = self.transform(features).float()  # squares and sums over space lose too much in bf16
+        transformed = self.transform(features)
+        # squares and sums over space lose too much in bf16
+        transformed = transformed.to(torch.promote_types(transformed.dtype, torch.float32))
         vectors = transformed.std((2, 3)) if self.deviation else transformed.flatten(1)  # (B, F)
         with torch.autocast(features.device.type, enabled=False):
             similarity = similarity_matrix(vectors)
