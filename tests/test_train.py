@@ -180,6 +180,15 @@ def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_pat
     assert accuracies[0] == accuracies[1]
 
 
+def test_cached_features_survive_a_stop(tmp_path: Path) -> None:
+    run = replace(SMALL, rule="sequential", cache=True)
+    carry_out(run, tmp_path / "whole")
+    with pytest.raises(train_module.Interrupted):
+        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(30))  # in the fourth unit
+    carry_out(run, tmp_path / "run", resume=True)
+    assert digest(tmp_path / "run" / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
+
+
 def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
     result = carry_out(SMALL, tmp_path / "run")
     before = {file.name: digest(file) for file in (tmp_path / "run").iterdir()}

@@ -139,12 +139,14 @@ def unit_after_unit(
     learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position, cache: bool
 ) -> Iterator[Tick]:
     count = len(learner.units)
+    features = CachedFeatures(batches) if cache else RecomputedFeatures(batches)
     for index in range(start.epoch // epochs, count):
         unit, frozen = learner.units[index], learner.units[:index]
         for earlier in frozen:
             if earlier.optimizer is not None:
                 earlier.optimizer.state.clear()  # needed no more: the memory of its moments is free for this unit
-        features = CachedFeatures(frozen, batches) if cache else RecomputedFeatures(frozen, batches)
+        learner.train(False)
+        features.advance(frozen)
         for epoch in range(max(start.epoch, index * epochs), (index + 1) * epochs):
             learner.train(False)
             unit.train()
@@ -165,8 +167,12 @@ class RecomputedFeatures:
 
     kept_bytes = 0
 
-    def __init__(self, frozen: list[Unit], batches: Batches) -> None:
-        self.frozen, self.source = frozen, batches
+    def __init__(self, source: Batches) -> None:
+        self.source, self.frozen = source, list[Unit]()
+
+    def advance(self, frozen: list[Unit]) -> None:
+        """From now on, give what has passed these units."""
+        self.frozen = frozen
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
         for images, labels in self.source.batches(epoch, start):
@@ -174,42 +180,48 @@ class RecomputedFeatures:
 
 
 class CachedFeatures:
-    """What enters a unit, computed once per view of the images and kept in memory."""
+    """What enters a unit, kept in memory for every view of the images and passed on once through each unit that is frozen."""
 
-    def __init__(self, frozen: list[Unit], batches: Batches) -> None:
-        self.frozen, self.source = frozen, batches
+    def __init__(self, source: Batches) -> None:
+        self.source, self.frozen = source, list[Unit]()
         self.kept: dict[int, tuple[Tensor, ...]] = {}
-
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
-        view = epoch % (self.source.views or 1)
-        if view not in self.kept:
-            self.kept[view] = self.fill(epoch)
-        for indices in self.source.order(epoch)[start:]:
-            yield tuple(kept[indices] for kept in self.kept[view]), self.source.labels[indices]
+        self.every = torch.arange(len(source.labels), device=source.labels.device)
+        self.parts = self.every.split(max(len(indices) for indices in source.order(0)))
 
     @property
     def kept_bytes(self) -> int:
         return sum(tensor.untyped_storage().nbytes() for view in self.kept.values() for tensor in view)
 
-    def fill(self, epoch: int) -> tuple[Tensor, ...]:
-        """Features of all images in their order.
+    def advance(self, frozen: list[Unit]) -> None:
+        """From now on, give what has passed these units: what is kept has passed all but the last already."""
+        added, self.frozen = frozen[len(self.frozen) :], frozen
+        for view, kept in self.kept.items():
+            self.kept[view] = self.collect(added, (tuple(tensor[part] for tensor in kept) for part in self.parts))
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
+        view = epoch % (self.source.views or 1)
+        if view not in self.kept:
+            self.kept[view] = self.collect(self.frozen, ((self.source.images(part, epoch),) for part in self.parts))
+        for indices in self.source.order(epoch)[start:]:
+            yield tuple(kept[indices] for kept in self.kept[view]), self.source.labels[indices]
+
+    def collect(self, units: list[Unit], inputs: Iterator[Carried]) -> tuple[Tensor, ...]:
+        """Pass all images through some units, part by part, and keep what comes out, in the images' order.
 
         Raises:
             InvalidInput: something else than a tensor with an entry per image passes between the units.
         """
-        every = torch.arange(len(self.source.labels), device=self.source.labels.device)
-        size = max(len(indices) for indices in self.source.order(epoch))
         kept: list[Tensor] = []
-        for indices in every.split(size):
-            carried = pass_through(self.frozen, (self.source.images(indices, epoch),))
-            if not all(isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in carried):
+        for part, carried in zip(self.parts, inputs, strict=True):
+            passed = pass_through(units, carried)
+            if not all(isinstance(value, Tensor) and value.shape[:1] == part.shape for value in passed):
                 raise InvalidInput(
                     "something other than a tensor with an entry per image passes between two units, and may differ from batch "
                     "to batch, so it cannot be cached: leave --cache out"
                 )
-            kept = kept or [value.new_empty((len(every), *value.shape[1:])) for value in carried]
-            for store, value in zip(kept, carried, strict=True):
-                store[indices] = value
+            kept = kept or [value.new_empty((len(self.every), *value.shape[1:])) for value in passed]
+            for store, value in zip(kept, passed, strict=True):
+                store[part] = value
         return tuple(kept)
 
 
