@@ -141,6 +141,16 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         load(Run(data="cifar10"), data_dir=str(tmp_path))
 
 
+def test_a_known_data_set_of_another_size_is_cut_short(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.bin").write_bytes(bytes(3074) * 5)
+    (folder / "fine_label_names.txt").write_text("\n".join(f"class{number}" for number in range(100)))
+    with pytest.raises(InvalidInput, match="has 5 training and 5 test images instead of 50000 and 10000"):
+        load(Run(data="cifar100"), data_dir=str(tmp_path))
+
+
 def fill(root: Path, count: int = 10) -> None:
     """Two classes, dark and bright, as images of odd sizes and kinds."""
     for label, level in (("bright", 220), ("dark", 30)):

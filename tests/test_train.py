@@ -91,7 +91,7 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
     for name in (WEIGHTS, BEST):
         model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
     assert result["sha256"] == {name: digest(tmp_path / "run" / name) for name in (WEIGHTS, BEST)}
-    assert set(load_state(tmp_path / "run" / STATE)) == {"position", "learner", "meter"}  # weights_only
+    assert set(load_state(tmp_path / "run" / STATE)) == {"run", "position", "learner", "meter"}  # weights_only
 
 
 def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:
@@ -211,6 +211,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs 0 is out of range"),
         ({"lr": -1.0}, "lr -1.0 is out of range"),
         ({"dropout": 1.0}, "dropout 1.0 cannot be used"),
+        ({"weight_decay": float("inf")}, "weight_decay inf is not a finite number"),
         ({"decay_milestones": "50%"}, "are not shares of training"),
         ({"cache": True}, "--cache belongs to the rule 'sequential', not to 'simultaneous'"),
         ({"rule": "sequential", "cache": True, "views": None}, "give --views, such as 1"),
@@ -345,7 +346,21 @@ def test_other_data_than_a_run_began_with_are_refused(tmp_path: Path, monkeypatc
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     facts["data"]["mean"] = [1.0]
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(InvalidInput, match="began with other images"):
+    with pytest.raises(InvalidInput, match="was trained on other images"):
+        carry_out(SMALL, tmp_path / "run", resume=True)
+
+
+def test_a_run_whose_description_or_best_weights_were_altered_is_not_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(train_module.Interrupted):
+        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+    path = tmp_path / "run" / "run.json"
+    original = path.read_text()
+    path.write_text(original.replace('"lr": 0.001', '"lr": 0.002'))
+    with pytest.raises(InvalidInput, match=r"run\.json was altered since the state was saved"):
+        carry_out(replace(SMALL, lr=0.002), tmp_path / "run", resume=True)
+    path.write_text(original)
+    (tmp_path / "run" / BEST).unlink()
+    with pytest.raises(InvalidInput, match="has been removed"):
         carry_out(SMALL, tmp_path / "run", resume=True)
 
 

@@ -224,10 +224,13 @@ def test_mixed_precision_trains_float32_weights() -> None:
         (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1]), "labels from -1 to 2"),
         (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2]), "do not fit 4 images"),
         (torch.randn(4, 1, 8, 8), torch.rand(4), "one integer per image"),
+        (torch.randn(4, 1, 9, 9), torch.tensor([0, 1, 2, 3]), r"had shape \(B, 1, 8, 8\)"),
+        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3]), "type torch.uint8 do not fit"),
+        (torch.randn(4, 1, 8, 8), [0, 1, 2, 3], "must be tensors"),
         (torch.full((4, 1, 8, 8), float("nan")), torch.tensor([0, 1, 2, 3]), "NaN or infinite"),
     ],
 )
-def test_bad_batches_change_nothing(images: Tensor, labels: Tensor, words: str) -> None:
+def test_bad_batches_change_nothing(images: Tensor, labels: Any, words: str) -> None:
     local = learner("plain")
     before = copy.deepcopy(local.model)
     with pytest.raises(InvalidInput, match=words):
@@ -244,6 +247,44 @@ def test_a_loss_that_is_not_finite_names_unit_and_step_before_the_update() -> No
     with pytest.raises(Diverged, match=r"unit 1 \(conv2\) is nan at step 1"):
         local.step(*batch())
     assert torch.equal(before, local.model.conv2.bias)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"clip_grad": -1.0}, "clip_grad=-1.0 cannot be used"),
+        ({"clip_grad": float("nan")}, "clip_grad=nan cannot be used"),
+        ({"num_classes": 10.0}, "num_classes=10.0 cannot be used"),
+        ({"amp": True}, "amp=True cannot be used"),
+        ({"seed": -1}, "seed=-1 cannot be used"),
+        ({"scheduler": 3}, "scheduler=3 cannot be used"),
+        ({"optimizer": lambda parameters: None}, "made NoneType for unit 'conv1'"),
+        ({"optimizer": torch.optim.Adam([torch.zeros(1)])}, "a callable"),
+        ({"loss": nn.CrossEntropyLoss()}, "loss is CrossEntropyLoss: give a name"),
+        ({"loss": lambda site: None}, "made NoneType: give a name"),
+        ({"sample": torch.randn(1, 8)}, "cannot process the sample of shape"),
+        ({"sample": torch.randn(8)}, "sample is not a batch"),
+        ({"model": nn.Linear}, "model is type"),
+    ],
+)
+def test_arguments_that_cannot_be_used(options: dict[str, Any], words: str) -> None:
+    arguments: dict[str, Any] = {"model": network("plain"), "sample": batch()[0], "num_classes": CLASSES}
+    with pytest.raises(InvalidInput, match=words):
+        layerwise.localize(**{**arguments, **options})
+
+
+def test_a_step_without_gradients_is_refused() -> None:
+    with torch.no_grad(), pytest.raises(InvalidInput, match="gradients are switched off"):
+        learner("plain").step(*batch())
+
+
+def test_what_a_loss_of_the_users_own_returns_is_checked() -> None:
+    class Bare(nn.Module):
+        def forward(self, features: Tensor, targets: layerwise.Targets) -> Tensor:
+            return features.mean()
+
+    with pytest.raises(InvalidInput, match="the loss returned Tensor"):
+        layerwise.localize(network("plain"), batch()[0], CLASSES, loss=lambda site: Bare()).step(*batch())
 
 
 def test_wrong_number_of_classes_is_refused() -> None:

@@ -1,5 +1,6 @@
 """From a run's description to what trains: device, network, learner, schedule."""
 
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -53,8 +54,11 @@ def prepare_device(execution: Execution) -> torch.device:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = torch.device("cuda", device.index or 0)
     if execution.cpu_threads is not None:
-        if execution.cpu_threads < 1:
-            raise InvalidInput(f"cpu_threads {execution.cpu_threads} is too small: give 1 or more")
+        most = os.cpu_count() or 1
+        if not 1 <= execution.cpu_threads <= most:
+            raise InvalidInput(
+                f"cpu_threads {execution.cpu_threads} is out of range: this machine has {most}; give 1 to {most}"
+            )
         torch.set_num_threads(execution.cpu_threads)
     return device
 
@@ -92,6 +96,10 @@ def check_run(run: Run) -> None:
     Raises:
         InvalidInput: naming the option.
     """
+    for item in fields(Run):
+        value = getattr(run, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"{item.name} {value} is not a finite number: give one")
     for kind, name, known in (("rule", run.rule, RULES), ("loss", run.loss, LOSSES), ("optimizer", run.optimizer, OPTIMIZERS)):
         choose(kind, name, known)
     options_for("rule", run.rule, run)

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from layerwise import __version__
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, choose
 from layerwise.hierarchy import parse_hierarchy
 from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, run_name
@@ -21,6 +22,9 @@ Options = TypeVar("Options", Run, Execution)
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that refuses in one sentence, like everything else here."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # an option added later must not change what a script says
 
     def error(self, message: str) -> NoReturn:
         raise InvalidInput(f"{message}; see `{self.prog} --help`")
@@ -50,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        leave(f"layerwise: {error.filename or 'a file'} cannot be used ({error.strerror or error}): give another path", REFUSED)
 
 
 def leave(message: str, code: int) -> NoReturn:
@@ -59,6 +65,7 @@ def leave(message: str, code: int) -> NoReturn:
 
 def build_parser() -> Parser:
     parser = Parser(prog="layerwise", description="Train networks without global backpropagation, unit by unit.")
+    parser.add_argument("--version", action="version", version=f"layerwise {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
 
     train = add_command(commands, "train", run_train, "train a network by local losses, or globally")
@@ -157,7 +164,7 @@ def read_config(path: str | None) -> dict[str, Any]:
         raise InvalidInput(
             f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`"
         ) from None
-    if isinstance(values, dict) and isinstance(values.get("run"), dict):
+    if isinstance(values, dict) and "format" in values and isinstance(values.get("run"), dict):
         values = values["run"]  # a run's own configuration file
     if not isinstance(values, dict):
         raise InvalidInput(f"{path} does not hold options: give lines such as `epochs: 10`")
@@ -170,6 +177,10 @@ def read_config(path: str | None) -> dict[str, Any]:
 
 
 def run_train(parsed: argparse.Namespace) -> dict[str, Any]:
+    if parsed.output == "" or parsed.resume == "":
+        raise InvalidInput("--output and --resume cannot be empty: name a folder")
+    if parsed.resume is True and not (parsed.model or parsed.output or parsed.config):
+        raise InvalidInput("--resume alone names no run: give its folder, or the command that began it")
     if not isinstance(parsed.resume, str):
         run = collect(parsed, Run())
         folder = RunFolder(parsed.output or Path("runs") / run_name(run))

@@ -23,21 +23,23 @@ class DataSet:
     Attributes:
         read: from the data folder to arrays.
         padding, flip: the crop border and whether mirroring keeps the label.
+        images: how many training and test images it has.
     """
 
     read: Callable[[Path], Arrays]
     padding: int
     flip: bool
+    images: tuple[int, int]
 
 
 DATASETS: dict[str, DataSet] = {
-    "digits": DataSet(READERS["digits"], padding=1, flip=False),
-    "cifar10": DataSet(READERS["cifar10"], padding=4, flip=True),
-    "cifar100": DataSet(READERS["cifar100"], padding=4, flip=True),
-    "mnist": DataSet(READERS["mnist"], padding=2, flip=False),
-    "fashion-mnist": DataSet(READERS["fashion-mnist"], padding=2, flip=True),
-    "kmnist": DataSet(READERS["kmnist"], padding=2, flip=False),
-    "svhn": DataSet(READERS["svhn"], padding=2, flip=False),
+    "digits": DataSet(READERS["digits"], padding=1, flip=False, images=(1437, 360)),
+    "cifar10": DataSet(READERS["cifar10"], padding=4, flip=True, images=(50_000, 10_000)),
+    "cifar100": DataSet(READERS["cifar100"], padding=4, flip=True, images=(50_000, 10_000)),
+    "mnist": DataSet(READERS["mnist"], padding=2, flip=False, images=(60_000, 10_000)),
+    "fashion-mnist": DataSet(READERS["fashion-mnist"], padding=2, flip=True, images=(60_000, 10_000)),
+    "kmnist": DataSet(READERS["kmnist"], padding=2, flip=False, images=(60_000, 10_000)),
+    "svhn": DataSet(READERS["svhn"], padding=2, flip=False, images=(73_257, 26_032)),
 }
 FOLDER = "folder"
 FOLDER_SIZE = 64  # pixels, unless the run says otherwise
@@ -71,6 +73,7 @@ class Splits:
             "std": list(self.std),
             "image_size": self.image_size,
             "channels": self.channels,
+            "images": [len(part.labels) if part else 0 for part in (self.train, self.validation, self.test)],
         }
 
 
@@ -158,6 +161,12 @@ def load_known(
 
         fetch(name, folder)
         arrays = dataset.read(folder)
+    counts = len(arrays.train_labels), len(arrays.test_labels)
+    if counts != dataset.images:
+        raise InvalidInput(
+            f"{name} in {folder} has {counts[0]} training and {counts[1]} test images instead of {dataset.images[0]} and "
+            f"{dataset.images[1]}: a file is cut short; fetch it again, such as with --download into an empty --data-dir"
+        )
     size = image_size or arrays.train_images.shape[-1]
     train, test = (
         ImageSet(PixelsInMemory(resize(torch.from_numpy(images), size)), torch.from_numpy(labels))

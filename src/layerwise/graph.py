@@ -40,6 +40,8 @@ class SingleInput(nn.Module):
 class Tracer(fx.Tracer):
     """Traces through the user's own modules and remembers where it is, to name the place when it fails."""
 
+    trace_asserts = True  # an assertion about the input is no control flow
+
     def __init__(self, leaves: Iterable[str]) -> None:
         super().__init__()
         self.leaves = {f"{ROOT}.{path}" for path in leaves}

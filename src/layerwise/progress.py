@@ -47,7 +47,7 @@ class Shown(Progress):
             self.say(f"going on after epoch {epoch}")
         self.began, self.first_epoch = time.monotonic(), float(epoch)
         if self.bar:
-            self.task = self.bar.add_task(f"{run.model}{hierarchy} {run.rule}", total=None, numbers="")
+            self.task = self.bar.add_task(run.rule, total=None, numbers="")
 
     def tick(self, tick: "Tick", meter: "Meter") -> None:
         if self.bar is None or self.task is None or time.monotonic() - self.refreshed < REFRESH:
@@ -55,8 +55,9 @@ class Shown(Progress):
         self.refreshed = time.monotonic()
         done = tick.after.epoch + tick.after.batch / tick.batches
         loss, accuracy = meter.running()
-        numbers = f"epoch {int(done) + 1}/{tick.epochs}  loss {loss:.4f}  accuracy {accuracy:.1f} %"
-        rate = f"  {meter.images_per_second():.0f} images/s  {self.time_left(done, tick.epochs)} left"
+        epoch = tick.after.epoch + (tick.after.batch > 0)
+        numbers = f"epoch {epoch}/{tick.epochs} loss {loss:.4f} accuracy {accuracy:.1f}%"
+        rate = f" {meter.images_per_second():.0f} images/s {self.time_left(done, tick.epochs)} left"
         self.bar.update(self.task, completed=done, total=tick.epochs, numbers=numbers + rate)
 
     def epoch(self, record: dict[str, Any]) -> None:
@@ -95,6 +96,6 @@ def shown(units: bool = True) -> Iterator[Shown]:
     if not sys.stderr.isatty():
         yield Shown(None, units)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
+    columns = (BarColumn(bar_width=8), TextColumn("{task.fields[numbers]}"))  # fits 80 columns
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         yield Shown(bar, units)

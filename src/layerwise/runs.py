@@ -150,8 +150,10 @@ class RunFolder:
         path = self.file(CONFIGURATION)
         try:
             facts = json.loads(path.read_text())
-            if facts["format"] != FORMAT or not isinstance(facts["run"], dict):
+            if facts["format"] != FORMAT:
                 raise ValueError(f"format {facts['format']} is not {FORMAT}")
+            if not isinstance(facts["run"], dict) or not isinstance(facts["data"], dict):
+                raise ValueError("its run or its data is not a table")
             return facts
         except FileNotFoundError:
             raise InvalidInput(f"{self.path} is not a run: no {CONFIGURATION} in it; give the folder of a run") from None
@@ -159,13 +161,12 @@ class RunFolder:
             raise InvalidInput(f"{path} cannot be read as a run ({error}): restore it, or start the run anew") from error
 
     def run(self) -> Run:
-        values = self.facts()["run"]
-        unknown = sorted(set(values) - {item.name for item in fields(Run)})
-        if unknown:
-            raise InvalidInput(
-                f"{self.file(CONFIGURATION)} has unknown entry {unknown[0]!r}: it was altered, or is of a newer version"
-            )
-        known = {item.name: item for item in fields(Run)}
+        values, known = self.facts()["run"], {item.name: item for item in fields(Run)}
+        odd = sorted(values.keys() ^ known.keys())
+        if odd:
+            entry = f"unknown entry {odd[0]!r}" if odd[0] in values else f"no entry {odd[0]!r}"
+            path = self.file(CONFIGURATION)
+            raise InvalidInput(f"{path} has {entry}: it was altered, or written by another version of layerwise; restore it")
         return Run(**{name: check_value(self.file(CONFIGURATION), known[name], value) for name, value in values.items()})
 
     def execution(self) -> Execution:
@@ -199,7 +200,7 @@ class RunFolder:
         """The log's whole lines; one cut short by a kill is left out."""
         records = []
         if self.file(LOG).exists():
-            for line in self.file(LOG).read_text().splitlines():
+            for line in self.file(LOG).read_text(errors="replace").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):
                     records.append(json.loads(line))
         return records
@@ -212,7 +213,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any]:
         try:
-            return json.loads(self.file(RESULT).read_text())
+            return {**json.loads(self.file(RESULT).read_text()), "run": str(self.path)}  # wherever it lies now
         except FileNotFoundError:
             raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
         except ValueError as error:

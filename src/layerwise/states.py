@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from torch import nn
 from layerwise.errors import InvalidInput
 from layerwise.meter import Meter
 from layerwise.rules import Position
-from layerwise.runs import STATE, RunFolder, replacing
+from layerwise.runs import BEST, STATE, Run, RunFolder, replacing
 from layerwise.units import Learner
 
 
-def save(folder: RunFolder, learner: Learner, meter: Meter, position: Position) -> None:
+def save(folder: RunFolder, run: Run, learner: Learner, meter: Meter, position: Position) -> None:
     """Save the state to go on from at a position."""
-    state = {"position": [position.epoch, position.batch], "learner": learner.state_dict(), "meter": meter.state_dict()}
+    state = {
+        "run": asdict(run),
+        "position": [position.epoch, position.batch],
+        "learner": learner.state_dict(),
+        "meter": meter.state_dict(),
+    }
     with replacing(folder.file(STATE)) as draft:
         try:
             with draft.open("wb") as file:
@@ -38,18 +44,35 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
     Raises:
         InvalidInput: the state is damaged, or of another network; or the data are others.
     """
-    if folder.facts().get("data") != data:
-        raise InvalidInput(f"{folder.path} began with other images than are in the data folder now: give its --data-dir")
+    refuse_other_data(folder, data)
     path = folder.file(STATE)
     if not path.exists():
         return Position()
     state = load_state(path)
+    if state.get("run") != asdict(folder.run()):
+        raise InvalidInput(f"{folder.path}: run.json was altered since the state was saved: restore it, or start another run")
     try:
         learner.load_state_dict(state["learner"])
         meter.load_state_dict(state["meter"])
+        if meter.best:
+            verify(folder.file(BEST), meter.best["sha256"])
         return Position(*state["position"])
     except (KeyError, TypeError) as error:
         raise InvalidInput(f"{path} is not a state of this program ({error}): remove it to begin the run anew") from error
+
+
+def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
+    """Refuse images other than those that a run began with: other classes, another number, or other means and deviations."""
+    if folder.facts()["data"] != data:
+        raise InvalidInput(f"{folder.path} was trained on other images than the data folder holds now: give its --data-dir")
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Refuse a file that is missing or is not the one that was written."""
+    if not path.exists():
+        raise InvalidInput(f"{path} has been removed: restore it, or train again")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise InvalidInput(f"{path} is not the file that the run wrote (its SHA-256 differs): restore it, or train again")
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -84,10 +107,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str) -> None:
     Raises:
         InvalidInput: the file is missing, damaged, altered, or of another network.
     """
-    if not path.exists():
-        raise InvalidInput(f"{path} does not exist: the run is not finished; go on with --resume")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise InvalidInput(f"{path} is not the file that the run wrote (its SHA-256 differs): restore it, or train again")
+    verify(path, sha256)
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:  # safetensors has its own error class; a wrong network is a RuntimeError

@@ -77,11 +77,11 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
                     meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
                 folder.append(record)
                 if is_due(tick, execution.save_every):
-                    save(folder, learner, meter, tick.after)
+                    save(folder, run, learner, meter, tick.after)
                 progress.epoch(record)
             if stop_requested() and tick.settled and not tick.ends_training:
                 meter.check()
-                save(folder, learner, meter, tick.after)
+                save(folder, run, learner, meter, tick.after)
                 raise Interrupted(f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved")
         digest = save_weights(folder.file(WEIGHTS), learner.model)
         digests = {WEIGHTS: digest} | ({BEST: meter.best["sha256"]} if meter.best else {})

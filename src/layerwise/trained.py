@@ -14,7 +14,7 @@ from layerwise.evaluation import accuracy, unit_scores
 from layerwise.folder import read_image
 from layerwise.models import create_model
 from layerwise.runs import BEST, STATE, WEIGHTS, Execution, Run, RunFolder
-from layerwise.states import load_state, load_weights
+from layerwise.states import load_state, load_weights, refuse_other_data
 
 TOP = 5  # classes shown per image
 
@@ -26,6 +26,13 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
         InvalidInput: the run is not finished, or its files are damaged.
     """
     run, data = folder.run(), folder.facts()["data"]
+    try:
+        sound = len(data["mean"]) == len(data["std"]) == data["channels"] and min(data["std"]) > 0
+        sound = sound and all(isinstance(name, str) for name in data["class_names"]) and sum(data["mean"]) >= 0
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InvalidInput(f"{folder.path}: the data section of run.json was altered: restore it, or train again")
     name = BEST if best else WEIGHTS
     digests = folder.result()["sha256"]
     if name not in digests:
@@ -42,6 +49,7 @@ def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, A
     network, _ = load_network(folder, best)
     device = prepare_device(execution)
     data = load_data(run, execution, device)
+    refuse_other_data(folder, data.facts())
     result: dict[str, Any] = {
         "run": str(folder.path),
         "weights": "best" if best else "last",

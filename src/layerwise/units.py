@@ -71,7 +71,7 @@ class Unit:
         """Forward and loss."""
         with precision(carried, self.amp):
             passed = self.piece(*carried)
-            return passed, self.loss(passed[0], targets)
+            return passed, checked_result(self.loss(passed[0], targets))
 
     def step(self, carried: Carried, targets: Targets, step: int) -> tuple[Carried, Evaluated]:
         """Learn from one batch.
@@ -98,6 +98,13 @@ class Unit:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return detached(passed), Evaluated(loss.detach(), correct)
+
+
+def checked_result(result: Any) -> Evaluated:
+    """Refuse what a loss of the user's own returns, unless it is a loss and a number of correct examples."""
+    if not isinstance(result, tuple) or len(result) != 2 or not all(isinstance(value, Tensor) for value in result):
+        raise InvalidInput(f"the loss returned {type(result).__name__}: return layerwise.Evaluated(loss, correct), two tensors")
+    return Evaluated(*result)
 
 
 class StepResult:
@@ -138,10 +145,11 @@ class Learner:
         steps: how many steps have been made.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
+        self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps = 0
         self.training = model.training
 
@@ -157,6 +165,11 @@ class Learner:
             Diverged: a unit's loss is not finite; it and the units behind it were not updated.
         """
         self.check(images, labels)
+        if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
+            raise InvalidInput(
+                f"images of shape {tuple(images.shape)} and type {images.dtype} do not fit the sample, which had shape "
+                f"(B, {', '.join(map(str, self.image_shape))}) and type {self.image_type}: give such images"
+            )
         if self.training != self.model.training:
             self.train(self.model.training)
         targets = Targets(labels.long(), self.num_classes)
@@ -177,6 +190,12 @@ class Learner:
 
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that cannot be learned from. What lies on a GPU is not read, since that would wait for the device."""
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+            raise InvalidInput("images and labels must be tensors: turn arrays and lists into them with torch.as_tensor")
+        if not torch.is_grad_enabled():
+            raise InvalidInput(
+                "gradients are switched off here, so nothing can be learned: take the step out of torch.no_grad()"
+            )
         if len(images) < 2:
             raise InvalidInput(
                 f"a batch of {len(images)} cannot be learned from: batch normalisation and similarity compare examples; "
@@ -292,10 +311,18 @@ def localize(
         CannotSplit: the network cannot be cut so.
         InvalidInput: an argument does not fit the network.
     """
+    check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves)
-    shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
+    try:
+        shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"the network cannot process the sample of shape {tuple(sample.shape)} and type {sample.dtype} ({reason}): give a "
+            "batch of images as it is trained on, (B, channels, height, width)"
+        ) from error
     if shapes[-1] != (num_classes,):
         raise InvalidInput(
             f"the network gives outputs of shape {shapes[-1]} per image, not ({num_classes},): pass num_classes as the number "
@@ -309,10 +336,39 @@ def localize(
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(model.training)
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
         if unit.parameters():
-            unit.optimizer = makers[index](unit.parameters())
+            unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
             unit.scheduler = scheduler(unit.optimizer) if scheduler else None
         units.append(unit)
-    return Learner(model, units, num_classes)
+    return Learner(model, units, num_classes, sample)
+
+
+def check_arguments(
+    model: Any, sample: Any, num_classes: Any, clip_grad: float | None, amp: Any, seed: int | None, scheduler: Any
+) -> None:
+    """Refuse arguments of ``localize`` that could only fail later, or silently do something else."""
+    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
+        raise InvalidInput(f"model is {type(model).__name__}: give an nn.Module, made, and not yet compiled by torch.compile")
+    if not isinstance(sample, Tensor) or sample.dim() < 2:
+        raise InvalidInput("sample is not a batch: give a tensor of images as the network is trained on, batch first")
+    for name, value, valid, accepted in (
+        ("num_classes", num_classes, isinstance(num_classes, int) and num_classes >= 2, "a whole number, 2 or more"),
+        ("clip_grad", clip_grad, clip_grad is None or 0 < clip_grad < float("inf"), "a number above 0, or None"),
+        ("amp", amp, amp in (None, torch.bfloat16), "torch.bfloat16, or None"),
+        ("seed", seed, seed is None or (isinstance(seed, int) and seed >= 0), "a whole number, 0 or more, or None"),
+        ("scheduler", scheduler, scheduler is None or callable(scheduler), "a callable that makes one of an optimizer"),
+    ):
+        if not valid:
+            raise InvalidInput(f"{name}={value!r} cannot be used: give {accepted}")
+
+
+def checked_optimizer(optimizer: Any, name: str) -> Optimizer:
+    """Refuse what is no optimizer, or one that needs a closure."""
+    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+        raise InvalidInput(
+            f"optimizer= made {type(optimizer).__name__} for unit {name!r}: make a torch.optim.Optimizer whose step needs no "
+            "closure, of the parameters it is given"
+        )
+    return optimizer
 
 
 def optimizer_makers(given: Any, names: Sequence[str]) -> list[OptimizerFactory]:
@@ -321,7 +377,9 @@ def optimizer_makers(given: Any, names: Sequence[str]) -> list[OptimizerFactory]
         given = default_optimizer
     if callable(given):
         return [given] * len(names)
-    makers: list[Any] = [given.get(name) for name in names] if isinstance(given, Mapping) else list(given)
+    makers: list[Any] = [given.get(name) for name in names] if isinstance(given, Mapping) else []
+    if isinstance(given, Sequence):
+        makers = list(given)
     if len(makers) != len(names) or not all(callable(maker) for maker in makers):
         raise InvalidInput(
             f"optimizer= does not give each of the {len(names)} units a callable: give one callable for all, a list with one "

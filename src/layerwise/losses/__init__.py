@@ -24,6 +24,11 @@ LOSSES: dict[str, LossFactory] = {
     "predsim": PredSim,
 }
 
+PROTOCOL = (
+    f"give a name ({', '.join(LOSSES)}) or a callable (site, **options) that makes a module whose forward(features, targets) "
+    "returns Evaluated(loss, correct)"
+)
+
 __all__ = ["LOSSES", "Evaluated", "LossFactory", "Output", "Pred", "PredSim", "Sim", "Site", "Targets", "create_loss"]
 
 
@@ -35,8 +40,10 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim.
 
     Raises:
-        InvalidInput: the loss has no such option, or the features are neither maps nor vectors.
+        InvalidInput: the loss has no such option, or cannot read features of such a shape.
     """
+    if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
+        raise InvalidInput(f"loss is {type(loss).__name__}: {PROTOCOL}")
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
     parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
@@ -47,12 +54,10 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     if site.last:
         output = getattr(factory, "output", Output)
         return output(site, **{key: value for key, value in options.items() if key in accepted_options(output)})
-    if len(site.shape) not in (1, 3):
-        raise InvalidInput(
-            f"the features of unit {site.index} have shape {site.shape} without the batch: local losses read maps "
-            "(C, H, W) or vectors (C,); cut the network elsewhere, where its features have such a shape"
-        )
-    return factory(site, **options)
+    head = factory(site, **options)
+    if not isinstance(head, nn.Module):
+        raise InvalidInput(f"loss {name_of(loss)} made {type(head).__name__}: {PROTOCOL}")
+    return head
 
 
 def accepted_options(factory: Callable[..., Any]) -> list[str]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 
 
 def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
@@ -40,6 +40,7 @@ class Pred(nn.Module):
         super().__init__()
         if decoder_dim < 1:
             raise InvalidInput(f"decoder_dim {decoder_dim} is too small: give 1 or more")
+        check_shape(site)
         pooled = site.shape
         self.kernel: tuple[int, int] | None = None
         if len(site.shape) == 3:

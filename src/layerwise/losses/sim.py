@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from layerwise.losses.site import Evaluated, Site, Targets, similarity_matrix
+from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
 
 
 class Sim(nn.Module):
@@ -21,6 +21,7 @@ class Sim(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
+        check_shape(site)
         channels = site.shape[0]
         self.transform: nn.Module
         if len(site.shape) == 3:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.errors import InvalidInput
+
 
 @dataclass(frozen=True)
 class Site:
@@ -28,6 +30,15 @@ class Site:
     def last(self) -> bool:
         """Whether the unit's output is the network's output."""
         return self.index == self.count - 1
+
+
+def check_shape(site: Site) -> None:
+    """Refuse features that are neither maps (C, H, W) nor vectors (C,)."""
+    if len(site.shape) not in (1, 3):
+        raise InvalidInput(
+            f"the features of unit {site.index} have shape {site.shape} without the batch: this loss reads maps (C, H, W) or "
+            "vectors (C,); cut the network where its features have such a shape, or give a loss of your own"
+        )
 
 
 class Evaluated(NamedTuple):
