@@ -54,8 +54,8 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
     try:
         learner.load_state_dict(state["learner"])
         meter.load_state_dict(state["meter"])
-        if meter.best:
-            verify(folder.file(BEST), meter.best["sha256"])
+        if meter.best and not folder.file(BEST).exists():  # a later epoch's, written just before a kill, is as good
+            raise InvalidInput(f"{folder.file(BEST)} has been removed: restore it, or train again")
         return Position(*state["position"])
     except (KeyError, TypeError) as error:
         raise InvalidInput(f"{path} is not a state of this program ({error}): remove it to begin the run anew") from error

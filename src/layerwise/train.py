@@ -26,7 +26,7 @@ from layerwise.models import published_hierarchy
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import BEST, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
-from layerwise.states import restore, save, save_weights
+from layerwise.states import restore, save, save_weights, verify
 from layerwise.units import Learner
 
 
@@ -83,8 +83,10 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
                 meter.check()
                 save(folder, run, learner, meter, tick.after)
                 raise Interrupted(f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved")
-        digest = save_weights(folder.file(WEIGHTS), learner.model)
-        digests = {WEIGHTS: digest} | ({BEST: meter.best["sha256"]} if meter.best else {})
+        digests = {WEIGHTS: save_weights(folder.file(WEIGHTS), learner.model)}
+        if meter.best:
+            digests[BEST] = meter.best["sha256"]
+            verify(folder.file(BEST), digests[BEST])
         result = {**describe(run, folder), **meter.result(), "sha256": digests}
         write_json(folder.file(RESULT), result)
     return result
