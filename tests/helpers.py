@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.data import Splits, load_data
+from layerwise.learner import Learner, localize
 from layerwise.loader import Loader
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import Execution, Run
-from layerwise.units import Learner, localize
 
 CLASSES = 10
 

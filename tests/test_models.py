@@ -187,7 +187,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
 def test_models_import_nothing_of_local_learning() -> None:
     code = "import sys, layerwise.models; print([m for m in sys.modules if m.startswith('layerwise')])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    for name in ("units", "split", "graph", "spine", "rules", "losses"):
+    for name in ("units", "learner", "chain", "graph", "spine", "rules", "losses"):
         assert f"'layerwise.{name}'" not in loaded
     for module in narrow("resnet18").modules():
         assert type(module).__module__.startswith(("torch.nn.", "layerwise.models."))

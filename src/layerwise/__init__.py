@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layerwise.chain import Chain, split
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
+    from layerwise.learner import Learner, localize
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
     from layerwise.models import create_model, list_models
     from layerwise.rules import RULES
-    from layerwise.units import Learner, StepResult, Unit, localize
+    from layerwise.units import StepResult, Unit
 
 HOMES = {
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
@@ -20,7 +21,8 @@ HOMES = {
     "models": ("create_model", "list_models"),
     "rules": ("RULES",),
     "chain": ("Chain", "split"),
-    "units": ("Learner", "StepResult", "Unit", "localize"),
+    "learner": ("Learner", "localize"),
+    "units": ("StepResult", "Unit"),
 }
 
 __all__ = [

@@ -13,11 +13,11 @@ import torch
 import layerwise
 from layerwise.data import Splits
 from layerwise.errors import InvalidInput, choose
+from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES, accepted_options
 from layerwise.models import create_model
 from layerwise.rules import RULES, Schedule
 from layerwise.runs import Execution, Run
-from layerwise.units import Learner, localize
 
 # fused: one call per unit instead of several per tensor
 OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {

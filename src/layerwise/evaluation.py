@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from layerwise.graph import modes_kept
+from layerwise.learner import Learner
 from layerwise.loader import Loader
 from layerwise.losses import Targets
-from layerwise.units import Carried, Learner, precision
+from layerwise.units import Carried, precision
 
 
 @dataclass(frozen=True)

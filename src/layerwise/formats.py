@@ -15,23 +15,19 @@ Sources of the formats:
 """
 
 import gzip
-import pickle
-import pickletools
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidInput, MissingData
+from layerwise.errors import MissingData
+from layerwise.pickles import Images, read_pickle, reading, refuse, rows_of
 
-Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Part = tuple[Images, Labels]
 
@@ -56,37 +52,20 @@ class Arrays:
 # ---- finding and reading files ----
 
 
-def _refuse(where: object, problem: str) -> NoReturn:
-    raise InvalidInput(f"{where} {problem}: fetch it again")
-
-
-@contextmanager
-def _reading(where: object) -> Iterator[None]:
-    """Turn whatever reading or decoding ``where`` raises into InvalidInput."""
-    try:
-        yield
-    except InvalidInput:
-        raise
-    except Exception as error:  # the gzip, tar, pickle and .mat decoders promise no closed list of errors
-        if isinstance(error, OSError) and error.strerror:
-            raise InvalidInput(f"{where} cannot be read ({error.strerror}): make it readable to this user") from error
-        _refuse(where, f"is damaged or not what its name says ({type(error).__name__}: {' '.join(str(error).split())})")
-
-
 def _is_file(path: Path) -> bool:
-    with _reading(path):
+    with reading(path):
         return path.is_file()
 
 
 def _read(path: Path) -> bytes:
     """The content of ``path``, decompressed if its name ends in .gz."""
-    with _reading(path):
+    with reading(path):
         if path.suffix != ".gz":
             return path.read_bytes()
         with gzip.open(path) as stream:
             content = stream.read(MOST_BYTES + 1)  # reading to the end is also what checks the checksum
     if len(content) > MOST_BYTES:
-        _refuse(path, f"holds more than {MOST_BYTES} bytes")
+        refuse(path, f"holds more than {MOST_BYTES} bytes")
     return content
 
 
@@ -115,113 +94,31 @@ def _find(folders: Sequence[Path], wanted: Sequence[Sequence[str]]) -> list[Path
 def _checked(images: Images, labels: Any, classes: int, where: object) -> Part:
     """Images (N, C, H, W) and labels (N,), N > 0, every label an integer in 0..classes-1, else InvalidInput."""
     if len(images) == 0 or len(images) != len(labels):
-        _refuse(where, f"holds {len(images)} images and {len(labels)} labels")
-    with _reading(where):
+        refuse(where, f"holds {len(images)} images and {len(labels)} labels")
+    with reading(where):
         numbers = np.array(labels, dtype=np.int64)
     wrong = numbers[(numbers < 0) | (numbers >= classes)]
     if wrong.size:
-        _refuse(where, f"holds the label {wrong[0]}, outside 0..{classes - 1}")
+        refuse(where, f"holds the label {wrong[0]}, outside 0..{classes - 1}")
     return images, numbers
 
 
 # ---- CIFAR ----
 
 
-class _Recorded:
-    """Stands in for what a pickled array is made of: keeps arguments and state, and does nothing with them.
-
-    Real numpy constructors are never called on a file's arguments: a forged dtype could make them read foreign memory.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Encoded(bytes):
-    """Stands in for ``_codecs.encode``, by which Python 3 writes bytes in the old pickle protocols."""
-
-    def __new__(cls, text: str, encoding: str) -> "_Encoded":
-        return super().__new__(cls, text.encode("latin1"))
-
-    def __setstate__(self, state: Any) -> None:  # without it a pickle could set attributes of this class
-        raise pickle.UnpicklingError("bytes have no state")
-
-
-_ALLOWED: dict[str, type] = {
-    "numpy.core.multiarray._reconstruct": _Recorded,
-    "numpy._core.multiarray._reconstruct": _Recorded,
-    "numpy.ndarray": _Recorded,
-    "numpy.dtype": _Recorded,
-    "_codecs.encode": _Encoded,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, numbers, bytes and recorded arrays; any other name is refused before it is imported."""
-
-    def __init__(self, raw: bytes, where: str) -> None:
-        super().__init__(BytesIO(raw), encoding="bytes")
-        self.where = where
-
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}"
-        if full not in _ALLOWED:
-            _refuse(self.where, f"names {full!r}, which no array of images needs, and nothing was executed")
-        return _ALLOWED[full]
-
-
-def _check_instructions(raw: bytes, where: str) -> None:
-    """Refuse pickles that crash Python while they are read: hashed values nested deeply, or a vast table of references.
-
-    A pickled array takes six tuples, and the names of CIFAR-100 as Python 3 writes them take one each.
-    """
-    nested = 0
-    for instruction, argument, _ in pickletools.genops(raw):
-        nested += instruction.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
-        if nested > 1000 or ("PUT" in instruction.name and int(argument or 0) > len(raw)):
-            _refuse(where, "is nested or numbered as no file of images is")
-
-
-def _unpickled(raw: bytes, where: str, *keys: bytes) -> list[Any]:
-    """The values under ``keys`` of the pickled dict ``raw``, else InvalidInput."""
-    with _reading(where):
-        _check_instructions(raw, where)
-        content = _ArrayUnpickler(raw, where).load()
-    if not isinstance(content, dict):
-        _refuse(where, "does not hold a dict")
-    for key in keys:
-        if key not in content:
-            _refuse(where, f"has no entry {key!r}")
-    return [content[key] for key in keys]
-
-
-def _pickled_rows(data: object, where: str) -> Images:
-    """(N, 3072) from a recorded array; numpy writes its state as version, shape, dtype, column-major or not, bytes."""
-    match data:
-        case _Recorded(state=(_, (int(n), 3072), _Recorded(arguments=("u1" | b"u1", *_)), column_major, bytes(raw))):
-            if len(raw) == n * 3072:
-                flat = np.frombuffer(raw, np.uint8)
-                return np.ascontiguousarray(flat.reshape(3072, n).T) if column_major else flat.reshape(n, 3072)
-    _refuse(where, "does not hold its images as an (N, 3072) array of uint8")
-
-
 def _pickled_batch(raw: bytes, where: str, classes: int, key: bytes) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) of a CIFAR Python file."""
-    data, labels = _unpickled(raw, where, b"data", key)
+    data, labels = read_pickle(raw, where, b"data", key)
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        _refuse(where, "does not hold its labels as a list of integers")
-    return _checked(_pickled_rows(data, where).reshape(-1, 3, 32, 32), labels, classes, where)
+        refuse(where, "does not hold its labels as a list of integers")
+    return _checked(rows_of(data, where).reshape(-1, 3, 32, 32), labels, classes, where)
 
 
 def _pickled_names(raw: bytes, where: str, key: bytes) -> list[str]:
-    (names,) = _unpickled(raw, where, key)
+    (names,) = read_pickle(raw, where, key)
     if not isinstance(names, list) or not all(isinstance(name, bytes) for name in names):
-        _refuse(where, "does not hold its class names as a list of bytes")
-    with _reading(where):
+        refuse(where, "does not hold its class names as a list of bytes")
+    with reading(where):
         return [name.decode() for name in names]
 
 
@@ -229,13 +126,13 @@ def _binary_batch(raw: bytes, where: str, classes: int, label_bytes: int) -> Par
     """Images (N, 3, 32, 32) and labels (N,) of a CIFAR binary file: the last label byte counts, then R, G, B planes."""
     length = label_bytes + 3072
     if len(raw) == 0 or len(raw) % length:
-        _refuse(where, f"holds {len(raw)} bytes, not a positive multiple of {length}")
+        refuse(where, f"holds {len(raw)} bytes, not a positive multiple of {length}")
     records = np.frombuffer(raw, np.uint8).reshape(-1, length)
     return _checked(records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1], classes, where)
 
 
 def _text_names(raw: bytes, where: str) -> list[str]:
-    with _reading(where):
+    with reading(where):
         return raw.decode().split()
 
 
@@ -302,7 +199,7 @@ _PYTHON100 = _Layout(
 def _archive_members(path: Path, layout: _Layout) -> dict[str, bytes]:
     """The files of ``layout`` in a .tar.gz, in one forward pass, since going back means decompressing again."""
     found = {}
-    with _reading(path), gzip.open(path) as stream:
+    with reading(path), gzip.open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 folder, name = ("", *PurePosixPath(member.name).parts)[-2:]
@@ -319,7 +216,7 @@ def _archive_members(path: Path, layout: _Layout) -> dict[str, bytes]:
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     stream = archive.extractfile(member) if member.isfile() and member.size <= MOST_BYTES else None
     if stream is None:
-        _refuse(path, f"holds {member.name!r} as something else than a file of at most {MOST_BYTES} bytes")
+        refuse(path, f"holds {member.name!r} as something else than a file of at most {MOST_BYTES} bytes")
     return stream.read()
 
 
@@ -333,7 +230,7 @@ def _assembled(layout: _Layout, content: dict[str, bytes], where: str) -> Arrays
     train, test = joined(layout.train), joined([layout.test])
     names = layout.class_names(content[layout.names], f"{where}/{layout.names}")
     if len(set(names)) != layout.classes or len(names) != layout.classes:
-        _refuse(f"{where}/{layout.names}", f"does not hold {layout.classes} different class names")
+        refuse(f"{where}/{layout.names}", f"does not hold {layout.classes} different class names")
     return Arrays(*train, *test, class_names=tuple(names))
 
 
@@ -358,12 +255,12 @@ def _idx(path: Path, shape: tuple[int, ...]) -> Images:
     """(N, *shape) from an idx file: 0, 0, 8 for uint8, the number of axes, their big-endian lengths, the bytes."""
     raw, axes = _read(path), 1 + len(shape)
     if raw[:4] != bytes((0, 0, 8, axes)) or len(raw) < 4 + 4 * axes:
-        _refuse(path, f"does not begin as an idx file of uint8 with {axes} axes does")
+        refuse(path, f"does not begin as an idx file of uint8 with {axes} axes does")
     sizes = tuple(int(size) for size in np.frombuffer(raw, ">u4", axes, offset=4))
     if sizes[1:] != shape:
-        _refuse(path, f"announces items of shape {sizes[1:]}, not {shape}")
+        refuse(path, f"announces items of shape {sizes[1:]}, not {shape}")
     if len(raw) != 4 + 4 * axes + sizes[0] * int(np.prod(shape)):
-        _refuse(path, f"announces {sizes[0]} items, which its {len(raw)} bytes do not match")
+        refuse(path, f"announces {sizes[0]} items, which its {len(raw)} bytes do not match")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes).copy()  # a copy can be written to
 
 
@@ -392,13 +289,13 @@ def _svhn_part(path: Path) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) from X (32, 32, 3, N) and y (N, 1), in which 10 stands for the digit 0."""
     from scipy.io import loadmat
 
-    with _reading(path):
+    with reading(path):
         content = loadmat(str(path), appendmat=False, variable_names=["X", "y"])
     pixels, labels = (np.asarray(content.get(name)) for name in ("X", "y"))
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[:3] != (32, 32, 3):
-        _refuse(path, "does not hold X as a (32, 32, 3, N) array of uint8")
+        refuse(path, "does not hold X as a (32, 32, 3, N) array of uint8")
     if labels.dtype.kind not in "iu" or labels.shape != (pixels.shape[3], 1):
-        _refuse(path, "does not hold y as an (N, 1) array of integers, one for each image")
+        refuse(path, "does not hold y as an (N, 1) array of integers, one for each image")
     images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
     return _checked(images, np.where(labels == 10, 0, labels)[:, 0], 10, path)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from layerwise.units import Learner
+from layerwise.learner import Learner
 
 
 class Peak:

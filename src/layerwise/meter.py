@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from layerwise.learner import Learner
 from layerwise.memory import measured, persistent_bytes
 from layerwise.rules import Tick
-from layerwise.units import Learner, refuse_divergence
+from layerwise.units import refuse_divergence
 
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU: each look waits for the device
 SAVED = (

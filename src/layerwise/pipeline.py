@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from layerwise.learner import Learner
 from layerwise.losses import Evaluated, Targets
-from layerwise.units import Carried, Learner, StepResult, Unit
+from layerwise.units import Carried, StepResult, Unit
 
 DEPTH = 2  # batches that may wait between two groups: one being worked on, one ready
 PATIENCE = 0.1  # seconds between looks at whether the pipeline has been stopped

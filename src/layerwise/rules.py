@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InvalidInput
+from layerwise.learner import Learner
 from layerwise.losses import Targets
 from layerwise.pipeline import Pipeline
-from layerwise.units import Carried, Learner, StepResult, Unit
+from layerwise.units import Carried, StepResult, Unit
 
 
 class Batches(Protocol):

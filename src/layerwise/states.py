@@ -12,10 +12,10 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from layerwise.errors import InvalidInput
+from layerwise.learner import Learner
 from layerwise.meter import Meter
 from layerwise.rules import Position
 from layerwise.runs import BEST, STATE, Run, RunFolder, replacing
-from layerwise.units import Learner
 
 
 def save(folder: RunFolder, run: Run, learner: Learner, meter: Meter, position: Position) -> None:

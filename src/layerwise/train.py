@@ -21,13 +21,13 @@ from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
 from layerwise.hierarchy import parse_hierarchy
+from layerwise.learner import Learner
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import BEST, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
-from layerwise.units import Learner
 
 
 class Interrupted(Exception):
