@@ -40,8 +40,6 @@ class SingleInput(nn.Module):
 class Tracer(fx.Tracer):
     """Traces through the user's own modules and remembers where it is, to name the place when it fails."""
 
-    trace_asserts = True  # an assertion about the input is no control flow
-
     def __init__(self, leaves: Iterable[str]) -> None:
         super().__init__()
         self.leaves = {f"{ROOT}.{path}" for path in leaves}
@@ -156,10 +154,11 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
         place = strip_root(tracer.path[-1]) if tracer.path else ""
         where = f"module {place!r} ({type(root.network.get_submodule(place)).__name__})" if place else "the network itself"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        whole = f"keep it whole inside one unit with leaves=[{place!r}]" if place else "move it into a module named in leaves="
         raise CannotSplit(
             f"{where} cannot be traced: {reason}. Its forward pass depends on the values or the sizes of its input, or needs "
-            "more than one tensor, so no fixed chain of units exists. Rewrite that part without control flow on tensors, or "
-            f"keep it whole inside one unit with leaves=[{place or 'its path'!r}]."
+            "more than one tensor, so no fixed chain of units exists. Rewrite that part without control flow on tensors (an "
+            f"assert on a shape is such), or {whole}."
         ) from error
 
 
