@@ -29,7 +29,7 @@ def test_the_last_unit_learns_by_cross_entropy_of_the_networks_own_logits(loss: 
     logits, labels = torch.randn(8, 5), torch.randint(0, 5, (8,))
     head = create_loss(loss, Site(3, 4, (5,), 5))
     value, correct = head(logits, Targets(labels, 5))
-    scale = 0.01 if loss == "predsim" else 1.0  # 1 − β, as the published program scales it
+    scale = 0.01 if loss in ("predsim", "predsim-lite") else 1.0  # 1 − β, as the published program scales it
     assert isinstance(head, Output)
     assert not list(head.parameters())
     assert value.item() == pytest.approx(scale * F.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -69,8 +69,8 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
     [
         ("predsin", (4,), {}, "did you mean 'predsim'"),
         ("predsim", (4,), {"beta": 1.5}, "beta 1.5 is out of range"),
-        ("predsim", (4,), {"gamma": 1}, "no option 'gamma': accepted: beta, decoder_dim"),
-        ("sim", (4,), {"beta": 0.5}, "accepted: none"),
+        ("predsim", (4,), {"gamma": 1}, "no option 'gamma': accepted: beta, decoder_dim, head_channels"),
+        ("sim", (4,), {"beta": 0.5}, "accepted: head_channels"),
         ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0 is too small"),
         ("pred", (4, 7), {}, "maps \\(C, H, W\\) or vectors"),
     ],

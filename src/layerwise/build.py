@@ -162,7 +162,8 @@ def options_for(kind: str, chosen: str, run: Run) -> dict[str, Any]:
                 raise InvalidInput(
                     f"--{option.replace('_', '-')} belongs to the {kind} {name!r}, not to {chosen!r}: leave it out"
                 )
-    return {option: getattr(run, option) for option in accepted if option in defaults}
+    given = {option: getattr(run, option) for option in accepted if option in defaults}
+    return {option: value for option, value in given.items() if value is not None}  # None: the rule's or loss's own default
 
 
 def describe_device(device: torch.device, amp: bool) -> str:

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # threads that wait spin only shortly: as fast on an idle machine, 17 times faster when another program takes a core
     # (docs/log.md, 2026-11-23)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # large tensors in large pages: a new map's first touch else costs several times what is computed (docs/log.md, 2026-11-23)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         parsed = build_parser().parse_args(arguments)
         result = parsed.command(parsed)

@@ -146,6 +146,7 @@ class Learner:
         for unit, optimizer, scheduler in zip(self.units, state["optimizers"], state["schedulers"], strict=True):
             if unit.optimizer is not None:
                 unit.optimizer.load_state_dict(optimizer)
+                unit.match_optimizer()
             if unit.scheduler is not None and scheduler is not None:
                 unit.scheduler.load_state_dict(scheduler)
         self.steps = state["steps"]

@@ -38,6 +38,10 @@ class Run:
     at: str = option("layer", "where units end: layer, block, a number of units, or module paths joined by commas")
     beta: float = option(0.99, "weight of the similarity loss in predsim")
     decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
+    head_size: int | None = option(None, "predsim-lite: pixels a side that features are averaged to (default: 4)")
+    head_channels: int | None = option(
+        None, "most channels of the similarity loss's 3×3 convolution (default: 256 in predsim-lite, else all)"
+    )
     cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
@@ -67,6 +71,9 @@ class Execution:
     device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    layout: str = option(
+        "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
+    )
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")

@@ -21,6 +21,7 @@ from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
 from layerwise.hierarchy import parse_hierarchy
+from layerwise.layouts import lay_out, summary
 from layerwise.learner import Learner
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
@@ -58,14 +59,16 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         device = prepare_device(execution)
         data = load_data(run, execution, device)
         learner = build_learner(run, data, device)
+        layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run)
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
         if not resume:
-            facts = {"data": data.facts(), "units": meter.names, "execution": asdict(execution), **describe_machine(device)}
-            held.enter_context(folder.created(run, facts))
-        progress.begin(run, folder.path, describe_device(device, run.amp), len(learner.units), start.epoch)
+            facts = {"data": data.facts(), "units": meter.names, "layouts": layouts, "execution": asdict(execution)}
+            held.enter_context(folder.created(run, {**facts, **describe_machine(device)}))
+        chosen = f"{describe_device(device, run.amp)}, {summary(layouts)}"
+        progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         stop_requested = held.enter_context(stop_requests())
         folder.truncate_log(start.epoch)
         while tick := meter.next_tick(ticks):

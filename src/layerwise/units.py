@@ -34,6 +34,7 @@ class Unit:
         optimizer: updates piece and head; None when nothing in them is trainable.
         clip_grad: largest norm of the unit's gradient, or None.
         amp: number type that forward passes are computed in (mixed precision), or None.
+        memory_format: the order in which maps lie in memory while the unit computes, or None: as they come.
         seed: with a seed, the random draws of a step depend on seed, unit and step alone; None: the global generator.
     """
 
@@ -46,6 +47,7 @@ class Unit:
     clip_grad: float | None = None
     amp: torch.dtype | None = None
     seed: int | None = None
+    memory_format: torch.memory_format | None = None
 
     def train(self, mode: bool = True) -> None:
         self.piece.train(mode)
@@ -55,15 +57,29 @@ class Unit:
         """The trainable parameters of piece and head."""
         return [p for module in (self.piece, self.loss) for p in module.parameters() if p.requires_grad]
 
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Keep weights, optimizer state and maps in a memory format; values stay as they are."""
+        self.memory_format = memory_format
+        for module in (self.piece, self.loss):
+            module.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.match_optimizer()
+
+    def match_optimizer(self) -> None:
+        """Give the optimizer's state the memory format of its parameters, which fused optimizers rely on."""
+        for parameter, state in self.optimizer.state.items() if self.optimizer else ():
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
     def forward(self, carried: Carried) -> Carried:
         """Pass features on without learning; to be called under ``torch.no_grad()`` or to be detached by the caller."""
         with precision(carried, self.amp):
-            return self.piece(*carried)
+            return self.piece(*laid_out(carried, self.memory_format))
 
     def evaluate(self, carried: Carried, targets: Targets) -> tuple[Carried, Evaluated]:
         """Forward and loss."""
         with precision(carried, self.amp):
-            passed = self.piece(*carried)
+            passed = self.piece(*laid_out(carried, self.memory_format))
             return passed, checked_result(self.loss(passed[0], targets))
 
     def step(self, carried: Carried, targets: Targets, step: int) -> tuple[Carried, Evaluated]:
@@ -131,6 +147,16 @@ class StepResult:
 
 def detached(carried: Carried) -> Carried:
     return tuple(value.detach() if isinstance(value, Tensor) else value for value in carried)
+
+
+def laid_out(carried: Carried, memory_format: torch.memory_format | None) -> Carried:
+    """Maps in a memory format; a copy only where they are in another."""
+    if memory_format is None:
+        return carried
+    return tuple(
+        value.contiguous(memory_format=memory_format) if isinstance(value, Tensor) and value.dim() == 4 else value
+        for value in carried
+    )
 
 
 def precision(carried: Carried, amp: torch.dtype | None) -> torch.autocast:

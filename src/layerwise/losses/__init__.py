@@ -13,6 +13,7 @@ from torch import nn
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
+from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
 
@@ -22,6 +23,7 @@ LOSSES: dict[str, LossFactory] = {
     "pred": Pred,
     "sim": Sim,
     "predsim": PredSim,
+    "predsim-lite": PredSimLite,
 }
 
 PROTOCOL = (
@@ -29,7 +31,19 @@ PROTOCOL = (
     "returns Evaluated(loss, correct)"
 )
 
-__all__ = ["LOSSES", "Evaluated", "LossFactory", "Output", "Pred", "PredSim", "Sim", "Site", "Targets", "create_loss"]
+__all__ = [
+    "LOSSES",
+    "Evaluated",
+    "LossFactory",
+    "Output",
+    "Pred",
+    "PredSim",
+    "PredSimLite",
+    "Sim",
+    "Site",
+    "Targets",
+    "create_loss",
+]
 
 
 def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Module:

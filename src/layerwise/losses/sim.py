@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from layerwise.losses.deviation import spatial_deviation
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
 
 
@@ -17,27 +18,30 @@ class Sim(nn.Module):
 
     Args:
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
+        head_channels: maps of more channels are first mixed into so many by a 1×1 convolution; None: never.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, head_channels: int | None = None) -> None:
         super().__init__()
         check_shape(site)
         channels = site.shape[0]
+        compared = min(channels, head_channels or channels)
         self.transform: nn.Module
         if len(site.shape) == 3:
-            self.transform = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            self.transform = nn.Conv2d(compared, compared, 3, padding=1, bias=False)
+            if compared < channels:
+                self.transform = nn.Sequential(nn.Conv2d(channels, compared, 1, bias=False), self.transform)
         else:
             self.transform = nn.Linear(channels, channels, bias=False)
-        self.deviation = len(site.shape) == 3 and channels > 3 and site.shape[1] * site.shape[2] > 1
+        self.deviation = len(site.shape) == 3 and compared > 3 and site.shape[1] * site.shape[2] > 1
 
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, and the similarity matrix (B, B) it was computed from."""
         transformed = self.transform(features)
-        # squares and sums over space lose too much in bf16
-        transformed = transformed.to(torch.promote_types(transformed.dtype, torch.float32))
-        vectors = transformed.std((2, 3)) if self.deviation else transformed.flatten(1)  # (B, F)
+        vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)  # (B, F)
         with torch.autocast(features.device.type, enabled=False):
-            similarity = similarity_matrix(vectors)
+            # inner products lose too much in bf16
+            similarity = similarity_matrix(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
             return torch.mean((similarity - targets.similarity) ** 2), similarity
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:

@@ -60,7 +60,7 @@ class Stem(nn.Sequential):
         super().__init__()
         self.conv = convolution(inputs, outputs, 7, 2) if large else convolution(inputs, outputs, 3)
         self.norm = nn.BatchNorm2d(outputs)
-        self.activation = nn.LeakyReLU(SLOPE)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
         self.dropout = nn.Dropout2d(dropout)
         if large:
             self.pool = nn.MaxPool2d(3, 2, padding=1)
@@ -76,11 +76,11 @@ class BasicBlock(nn.Module):
         self.conv1, self.norm1 = convolution(inputs, width, 3, stride), nn.BatchNorm2d(width)
         self.conv2, self.norm2 = convolution(width, width, 3), nn.BatchNorm2d(width)
         self.shortcut = make_shortcut(inputs, width, stride, kind)
-        self.activation, self.dropout = nn.LeakyReLU(SLOPE), nn.Dropout2d(dropout)
+        self.activation, self.dropout = nn.LeakyReLU(SLOPE, inplace=True), nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
-        return self.dropout(self.activation(self.norm2(self.conv2(inner)) + self.shortcut(features)))
+        return self.dropout(self.activation(self.norm2(self.conv2(inner)).add_(self.shortcut(features))))
 
 
 class Bottleneck(nn.Module):
@@ -95,12 +95,12 @@ class Bottleneck(nn.Module):
         self.conv2, self.norm2 = convolution(width, width, 3, stride), nn.BatchNorm2d(width)
         self.conv3, self.norm3 = convolution(width, outputs, 1), nn.BatchNorm2d(outputs)
         self.shortcut = make_shortcut(inputs, outputs, stride, kind)
-        self.activation, self.dropout = nn.LeakyReLU(SLOPE), nn.Dropout2d(dropout)
+        self.activation, self.dropout = nn.LeakyReLU(SLOPE, inplace=True), nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
         inner = self.dropout(self.activation(self.norm2(self.conv2(inner))))
-        return self.dropout(self.activation(self.norm3(self.conv3(inner)) + self.shortcut(features)))
+        return self.dropout(self.activation(self.norm3(self.conv3(inner)).add_(self.shortcut(features))))
 
 
 class ResNet(nn.Module):

@@ -42,7 +42,7 @@ class ConvolutionUnit(nn.Sequential):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
         self.norm = nn.BatchNorm2d(outputs)
-        self.activation = nn.LeakyReLU(SLOPE)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
         self.dropout = nn.Dropout2d(dropout)
 
 
@@ -53,7 +53,7 @@ class HiddenUnit(nn.Sequential):
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
         self.norm = nn.BatchNorm1d(outputs)
-        self.activation = nn.LeakyReLU(SLOPE)
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
         self.dropout = nn.Dropout(dropout)
 
 

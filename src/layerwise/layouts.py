@@ -1,0 +1,167 @@
+"""In which order maps lie in memory: per unit whichever a short trial on this machine finds faster.
+
+Neither order is always faster, and on a CPU in bfloat16 the wrong one can make a weight gradient a hundred times slower; so
+nothing is assumed. What was found is kept, so that a machine tries a unit once and repeated runs choose alike.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+from layerwise.build import processor_name
+from layerwise.errors import choose
+from layerwise.graph import modes_kept
+from layerwise.learner import Learner
+from layerwise.losses import Targets
+from layerwise.units import Carried, Unit
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+TRIAL_BATCH = 16
+REPETITIONS = 3  # interleaved, after one that is not counted
+ADVANTAGE = 0.97  # share of the contiguous layout's time below which the other is taken
+CACHE = "LAYERWISE_CACHE"  # environment variable: a folder for what is kept between runs
+
+
+def lay_out(learner: Learner, layout: str, known: Sequence[str] | None = None) -> list[str]:
+    """Give every unit the layout that is asked for, and return the layouts by name.
+
+    Args:
+        layout: a name in ``FORMATS``, or ``auto``.
+        known: what was chosen before, for a run that goes on.
+
+    Raises:
+        InvalidInput: an unknown layout.
+    """
+    if layout != "auto":
+        chosen = [choose("layout", layout, [*FORMATS, "auto"])] * len(learner.units)
+    elif known is not None and len(known) == len(learner.units) and set(known) <= FORMATS.keys():
+        chosen = list(known)
+    else:
+        chosen = fastest(learner)
+    for unit, name in zip(learner.units, chosen, strict=True):
+        unit.lay_out(FORMATS[name])
+    return chosen
+
+
+def fastest(learner: Learner) -> list[str]:
+    """The faster layout for each unit, from the trials kept or from new ones."""
+    parameter = next(learner.model.parameters())
+    machine = [torch.__version__, device_name(parameter.device), torch.get_num_threads()]
+    path = cache_folder() / "layouts.json"
+    kept = read(path)
+    carried: Carried = (torch.zeros(2, *learner.image_shape, device=parameter.device, dtype=learner.image_type),)
+    chosen, tried = [], False
+    for unit in learner.units:
+        key = fingerprint(unit, carried, machine)
+        if kept.get(key) not in FORMATS:
+            kept[key], tried = trial(unit, carried, learner.num_classes), True
+        chosen.append(kept[key])
+        carried = passed(unit, carried)
+    if tried:
+        write(path, kept)
+    return chosen
+
+
+@torch.no_grad()
+def passed(unit: Unit, carried: Carried) -> Carried:
+    with modes_kept(unit.piece):
+        unit.piece.eval()
+        return unit.forward(carried)
+
+
+def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
+    """Time a copy of a unit on random maps in each layout."""
+    maps = [value for value in carried if isinstance(value, Tensor) and value.dim() == 4]
+    if len(maps) < sum(isinstance(value, Tensor) for value in carried):  # vectors have one layout only
+        return "contiguous"
+    device = maps[0].device
+    batch = tuple(torch.rand(TRIAL_BATCH, *v.shape[1:], device=device) if isinstance(v, Tensor) else v for v in carried)
+    targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
+    copies = {}
+    for name, memory_format in FORMATS.items():
+        copies[name] = Unit(unit.index, unit.name, *copy.deepcopy((unit.piece, unit.loss)), None, amp=unit.amp)
+        copies[name].train()
+        copies[name].lay_out(memory_format)
+    times = {name: float("inf") for name in FORMATS}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for repetition in range(REPETITIONS + 1):
+            for name, one in copies.items():
+                seconds = timed(one, one_layout(batch, FORMATS[name]), targets)
+                times[name] = min(times[name], seconds) if repetition else times[name]
+    return "channels-last" if times["channels-last"] < ADVANTAGE * times["contiguous"] else "contiguous"
+
+
+def one_layout(batch: Carried, memory_format: torch.memory_format) -> Carried:
+    return tuple(value.contiguous(memory_format=memory_format) if isinstance(value, Tensor) else value for value in batch)
+
+
+def timed(unit: Unit, batch: Carried, targets: Targets) -> float:
+    """Seconds of a forward and a backward pass."""
+    synchronize(targets.labels.device)
+    begin = time.perf_counter()
+    _, evaluated = unit.evaluate(batch, targets)
+    if unit.parameters():
+        evaluated.loss.backward()
+    synchronize(targets.labels.device)
+    return time.perf_counter() - begin
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fingerprint(unit: Unit, carried: Carried, machine: Sequence[object]) -> str:
+    """What the time of a unit's step depends on, as a short text; the same for units that are built alike."""
+    assert isinstance(unit.piece, fx.GraphModule)
+    nodes = [describe(unit.piece, node) for node in unit.piece.graph.nodes]
+    shapes = [tuple(value.shape[1:]) if isinstance(value, Tensor) else value for value in carried]
+    facts = repr((nodes, repr(unit.loss), shapes, str(unit.amp), TRIAL_BATCH, machine))
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def describe(piece: nn.Module, node: fx.Node) -> str:
+    return repr(piece.get_submodule(str(node.target)) if node.op == "call_module" else node.op)
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def cache_folder() -> Path:
+    """Where things are kept between runs: ``LAYERWISE_CACHE``, or the user's cache folder."""
+    given = os.environ.get(CACHE)
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwise"
+
+
+def read(path: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text())
+        if isinstance(kept, dict):
+            return kept
+    return {}
+
+
+def write(path: Path, kept: dict[str, str]) -> None:
+    """Keep what was found; where nothing can be written, it is found again next time."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(kept))
+        draft.replace(path)
+
+
+def summary(chosen: Sequence[str]) -> str:
+    """The layouts in words, for the line that says what was chosen."""
+    count = sum(name == "channels-last" for name in chosen)
+    if count in (0, len(chosen)):
+        return "channels-last" if count else "contiguous"
+    return f"channels-last in {count} of {len(chosen)} units"

@@ -1,0 +1,60 @@
+"""The standard deviation over space that the similarity loss takes of its maps, without copies of the maps."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CACHED_ELEMENTS = 1 << 17  # a piece of the maps that stays in a core's cache from one pass over it to the next
+
+
+def spatial_deviation(maps: Tensor) -> Tensor:
+    """Standard deviation of every channel over space, as ``maps.std((2, 3))`` in at least float32.
+
+    The maps are consumed: backward writes their gradient over them, so nothing else may need them, and backward runs once.
+
+    Shapes: (B, C, H, W) with H · W > 1 -> (B, C).
+    """
+    deviations: Tensor = Deviation.apply(maps)
+    return deviations
+
+
+class Deviation(torch.autograd.Function):
+    """σ = √(Σ (x − μ)² / (n − 1)) over the n pixels of a channel; its gradient is (x − μ) / (σ (n − 1))."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        means, deviations = [], []
+        for part in parts(maps):
+            wide = part.to(torch.promote_types(part.dtype, torch.float32))
+            means.append(wide.mean((2, 3), keepdim=True))
+            squares = (wide - means[-1]).square_().sum((2, 3))
+            deviations.append(squares.div_(maps[0, 0].numel() - 1).sqrt_())
+        deviation = torch.cat(deviations)
+        ctx.save_for_backward(maps, torch.cat(means), deviation)
+        ctx.spent = False
+        return deviation
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if ctx.spent:
+            raise RuntimeError("the gradient of a similarity loss was asked for twice: the first time overwrote its maps")
+        ctx.spent = True
+        maps, means, deviation = ctx.saved_tensors
+        # a channel that is constant over space has no direction to grow in: gradient 0, as of std
+        factors = torch.where(deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0)[..., None, None]
+        for part, mean, factor in zip(parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True):
+            part.copy_(part.sub(mean).mul_(factor))
+        return maps
+
+
+def examples(maps: Tensor) -> int:
+    """How many examples are worked on at a time: few on a CPU, for its caches; all elsewhere."""
+    return max(1, CACHED_ELEMENTS // maps[0].numel()) if maps.device.type == "cpu" else len(maps)
+
+
+def parts(maps: Tensor) -> Iterator[Tensor]:
+    yield from maps.split(examples(maps))
