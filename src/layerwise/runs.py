@@ -38,7 +38,12 @@ class Run:
     at: str = option("layer", "where units end: layer, block, a number of units, or module paths joined by commas")
     beta: float = option(0.99, "weight of the similarity loss in predsim")
     decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
-    cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
+    cache: bool = option(
+        False,
+        "sequential: keep what enters a unit instead of computing it for every batch; needs --views N, of which all are kept, "
+        "at N times the size, or --no-augment",
+    )
+    cache_type: str = option("float32", "how --cache keeps a number: float32 (as it is), bfloat16 or uint8 (rounded)")
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
     batch_size: int = option(128, "images in a batch", short="-b")
@@ -67,6 +72,9 @@ class Execution:
     device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    cache_place: str | None = option(None, "memory, or disk: a file (default: memory, but disk with --cache-dir)")
+    cache_dir: str | None = option(None, "folder for the file of --cache-place disk (default: the run's)")
+    cache_limit: str = option("4GB", "most that --cache may keep; what exceeds it is computed for every batch")
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")
@@ -75,6 +83,7 @@ class Execution:
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
 LOCK, DRAFT = "lock", ".draft"
+FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
 FORMAT = 1  # of the folder
 
 
