@@ -30,6 +30,7 @@ SMALL = [
     "--device",
     "cpu",
 ]
+CACHE = "--rule sequential --cache --views 1"
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +184,23 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --no-augment --cutout 2", "leave out --no-augment"),
         ("train --resume {run} --lr 0.1", "leave out lr"),
         ("compare resnet18 {small2} --rules sequential simultaneous --cache --views 1", "--cache belongs to the rule"),
+        (
+            "train resnet18 {small} --rule sequential --cache-type uint8",
+            "--cache-type says how --cache keeps a number: give --cache",
+        ),
+        ("train resnet18 {small} --cache-place disk", "--cache-place says where or how much --cache keeps: give --cache"),
+        ("train resnet18 {small} --cache-dir .", "--cache-dir says where or how much --cache keeps: give --cache"),
+        ("train resnet18 {small} --cache-limit 1GB", "--cache-limit says where or how much --cache keeps: give --cache"),
+        ("train resnet18 {small} --rule sequential --cache", "without --views every epoch has new ones: give --views"),
+        ("train resnet18 {small} {cache} --cache-type int4", "unknown cache_type 'int4': did you mean 'uint8'"),
+        ("train resnet18 {small} {cache} --cache-place tape", "unknown cache_place 'tape': accepted: memory, disk"),
+        ("train resnet18 {small} {cache} --cache-dir {tmp}/none", "/none' is not a folder that can be written to: make it"),
+        ("train resnet18 {small} {cache} --cache-dir {run}/run.json", "is not a folder that can be written to"),
+        ("train resnet18 {small} {cache} --cache-limit 4", "--cache-limit '4' is not a size: give a number above 0 and B, kB"),
+        ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB' is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB' is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit 4GiB", "'4GiB' is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB' is not a size"),
         ("", "required: COMMAND"),
     ],
 )
@@ -193,7 +211,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         pytest.skip("a very large machine")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    text = arguments.format(small=" ".join(SMALL), small2=" ".join(SMALL[2:]), tmp=tmp_path, run=run)
+    text = arguments.format(small=" ".join(SMALL), small2=" ".join(SMALL[2:]), tmp=tmp_path, run=run, cache=CACHE)
     assert words in refusal(capsys, *text.split())
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -1,23 +1,27 @@
 """From a run's description to what trains: device, network, learner, schedule."""
 
+import hashlib
 import math
 import os
 import platform
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import layerwise
 from layerwise.data import Splits
+from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
+from layerwise.features import Keeping, parse_size
 from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES, accepted_options
 from layerwise.models import create_model
 from layerwise.rules import RULES, Schedule
-from layerwise.runs import Execution, Run
+from layerwise.runs import FEATURES, Execution, Run, RunFolder
 
 # fused: one call per unit instead of several per tensor
 OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
@@ -100,10 +104,17 @@ def check_run(run: Run) -> None:
         value = getattr(run, item.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"{item.name} {value} is not a finite number: give one")
-    for kind, name, known in (("rule", run.rule, RULES), ("loss", run.loss, LOSSES), ("optimizer", run.optimizer, OPTIMIZERS)):
+    for kind, name, known in (
+        ("rule", run.rule, RULES),
+        ("loss", run.loss, LOSSES),
+        ("optimizer", run.optimizer, OPTIMIZERS),
+        ("cache_type", run.cache_type, CODECS),
+    ):
         choose(kind, name, known)
     options_for("rule", run.rule, run)
     options_for("loss", run.loss, run)
+    if run.cache_type != Run.cache_type and not run.cache:
+        raise InvalidInput("--cache-type says how --cache keeps a number: give --cache, or leave it out")
     for name, valid, accepted in (
         ("epochs", run.epochs >= 1, "1 or more"),
         ("lr", 0 < run.lr < float("inf"), "a number above 0"),
@@ -117,6 +128,31 @@ def check_run(run: Run) -> None:
         if not valid:
             raise InvalidInput(f"{name} {getattr(run, name)} is out of range: give {accepted}")
     decay(run)
+
+
+def build_keeping(run: Run, execution: Execution, folder: RunFolder) -> Keeping:
+    """Where the run keeps features, and how much of them.
+
+    Raises:
+        InvalidInput: an option is unknown, belongs to ``--cache`` and that is not given, or names no folder to write into.
+    """
+    for option in ("cache_place", "cache_dir", "cache_limit"):
+        if not run.cache and getattr(execution, option) != getattr(Execution, option):
+            raise InvalidInput(
+                f"--{option.replace('_', '-')} says where or how much --cache keeps: give --cache, or leave it out"
+            )
+    limit = parse_size("--cache-limit", execution.cache_limit)
+    place = execution.cache_place or ("memory" if execution.cache_dir is None else "disk")
+    if choose("cache_place", place, ("memory", "disk")) == "memory":
+        return Keeping(None, limit)
+    if execution.cache_dir is None:
+        return Keeping(folder.file(FEATURES), limit)
+    if not os.path.isdir(execution.cache_dir) or not os.access(execution.cache_dir, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"--cache-dir {execution.cache_dir!r} is not a folder that can be written to: make it, or give another"
+        )
+    digest = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:12]  # several runs may share the folder
+    return Keeping(Path(execution.cache_dir) / f"{digest}-{FEATURES}", limit)
 
 
 def decay(run: Run) -> Schedule:

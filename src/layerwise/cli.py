@@ -91,7 +91,7 @@ def build_parser() -> Parser:
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every", "save_every"})
+    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "cache_place", "cache_dir", "cache_limit"})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")

@@ -7,29 +7,14 @@ so a rule started at a position goes on exactly as one that came there.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from layerwise.errors import InvalidInput
+from layerwise.features import IN_MEMORY, Batches, CachedFeatures, Keeping, RecomputedFeatures, cached_features
 from layerwise.learner import Learner
 from layerwise.losses import Targets
 from layerwise.pipeline import Pipeline
-from layerwise.units import Carried, StepResult, Unit
-
-
-class Batches(Protocol):
-    """What a rule needs of the training data."""
-
-    labels: Tensor  # (N,), of the whole set, in its order
-    views: int | None  # how many different augmentations of an image there are; None: a new one each epoch
-
-    def __len__(self) -> int: ...  # batches per epoch
-    def order(self, epoch: int) -> list[Tensor]: ...  # indices of every batch
-    def images(self, indices: Tensor, epoch: int) -> Tensor: ...  # (B, C, H, W), augmented as in that epoch
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...  # images and labels
+from layerwise.units import StepResult, Unit
 
 
 @dataclass(frozen=True)
@@ -119,28 +104,36 @@ def sequential(
     start: Position = Position(),
     *,
     cache: bool = False,
+    cache_type: str = "float32",
+    keeping: Keeping = IN_MEMORY,
 ) -> Iterator[Tick]:
     """Algorithm 1 of the paper: unit after unit is trained for ``epochs`` epochs, then frozen in evaluation mode.
 
     Args:
-        cache: keep the features that enter the present unit in memory instead of computing them anew for every batch. The
-            images must then have a fixed number of augmentations (``views``).
+        cache: keep the features that enter the present unit instead of computing them for every batch. The images must then
+            have a fixed number of augmentations (``views``), and what is kept is of each of them.
+        cache_type: how a number is kept: float32 (as it is), bfloat16 or uint8; see ``encodings.CODECS``.
+        keeping: where it is kept and how much of it; what exceeds that is computed for every batch.
 
     Raises:
-        InvalidInput: ``cache`` without ``views``.
+        InvalidInput: ``cache`` without ``views``, an unknown ``cache_type``, or a network whose features cannot be kept.
     """
-    if cache and batches.views is None:
-        raise InvalidInput(
-            "features can only be cached of a fixed number of augmentations per image: give --views, such as 1, or --no-augment"
-        )
-    return unit_after_unit(learner, batches, epochs, schedule, start, cache)
+    make_features: Callable[[], RecomputedFeatures | CachedFeatures] = partial(RecomputedFeatures, batches)
+    if cache:
+        make_features = cached_features(learner, batches, cache_type, keeping)
+    return unit_after_unit(learner, batches, epochs, schedule, start, make_features)
 
 
 def unit_after_unit(
-    learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position, cache: bool
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position,
+    make_features: Callable[[], RecomputedFeatures | CachedFeatures],
 ) -> Iterator[Tick]:
     count = len(learner.units)
-    features = CachedFeatures(batches) if cache else RecomputedFeatures(batches)
+    features = make_features()
     for index in range(start.epoch // epochs, count):
         unit, frozen = learner.units[index], learner.units[:index]
         for earlier in frozen:
@@ -161,76 +154,6 @@ def unit_after_unit(
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
                 yield replace(tick, kept_bytes=features.kept_bytes)
-
-
-class RecomputedFeatures:
-    """What enters a unit, computed for every batch by the frozen units before it."""
-
-    kept_bytes = 0
-
-    def __init__(self, source: Batches) -> None:
-        self.source, self.frozen = source, list[Unit]()
-
-    def advance(self, frozen: list[Unit]) -> None:
-        """From now on, give what has passed these units."""
-        self.frozen = frozen
-
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
-        for images, labels in self.source.batches(epoch, start):
-            yield pass_through(self.frozen, (images,)), labels
-
-
-class CachedFeatures:
-    """What enters a unit, kept in memory for every view of the images and passed on once through each unit that is frozen."""
-
-    def __init__(self, source: Batches) -> None:
-        self.source, self.frozen = source, list[Unit]()
-        self.kept: dict[int, tuple[Tensor, ...]] = {}
-        self.every = torch.arange(len(source.labels), device=source.labels.device)
-        self.parts = self.every.split(max(len(indices) for indices in source.order(0)))
-
-    @property
-    def kept_bytes(self) -> int:
-        return sum(tensor.untyped_storage().nbytes() for view in self.kept.values() for tensor in view)
-
-    def advance(self, frozen: list[Unit]) -> None:
-        """From now on, give what has passed these units: what is kept has passed all but the last already."""
-        added, self.frozen = frozen[len(self.frozen) :], frozen
-        for view, kept in self.kept.items():
-            self.kept[view] = self.collect(added, (tuple(tensor[part] for tensor in kept) for part in self.parts))
-
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
-        view = epoch % (self.source.views or 1)
-        if view not in self.kept:
-            self.kept[view] = self.collect(self.frozen, ((self.source.images(part, epoch),) for part in self.parts))
-        for indices in self.source.order(epoch)[start:]:
-            yield tuple(kept[indices] for kept in self.kept[view]), self.source.labels[indices]
-
-    def collect(self, units: list[Unit], inputs: Iterator[Carried]) -> tuple[Tensor, ...]:
-        """Pass all images through some units, part by part, and keep what comes out, in the images' order.
-
-        Raises:
-            InvalidInput: something else than a tensor with an entry per image passes between the units.
-        """
-        kept: list[Tensor] = []
-        for part, carried in zip(self.parts, inputs, strict=True):
-            passed = pass_through(units, carried)
-            if not all(isinstance(value, Tensor) and value.shape[:1] == part.shape for value in passed):
-                raise InvalidInput(
-                    "something other than a tensor with an entry per image passes between two units, and may differ from batch "
-                    "to batch, so it cannot be cached: leave --cache out"
-                )
-            kept = kept or [value.new_empty((len(self.every), *value.shape[1:])) for value in passed]
-            for store, value in zip(kept, passed, strict=True):
-                store[part] = value
-        return tuple(kept)
-
-
-@torch.no_grad()
-def pass_through(units: list[Unit], carried: Carried) -> Carried:
-    for unit in units:
-        carried = unit.forward(carried)
-    return carried
 
 
 def parallel(

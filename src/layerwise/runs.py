@@ -42,7 +42,12 @@ class Run:
     head_channels: int | None = option(
         None, "most channels of the similarity loss's 3×3 convolution (default: 256 in predsim-lite, else all)"
     )
-    cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
+    cache: bool = option(
+        False,
+        "sequential: keep what enters a unit instead of computing it for every batch; needs --views N, of which all are kept, "
+        "at N times the size, or --no-augment",
+    )
+    cache_type: str = option("float32", "how --cache keeps a number: float32 (as it is), bfloat16 or uint8 (rounded)")
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
     batch_size: int = option(128, "images in a batch", short="-b")
@@ -74,6 +79,9 @@ class Execution:
     layout: str = option(
         "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
     )
+    cache_place: str | None = option(None, "memory, or disk: a file (default: memory, but disk with --cache-dir)")
+    cache_dir: str | None = option(None, "folder for the file of --cache-place disk (default: the run's)")
+    cache_limit: str = option("4GB", "most that --cache may keep; what exceeds it is computed for every batch")
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")
@@ -82,6 +90,7 @@ class Execution:
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
 LOCK, DRAFT = "lock", ".draft"
+FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
 FORMAT = 1  # of the folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from layerwise.build import (
     amp_type,
+    build_keeping,
     build_learner,
     decay,
     describe_device,
@@ -27,7 +28,7 @@ from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import BEST, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
+from layerwise.runs import BEST, FEATURES, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
 
 
@@ -53,16 +54,18 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
             return folder.result()
     else:
         folder.refuse_existing()
+    keeping = build_keeping(run, execution, folder)
     with ExitStack() as held:
         if resume:
             held.enter_context(folder.locked())
+            folder.file(FEATURES).unlink(missing_ok=True)
         device = prepare_device(execution)
         data = load_data(run, execution, device)
         learner = build_learner(run, data, device)
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
-        options = options_for("rule", run.rule, run)
+        options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
         if not resume:
             facts = {"data": data.facts(), "units": meter.names, "layouts": layouts, "execution": asdict(execution)}

@@ -1,0 +1,320 @@
+"""What is kept of features: that it is the same, or near enough; that it stays under its limit; that nothing of it is left."""
+
+import copy
+import errno
+import gc
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerwise.encodings import CODECS, Column, Kind
+from layerwise.errors import InvalidInput
+from layerwise.features import Keeping, cached_features, format_size, parse_size
+from layerwise.progress import Progress
+from layerwise.rules import RULES, Position
+from layerwise.runs import FEATURES, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder
+from layerwise.train import train
+from tests.helpers import digits, learner, same_weights, ticks
+
+SMALL = Run(
+    model="resnet18",
+    hierarchy="1,1,1,1",
+    width=1 / 16,
+    train_images=60,
+    batch_size=16,
+    epochs=2,
+    rule="sequential",
+    cache=True,
+    views=2,
+)
+COMMAND = (
+    "train resnet18 --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 --batch-size 16 --rule sequential --cache --views 2 "
+    "--cpu-threads 1 --device cpu"
+)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+
+
+def still_mapped() -> bool:
+    """Whether this process still holds a file of features, named or not."""
+    gc.collect()
+    maps = Path("/proc/self/maps")
+    return maps.exists() and "features" in maps.read_text()
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 4), (2, 3, 1), (7, 1, 1), ()], ids=str)
+@pytest.mark.parametrize("name", CODECS)
+def test_what_is_kept_comes_back_within_its_error(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(12, *shape) * 10
+    if shape == (5,):
+        values[:, 2] = 3.0  # a channel without a range
+        values[:, 3] = values[:, 3].relu()
+    kind = Kind(values.shape[1:], values.dtype, CODECS[name])
+    column = Column(kind, torch.empty(24, kind.row_bytes + 16, dtype=torch.uint8), 8, 3, values.device)
+    for part in range(3):  # of four images each, of the second view
+        column.write(values[4 * part : 4 * part + 4], 12 + 4 * part, part)
+    order = torch.randperm(12)
+    back = column.read(12 + order, order // 4)
+    assert back.dtype == values.dtype
+    error = (back - values[order]).abs()
+    if name == "float32":
+        assert not error.any()
+    elif name == "bfloat16":
+        assert bool((error <= values[order].abs() / 256).all())
+    else:
+        cells = values.reshape(3, 4, shape[0] if shape else 1, -1)
+        ranges = cells.amax((1, 3), keepdim=True) - cells.amin((1, 3), keepdim=True)  # of each part and channel
+        bound = (ranges.expand_as(cells).reshape(values.shape) / 510)[order]
+        assert bool((error <= bound * 1.001 + 1e-5).all())
+    if shape == (5,):
+        assert bool((back[:, 2] == 3.0).all())
+        assert bool((back[:, 3][values[order, 3] == 0] == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.float64])
+def test_other_number_types_keep_theirs(dtype: torch.dtype) -> None:
+    values = torch.tensor([[0, 1], [1, 1], [1, 0]]).to(dtype)
+    codec = CODECS["uint8"] if dtype.is_floating_point else CODECS["float32"]
+    kind = Kind(values.shape[1:], dtype, codec)
+    column = Column(kind, torch.empty(3, kind.row_bytes, dtype=torch.uint8), 0, 1, values.device)
+    column.write(values, 0, 0)
+    back = column.read(torch.tensor([2, 0]), torch.tensor([0, 0]))
+    assert back.dtype == dtype
+    assert torch.equal(back, values[[2, 0]])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg8b", "pre-activation"])
+@pytest.mark.parametrize("cache_type", ["bfloat16", "uint8"])
+def test_rounded_features_train_alike(name: str, cache_type: str, tmp_path: Path) -> None:
+    data = digits(train_images=200, batch_size=20, views=2)
+    exact, rounded, on_disk = learner(name), learner(name), learner(name)
+    one = ticks("sequential", exact, data.train, epochs=3)
+    other = ticks("sequential", rounded, data.train, epochs=3, cache=True, cache_type=cache_type)
+    ticks("sequential", on_disk, data.train, 3, cache=True, cache_type=cache_type, keeping=Keeping(tmp_path / "features"))
+    assert same_weights(rounded.model, on_disk.model)
+    assert not same_weights(rounded.model, exact.model)
+    batches = len(data.train)
+    for unit in range(len(exact.units)):
+        last = slice((3 * unit + 2) * batches, (3 * unit + 3) * batches)
+        means = [sum(tick.result.losses[0] for tick in history[last]) / batches for history in (one, other)]
+        assert means[1] == pytest.approx(means[0], rel=0.05), f"unit {unit}"
+    assert other[-1].kept_bytes < {"bfloat16": 0.51, "uint8": 0.4}[cache_type] * size_of(name, data.train)
+
+
+def size_of(name: str, batches: Any) -> int:
+    return cached_features(learner(name), batches, "float32", Keeping(say=lambda line: None))().size(1)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "pre-activation"])
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.0])
+def test_what_exceeds_the_limit_is_computed(name: str, share: float, tmp_path: Path) -> None:
+    data, lines = digits(views=2), list[str]()
+    whole = size_of(name, data.train)
+    limit = int(share * whole) + 1
+    plain, limited = learner(name), learner(name)
+    ticks("sequential", plain, data.train, epochs=2)
+    keeping = Keeping(tmp_path / "features" if share == 0.3 else None, limit, lines.append)
+    history = ticks("sequential", limited, data.train, epochs=2, cache=True, keeping=keeping)
+    assert same_weights(plain.model, limited.model)
+    assert max(tick.kept_bytes for tick in history) <= limit
+    assert len(lines) == 1
+    assert f"cache: {format_size(whole)} of features exceed the limit of {format_size(limit)}" in lines[0]
+    assert ("from unit" in lines[0]) == (share > 0)
+    assert ("every unit's inputs are computed" in lines[0]) == (share == 0)
+
+
+def test_the_size_is_what_was_said_and_there_is_one_table() -> None:
+    data, local, lines = digits(views=3), learner("resnet18"), list[str]()
+    features = cached_features(local, data.train, "uint8", Keeping(None, 10**9, lines.append))()
+    table = features.rows.data_ptr()
+    peak = 0
+    for depth in range(len(local.units)):
+        features.advance(local.units[:depth])
+        peak = max(peak, features.kept_bytes)
+        assert features.rows.data_ptr() == table
+    assert 0.9 * features.size(1) < peak <= features.size(1)
+    assert lines == [f"cache: {format_size(features.size(1))} of features are kept in memory"]
+
+
+def refuse(number: int) -> Any:
+    def refusing(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refusing
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [("posix_fallocate", errno.ENOSPC), ("open", errno.EACCES), ("posix_fallocate", errno.EFBIG)]
+)
+def test_a_full_disk_is_no_reason_to_stop(function: str, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, lines = digits(views=2), list[str]()
+    plain, other = learner("resnet18"), learner("resnet18")
+    ticks("sequential", plain, data.train, epochs=2)
+    monkeypatch.setattr(f"layerwise.features.os.{function}", refuse(error), raising=False)
+    keeping = Keeping(tmp_path / "features", None, lines.append)
+    history = ticks("sequential", other, data.train, epochs=2, cache=True, keeping=keeping)
+    assert same_weights(plain.model, other.model)
+    assert history[-1].kept_bytes == 0
+    assert len(lines) == 1
+    assert f"in a nameless file in {tmp_path} ({os.strerror(error)}), so every unit's inputs are computed" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_memory_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, lines = digits(views=1), list[str]()
+    make = cached_features(learner("resnet18"), data.train, "float32", Keeping(None, None, lines.append))
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    assert make().rows is None
+    assert "in memory (not enough memory), so every unit's inputs are computed for every batch" in lines[0]
+
+
+def test_without_posix_fallocate_the_file_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerwise.features import nameless_file
+
+    monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    table = nameless_file(tmp_path / "features", (1 << 20) + 12345)
+    assert table.shape == ((1 << 20) + 12345,)
+    assert not table.any()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("cache_type", CODECS)
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_interrupted_and_resumed_is_uninterrupted(cache_type: str, share: float) -> None:
+    data = digits(train_images=90, views=2)
+    sizes = cached_features(learner("resnet18"), data.train, cache_type, Keeping(say=lambda line: None))()
+    options = {"cache": True, "cache_type": cache_type, "keeping": Keeping(None, int(share * sizes.size(1)))}
+    whole = learner("resnet18")
+    history = ticks("sequential", whole, data.train, 2, **options)
+    first = learner("resnet18")
+    order = RULES["sequential"].order(first, data.train, 2, lambda done: 1 - done / 2, Position(), **options)
+    for _ in range(2 * len(history) // 3):
+        tick = next(order)
+    state = copy.deepcopy(first.state_dict())
+    second = learner("resnet18")
+    second.load_state_dict(state)
+    ticks("sequential", second, data.train, 2, tick.after, **options)
+    assert same_weights(whole.model, second.model)
+
+
+def test_numbers_between_units_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    local, data = learner("plain"), digits(views=1)
+    monkeypatch.setattr(local.units[0], "forward", lambda carried: (local.units[0].piece(*carried), 3))
+    with pytest.raises(InvalidInput, match="leave --cache out"):
+        RULES["sequential"].order(local, data.train, 1, lambda done: 1.0, cache=True)
+
+
+class Watch(Progress):
+    """Looks into a folder after every step, and may end the training by an error."""
+
+    def __init__(self, folder: Path, fail_after: int = -1) -> None:
+        self.folder, self.left, self.seen = folder, fail_after, set[str]()
+
+    def tick(self, tick: Any, meter: Any) -> None:
+        self.seen |= {path.name for path in self.folder.iterdir()}
+        self.left -= 1
+        if not self.left:
+            raise OverflowError("stop here")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["cache-dir", "run folder"])
+def test_the_file_is_never_seen_and_always_freed(shared: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    execution = Execution(device="cpu", cache_place=None if shared else "disk", cache_dir=str(folder) if shared else None)
+    watch = Watch(folder if shared else tmp_path / "run", 30)
+    with pytest.raises(OverflowError):
+        train(SMALL, RunFolder(tmp_path / "run"), execution, False, watch)
+    watched = watch.seen
+    assert not still_mapped()
+    (tmp_path / "run" / FEATURES).write_bytes(b"left by a kill")
+    result = train(SMALL, RunFolder(tmp_path / "run"), execution, True, watch)
+    assert not any(FEATURES in name for name in watched | watch.seen)
+    assert not list(folder.iterdir())
+    assert not (tmp_path / "run" / FEATURES).exists()
+    assert not still_mapped()
+    plain = train(SMALL, RunFolder(tmp_path / "memory"), Execution(device="cpu"), False, Progress())
+    assert plain["sha256"] == result["sha256"]
+
+
+def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -> None:
+    from layerwise.build import build_keeping
+
+    execution = Execution(device="cpu", cache_dir=str(tmp_path))
+    files = [build_keeping(SMALL, execution, RunFolder(tmp_path / name)).file for name in ("run", "other")]
+    for file in files:
+        file.write_bytes(b"")
+    train(replace(SMALL, epochs=1), RunFolder(tmp_path / "run"), execution, False, Progress())
+    assert [file.exists() for file in files] == [False, True]
+
+
+def start(path: Path, *more: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "layerwise", *COMMAND.split(), "--output", str(path), *more]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (path / STATE).exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_program_leaves_no_features(stop: signal.Signals, tmp_path: Path) -> None:
+    folder, path = tmp_path / "features", tmp_path / "run"
+    folder.mkdir()
+    options = ["--cache-dir", str(folder), "--cache-type", "uint8", "--epochs", "6"]
+    process = start(path, *options)
+    if stop == signal.SIGKILL:
+        time.sleep(0.5)  # into a later unit
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+    assert f"kB of features are kept in a nameless file in {folder}" in errors
+    assert not (path / RESULT).exists()
+    assert not list(folder.iterdir())
+    assert not (path / FEATURES).exists()
+    torch.set_num_threads(1)
+    run = replace(SMALL, epochs=6, cache_type="uint8")
+    train(run, RunFolder(path), RunFolder(path).execution(), True, Progress())
+    train(run, RunFolder(tmp_path / "whole"), Execution(device="cpu"), False, Progress())
+    assert digest(path) == digest(tmp_path / "whole")
+    assert not list(folder.iterdir())
+
+
+def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--epochs", "1", "--cache-limit", "20kB")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert errors.count("\n") == 1
+    assert "of features exceed the limit of 20 kB: units 1 to" in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("500MB", 500 * 10**6), ("1.5 kB", 1500), ("1.5KB", 1500), ("2TB", 2 * 10**12), ("7B", 7)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size("--cache-limit", text) == size
+    assert parse_size("--cache-limit", format_size(size)) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "4", "0GB", "-1GB", "4GiB", "4 G", "1e9B", "nan", "4GB4", "٤GB", "0.1B"])
+def test_nonsense_is_no_size(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB or TB"):
+        parse_size("--cache-limit", text)
