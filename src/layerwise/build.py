@@ -111,6 +111,7 @@ def check_run(run: Run) -> None:
         ("momentum", 0 <= run.momentum < 1, "0 up to but not including 1"),
         ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
         ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
+        ("segments", run.segments is None or run.segments >= 1, "1 or more"),
         ("threads", run.threads >= 1, "1 or more"),
         ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
     ):

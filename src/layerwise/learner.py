@@ -26,13 +26,15 @@ class Learner:
     Attributes:
         model: the user's network.
         units: its units, in order.
+        leaves: paths of the network's modules that are kept whole.
         steps: how many steps have been made.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor) -> None:
+    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor, leaves: Iterable[str] = ()) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
+        self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps = 0
         self.training = model.training
@@ -196,6 +198,7 @@ def localize(
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
+    leaves = tuple(leaves)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves)
@@ -223,7 +226,7 @@ def localize(
             unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
             unit.scheduler = scheduler(unit.optimizer) if scheduler else None
         units.append(unit)
-    return Learner(model, units, num_classes, sample)
+    return Learner(model, units, num_classes, sample, leaves)
 
 
 def check_arguments(

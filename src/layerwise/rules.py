@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from layerwise.checkpointed import Checkpointed, checkpointed_piece, piece_replaced
 from layerwise.errors import InvalidInput
 from layerwise.learner import Learner
 from layerwise.losses import Targets
@@ -104,6 +105,35 @@ def simultaneous(
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
             result = learner.step(images, labels)
             yield tick_after(epoch, number, len(batches), 0, result, epochs)
+
+
+def checkpointed(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = Position(),
+    *,
+    segments: int | None = None,
+) -> Iterator[Tick]:
+    """Global backpropagation that keeps few features and computes the rest again: gradient checkpointing.
+
+    Args:
+        segments: how many stretches the network is cut into, of which only what enters them is kept; None: the number that
+            needs the least memory.
+
+    Raises:
+        InvalidInput: there are not so many segments to be had.
+    """
+    piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
+    return with_piece(piece, learner, batches, epochs, schedule, start)
+
+
+def with_piece(
+    piece: Checkpointed, learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position
+) -> Iterator[Tick]:
+    with piece_replaced(learner.units[0], piece):
+        yield from simultaneous(learner, batches, epochs, schedule, start)
 
 
 def tick_after(epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int) -> Tick:
@@ -268,4 +298,5 @@ RULES: dict[str, Rule] = {
     "sequential": Rule(sequential),
     "parallel": Rule(parallel, one_thread=False),
     "global": Rule(simultaneous, at=1),
+    "checkpointed": Rule(checkpointed, at=1),
 }

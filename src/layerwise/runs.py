@@ -39,6 +39,7 @@ class Run:
     beta: float = option(0.99, "weight of the similarity loss in predsim")
     decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
     cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
+    segments: int | None = option(None, "checkpointed: stretches that are computed again (default: the best number)")
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
     batch_size: int = option(128, "images in a batch", short="-b")
@@ -84,7 +85,7 @@ def run_name(run: Run) -> str:
     shape = hierarchy.strip("[]").replace(",", "-")
     digest = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode()).hexdigest()[:6]
     data = Path(run.data).name
-    local = [] if run.rule == "global" else [run.loss]
+    local = [] if run.rule in ("global", "checkpointed") else [run.loss]
     return "-".join([run.model, shape, data, run.rule, *local, f"seed{run.seed}", digest])
 
 
