@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.chain import balance, split
+from layerwise.chain import Chain, balance, split
 from layerwise.errors import InvalidInput
-from layerwise.footprint import SavedBytes, pretended
+from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
 from layerwise.memory import device_of, storage_bytes
 from layerwise.units import Carried, Unit, precision
+
+CANDIDATES = 6  # ways to cut whose step is predicted
 
 
 class Segment(nn.Module):
@@ -92,82 +94,115 @@ def piece_replaced(unit: Unit, piece: nn.Module) -> Iterator[None]:
 
 
 @dataclass
-class Costs:
-    """What the pieces of a chain keep for the backward pass, in bytes, one entry per piece.
+class Joint:
+    """A stretch between two places where a segment may end, and what it keeps for the backward pass.
 
     Attributes:
-        entering: what enters the piece: all that is kept of it if a segment begins there.
-        inside: what is kept besides when it is computed.
-        weights: gradients of its parameters, which exist once the backward pass has come through.
+        pieces: of the chain.
+        entering: bytes of every storage that enters it: all that is kept of it if a segment begins there.
+        inside: bytes of every storage that is kept when it is computed.
+        weights: bytes of its parameters' gradients, which exist once the backward pass has come through.
     """
 
-    entering: list[int]
-    inside: list[int]
-    weights: list[int]
+    pieces: list[nn.Module]
+    entering: dict[int, int]
+    inside: dict[int, int]
+    weights: int
 
-    def peak(self, starts: Sequence[int]) -> int:
-        """The most that is kept at once if segments begin at these pieces."""
-        ends = [*starts[1:], len(self.inside)]
-        return max(
-            sum(self.entering[s] for s in starts[: number + 1]) + sum(self.inside[start:end]) + sum(self.weights[start:])
-            for number, (start, end) in enumerate(zip(starts, ends, strict=True))
-        )
+
+def most_kept(joints: Sequence[Joint], starts: Sequence[int]) -> int:
+    """The most bytes that are kept at once if segments begin at these joints; each storage counts once."""
+    most, entered = 0, dict[int, int]()
+    for start, end in pairwise([*starts, len(joints)]):
+        entered |= joints[start].entering
+        kept = dict(entered)
+        for joint in joints[start:end]:
+            kept |= joint.inside
+        gradients = 2 * max(kept.values())  # of the largest tensor, and of what it was made from
+        most = max(most, sum(kept.values()) + gradients + sum(joint.weights for joint in joints[start:]))
+    return most
 
 
 def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> Checkpointed:
     """The network of a learner with one unit, in segments.
 
+    Candidates are cut between blocks, where one tensor passes, and between layers; for each number of segments the dearest is
+    made as cheap as can be. Of those that keep the least, and the finest, a step is predicted; the one with the least peak is
+    taken.
+
     Args:
-        count: how many segments; None: the number that keeps the least, of all numbers and both ways to cut (between blocks,
-            where one tensor passes, or between layers). For each number, the dearest segment is made as cheap as can be.
+        count: how many segments; None: the best number.
 
     Raises:
         InvalidInput: there are not so many segments to be had, or the network changes its images in place.
     """
-    [unit] = learner.units
-    chains = [split(learner.model, at, leaves=learner.leaves) for at in ("block", "layer")]
     plans = []
-    for chain in chains:
-        pieces, costs = separable(list(chain.pieces), learner, batch_size)
-        for number in range(1, len(pieces) + 1) if count is None else [count] if count <= len(pieces) else []:
-            starts = [0, *(last + 1 for last in balance(costs.inside, number))]
-            plans.append((costs.peak(starts), number, starts, pieces))
+    for at in ("block", "layer"):
+        joints = find_joints(split(learner.model, at, leaves=learner.leaves), learner, batch_size)
+        costs = [sum(joint.inside.values()) for joint in joints]
+        for number in range(1, len(joints) + 1) if count is None else [count] if count <= len(joints) else []:
+            starts = [0, *(last + 1 for last in balance(costs, number))]
+            finest = number == len(joints)
+            plans.append((not finest, most_kept(joints, starts), starts, joints))
     if not plans:
-        raise InvalidInput(f"segments {count} are not to be had: this network has {len(pieces)} layers; give 1 to that many")
-    _, _, starts, pieces = min(plans, key=lambda plan: plan[:2])
-    return Checkpointed([Segment(pieces[start:end]) for start, end in pairwise([*starts, len(pieces)])])
+        raise InvalidInput(f"segments {count} are not to be had: this network has {len(joints)} layers; give 1 to that many")
+    likely = sorted(plans, key=lambda plan: plan[:2])[:CANDIDATES]
+    candidates = [assemble(starts, joints) for _, _, starts, joints in likely]
+    return min(candidates, key=lambda piece: predicted_peak(piece, learner, batch_size))
 
 
-def separable(pieces: list[nn.Module], learner: Learner, batch_size: int) -> tuple[list[nn.Module], Costs]:
-    """Pieces between which segments may end, and what they keep.
+def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
+    groups = [joints[start:end] for start, end in pairwise([*starts, len(joints)])]
+    return Checkpointed([Segment([piece for joint in group for piece in joint.pieces]) for group in groups])
+
+
+def predicted_peak(piece: Checkpointed, learner: Learner, batch_size: int) -> int:
+    """The most bytes that a step with this piece has alive at once, beyond what stays between steps."""
+    with pretended((learner, piece)) as (copied, double), Footprint(copied) as footprint:
+        [unit] = copied.units
+        unit.piece = double
+        if unit.optimizer is not None:
+            unit.optimizer.step = lambda: None  # its state stays, and is the same for every candidate
+        copied.train()
+        images, labels = blank_batch(copied, batch_size)
+        copied.step(images, labels)
+        return max(size for _, size in footprint.timeline.points)
+
+
+def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
+    images = torch.empty(batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner))
+    return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
+
+
+def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
+    """Where segments may end, and what lies between.
 
     A piece that changes in place what enters it could not be computed again, so it is joined to the one before.
+
+    Raises:
+        InvalidInput: the first piece does so.
     """
-    joined: list[list[nn.Module]] = []
-    costs = Costs([], [], [])
-    with pretended((learner, pieces)) as (copied, doubles):
-        images = torch.empty(batch_size, *copied.image_shape, dtype=copied.image_type, device=device_of(copied))
-        carried: Carried = (images,)
-        for piece, double in zip(pieces, doubles, strict=True):
+    joints: list[Joint] = []
+    with pretended((learner, list(chain.pieces))) as (copied, doubles):
+        carried: Carried = blank_batch(copied, batch_size)[:1]
+        history = []  # keeps storages alive, so that each has its own identity
+        for piece, double in zip(chain.pieces, doubles, strict=True):
+            history.append(carried)
             entered = [value for value in carried if isinstance(value, Tensor)]
             versions = [value._version for value in entered]
             with SavedBytes(copied) as saved, precision(carried, copied.units[0].amp):
                 carried = double(*carried)
-            entering = dict(map(storage_bytes, entered))
-            inside = sum(size for key, size in saved.storages.items() if key not in entering)
             weights = sum(p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad)
+            joint = Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights)
             if versions == [value._version for value in entered]:
-                joined.append([piece])
-                costs.entering.append(sum(entering.values()))
-                costs.inside.append(inside)
-                costs.weights.append(weights)
-            elif joined:
-                joined[-1].append(piece)
-                costs.inside[-1] += inside
-                costs.weights[-1] += weights
+                joints.append(joint)
+            elif joints:
+                joints[-1].pieces.append(piece)
+                joints[-1].inside |= joint.inside
+                joints[-1].weights += weights
             else:
                 raise InvalidInput(
                     "the network changes its images in place, so they cannot be used again: let its first operation make a new "
                     "tensor, or train with the rule 'global'"
                 )
-    return [Segment(group) for group in joined], costs
+    return joints

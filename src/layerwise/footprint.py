@@ -27,25 +27,34 @@ from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes
 class Footprint(TorchDispatchMode):
     """Counts the bytes alive, of storages that operations make while it is entered; each storage once, however many views.
 
+    Args:
+        learner: what it keeps between steps (weights, optimizer state) is not counted.
+
     Attributes:
-        timeline: bytes alive beyond those alive at the last ``restart``; the unit of time is one operation.
+        timeline: since the last ``restart``; the unit of time is one operation.
         multiply_adds: since then, of the forward and backward passes of each unit.
-        alive: bytes of every storage.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, learner: Learner) -> None:
         super().__init__()
-        self.alive: dict[int, int] = {}
+        self._alive: dict[int, int] = {}  # bytes of every storage
         self._operations = 0
-        self.restart()
+        self.restart(learner)
 
-    def restart(self) -> None:
-        """Begin a new timeline."""
+    def restart(self, learner: Learner, kept_bytes: int = 0) -> None:
+        """Begin a new timeline.
+
+        Args:
+            kept_bytes: what a rule keeps between steps, which is not counted either.
+        """
         self.timeline = Timeline()
         self.multiply_adds: dict[int, int] = defaultdict(int)
-        self._unit = self._sum = 0
+        self._alive |= {storage_bytes(tensor)[0]: 0 for tensor in persistent_tensors(learner)}
+        self._unit, self._sum = 0, sum(self._alive.values()) - kept_bytes
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         self._operations += 1
         if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none: all is well
             return True if args[0].dtype is torch.bool else 0
@@ -65,41 +74,48 @@ class Footprint(TorchDispatchMode):
 
     def _add(self, tensor: Tensor) -> None:
         key, size = storage_bytes(tensor)
-        if key not in self.alive:
-            self.alive[key] = size
+        if key not in self._alive:
+            self._alive[key] = size
             weakref.finalize(tensor.untyped_storage(), self._remove, key).atexit = False
             self._change(size)
 
     def _remove(self, key: int) -> None:
-        self._change(-self.alive.pop(key))
+        self._change(-self._alive.pop(key))
 
     def _change(self, size: int) -> None:
         self._sum += size
         self.timeline.points.append((self._operations, self._sum))
 
 
-class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+class SavedBytes:
     """Collects what is saved for backward passes while it is entered, each storage once; not what stays between steps.
 
     Attributes:
-        storages: bytes of every storage.
+        units: bytes of every storage that a unit saved, by the unit's index; unit 0 unless ``mark`` says otherwise.
     """
 
     def __init__(self, learner: Learner) -> None:
-        self.storages: dict[int, int] = {}
-        own = {storage_bytes(tensor)[0] for tensor in persistent_tensors(learner)}
-
-        def pack(tensor: Tensor) -> Tensor:
-            key, size = storage_bytes(tensor)
-            if key not in own:
-                self.storages[key] = size
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)
+        self.units: dict[int, dict[int, int]] = defaultdict(dict)
+        self._unit = 0
+        self._own = {storage_bytes(tensor)[0] for tensor in persistent_tensors(learner)}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def __enter__(self) -> "SavedBytes":
-        super().__enter__()
+        self._hooks.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def mark(self, unit: int, phase: str) -> None:
+        """Note that a unit begins a phase of its step; see ``memory.phases``."""
+        self._unit = unit
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        key, size = storage_bytes(tensor)
+        if key not in self._own:
+            self.units[self._unit][key] = size
+        return tensor
 
 
 @contextmanager

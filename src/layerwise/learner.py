@@ -30,7 +30,9 @@ class Learner:
         steps: how many steps have been made.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor, leaves: Iterable[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor, leaves: Iterable[str] = ()
+    ) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
@@ -59,10 +61,12 @@ class Learner:
         if self.training != self.model.training:
             self.train(self.model.training)
         targets = Targets(labels.long(), self.num_classes)
-        carried: Carried = (images.detach(),)
+        carried: list[Carried] = [(images.detach(),)]
         results = []
         for unit in self.units:
-            carried, evaluated = unit.step(carried, targets, self.steps)
+            passed, evaluated = unit.step(carried.pop(), targets, self.steps)  # popped: the unit alone keeps it alive
+            carried.append(passed)
+            del passed
             results.append(evaluated)
         self.steps += 1
         return StepResult(results, len(labels))

@@ -36,7 +36,7 @@ class Timeline:
     marks: list[Mark] = field(default_factory=list)
 
     def unit_peaks(self) -> dict[int, int]:
-        """The most alive while each unit stepped; what is done for its step before (a batch, frozen units) counts as its own."""
+        """The most alive while each unit stepped; what its step needs before (a batch, frozen units) counts as its own."""
         learning = [mark for mark in self.marks if mark.phase != FROZEN]
         peaks = {mark.unit: 0 for mark in learning}
         begins = [mark for before, mark in zip([None, *self.marks], self.marks, strict=False) if starts_unit(before, mark)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
-from layerwise.memory import FORWARD, Timeline, device_of, persistent_bytes, phases
+from layerwise.memory import Timeline, device_of, persistent_bytes, phases
 from layerwise.rules import RULES, Tick
 
 MOST = 2**20  # images in a batch; larger ones are not looked for
@@ -79,21 +79,13 @@ def predict_steps(rule: str, learner: Learner, batch_size: int, options: dict[st
     steps = []
     with pretended(learner) as copied:
         copied.steps = 0
-        with Footprint() as footprint:
-            ticks = rule_ticks(rule, copied, batch_size, 1, options)
-            while next(ticks, None) is not None:
+        ticks = rule_ticks(rule, copied, batch_size, 1, options)  # before anything is counted: a rule may try steps of its own
+        with Footprint(copied) as footprint:
+            while tick := next(ticks, None):
                 persistent = persistent_bytes(copied)
-                footprint.restart()
-                saved: dict[int, dict[int, int]] = {}
-                with SavedBytes(copied) as saver:
-
-                    def mark(unit: int, phase: str) -> None:
-                        footprint.mark(unit, phase)
-                        if phase == FORWARD:
-                            saver.storages = saved.setdefault(unit, {})
-
-                    with phases(copied, mark):
-                        tick = next(ticks)
+                footprint.restart(copied, tick.kept_bytes)
+                with SavedBytes(copied) as saved, phases(copied, footprint.mark), phases(copied, saved.mark):
+                    tick = next(ticks)
                 units = list(range(tick.first, tick.first + len(tick.result.loss_tensor())))
                 work = footprint.multiply_adds
                 steps.append(
@@ -102,10 +94,11 @@ def predict_steps(rule: str, learner: Learner, batch_size: int, options: dict[st
                         persistent,
                         footprint.timeline,
                         {unit: work[unit] for unit in units} if len(units) > 1 else {units[0]: sum(work.values())},
-                        {unit: sum(saved[unit].values()) for unit in units},
+                        {unit: sum(saved.units[unit].values()) for unit in units},
                         tick.kept_bytes // (2 * batch_size),
                     )
                 )
+                footprint.restart(copied, tick.kept_bytes)  # what follows is of the next unit's first step
     return steps
 
 
@@ -115,24 +108,21 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:
     Args:
         peak: bytes needed for a batch; it grows with it, about in proportion, so the next guess is on a straight line.
     """
-    fitting, need = 2, peak(2)
+    fitting, failing, need = 2, MOST + 1, peak(2)
     if need > limit:
         return None
-    failing, excess = MOST + 1, 0
-    guess, halve = 64, False
+    guess, guesses = 64, 1
     while failing - fitting > 1:
         found = peak(guess)
-        slope = (found - need) / (guess - fitting)
+        slope = max((found - need) / (guess - fitting), 1e-9)
         if found <= limit:
             fitting, need = guess, found
         else:
-            failing, excess = guess, found
-        if halve and excess:
-            guess = (fitting + failing) // 2
-        else:
-            guess = fitting + int((limit - need) / max(slope, 1e-9))
-        halve = bool(excess) and not halve
-        guess = min(max(guess, fitting + 1), failing - 1)
+            failing = guess
+        guess = fitting + int((limit - need) / slope)
+        if guesses % 4 == 0 and failing <= MOST:
+            guess = (fitting + failing) // 2  # should the line mislead
+        guess, guesses = min(max(guess, fitting + 1), failing - 1), guesses + 1
     return fitting
 
 

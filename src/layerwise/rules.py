@@ -183,11 +183,14 @@ def unit_after_unit(
             unit.train()
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
             first = start.batch if epoch == start.epoch else 0
-            for number, (carried, labels) in enumerate(features.batches(epoch, first), start=first + 1):
+            number = first
+            for carried, labels in features.batches(epoch, first):
+                number += 1
                 learner.check(carried[0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
-                _, evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)
+                evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)[1]
                 result = StepResult([evaluated], len(labels))
+                del carried  # before the next batch is drawn
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
                 yield replace(tick, kept_bytes=features.kept_bytes)
