@@ -6,12 +6,11 @@ import platform
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import layerwise
-from layerwise.data import Splits
 from layerwise.errors import InvalidInput, choose
 from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES, accepted_options
@@ -25,6 +24,17 @@ OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
     "adamw": lambda run: partial(torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay, fused=True),
     "sgd": lambda run: partial(torch.optim.SGD, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum, fused=True),
 }
+
+
+class Images(Protocol):
+    """What a network needs to know of a data set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
 
 
 def prepare_device(execution: Execution) -> torch.device:
@@ -63,7 +73,7 @@ def prepare_device(execution: Execution) -> torch.device:
     return device
 
 
-def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
+def build_learner(run: Run, data: Images, device: torch.device) -> Learner:
     """The run's network, cut and given losses and optimizers.
 
     Raises:

@@ -184,13 +184,12 @@ def unit_after_unit(
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
             first = start.batch if epoch == start.epoch else 0
             number = first
-            for carried, labels in features.batches(epoch, first):
+            for *carried, labels in features.batches(epoch, first):  # a list to pop from: the unit alone keeps it alive
                 number += 1
-                learner.check(carried[0], labels)
+                learner.check(carried[0][0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
-                evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)[1]
+                evaluated = unit.step(carried.pop(), Targets(labels, learner.num_classes), step)[1]
                 result = StepResult([evaluated], len(labels))
-                del carried  # before the next batch is drawn
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
                 yield replace(tick, kept_bytes=features.kept_bytes)
