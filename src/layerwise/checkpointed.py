@@ -83,12 +83,11 @@ def buffers_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterato
             module._buffers[name] = buffer
 
 
-@contextmanager
-def piece_replaced(unit: Unit, piece: nn.Module) -> Iterator[None]:
-    """Let a unit compute its part of the network in another way."""
+def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[Any]:
+    """Let a unit compute its part of the network in another way while a rule makes its ticks."""
     own, unit.piece = unit.piece, piece.train(unit.piece.training)
     try:
-        yield
+        yield from ticks
     finally:
         unit.piece = own
 

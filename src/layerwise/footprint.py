@@ -56,8 +56,8 @@ class Footprint(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         self._operations += 1
-        if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none: all is well
-            return True if args[0].dtype is torch.bool else 0
+        if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none
+            return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
@@ -66,6 +66,11 @@ class Footprint(TorchDispatchMode):
             operations = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
             self.multiply_adds[self._unit] += operations // 2
         return result
+
+    @property
+    def alive_bytes(self) -> int:
+        """Bytes alive now, besides what the learner keeps."""
+        return self._sum
 
     def mark(self, unit: int, phase: str) -> None:
         """Note that a unit begins a phase of its step; see ``memory.phases``."""

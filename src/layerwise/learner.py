@@ -202,7 +202,6 @@ def localize(
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
-    leaves = tuple(leaves)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves)

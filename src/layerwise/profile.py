@@ -94,16 +94,16 @@ def profile(
     runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
     for run in runs.values():
         check_run(run)
-    prepare_device(execution)
+    device = prepare_device(execution)
+    if figure is not None and device.type != "cpu":
+        raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
     learners = {name: build(run, num_classes, torch.device("cpu")) for name, run in runs.items()}
-    rules, measurements = {}, {}
-    for name, run in runs.items():
-        rules[name] = predicted(run, learners[name])
-        if not predict:
-            measurements[name] = measure(run, num_classes, execution)
-            add_measured(rules[name], measurements[name], run.batch_size)
+    rules = {name: predicted(run, learners[name]) for name, run in runs.items()}
     if limit is not None:
         add_largest_batches(rules, runs, learners, limit)
+    measurements = {} if predict else {name: measure(run, num_classes, execution) for name, run in runs.items()}
+    for name, found in measurements.items():
+        add_measured(rules[name], found, base.batch_size)
     result = {"model": base.model, "batch_size": base.batch_size, "image_size": image_size(base), "rules": rules}
     show(result, per_unit)
     if figure is not None:
@@ -147,7 +147,7 @@ def predicted(run: Run, learner: Learner) -> dict[str, Any]:
     """A rule's predicted numbers, and None for those to be measured."""
     steps = predict_steps(run.rule, learner, run.batch_size, options_of(run))
     images = run.train_images or CACHED_IMAGES
-    units = []
+    units: list[dict[str, Any]] = []
     for step in steps:
         peaks = step.peaks()
         for index in step.units:

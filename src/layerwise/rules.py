@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from layerwise.checkpointed import Checkpointed, checkpointed_piece, piece_replaced
+from layerwise.checkpointed import checkpointed_piece, with_piece
 from layerwise.errors import InvalidInput
 from layerwise.learner import Learner
 from layerwise.losses import Targets
@@ -126,14 +126,7 @@ def checkpointed(
         InvalidInput: there are not so many segments to be had.
     """
     piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
-    return with_piece(piece, learner, batches, epochs, schedule, start)
-
-
-def with_piece(
-    piece: Checkpointed, learner: Learner, batches: Batches, epochs: int, schedule: Schedule, start: Position
-) -> Iterator[Tick]:
-    with piece_replaced(learner.units[0], piece):
-        yield from simultaneous(learner, batches, epochs, schedule, start)
+    return with_piece(learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start))
 
 
 def tick_after(epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int) -> Tick:

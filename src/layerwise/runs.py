@@ -39,7 +39,9 @@ class Run:
     beta: float = option(0.99, "weight of the similarity loss in predsim")
     decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
     cache: bool = option(False, "sequential: keep the features that enter a unit in memory")
-    segments: int | None = option(None, "checkpointed: stretches that are computed again (default: the best number)")
+    segments: int | None = option(
+        None, "checkpointed: stretches the network is cut into (default: those that need the least memory)"
+    )
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
     batch_size: int = option(128, "images in a batch", short="-b")

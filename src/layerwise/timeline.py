@@ -11,7 +11,7 @@ from layerwise.memory import BACKWARD, FORWARD, FROZEN, UPDATE
 
 KINDS = (".svg", ".png")
 # grey levels and hatches, so that phases differ without colour
-LOOKS: dict[str, dict[str, str]] = {
+LOOKS: dict[str, dict[str, Any]] = {
     FROZEN: {"facecolor": "white", "hatch": "...."},
     FORWARD: {"facecolor": "0.85"},
     BACKWARD: {"facecolor": "0.6", "hatch": "////"},
