@@ -65,7 +65,7 @@ def ours(model: str, loss: str, at: str | int, options: argparse.Namespace, amp:
     torch.manual_seed(0)
     network = layerwise.create_model(model, image_size=options.image_size)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
-    local = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
+    local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
     lay_out(learner, "auto")
     return learner

@@ -199,7 +199,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} {cache} --cache-limit 4", "--cache-limit '4' is not a size: give a number above 0 and B, kB"),
         ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB' is not a size"),
         ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB' is not a size"),
-        ("train resnet18 {small} {cache} --cache-limit 4GiB", "'4GiB' is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX' is not a size"),
         ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB' is not a size"),
         ("", "required: COMMAND"),
     ],

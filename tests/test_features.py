@@ -18,10 +18,11 @@ import torch
 
 from layerwise.encodings import CODECS, Column, Kind
 from layerwise.errors import InvalidInput
-from layerwise.features import Keeping, cached_features, format_size, parse_size
+from layerwise.features import Keeping, cached_features
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position
 from layerwise.runs import FEATURES, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder
+from layerwise.sizes import format_size, parse_size
 from layerwise.train import train
 from tests.helpers import digits, learner, same_weights, ticks
 
@@ -307,14 +308,26 @@ def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4GB", 4 * 10**9), ("500MB", 500 * 10**6), ("1.5 kB", 1500), ("1.5KB", 1500), ("2TB", 2 * 10**12), ("7B", 7)],
+    [
+        ("4GB", 4 * 10**9),
+        ("500MB", 500 * 10**6),
+        ("1.5 kB", 1500),
+        ("1.5KB", 1500),
+        ("2TB", 2 * 10**12),
+        ("7B", 7),
+        ("4GiB", 2**32),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size("--cache-limit", text) == size
     assert parse_size("--cache-limit", format_size(size)) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "4", "0GB", "-1GB", "4GiB", "4 G", "1e9B", "nan", "4GB4", "٤GB", "0.1B"])
+def test_sizes_may_be_binary() -> None:
+    assert parse_size("--memory", "1.5GiB") == 3 * 2**29
+
+
+@pytest.mark.parametrize("text", ["", "GB", "4", "0GB", "-1GB", "4GiX", "4 G", "1e9B", "nan", "4GB4", "٤GB", "0.1B"])
 def test_nonsense_is_no_size(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB or TB"):
+    with pytest.raises(InvalidInput, match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB, TB"):
         parse_size("--cache-limit", text)

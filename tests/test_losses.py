@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Output, Site, Targets, create_loss
+from layerwise.losses.deviation import spatial_deviation
 from layerwise.losses.pred import pooling_kernel
 
 
@@ -69,8 +70,8 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
     [
         ("predsin", (4,), {}, "did you mean 'predsim'"),
         ("predsim", (4,), {"beta": 1.5}, "beta 1.5 is out of range"),
-        ("predsim", (4,), {"gamma": 1}, "no option 'gamma': accepted: beta, decoder_dim, head_channels"),
-        ("sim", (4,), {"beta": 0.5}, "accepted: head_channels"),
+        ("predsim", (4,), {"gamma": 1}, "no option 'gamma': accepted: beta, decoder_dim, similarity_size"),
+        ("sim", (4,), {"beta": 0.5}, "accepted: similarity_size, similarity_channels"),
         ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0 is too small"),
         ("pred", (4, 7), {}, "maps \\(C, H, W\\) or vectors"),
     ],
@@ -78,3 +79,53 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
 def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         create_loss(loss, Site(0, 2, shape, 3), **options)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(5, 7, 9, 6), (3, 2, 1, 2), (40, 300, 8, 8)])
+def test_the_deviation_over_space_is_that_of_torch(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.randn(shape[:2], dtype=torch.float64)
+    expected = maps.std((2, 3))
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), maps)
+    found = spatial_deviation(maps * 1)
+    assert torch.allclose(found, expected)
+    (found_gradient,) = torch.autograd.grad((found * weights).sum(), maps)
+    assert torch.allclose(found_gradient, gradient)
+
+
+def test_the_deviation_over_space_of_rounded_maps_is_computed_in_float32() -> None:
+    maps = 100 + torch.randn(4, 3, 16, 16).bfloat16()
+    found = spatial_deviation(maps.clone())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, maps.float().std((2, 3)), rtol=1e-5)
+
+
+def test_the_deviation_over_space_refuses_a_second_backward_pass() -> None:
+    maps = torch.randn(2, 3, 4, 4, requires_grad=True)
+    total = spatial_deviation(maps * 1).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="asked for twice"):
+        total.backward()
+
+
+def test_predsim_lite_is_predsim_on_averaged_features() -> None:
+    """Where nothing is left out (no more channels than are compared), only the averaging differs."""
+    features, targets = torch.randn(6, 5, 16, 16), Targets(torch.tensor([0, 1, 2, 0, 1, 2]), 3)
+    lite = create_loss("predsim-lite", Site(0, 2, (5, 16, 16), 3))
+    exact = create_loss("predsim", Site(0, 2, (5, 8, 8), 3), similarity_size=4)
+    exact.load_state_dict(lite.state_dict())
+    assert torch.equal(lite(features, targets).loss, exact(F.avg_pool2d(features, 2), targets).loss)
+
+
+def test_predsim_lite_mixes_wide_features_into_few_channels() -> None:
+    head = create_loss("predsim-lite", Site(0, 2, (2048, 4, 4), 10))
+    assert [tuple(weight.shape) for weight in head.sim.parameters()] == [(256, 2048, 1, 1), (256, 256, 3, 3)]
+    exact = create_loss("predsim", Site(0, 2, (32, 4, 4), 10))
+    assert [tuple(weight.shape) for weight in exact.sim.parameters()] == [(32, 32, 3, 3)]
+
+
+@pytest.mark.parametrize("option", ["head_size", "similarity_size", "similarity_channels"])
+def test_predsim_lite_refuses_nothing_at_all(option: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{option} 0 is too small"):
+        create_loss("predsim-lite", Site(0, 2, (8, 4, 4), 10), **{option: 0})

@@ -62,7 +62,7 @@ def test_a_run_by_every_rule(rule: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.result() == json.loads(json.dumps(result))
     assert folder.run() == replace(SMALL, rule=rule)
-    units = 1 if rule == "global" else 10
+    units = RULES[rule].at or 10
     epochs = units * 2 if rule == "sequential" else 2
     log = folder.log()
     assert [record["epoch"] for record in log] == list(range(1, epochs + 1))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerwise.learner import Learner, localize
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
     from layerwise.models import create_model, list_models
+    from layerwise.profile import predict_peak
     from layerwise.rules import RULES
     from layerwise.units import StepResult, Unit
 
@@ -20,6 +21,7 @@ HOMES = {
     "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "Sim", "Site", "Targets"),
     "models": ("create_model", "list_models"),
     "rules": ("RULES",),
+    "profile": ("predict_peak",),
     "chain": ("Chain", "split"),
     "learner": ("Learner", "localize"),
     "units": ("StepResult", "Unit"),
@@ -46,6 +48,7 @@ __all__ = [
     "create_model",
     "list_models",
     "localize",
+    "predict_peak",
     "split",
 ]
 

@@ -8,20 +8,20 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import layerwise
-from layerwise.data import Splits
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
-from layerwise.features import Keeping, parse_size
+from layerwise.features import Keeping
 from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES, accepted_options
 from layerwise.models import create_model
 from layerwise.rules import RULES, Schedule
 from layerwise.runs import FEATURES, Execution, Run, RunFolder
+from layerwise.sizes import parse_size
 
 # fused: one call per unit instead of several per tensor
 OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
@@ -29,6 +29,17 @@ OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
     "adamw": lambda run: partial(torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay, fused=True),
     "sgd": lambda run: partial(torch.optim.SGD, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum, fused=True),
 }
+
+
+class Images(Protocol):
+    """What a network needs to know of a data set."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
 
 
 def prepare_device(execution: Execution) -> torch.device:
@@ -67,7 +78,7 @@ def prepare_device(execution: Execution) -> torch.device:
     return device
 
 
-def build_learner(run: Run, data: Splits, device: torch.device) -> Learner:
+def build_learner(run: Run, data: Images, device: torch.device) -> Learner:
     """The run's network, cut and given losses and optimizers.
 
     Raises:
@@ -122,6 +133,7 @@ def check_run(run: Run) -> None:
         ("momentum", 0 <= run.momentum < 1, "0 up to but not including 1"),
         ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
         ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
+        ("segments", run.segments is None or run.segments >= 1, "1 or more"),
         ("threads", run.threads >= 1, "1 or more"),
         ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
     ):

@@ -17,6 +17,12 @@ from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, r
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 LISTS = ("models", "losses", "rules", "datasets")
 
+# fields of a run that say nothing about what a step costs
+NOT_PROFILED = frozenset(
+    {"data", "val_fraction", "rule", "cache", "threads", "epochs", "decay_rate", "decay_milestones", "augment", "crop_padding"}
+    | {"flip", "cutout", "views"}
+)
+
 Options = TypeVar("Options", Run, Execution)
 
 
@@ -87,6 +93,18 @@ def build_parser() -> Parser:
     compare.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
     add_fields(compare, Run, skip={"model", "hierarchy", "rule"})
     add_fields(compare, Execution)
+
+    profile = add_command(commands, "profile", run_profile, "memory, work and time of a step by several rules")
+    profile.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
+    profile.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
+    profile.add_argument("--rules", metavar="A,B", help="orders of updates (default: all, sequential-cached too)")
+    profile.add_argument("--classes", type=int, default=10, help="classes; no data is read (default: 10)")
+    profile.add_argument("--predict", action="store_true", help="predict only; nothing is computed, for any batch in seconds")
+    profile.add_argument("--memory", metavar="SIZE", help="find the largest batch that fits into 4GB, 4GiB, 500MB …")
+    profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
+    profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
+    add_fields(profile, Run, skip={"model", *NOT_PROFILED})
+    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every"})
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
@@ -222,6 +240,14 @@ def run_compare(parsed: argparse.Namespace) -> dict[str, Any]:
 
     base, execution = collect(parsed, Run()), collect(parsed, Execution())
     return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, Path(parsed.output), execution)
+
+
+def run_profile(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.profile import PROFILED, profile
+
+    names = [name.strip() for name in parsed.rules.split(",")] if parsed.rules is not None else list(PROFILED)
+    base, execution = collect(parsed, Run()), collect(parsed, Execution())
+    return profile(base, execution, names, parsed.classes, parsed.predict, parsed.memory, parsed.figure, parsed.per_unit)
 
 
 def run_evaluate(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,6 @@ in memory, or a file that has no name, whose space the system frees when the pro
 import math
 import mmap
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,9 +20,8 @@ from torch import Tensor
 from layerwise.encodings import CODECS, Codec, Column, Kind
 from layerwise.errors import InvalidInput, choose
 from layerwise.learner import Learner
+from layerwise.sizes import format_size
 from layerwise.units import Carried, Unit
-
-SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as disks are sold
 
 
 class Batches(Protocol):
@@ -251,23 +249,3 @@ def nameless_file(path: Path, size: int) -> Tensor:
         return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)
     finally:
         os.close(descriptor)
-
-
-def parse_size(name: str, text: str) -> int:
-    """Bytes that a text such as 500MB or 1.5GB stands for, with decimal units.
-
-    Raises:
-        InvalidInput: it is no number above 0 with a unit.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([kKMGT]?B)", text.strip())
-    size = int(float(match[1]) * SIZES[match[2].upper()]) if match else 0
-    if size < 1:
-        raise InvalidInput(
-            f"{name} {text!r} is not a size: give a number above 0 and B, kB, MB, GB or TB, such as 500MB or 1.5GB"
-        )
-    return size
-
-
-def format_size(size: int) -> str:
-    unit = max((unit for unit in SIZES if SIZES[unit] <= size), key=SIZES.__getitem__, default="B")
-    return f"{size / SIZES[unit]:.3g} {unit.replace('K', 'k')}"

@@ -26,13 +26,17 @@ class Learner:
     Attributes:
         model: the user's network.
         units: its units, in order.
+        leaves: paths of the network's modules that are kept whole.
         steps: how many steps have been made.
     """
 
-    def __init__(self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, units: Sequence[Unit], num_classes: int, sample: Tensor, leaves: Iterable[str] = ()
+    ) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
+        self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps = 0
         self.training = model.training
@@ -57,10 +61,12 @@ class Learner:
         if self.training != self.model.training:
             self.train(self.model.training)
         targets = Targets(labels.long(), self.num_classes)
-        carried: Carried = (images.detach(),)
+        carried: list[Carried] = [(images.detach(),)]
         results = []
         for unit in self.units:
-            carried, evaluated = unit.step(carried, targets, self.steps)
+            passed, evaluated = unit.step(carried.pop(), targets, self.steps)  # popped: the unit alone keeps it alive
+            carried.append(passed)
+            del passed
             results.append(evaluated)
         self.steps += 1
         return StepResult(results, len(labels))
@@ -224,7 +230,7 @@ def localize(
             unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
             unit.scheduler = scheduler(unit.optimizer) if scheduler else None
         units.append(unit)
-    return Learner(model, units, num_classes, sample)
+    return Learner(model, units, num_classes, sample, leaves)
 
 
 def check_arguments(

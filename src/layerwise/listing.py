@@ -19,7 +19,7 @@ def listing(what: str) -> dict[str, Any]:
         "models": {name: f"published as {format_hierarchy(hierarchy)}" for name, (_, hierarchy) in MODELS.items()},
         "losses": {name: first_line(loss) for name, loss in LOSSES.items()},
         "rules": {
-            name: first_line(rule.order) if rule.at is None else "Global backpropagation: the chain with one unit."
+            name: first_line(rule.order) if name != "global" else "Global backpropagation: the chain with one unit."
             for name, rule in RULES.items()
         },
         "datasets": {

@@ -23,10 +23,10 @@ class Stopped(Exception):
 
 @dataclass
 class Job:
-    """A batch on its way: what enters the next unit, and the results of the units it has passed."""
+    """A batch on its way: what enters the next unit (in a list, to be taken out), and results of the units passed."""
 
     step: int
-    carried: Carried
+    carried: list[Carried]
     targets: Targets
     results: list[Evaluated] = field(default_factory=list)
 
@@ -78,12 +78,14 @@ class Pipeline:
     def feed(self, number: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for step, (images, labels) in enumerate(batches, start=self.learner.steps):
             self.learner.check(images, labels)
-            self.put(number, Job(step, (images,), Targets(labels, self.learner.num_classes)))
+            self.put(number, Job(step, [(images,)], Targets(labels, self.learner.num_classes)))
 
     def work(self, number: int, group: Sequence[Unit]) -> None:
         for job in self.receive(number - 1):
             for unit in group:
-                job.carried, evaluated = unit.step(job.carried, job.targets, job.step)
+                passed, evaluated = unit.step(job.carried.pop(), job.targets, job.step)
+                job.carried.append(passed)
+                del passed
                 job.results.append(evaluated)
             self.put(number, job)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
+from layerwise.checkpointed import checkpointed_piece, with_piece
 from layerwise.features import IN_MEMORY, Batches, CachedFeatures, Keeping, RecomputedFeatures, cached_features
 from layerwise.learner import Learner
 from layerwise.losses import Targets
@@ -91,6 +92,28 @@ def simultaneous(
             yield tick_after(epoch, number, len(batches), 0, result, epochs)
 
 
+def checkpointed(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = Position(),
+    *,
+    segments: int | None = None,
+) -> Iterator[Tick]:
+    """Global backpropagation that keeps few features and computes the rest again: gradient checkpointing.
+
+    Args:
+        segments: how many stretches the network is cut into, of which only what enters them is kept; None: the number that
+            needs the least memory.
+
+    Raises:
+        InvalidInput: there are not so many segments to be had.
+    """
+    piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
+    return with_piece(learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start))
+
+
 def tick_after(epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int) -> Tick:
     ends = number == count
     return Tick(Position(epoch + 1, 0) if ends else Position(epoch, number), first, result, ends, count, epochs)
@@ -146,10 +169,12 @@ def unit_after_unit(
             unit.train()
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
             first = start.batch if epoch == start.epoch else 0
-            for number, (carried, labels) in enumerate(features.batches(epoch, first), start=first + 1):
-                learner.check(carried[0], labels)
+            number = first
+            for *carried, labels in features.batches(epoch, first):  # a list to pop from: the unit alone keeps it alive
+                number += 1
+                learner.check(carried[0][0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
-                _, evaluated = unit.step(carried, Targets(labels, learner.num_classes), step)
+                evaluated = unit.step(carried.pop(), Targets(labels, learner.num_classes), step)[1]
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
@@ -191,4 +216,5 @@ RULES: dict[str, Rule] = {
     "sequential": Rule(sequential),
     "parallel": Rule(parallel, one_thread=False),
     "global": Rule(simultaneous, at=1),
+    "checkpointed": Rule(checkpointed, at=1),
 }

@@ -38,8 +38,11 @@ class Run:
     at: str = option("layer", "where units end: layer, block, a number of units, or module paths joined by commas")
     beta: float = option(0.99, "weight of the similarity loss in predsim")
     decoder_dim: int = option(4096, "largest input of a unit's classifier in pred and predsim")
-    head_size: int | None = option(None, "predsim-lite: pixels a side that features are averaged to (default: 4)")
-    head_channels: int | None = option(
+    head_size: int | None = option(None, "predsim-lite: pixels a side that features are averaged to (default: 8)")
+    similarity_size: int | None = option(
+        None, "pixels a side that the similarity loss averages features to (default: 4 in predsim-lite, else as they are)"
+    )
+    similarity_channels: int | None = option(
         None, "most channels of the similarity loss's 3×3 convolution (default: 256 in predsim-lite, else all)"
     )
     cache: bool = option(
@@ -48,6 +51,9 @@ class Run:
         "at N times the size, or --no-augment",
     )
     cache_type: str = option("float32", "how --cache keeps a number: float32 (as it is), bfloat16 or uint8 (rounded)")
+    segments: int | None = option(
+        None, "checkpointed: stretches the network is cut into (default: those that need the least memory)"
+    )
     threads: int = option(2, "parallel: groups of units, a thread each")
     epochs: int = option(400, "passes over the training images (sequential: for each unit)")
     batch_size: int = option(128, "images in a batch", short="-b")
@@ -100,7 +106,7 @@ def run_name(run: Run) -> str:
     shape = hierarchy.strip("[]").replace(",", "-")
     digest = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode()).hexdigest()[:6]
     data = Path(run.data).name
-    local = [] if run.rule == "global" else [run.loss]
+    local = [] if run.rule in ("global", "checkpointed") else [run.loss]
     return "-".join([run.model, shape, data, run.rule, *local, f"seed{run.seed}", digest])
 
 

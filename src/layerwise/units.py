@@ -86,7 +86,8 @@ class Unit:
         """Learn from one batch.
 
         Args:
-            carried: what the unit before handed on; no gradient is computed for it.
+            carried: what the unit before handed on; no gradient is computed for it. If the caller keeps no reference, what the
+                unit's backward pass has no use for (a shortcut's input, features before dropout) is freed before it.
             step: how many steps the unit has made before, for the random draws and for messages.
 
         Returns:
@@ -98,6 +99,7 @@ class Unit:
         """
         with seeded(self.seed, self.index, step, targets.labels.device):
             passed, (loss, correct) = self.evaluate(carried, targets)
+        del carried
         if loss.device.type == "cpu":
             refuse_divergence(self, step, loss)
         if self.optimizer is not None:

@@ -15,16 +15,24 @@ class PredSim(nn.Module):
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
         beta: weight of the similarity loss, 0 ≤ β < 1; the cross-entropy of the network's output is scaled by 1 − β too.
         decoder_dim: see ``Pred``.
-        head_channels: see ``Sim``.
+        similarity_size, similarity_channels: see ``Sim``.
     """
 
-    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, head_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        beta: float = 0.99,
+        decoder_dim: int = 4096,
+        similarity_size: int | None = None,
+        similarity_channels: int | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= beta < 1:
             raise InvalidInput(f"beta {beta} is out of range: give 0 up to but not including 1, or use the loss 'sim'")
         self.beta = beta
         self.pred = Pred(site, decoder_dim=decoder_dim)
-        self.sim = Sim(site, head_channels=head_channels)
+        self.sim = Sim(site, similarity_size=similarity_size, similarity_channels=similarity_channels)
 
     @staticmethod
     def output(site: Site, *, beta: float = 0.99) -> Output:

@@ -1,46 +1,52 @@
-"""Predsim at a fraction of its cost: both losses read features averaged over space, and few channels are compared."""
+"""Predsim at a fraction of its cost: features averaged to few pixels, and similarity over fewer of those and of channels."""
 
 from dataclasses import replace
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
+from layerwise.losses.pooling import average, averaging
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 
 
 class PredSimLite(PredSim):
-    """Predsim on features averaged to few pixels, with its similarity taken over few channels.
+    """Predsim on features averaged over space, with the similarity taken on even fewer pixels and on fewer channels.
 
-    Of predsim's arithmetic nearly all is the similarity loss's 3×3 convolution at the features' full width and resolution, of
-    which only a standard deviation over space is taken. Space can be given up; mixing of channels cannot, so wide features are
-    mixed into fewer by a 1×1 convolution before the 3×3 one. `docs/predsim-lite.md` has what was measured.
+    Nearly all of predsim's arithmetic is the 3×3 convolution of its similarity loss at the features' full width and resolution,
+    of which only a standard deviation over space is taken. Space can be given up, also by the classifier as long as some is
+    left; mixing of channels cannot, so wide features are mixed into fewer before they are convolved. Since both losses read the
+    averaged features, one gradient of the features' full size is made instead of two. docs/predsim-lite.md has what was tried.
 
     Args:
         site, beta, decoder_dim: see ``PredSim``.
-        head_size: pixels a side of the averaged features.
-        head_channels: the most channels of the 3×3 convolution.
+        head_size: pixels a side, at most, of the averaged features.
+        similarity_size, similarity_channels: see ``Sim``.
     """
 
     def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, head_size: int = 4, head_channels: int = 256
+        self,
+        site: Site,
+        *,
+        beta: float = 0.99,
+        decoder_dim: int = 4096,
+        head_size: int = 8,
+        similarity_size: int | None = 4,
+        similarity_channels: int | None = 256,
     ) -> None:
         if head_size < 1:
-            raise InvalidInput(f"head_size {head_size} is too small: give 1 or more pixels")
-        if head_channels < 1:
-            raise InvalidInput(f"head_channels {head_channels} is too small: give 1 or more")
+            raise InvalidInput(f"head_size {head_size} is too small: give 1 pixel or more")
         check_shape(site)
-        channels, *size = site.shape
-        kernel = tuple(-(-side // head_size) for side in size)
-        averaged = tuple(-(-side // step) for side, step in zip(size, kernel, strict=True))
+        kernel, shape = averaging(site.shape, head_size)
         super().__init__(
-            replace(site, shape=(channels, *averaged)), beta=beta, decoder_dim=decoder_dim, head_channels=head_channels
+            replace(site, shape=shape),
+            beta=beta,
+            decoder_dim=decoder_dim,
+            similarity_size=similarity_size,
+            similarity_channels=similarity_channels,
         )
-        self.kernel = kernel if max(kernel, default=1) > 1 else None
+        self.kernel = kernel
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        if self.kernel is not None:
-            features = F.avg_pool2d(features, self.kernel, ceil_mode=True)
-        return super().forward(features, targets)
+        return super().forward(average(features, self.kernel), targets)

@@ -1,9 +1,13 @@
 """The similarity-matching loss (Nøkland & Eidnes 2019): examples of one class should look alike, others not."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 
+from layerwise.errors import InvalidInput
 from layerwise.losses.deviation import spatial_deviation
+from layerwise.losses.pooling import average, averaging
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
 
 
@@ -18,26 +22,30 @@ class Sim(nn.Module):
 
     Args:
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        head_channels: maps of more channels are first mixed into so many by a 1×1 convolution; None: never.
+        similarity_size: maps of more pixels a side are first averaged to at most so many; None: never.
+        similarity_channels: maps of more channels are then mixed into so many by a 1×1 convolution; None: never.
     """
 
-    def __init__(self, site: Site, *, head_channels: int | None = None) -> None:
+    def __init__(self, site: Site, *, similarity_size: int | None = None, similarity_channels: int | None = None) -> None:
         super().__init__()
+        for name, value in (("similarity_size", similarity_size), ("similarity_channels", similarity_channels)):
+            if value is not None and value < 1:
+                raise InvalidInput(f"{name} {value} is too small: give 1 or more")
         check_shape(site)
-        channels = site.shape[0]
-        compared = min(channels, head_channels or channels)
+        self.kernel, (channels, *size) = averaging(site.shape, similarity_size)
+        compared = min(channels, similarity_channels or channels)
         self.transform: nn.Module
-        if len(site.shape) == 3:
+        if size:
             self.transform = nn.Conv2d(compared, compared, 3, padding=1, bias=False)
             if compared < channels:
                 self.transform = nn.Sequential(nn.Conv2d(channels, compared, 1, bias=False), self.transform)
         else:
             self.transform = nn.Linear(channels, channels, bias=False)
-        self.deviation = len(site.shape) == 3 and compared > 3 and site.shape[1] * site.shape[2] > 1
+        self.deviation = bool(size) and compared > 3 and prod(size) > 1
 
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, and the similarity matrix (B, B) it was computed from."""
-        transformed = self.transform(features)
+        transformed = self.transform(average(features, self.kernel))
         vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)  # (B, F)
         with torch.autocast(features.device.type, enabled=False):
             # inner products lose too much in bf16

@@ -1,0 +1,25 @@
+"""Average pooling that heads put before what they compute."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+Kernel = tuple[int, int] | None  # None: as it is
+
+
+def averaging(shape: tuple[int, ...], size: int | None) -> tuple[Kernel, tuple[int, ...]]:
+    """The kernel that brings maps (C, H, W) down to at most ``size`` pixels a side, and the shape after it.
+
+    Vectors (C,), and maps that are small enough, stay as they are.
+    """
+    if len(shape) != 3 or size is None:
+        return None, shape
+    channels, height, width = shape
+    kernel = -(-height // size), -(-width // size)
+    if kernel == (1, 1):
+        return None, shape
+    return kernel, (channels, -(-height // kernel[0]), -(-width // kernel[1]))
+
+
+def average(features: Tensor, kernel: Kernel) -> Tensor:
+    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there."""
+    return features if kernel is None else F.avg_pool2d(features, kernel, ceil_mode=True)

@@ -1,0 +1,131 @@
+"""What a training rule will need, predicted: memory, multiply-adds and saved tensors of its steps, unit by unit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwise.footprint import Footprint, SavedBytes, pretended
+from layerwise.learner import Learner
+from layerwise.losses import accepted_options
+from layerwise.memory import Timeline, device_of, persistent_bytes, phases
+from layerwise.rules import RULES, Tick
+
+MOST = 2**20  # images in a batch; larger ones are not looked for
+
+
+class RandomBatches:
+    """Random images in two batches per epoch, as a rule draws them: the first warms up, the second is looked at."""
+
+    views = 1
+
+    def __init__(self, learner: Learner, batch_size: int) -> None:
+        self.device, self.shape, self.type = device_of(learner), learner.image_shape, learner.image_type
+        self.batch_size = batch_size
+        self.labels = torch.arange(2 * batch_size, device=self.device) % learner.num_classes
+
+    def __len__(self) -> int:
+        return 2
+
+    def order(self, epoch: int) -> list[Tensor]:
+        return list(torch.arange(2 * self.batch_size, device=self.device).split(self.batch_size))
+
+    def images(self, indices: Tensor, epoch: int) -> Tensor:
+        return torch.rand(len(indices), *self.shape, dtype=self.type, device=self.device)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in self.order(epoch)[start:]:
+            yield self.images(indices, epoch), self.labels[indices]
+
+
+def rule_ticks(rule: str, learner: Learner, batch_size: int, epochs: int, options: dict[str, Any]) -> Iterator[Tick]:
+    """A rule's steps on random images; each group of units that learn together makes two per epoch."""
+    return RULES[rule].order(learner, RandomBatches(learner, batch_size), epochs, lambda done: 1.0, **options)
+
+
+@dataclass
+class PredictedStep:
+    """A step of the units that learn together: of all, or of one by a sequential rule.
+
+    Attributes:
+        units: their indices.
+        persistent_bytes: weights, buffers, heads and optimizer state, which stay between steps.
+        timeline: what the step has alive besides.
+        multiply_adds: per unit; forward, backward, and the forward pass of frozen units before it.
+        saved_bytes: per unit, what its backward pass keeps of its forward pass.
+        kept_bytes: per image, what the rule keeps between steps.
+    """
+
+    units: list[int]
+    persistent_bytes: int
+    timeline: Timeline
+    multiply_adds: dict[int, int]
+    saved_bytes: dict[int, int]
+    kept_bytes: int
+
+    def peaks(self) -> dict[int, int]:
+        """The memory that each unit's turn needs, in bytes, counted whole."""
+        return {unit: self.persistent_bytes + peak for unit, peak in self.timeline.unit_peaks().items()}
+
+
+def predict_steps(rule: str, learner: Learner, batch_size: int, options: dict[str, Any]) -> list[PredictedStep]:
+    """Predict a rule's steps; of the units that learn together the second, since only then there is optimizer state.
+
+    Args:
+        options: of the rule.
+    """
+    steps = []
+    with pretended(learner) as copied:
+        copied.steps = 0
+        ticks = rule_ticks(rule, copied, batch_size, 1, options)  # before anything is counted: a rule may try steps of its own
+        with Footprint(copied) as footprint:
+            while tick := next(ticks, None):
+                persistent = persistent_bytes(copied)
+                footprint.restart(copied, tick.kept_bytes)
+                with SavedBytes(copied) as saved, phases(copied, footprint.mark), phases(copied, saved.mark):
+                    tick = next(ticks)
+                units = list(range(tick.first, tick.first + len(tick.result.loss_tensor())))
+                work = footprint.multiply_adds
+                steps.append(
+                    PredictedStep(
+                        units,
+                        persistent,
+                        footprint.timeline,
+                        {unit: work[unit] for unit in units} if len(units) > 1 else {units[0]: sum(work.values())},
+                        {unit: sum(saved.units[unit].values()) for unit in units},
+                        tick.kept_bytes // (2 * batch_size),
+                    )
+                )
+                footprint.restart(copied, tick.kept_bytes)  # what follows is of the next unit's first step
+    return steps
+
+
+def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:
+    """The largest batch whose peak is within the limit, at most ``MOST`` images; None when not even 2 images fit.
+
+    Args:
+        peak: bytes needed for a batch; it grows with it, about in proportion, so the next guess is on a straight line.
+    """
+    fitting, failing, need = 2, MOST + 1, peak(2)
+    if need > limit:
+        return None
+    guess, guesses = 64, 1
+    while failing - fitting > 1:
+        found = peak(guess)
+        slope = max((found - need) / (guess - fitting), 1e-9)
+        if found <= limit:
+            fitting, need = guess, found
+        else:
+            failing = guess
+        guess = fitting + int((limit - need) / slope)
+        if guesses % 4 == 0 and failing <= MOST:
+            guess = (fitting + failing) // 2  # should the line mislead
+        guess, guesses = min(max(guess, fitting + 1), failing - 1), guesses + 1
+    return fitting
+
+
+def rule_options(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the rule has."""
+    return {name: value for name, value in options.items() if name in accepted_options(RULES[rule].order)}

@@ -1,0 +1,224 @@
+"""What training costs by each rule: work, memory and time, predicted and measured, in all and unit by unit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise.build import build_learner, check_run, options_for, prepare_device
+from layerwise.errors import InvalidInput, choose
+from layerwise.features import Keeping
+from layerwise.learner import Learner, localize
+from layerwise.losses import accepted_options
+from layerwise.measurement import measure
+from layerwise.prediction import largest_batch, predict_steps, rule_options
+from layerwise.profile_table import show
+from layerwise.rules import RULES
+from layerwise.runs import Execution, Run
+from layerwise.sizes import parse_size
+
+# What is profiled: options of a run, by name. Rules with several threads are left out: a CPU's memory is counted per thread.
+UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
+PROFILED: dict[str, dict[str, Any]] = {
+    **{name: {"rule": name} for name in ("global", "checkpointed", "simultaneous", "sequential")},
+    "sequential-cached": {"rule": "sequential", "cache": True},
+}
+CACHED_IMAGES = 50_000  # images whose features a cache holds unless --train-images says otherwise: CIFAR-10
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a network needs to know of a data set; none is read."""
+
+    class_names: tuple[str, ...]
+    image_size: int
+    channels: int = 3
+
+
+def predict_peak(
+    model: nn.Module, batch_shape: Sequence[int], num_classes: int, rule: str = "simultaneous", **options: Any
+) -> int:
+    """Predict the memory that training needs at once, counted whole, without computing or changing anything.
+
+    Args:
+        model: see ``localize``.
+        batch_shape: (B, ...) of the images.
+        rule: a name in ``RULES``.
+        options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule (``cache``, ``segments``).
+
+    Returns:
+        Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and the batch; not of a cache,
+        nor of what an operation uses inside itself (on a CPU, a convolution one or two of its feature maps).
+
+    Raises:
+        InvalidInput, CannotSplit: see ``localize``.
+    """
+    choose("rule", rule, RULES)
+    own = rule_options(rule, options)
+    if own.get("cache"):
+        own.setdefault("keeping", UNSAID)
+    for_learner = {"at": RULES[rule].at or "layer"} | {name: value for name, value in options.items() if name not in own}
+    learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
+    return max(max(step.peaks().values()) for step in predict_steps(rule, learner, batch_shape[0], own))
+
+
+def profile(
+    base: Run,
+    execution: Execution,
+    names: Sequence[str],
+    num_classes: int = 10,
+    predict: bool = False,
+    memory: str | None = None,
+    figure: str | None = None,
+    per_unit: bool = False,
+) -> dict[str, Any]:
+    """Predict and measure what a run would need by each of several rules, and show it as a table.
+
+    Args:
+        names: of ``PROFILED``.
+        predict: compute nothing; what is measured is then None.
+        memory: such as ``4GB``: the largest batch that fits is looked for.
+        figure: file for a picture of memory over a step.
+
+    Raises:
+        InvalidInput: an option is out of range, or not even a batch of 2 fits in ``memory`` by any of the rules.
+    """
+    limit = parse_size("--memory", memory) if memory is not None else None
+    if base.batch_size < 2:
+        raise InvalidInput(f"batch_size {base.batch_size} is too small: give 2 or more")
+    for name in names:
+        choose("rule", name, PROFILED)
+    if figure is not None:
+        from layerwise.timeline import check_figure
+
+        check_figure(figure, predict)
+    runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
+    for run in runs.values():
+        check_run(run)
+    device = prepare_device(execution)
+    if figure is not None and device.type != "cpu":
+        raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
+    learners = {name: build(run, num_classes, torch.device("cpu")) for name, run in runs.items()}
+    rules = {name: predicted(run, learners[name]) for name, run in runs.items()}
+    if limit is not None:
+        add_largest_batches(rules, runs, learners, limit)
+    measurements = {} if predict else {name: measure(run, num_classes, execution) for name, run in runs.items()}
+    for name, found in measurements.items():
+        add_measured(rules[name], found, base.batch_size)
+    result = {"model": base.model, "batch_size": base.batch_size, "image_size": image_size(base), "rules": rules}
+    show(result, per_unit)
+    if figure is not None:
+        from layerwise.timeline import draw
+
+        title = f"{base.model}, batch of {base.batch_size}, {image_size(base)} pixels"
+        draw(figure, title, {name: found["steps"] for name, found in measurements.items()})
+        print(f"written: {figure}", flush=True)
+    return result
+
+
+def run_for(base: Run, name: str) -> Run:
+    """The run by a profiled rule; options that belong to other rules at their defaults."""
+    changed: dict[str, Any] = dict(PROFILED[name])
+    accepted = accepted_options(RULES[changed["rule"]].order)
+    for item in fields(Run):
+        if item.default is not MISSING and item.name not in (*accepted, *changed) and is_rule_option(item.name):
+            changed[item.name] = item.default
+    return replace(base, **{"cache": False, **changed})
+
+
+def is_rule_option(name: str) -> bool:
+    return any(name in accepted_options(rule.order) for rule in RULES.values())
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    return options_for("rule", run.rule, run) | ({"keeping": UNSAID} if run.cache else {})
+
+
+def image_size(run: Run) -> int:
+    return run.image_size or 32
+
+
+def build(run: Run, num_classes: int, device: torch.device) -> Learner:
+    if num_classes < 2:
+        raise InvalidInput(f"classes {num_classes} is too small: give 2 or more")
+    return build_learner(run, Shape(tuple(map(str, range(num_classes))), image_size(run)), device)
+
+
+def predicted(run: Run, learner: Learner) -> dict[str, Any]:
+    """A rule's predicted numbers, and None for those to be measured."""
+    steps = predict_steps(run.rule, learner, run.batch_size, options_of(run))
+    images = run.train_images or CACHED_IMAGES
+    units: list[dict[str, Any]] = []
+    for step in steps:
+        peaks = step.peaks()
+        for index in step.units:
+            unit = learner.units[index]
+            units.append(
+                {
+                    "index": index,
+                    "name": unit.name,
+                    "multiply_adds": step.multiply_adds[index],
+                    "parameters": count(unit.piece),
+                    "head_parameters": count(unit.loss),
+                    "saved_bytes": step.saved_bytes[index],
+                    "predicted_peak_bytes": peaks[index],
+                    "peak_bytes": None,
+                    "seconds": None,
+                    "cache_bytes": step.kept_bytes * images,
+                }
+            )
+    return {
+        "multiply_adds": sum(unit["multiply_adds"] for unit in units),
+        "parameters": count(learner.model),
+        "head_parameters": sum(unit["head_parameters"] for unit in units),
+        "saved_bytes": max(unit["saved_bytes"] for unit in units),
+        "predicted_peak_bytes": max(unit["predicted_peak_bytes"] for unit in units),
+        "peak_bytes": None,
+        "process_peak_bytes": None,
+        "seconds": None,
+        "images_per_second": None,
+        "peak_unit": max(units, key=lambda unit: unit["predicted_peak_bytes"])["name"],
+        "cache_bytes": max(unit["cache_bytes"] for unit in units),
+        "units": units,
+    }
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -> None:
+    for step in found["steps"]:
+        for unit in rule["units"]:
+            if unit["index"] in step["units"]:
+                unit["peak_bytes"] = step["unit_peaks"].get(str(unit["index"]))
+                unit["seconds"] = step["seconds"] if len(step["units"]) == 1 else None
+    rule["seconds"] = sum(step["seconds"] for step in found["steps"])
+    rule["images_per_second"] = batch_size / rule["seconds"]
+    rule["peak_bytes"] = max(step["peak_bytes"] for step in found["steps"])
+    rule["process_peak_bytes"] = found["process_peak_bytes"]
+    if all(unit["peak_bytes"] is not None for unit in rule["units"]):
+        rule["peak_unit"] = max(rule["units"], key=lambda unit: unit["peak_bytes"])["name"]
+
+
+def add_largest_batches(rules: dict[str, Any], runs: Mapping[str, Run], learners: Mapping[str, Learner], limit: int) -> None:
+    needs = {}
+    for name, run in runs.items():
+
+        def peak(batch_size: int, name: str = name, run: Run = run) -> int:
+            steps = predict_steps(run.rule, learners[name], batch_size, options_of(run))
+            needed: int = max(max(step.peaks().values()) for step in steps) + rules[name]["cache_bytes"]
+            return needed
+
+        rules[name]["largest_batch"] = largest_batch(peak, limit)
+        if rules[name]["largest_batch"] is None:
+            needs[name] = predicted(replace(run, batch_size=2), learners[name])
+    if len(needs) == len(runs):
+        name, least = min(needs.items(), key=lambda item: item[1]["predicted_peak_bytes"] + item[1]["cache_bytes"])
+        need = (least["predicted_peak_bytes"] + least["cache_bytes"]) / 1e6
+        raise InvalidInput(
+            f"--memory {limit / 1e6:.1f} MB is too small: even by the rule {name!r} and with a batch of 2, unit "
+            f"{least['peak_unit']} needs {need:.1f} MB; give as much, or lower --width or --image-size"
+        )

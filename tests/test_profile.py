@@ -1,0 +1,270 @@
+"""What training costs, predicted and measured: memory, work, the largest batch, and how bad input is refused."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from layerwise.checkpointed import checkpointed_piece
+from layerwise.cli import main
+from layerwise.footprint import Footprint, pretended
+from layerwise.learner import Learner, localize
+from layerwise.losses import LOSSES
+from layerwise.memory import measured, persistent_bytes, persistent_tensors
+from layerwise.models import create_model
+from layerwise.prediction import largest_batch, predict_steps, rule_ticks
+from layerwise.profile import PROFILED, predict_peak
+from layerwise.rules import RULES
+from tests.helpers import SOME_NETWORKS, digits, learner, same_weights, ticks
+
+FLOAT = 4  # bytes
+
+
+def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+
+def quarter(name: str, rule: str, **options: Any) -> Learner:
+    torch.manual_seed(0)
+    options.setdefault("optimizer", fused)
+    model = create_model(name, width=0.25)
+    return localize(model, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", seed=0, **options)
+
+
+def peak(steps: Any) -> int:
+    return max(max(step.peaks().values()) for step in steps)
+
+
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [*SOME_NETWORKS, "branches"])
+def test_checkpointed_is_global(name: str, amp: torch.dtype | None) -> None:
+    data = digits()
+    plain = learner(name, at=1, amp=amp)
+    ticks("global", plain, data.train, epochs=2)
+    for segments in (None, 1, 2):
+        other = learner(name, at=1, amp=amp)
+        piece = other.units[0].piece
+        ticks("checkpointed", other, data.train, epochs=2, segments=segments)
+        assert same_weights(plain.model, other.model)  # running statistics and counts of batches too
+        assert other.units[0].piece is piece
+
+
+def test_checkpointed_needs_less_than_other_numbers_of_segments() -> None:
+    chosen = peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {}))
+    others = [peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {"segments": n})) for n in (1, 2, 4, 8)]
+    assert chosen <= min(others)
+    assert chosen < 0.6 * others[0]
+
+
+class InPlace(nn.Module):
+    """A network whose middle changes what enters it."""
+
+    def __init__(self, first: bool = False) -> None:
+        super().__init__()
+        self.first = first
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 10, 4)
+        self.dropout = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv1(x.mul_(2.0) if self.first else x)
+        return self.conv3(self.conv2(self.dropout(x))).flatten(1)
+
+
+def test_segments_do_not_begin_where_features_change_in_place() -> None:
+    local = localize(InPlace(), torch.zeros(2, 1, 8, 8), 10, at=1, seed=0)
+    sizes = [len(segment.pieces) for segment in checkpointed_piece(local, 4, 2).segments]
+    assert sizes == [2, 1]
+    with pytest.raises(ValueError, match="changes its images in place"):
+        checkpointed_piece(localize(InPlace(first=True), torch.zeros(2, 1, 8, 8), 10, at=1), 4, None)
+
+
+def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
+    with pytest.raises(ValueError, match="segments 99 are not to be had"):
+        RULES["checkpointed"].order(learner("plain", at=1), digits().train, 1, lambda done: 1.0, segments=99)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg8b"])
+@pytest.mark.parametrize("profiled", PROFILED)
+def test_prediction_is_close_to_measurement(name: str, profiled: str) -> None:
+    """Within 2 % for global training; elsewhere convolutions' workspaces, which are not predicted, can set the peak: 15 %."""
+    options = dict(PROFILED[profiled])
+    rule = options.pop("rule")
+    local = quarter(name, rule)
+    predicted = peak(predict_steps(rule, local, 32, options))
+    found = 0
+    steps = rule_ticks(rule, local, 32, 1, options)
+    while next(steps, None) is not None:
+        persistent = persistent_bytes(local)
+        with measured(torch.device("cpu")) as step:
+            next(steps)
+        found = max(found, persistent + step.transient_bytes)
+    assert predicted == pytest.approx(found, rel=0.02 if profiled == "global" else 0.15)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", [*SOME_NETWORKS, "branches"])
+def test_any_network_and_loss_can_be_predicted(name: str, loss: str) -> None:
+    local = learner(name, loss)
+    before = [tensor.clone() for tensor in persistent_tensors(local)]
+    steps = predict_steps("simultaneous", local, 16, {})
+    assert sorted(steps[0].peaks()) == list(range(len(local.units)))
+    assert all(map(torch.equal, before, persistent_tensors(local)))  # nothing was computed
+    assert local.steps == 0
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, padding=1)
+        self.out = nn.Linear(5 * 8 * 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.conv(x)).flatten(1))
+
+
+def test_a_tiny_network_by_hand() -> None:
+    local = localize(Tiny(), torch.zeros(2, 3, 8, 8), 10, at=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    [step] = predict_steps("global", local, 4, {})
+    maps, logits = 4 * 5 * 8 * 8, 4 * 10
+    # the images, what ReLU gives (the linear layer's input is a view of it), log-probabilities, labels, the loss's total weight
+    assert step.saved_bytes == {0: FLOAT * (4 * 3 * 8 * 8 + maps + logits) + 8 * 4 + FLOAT}
+    conv, linear = maps * 3 * 9, maps * 10
+    assert step.multiply_adds == {0: 2 * conv + 3 * linear}  # forward and weights; to the images no gradient is computed
+    parameters = 5 * 3 * 9 + 5 + 10 * 320 + 10
+    assert step.persistent_bytes == FLOAT * parameters
+    assert persistent_bytes(local) == FLOAT * parameters
+
+
+def test_only_one_units_memory_is_alive_at_a_time() -> None:
+    def activations(name: str, rule: str) -> int:
+        [step] = predict_steps(rule, quarter(name, rule, loss="predsim"), 64, {})
+        return max(size for _, size in step.timeline.points)
+
+    assert activations("resnet110", "simultaneous") <= 1.02 * activations("resnet32", "simultaneous")
+    assert activations("resnet110", "global") > 2 * activations("resnet32", "global")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_nothing_but_state_outlives_a_step(loss: str) -> None:
+    local = learner("resnet18", loss)
+    with pretended(local) as copied, Footprint(copied) as footprint:
+        gc.disable()
+        try:
+            for _ in range(2):
+                copied.step(torch.empty(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64))
+                footprint.restart(copied)
+            assert footprint.alive_bytes == 0
+        finally:
+            gc.enable()
+
+
+def test_the_input_of_a_shortcut_is_freed_before_the_backward_pass() -> None:
+    """A residual block's second unit then needs no more than its first."""
+    [step] = predict_steps("simultaneous", quarter("resnet18", "simultaneous"), 64, {})
+    peaks = step.timeline.unit_peaks()
+    assert peaks[2] < 1.03 * peaks[1]
+
+
+def test_largest_batch() -> None:
+    asked = []
+
+    def need(batch: int) -> int:
+        asked.append(batch)
+        return 1000 + 37 * batch + batch * batch // 50
+
+    for limit in (1074, 1075, 5000, 123_456, 10**7):
+        found = largest_batch(need, limit)
+        assert need(found) <= limit < need(found + 1)
+    assert len(asked) < 100
+    assert largest_batch(need, 1073) is None
+
+
+def test_largest_batch_of_a_network() -> None:
+    local = quarter("vgg8b", "simultaneous")
+
+    def need(batch: int) -> int:
+        return peak(predict_steps("simultaneous", local, batch, {}))
+
+    limit = need(100)
+    found = largest_batch(need, limit)
+    assert need(found) <= limit < need(found + 1)
+
+
+def test_predict_peak_is_for_any_batch() -> None:
+    model = create_model("resnet18")
+    small = predict_peak(model, (64, 3, 32, 32), 10, optimizer=fused, loss="pred")
+    large = predict_peak(model, (4096, 3, 32, 32), 10, optimizer=fused, loss="pred")
+    assert 5 * small < large < 64 * small
+    cached = predict_peak(model, (64, 3, 32, 32), 10, "sequential", optimizer=fused, loss="pred", cache=True)
+    assert cached < small
+
+
+SMALL = ["profile", "vgg8b", "--width", "0.0625", "--image-size", "8", "--batch-size", "8", "--cpu-threads", "1", "--json"]
+
+
+def test_profile_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "memory.svg"
+    main([*SMALL, "--rules", "global,simultaneous", "--memory", "50MB", "--per-unit", "--figure", str(figure)])
+    output = capsys.readouterr().out
+    result = json.loads(output.splitlines()[-1])
+    assert list(result["rules"]) == ["global", "simultaneous"]
+    for rule in result["rules"].values():
+        assert rule["peak_bytes"] == pytest.approx(rule["predicted_peak_bytes"], rel=0.2)
+        assert rule["process_peak_bytes"] > rule["peak_bytes"]
+        assert rule["seconds"] > 0
+        assert rule["largest_batch"] > 8
+        assert rule["peak_unit"] in [unit["name"] for unit in rule["units"]]
+    local = result["rules"]["simultaneous"]
+    assert max(unit["peak_bytes"] for unit in local["units"]) == local["peak_bytes"]
+    assert "units of simultaneous" in output
+    assert "<svg" in figure.read_text()
+
+
+def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "--predict", "--dropout", "0.1", "--amp", "--train-images", "1000"])
+    rules = json.loads(capsys.readouterr().out.splitlines()[-1])["rules"]
+    assert list(rules) == list(PROFILED)
+    assert all(rule["seconds"] is rule["peak_bytes"] is None for rule in rules.values())
+    # features of the first unit and of the second: 8 channels of 8 by 8 pixels, 16 of as many, in bfloat16 or float32
+    assert rules["sequential-cached"]["cache_bytes"] > 1000 * 8 * 8 * 8 * 2
+    assert rules["sequential"]["cache_bytes"] == 0
+    assert rules["checkpointed"]["multiply_adds"] > rules["global"]["multiply_adds"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--memory 1kB --predict", "too small: even by the rule"),
+        ("--memory lots", "'lots' is not a size: give a number above 0"),
+        ("--memory 0GB", "is not a size"),
+        ("--rules global,simultanous", "did you mean 'simultaneous'"),
+        ("--batch-size 1", "batch_size 1 is too small: give 2 or more"),
+        ("--classes 1", "classes 1 is too small"),
+        ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
+        ("--figure {tmp}/memory.gif", "of no known type: give a name that ends in .svg or .png"),
+        ("--figure {tmp}/memory.png --predict", "leave one of them out"),
+        ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
+        ("--segments 0", "segments 0 is out of range"),
+    ],
+)
+def test_bad_input_is_one_sentence(options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([*SMALL, *options.format(tmp=tmp_path).split()])
+    error = capsys.readouterr().err.strip()
+    assert exit.value.code == 2
+    assert words in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerwise.timeline.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main([*SMALL, "--figure", str(tmp_path / "memory.png")])
+    assert "pip install 'layerwise[plots]'" in capsys.readouterr().err
