@@ -1,10 +1,11 @@
-"""Time of a training step: this library's rules and losses, a plain PyTorch loop, checkpointing, the published program.
+"""Time and memory of a training step: this library's rules and losses, a plain PyTorch loop, the published program.
 
     python benchmarks/steps.py --models vgg8b,resnet50 --published ADAPTER.py --output results/steps
 
-All contenders of a model are built in one process and make a step in turn, again and again, so that whatever else the machine
-does falls on all of them. Written are medians, the spread, and ratios within the run; beside them the time that the step's
-convolutions alone take, replayed with the same shapes on random numbers, and the machine's largest matrix product.
+Every contender is a process of its own, set up as its users have it. They make a step in turn, one computing while the others
+wait, again and again: whatever else the machine does falls on all of them. Written are medians, the spread, ratios within the
+run and each process's largest size; beside them the time that the step's convolutions alone take, replayed with the same shapes
+on random numbers in whichever layout is faster for each, and the machine's largest matrix product.
 
 The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part of this repository.
 ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim, batch_size, lr) -> step``, whose
@@ -12,24 +13,19 @@ ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim, batch_
 """
 
 import argparse
-import contextlib
 import csv
-import ctypes
-import gc
 import importlib.util
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the program does
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 from torch import Tensor, nn
@@ -37,37 +33,34 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerwise
+from layerwise.allocator import keep_freed_memory
 from layerwise.build import describe_machine
+from layerwise.checkpointed import checkpointed_piece
 from layerwise.layouts import lay_out
+from layerwise.measurement import process_peak_bytes
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
-SET_LARGE_PAGES_OFF = 41  # prctl's PR_SET_THP_DISABLE
+OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
+OTHERS = {"GOMP_SPINCOUNT": "10000"}  # processes that wait must not keep a core busy
+REFERENCES = ("published predsim", "plain loop", "global")
 
 
-@dataclass
-class Contender:
-    """Something that makes training steps.
-
-    Attributes:
-        step: makes one, of images and labels.
-        large_pages: whether large tensors may lie in large pages, as the program ``layerwise`` asks for.
-    """
-
-    name: str
-    step: Step
-    large_pages: bool
-    learner: Any = None
-    seconds: list[float] = field(default_factory=list)
-
-
-def ours(model: str, loss: str, at: str | int, options: argparse.Namespace, amp: torch.dtype | None = None) -> Any:
+def learner_for(model: str, loss: str, at: str | int, options: argparse.Namespace, amp: torch.dtype | None) -> Any:
+    keep_freed_memory()
     torch.manual_seed(0)
     network = layerwise.create_model(model, image_size=options.image_size)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
     lay_out(learner, "auto")
+    return learner
+
+
+def checkpointed(model: str, options: argparse.Namespace) -> Any:
+    learner = learner_for(model, "pred", 1, options, None)
+    learner.units[0].piece = checkpointed_piece(learner, options.batch_size, None)
+    learner.train()
     return learner
 
 
@@ -93,59 +86,80 @@ def plain_loop(model: str, options: argparse.Namespace) -> Step:
     return step
 
 
-def contenders(model: str, options: argparse.Namespace) -> Iterator[Contender]:
-    wanted = options.contenders.split(",") if options.contenders else None
-    makers: dict[str, Callable[[], Any]] = {
-        "plain loop": lambda: plain_loop(model, options),
-        "global": lambda: ours(model, "pred", 1, options),
-        "predsim": lambda: ours(model, "predsim", "layer", options),
-        "predsim-lite": lambda: ours(model, "predsim-lite", "layer", options),
-        "global, bfloat16": lambda: ours(model, "pred", 1, options, torch.bfloat16),
-        "predsim, bfloat16": lambda: ours(model, "predsim", "layer", options, torch.bfloat16),
-        "predsim-lite, bfloat16": lambda: ours(model, "predsim-lite", "layer", options, torch.bfloat16),
-    }
-    if options.published:
-        adapter = load(options.published)
-        makers["published predsim"] = lambda: adapter.build(
-            model, "predsim", decoder_dim=decoder_dim(model), batch_size=options.batch_size, lr=LEARNING_RATE
-        )
-    for name, make in makers.items():
-        if wanted is not None and name not in wanted:
-            continue
-        try:
-            made = make()
-        except Exception as error:  # what the published program cannot build is left out, and said
-            print(f"{model}: {name} left out: {error}", file=sys.stderr)
-            continue
-        learner = made if hasattr(made, "units") else None
-        yield Contender(name, made.step if learner else made, large_pages=learner is not None, learner=learner)
-
-
-def load(path: Path) -> Any:
-    specification = importlib.util.spec_from_file_location("published", path)
+def published(model: str, options: argparse.Namespace) -> Step:
+    specification = importlib.util.spec_from_file_location("published", options.published)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    return module
+    made: Step = module.build(model, "predsim", decoder_dim=decoder_dim(model), batch_size=options.batch_size, lr=LEARNING_RATE)
+    return made
 
 
-@contextlib.contextmanager
-def pages(large: bool) -> Iterator[None]:
-    """Let new memory lie in large pages, or forbid it (Linux only)."""
-    control = getattr(ctypes.CDLL(None), "prctl", None)
-    if control is not None:
-        control(SET_LARGE_PAGES_OFF, 0 if large else 1, 0, 0, 0)
-    yield
-    if control is not None:
-        control(SET_LARGE_PAGES_OFF, 0, 0, 0, 0)
+MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
+    "published predsim": published,
+    "plain loop": plain_loop,
+    "global": lambda model, options: learner_for(model, "pred", 1, options, None),
+    "checkpointed": checkpointed,
+    "predsim": lambda model, options: learner_for(model, "predsim", "layer", options, None),
+    "predsim-lite": lambda model, options: learner_for(model, "predsim-lite", "layer", options, None),
+    "global-bfloat16": lambda model, options: learner_for(model, "pred", 1, options, torch.bfloat16),
+    "predsim-bfloat16": lambda model, options: learner_for(model, "predsim", "layer", options, torch.bfloat16),
+    "predsim-lite-bfloat16": lambda model, options: learner_for(model, "predsim-lite", "layer", options, torch.bfloat16),
+}
 
 
-def timed_step(contender: Contender, images: Tensor, labels: Tensor) -> float:
-    with pages(contender.large_pages):
+def work(channel: Connection, name: str, model: str, options: argparse.Namespace) -> None:
+    """A contender's process: builds it, then makes a step whenever it is told to."""
+    torch.manual_seed(1)
+    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
+    labels = torch.randint(0, 10, (options.batch_size,))
+    try:
+        made = MAKERS[name](model, options)
+        step = made.step if hasattr(made, "units") else made
+        for _ in range(2):  # not counted: first use of memory, optimizer state
+            step(images, labels)
+        channel.send(None)
+    except Exception as error:  # what the published program cannot build is left out, and said
+        channel.send(str(error))
+        return
+    while channel.recv() == "step":
         begin = time.perf_counter()
-        contender.step(images, labels)
-        return time.perf_counter() - begin
+        step(images, labels)
+        channel.send(time.perf_counter() - begin)
+    facts: dict[str, Any] = {"process_peak_mb": process_peak_bytes() / 1e6}
+    if step is not made and options.bare:
+        with Convolutions() as convolutions:
+            step(images, labels)
+        seconds, operations = convolutions.bare(options.bare)
+        facts |= {"gflop": operations / 1e9, "bare_seconds": seconds, "bare_gflops": operations / 1e9 / seconds}
+    channel.send(facts)
+
+
+class Contender:
+    """A process that makes training steps when it is told to."""
+
+    def __init__(self, name: str, model: str, options: argparse.Namespace) -> None:
+        self.name, self.seconds = name, list[float]()
+        context = multiprocessing.get_context("spawn")
+        self.channel, other = context.Pipe()
+        self.process = context.Process(target=work, args=(other, name, model, options), daemon=True)
+        for variable in OURS:
+            os.environ.pop(variable, None)
+        os.environ.update(OTHERS if name in ("published predsim", "plain loop") else OURS)  # inherited
+        self.process.start()
+        other.close()
+        self.refusal = self.channel.recv()
+
+    def step(self) -> None:
+        self.channel.send("step")
+        self.seconds.append(self.channel.recv())
+
+    def finish(self) -> dict[str, Any]:
+        self.channel.send("finish")
+        facts: dict[str, Any] = self.channel.recv()
+        self.process.join()
+        return facts
 
 
 class Convolutions(TorchDispatchMode):
@@ -211,60 +225,49 @@ def matrix_product(dtype: torch.dtype, size: int = 4096) -> float:
 
 def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per contender."""
-    torch.manual_seed(1)
-    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
-    labels = torch.randint(0, 10, (options.batch_size,))
     taking_part = []
-    for contender in contenders(model, options):
-        try:
-            timed_step(contender, images, labels)  # not counted: first use of memory, optimizer state
-        except Exception as error:
-            print(f"{model}: {contender.name} left out: {error}", file=sys.stderr)
+    for name in options.contenders.split(","):
+        if name == "published predsim" and options.published is None:
             continue
-        taking_part.append(contender)
+        contender = Contender(name, model, options)
+        if contender.refusal is None:
+            taking_part.append(contender)
+        else:
+            print(f"{model}: {name} left out: {contender.refusal}", file=sys.stderr)
     for _ in range(options.repetitions):
         for contender in taking_part:
-            contender.seconds.append(timed_step(contender, images, labels))
+            contender.step()
     rows = []
     for contender in taking_part:
-        rows.append(
-            {"model": model, "batch_size": options.batch_size, "contender": contender.name, **spread(contender.seconds)}
-        )
-        if contender.learner is not None and options.bare:
-            with Convolutions() as convolutions:
-                contender.learner.step(images, labels)
-            with pages(True):
-                seconds, operations = convolutions.bare(options.bare)
-            rows[-1] |= {"bare_seconds": seconds, "over_bare": rows[-1]["seconds"] / seconds, "gflop": operations / 1e9}
-            rows[-1]["bare_gflops"] = operations / 1e9 / seconds
-    for row in rows:
-        for reference in ("published predsim", "plain loop"):
-            pairs = zip(times(taking_part, reference), times(taking_part, row["contender"]), strict=False)
-            ratios = [one / other for one, other in pairs]
-            row[f"times {reference}"] = statistics.median(ratios) if ratios else None
-    del taking_part
-    gc.collect()
+        row = {
+            "model": model,
+            "batch_size": options.batch_size,
+            "contender": contender.name,
+            "seconds": statistics.median(contender.seconds),
+            "least": min(contender.seconds),
+            "most": max(contender.seconds),
+            **contender.finish(),
+        }
+        if "bare_seconds" in row:
+            row["over_bare"] = row["seconds"] / row["bare_seconds"]
+        for reference in taking_part:
+            if reference.name in REFERENCES:
+                pairs = zip(reference.seconds, contender.seconds, strict=True)
+                row[f"times {reference.name}"] = statistics.median(one / other for one, other in pairs)
+        rows.append(row)
     return rows
 
 
-def times(taking_part: list[Contender], name: str) -> list[float]:
-    return next((contender.seconds for contender in taking_part if contender.name == name), [])
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    return {"seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
-
-
 COLUMNS = (
-    "model", "batch_size", "contender", "seconds", "least", "most", "times published predsim", "times plain loop",
-    "gflop", "bare_seconds", "bare_gflops", "over_bare",
+    "model", "batch_size", "contender", "seconds", "least", "most", *(f"times {name}" for name in REFERENCES),
+    "process_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
 )  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="vgg8b,vgg16,resnet18,resnet50,resnet110")
-    parser.add_argument("--contenders", default="", help="names joined by commas; default: all")
+    parser.add_argument("--contenders", default=",".join(MAKERS), help="names joined by commas (default: all)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=5, help="counted steps of each contender")
@@ -272,6 +275,9 @@ def main() -> None:
     parser.add_argument("--published", type=Path, help="adapter of the published program")
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.json")
     options = parser.parse_args()
+    unknown = sorted(set(options.contenders.split(",")) - MAKERS.keys())
+    if unknown:
+        parser.error(f"unknown contender {unknown[0]!r}: accepted: {', '.join(MAKERS)}")
     facts = {"command": " ".join(sys.argv), **describe_machine(torch.device("cpu"))}
     facts["matrix_product_gflops"] = {str(dtype): matrix_product(dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
     print(json.dumps(facts), flush=True)
@@ -291,7 +297,7 @@ def shown(value: Any) -> str:
 def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     path.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: shown(value) for key, value in row.items()} for row in rows)
 

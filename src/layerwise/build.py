@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 import layerwise
+from layerwise.allocator import keep_freed_memory
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
@@ -68,6 +69,8 @@ def prepare_device(execution: Execution) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = torch.device("cuda", device.index or 0)
+    if device.type == "cpu" and execution.keep_memory:
+        keep_freed_memory()
     if execution.cpu_threads is not None:
         most = os.cpu_count() or 1
         if not 1 <= execution.cpu_threads <= most:

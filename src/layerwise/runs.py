@@ -82,6 +82,7 @@ class Execution:
     device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    keep_memory: bool = option(True, "on a CPU: keep freed memory for the next tensors; faster, but the process stays large")
     layout: str = option(
         "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
     )
