@@ -37,7 +37,7 @@ from layerwise.allocator import keep_freed_memory
 from layerwise.build import describe_machine
 from layerwise.checkpointed import checkpointed_piece
 from layerwise.layouts import lay_out
-from layerwise.measurement import process_peak_bytes
+from layerwise.measurement import process_peak_bytes, synchronise
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
@@ -48,7 +48,7 @@ REFERENCES = ("published predsim", "plain loop", "global")
 def learner_for(model: str, loss: str, at: str | int, options: argparse.Namespace, amp: torch.dtype | None) -> Any:
     keep_freed_memory()
     torch.manual_seed(0)
-    network = layerwise.create_model(model, image_size=options.image_size)
+    network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
@@ -74,7 +74,7 @@ def decoder_dim(model: str) -> int:
 def plain_loop(model: str, options: argparse.Namespace) -> Step:
     """Global training as everyone writes it."""
     torch.manual_seed(0)
-    network = layerwise.create_model(model, image_size=options.image_size)
+    network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
 
     def step(images: Tensor, labels: Tensor) -> None:
@@ -111,13 +111,15 @@ MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
 def work(channel: Connection, name: str, model: str, options: argparse.Namespace) -> None:
     """A contender's process: builds it, then makes a step whenever it is told to."""
     torch.manual_seed(1)
-    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size)
-    labels = torch.randint(0, 10, (options.batch_size,))
+    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
+    labels = torch.randint(0, 10, (options.batch_size,), device=options.device)
+    device = images.device
     try:
         made = MAKERS[name](model, options)
         step = made.step if hasattr(made, "units") else made
         for _ in range(2):  # not counted: first use of memory, optimizer state
             step(images, labels)
+        synchronise(device)
         channel.send(None)
     except Exception as error:  # what the published program cannot build is left out, and said
         channel.send(str(error))
@@ -125,12 +127,15 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     while channel.recv() == "step":
         begin = time.perf_counter()
         step(images, labels)
+        synchronise(device)
         channel.send(time.perf_counter() - begin)
     facts: dict[str, Any] = {"process_peak_mb": process_peak_bytes() / 1e6}
+    if device.type == "cuda":
+        facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
         with Convolutions() as convolutions:
             step(images, labels)
-        seconds, operations = convolutions.bare(options.bare)
+        seconds, operations = convolutions.bare(options.bare, device)
         facts |= {"gflop": operations / 1e9, "bare_seconds": seconds, "bare_gflops": operations / 1e9 / seconds}
     channel.send(facts)
 
@@ -186,12 +191,12 @@ class Convolutions(TorchDispatchMode):
             self.backward[key] += 1
         return func(*args, **(kwargs or {}))
 
-    def bare(self, repetitions: int) -> tuple[float, float]:
+    def bare(self, repetitions: int, device: torch.device) -> tuple[float, float]:
         """Seconds and floating-point operations of these convolutions alone, each in the layout that is faster for it."""
         seconds = operations = 0.0
         for backward, counts in ((False, self.forward), (True, self.backward)):
             for (images, weight, dtype, stride, padding, groups, *mask), count in counts.items():
-                x, w = torch.randn(images).to(dtype), torch.randn(weight).to(dtype)
+                x, w = torch.randn(images, device=device).to(dtype), torch.randn(weight, device=device).to(dtype)
                 fastest = float("inf")
                 for layout in (torch.contiguous_format, torch.channels_last):
                     x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
@@ -204,6 +209,7 @@ class Convolutions(TorchDispatchMode):
                             )
                         else:
                             torch.nn.functional.conv2d(x, w, None, stride, padding, 1, groups)
+                        synchronise(device)
                         fastest = min(fastest, time.perf_counter() - begin)
                 seconds += count * fastest
                 passes = sum(mask[0]) if backward else 1
@@ -211,13 +217,14 @@ class Convolutions(TorchDispatchMode):
         return seconds, operations
 
 
-def matrix_product(dtype: torch.dtype, size: int = 4096) -> float:
+def matrix_product(dtype: torch.dtype, device: torch.device, size: int = 4096) -> float:
     """Floating-point operations per second of a large square matrix product."""
-    one, other = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(4):
         begin = time.perf_counter()
         one @ other
+        synchronise(device)
         times.append(time.perf_counter() - begin)
     return 2.0 * size**3 / min(times)
 
@@ -259,7 +266,7 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 COLUMNS = (
     "model", "batch_size", "contender", "seconds", "least", "most", *(f"times {name}" for name in REFERENCES),
-    "process_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
+    "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
 )  # fmt: skip
 
 
@@ -269,6 +276,7 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(MAKERS), help="names joined by commas (default: all)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repetitions", type=int, default=5, help="counted steps of each contender")
     parser.add_argument("--bare", type=int, default=2, help="repetitions of each bare convolution; 0: leave them out")
     parser.add_argument("--published", type=Path, help="adapter of the published program")
@@ -277,8 +285,9 @@ def main() -> None:
     unknown = sorted(set(options.contenders.split(",")) - MAKERS.keys())
     if unknown:
         parser.error(f"unknown contender {unknown[0]!r}: accepted: {', '.join(MAKERS)}")
-    facts = {"command": " ".join(sys.argv), **describe_machine(torch.device("cpu"))}
-    facts["matrix_product_gflops"] = {str(dtype): matrix_product(dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
+    facts = {"command": " ".join(sys.argv), **describe_machine(torch.device(options.device))}
+    products = {str(dtype): matrix_product(dtype, torch.device(options.device)) for dtype in (torch.float32, torch.bfloat16)}
+    facts["matrix_product_gflops"] = {dtype: product / 1e9 for dtype, product in products.items()}
     print(json.dumps(facts), flush=True)
     rows: list[dict[str, Any]] = []
     for model in options.models.split(","):

@@ -1,0 +1,109 @@
+"""Peak memory of training by rule and loss: over networks, depth, batch and hierarchy, as predicted.
+
+    python benchmarks/memory.py --output results/memory
+
+Memory is counted whole: weights, gradients, optimizer state (Adam), heads, activations, temporaries and the batch. What an
+operation uses inside itself is not seen by a prediction; `layerwise profile` measures it.
+"""
+
+import argparse
+import csv
+import itertools
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import layerwise
+from layerwise.hierarchy import format_hierarchy
+
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "global": ("global", {"loss": "pred"}),
+    "checkpointed": ("checkpointed", {"loss": "pred"}),
+    "predsim": ("simultaneous", {"loss": "predsim"}),
+    "predsim-lite": ("simultaneous", {"loss": "predsim-lite"}),
+}
+NETWORKS = ("vgg8b", "vgg16", "resnet18", "resnet50", "resnet110")
+BATCHES = (32, 64, 128, 256, 512, 1024, 2048)
+DEPTHS = (1, 3, 5, 9, 12, 18)  # blocks per stage of the CIFAR ResNets: 8 to 110 layers
+ACCELERATED = (
+    ("resnet18", (2, 2, 2, 2)), ("resnet18", (1, 1, 2, 2)), ("resnet18", (4, 4, 4, 4)), ("resnet18", (2, 2, 1, 1)),
+    ("resnet50", (3, 4, 6, 3)), ("resnet50", (1, 2, 8, 5)), ("vgg16", (2, 2, 3, 3, 3)), ("vgg16", (1, 1, 4, 4, 3)),
+)  # fmt: skip
+
+
+def peak(model: str, hierarchy: tuple[int, ...] | None, way: str, batch: int) -> int:
+    """Predicted bytes on 32-pixel images of 10 classes."""
+    rule, options = WAYS[way]
+    torch.manual_seed(0)
+    network = layerwise.create_model(model, hierarchy=hierarchy)
+    adam = partial(torch.optim.Adam, fused=True)
+    return layerwise.predict_peak(network, (batch, 3, 32, 32), 10, rule, optimizer=adam, **options)
+
+
+def rows() -> Any:
+    """Every point once: what it belongs to, the network, and its peak by each way."""
+    for model, batch in itertools.product(NETWORKS, (128, 1024)):
+        yield "networks", model, None, batch
+    for blocks in DEPTHS:
+        yield "depth", "resnet110", (blocks,) * 3, 128
+    for batch in BATCHES:
+        yield "batch", "resnet18", None, batch
+    for (model, hierarchy), batch in itertools.product(ACCELERATED, (128, 1024)):
+        yield "hierarchies", model, hierarchy, batch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="write OUTPUT.csv, OUTPUT-depth.svg and OUTPUT-batch.svg")
+    parser.add_argument("--parts", default="networks,depth,batch,hierarchies")
+    options = parser.parse_args()
+    found = []
+    for part, model, hierarchy, batch in rows():
+        if part not in options.parts.split(","):
+            continue
+        began = time.perf_counter()
+        peaks = {way: peak(model, hierarchy, way, batch) for way in WAYS}
+        row = {"part": part, "model": model, "hierarchy": format_hierarchy(hierarchy) if hierarchy else "", "batch_size": batch}
+        row |= {f"{way}, MB": f"{value / 1e6:.1f}" for way, value in peaks.items()}
+        row |= {f"{way} / global": f"{value / peaks['global']:.3f}" for way, value in peaks.items() if way != "global"}
+        found.append(row)
+        print(*row.values(), f"({time.perf_counter() - began:.0f} s)", flush=True)
+    if options.output:
+        with options.output.with_suffix(".csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
+        draw(options.output, found)
+
+
+def draw(output: Path, found: list[dict[str, Any]]) -> None:
+    """Curves over depth and over batch, readable in black and white."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    styles = dict(zip(WAYS, ("k-o", "k--s", "k:^", "k-.D"), strict=True))
+    for part, label, position in (
+        ("depth", "layers of a CIFAR ResNet, batch 128", lambda row: 6 * int(row["hierarchy"].strip("[]").split(",")[0]) + 2),
+        ("batch", "images in a batch, ResNet18", lambda row: row["batch_size"]),
+    ):
+        points = [row for row in found if row["part"] == part]
+        if not points:
+            continue
+        figure, axes = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
+        for way, style in styles.items():
+            axes.plot([position(row) for row in points], [float(row[f"{way}, MB"]) for row in points], style, label=way, ms=4)
+        axes.set(xlabel=label, ylabel="peak memory, MB", yscale="log", xscale="log" if part == "batch" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        for ending in ("svg", "png"):
+            figure.savefig(output.with_name(f"{output.name}-{part}.{ending}"), dpi=150)
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
