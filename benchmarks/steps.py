@@ -37,7 +37,8 @@ from layerwise.allocator import keep_freed_memory
 from layerwise.build import describe_machine
 from layerwise.checkpointed import checkpointed_piece
 from layerwise.layouts import lay_out
-from layerwise.measurement import process_peak_bytes, synchronise
+from layerwise.measurement import process_peak_bytes
+from layerwise.memory import synchronise
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
@@ -153,7 +154,10 @@ class Contender:
         os.environ.update({} if name in ("published predsim", "plain loop") else OURS)  # inherited
         self.process.start()
         other.close()
-        self.refusal = self.channel.recv()
+        try:
+            self.refusal = self.channel.recv()
+        except EOFError:
+            self.refusal = "its process ended, as happens when memory runs out"
 
     def step(self) -> None:
         self.channel.send("step")

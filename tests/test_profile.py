@@ -11,6 +11,7 @@ from torch import nn
 
 from layerwise.checkpointed import checkpointed_piece
 from layerwise.cli import main
+from layerwise.errors import InvalidInput
 from layerwise.footprint import Footprint, pretended
 from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES
@@ -268,3 +269,70 @@ def test_a_figure_without_matplotlib_says_what_to_install(
     with pytest.raises(SystemExit):
         main([*SMALL, "--figure", str(tmp_path / "memory.png")])
     assert "pip install 'layerwise[plots]'" in capsys.readouterr().err
+
+
+class ChangesItsShortcut(torch.nn.Module):
+    """Adds to what entered two layers before, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1) for n in range(5))
+        self.output = torch.nn.Linear(4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        shortcut = self.layers[0](images)
+        inner = torch.relu(self.layers[1](torch.relu(shortcut)))
+        shortcut += self.layers[2](inner)
+        features = torch.relu(self.layers[4](torch.relu(self.layers[3](shortcut))))
+        return self.output(features.mean((2, 3)))
+
+
+@pytest.mark.parametrize("segments", [None, 2, 3])
+def test_checkpointing_keeps_together_what_is_changed_in_place(segments: int | None) -> None:
+    states = []
+    for rule in ("global", "checkpointed"):
+        torch.manual_seed(0)
+        model = ChangesItsShortcut()
+        learner = localize(model, torch.randn(4, 3, 8, 8), 3, at=1, clip_grad=0.01)
+        options = {"segments": segments} if rule == "checkpointed" else {}
+        for _ in RULES[rule].order(learner, RandomImages(), 3, lambda done: 1.0, **options):
+            pass
+        states.append(model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+class RandomImages:
+    """Two batches of four images, the same in every epoch."""
+
+    views = 1
+    labels = torch.arange(8) % 3
+
+    def __len__(self) -> int:
+        return 2
+
+    def order(self, epoch: int) -> list[torch.Tensor]:
+        return list(torch.arange(8).split(4))
+
+    def batches(self, epoch: int, start: int = 0):
+        for indices in self.order(epoch)[start:]:
+            generator = torch.Generator().manual_seed(int(indices[0]))
+            yield torch.randn(4, 3, 8, 8, generator=generator), self.labels[indices]
+
+
+def test_a_rounded_cache_can_be_profiled_beside_other_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([*SMALL, "--predict", "--cache-type", "uint8"])
+    assert exit.value.code in (0, None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "words"),
+    [
+        ("parallel", {}, "several threads"),
+        ("global", {"at": "layer"}, "leave at= out"),
+        ("checkpointed", {"at": 2}, "leave at= out"),
+    ],
+)
+def test_peaks_that_cannot_be_predicted_are_refused(rule: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        predict_peak(create_model("vgg8b", width=0.125), (4, 3, 32, 32), 10, rule, **options)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
-    "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "Sim", "Site", "Targets"),
+    "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site", "Targets"),
     "models": ("create_model", "list_models"),
     "rules": ("RULES",),
     "profile": ("predict_peak",),
@@ -40,6 +40,7 @@ __all__ = [
     "Output",
     "Pred",
     "PredSim",
+    "PredSimLite",
     "Sim",
     "Site",
     "StepResult",

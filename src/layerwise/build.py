@@ -233,10 +233,15 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "system": f"{platform.system()} {platform.machine()}",
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
+            "device": device_name(device),
             "cpu_threads": torch.get_num_threads(),
         }
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What the GPU or the processor is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def processor_name() -> str:

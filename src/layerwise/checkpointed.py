@@ -176,32 +176,43 @@ def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
 def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
     """Where segments may end, and what lies between.
 
-    A piece that changes in place what enters it could not be computed again, so it is joined to the one before.
+    A piece that changes in place what has entered it, or one before it, could not be computed again, so it is joined to the one
+    that made it.
 
     Raises:
-        InvalidInput: the first piece does so.
+        InvalidInput: the images are changed.
     """
     joints: list[Joint] = []
     with pretended((learner, list(chain.pieces))) as (copied, doubles):
+        copied.train()
         carried: Carried = blank_batch(copied, batch_size)[:1]
-        history = []  # keeps storages alive, so that each has its own identity
+        history: list[list[tuple[Tensor, int]]] = []  # what entered each joint, and its version then
+        alive = []  # keeps storages alive, so that each has its own identity
         for piece, double in zip(chain.pieces, doubles, strict=True):
-            history.append(carried)
+            alive.append(carried)
             entered = [value for value in carried if isinstance(value, Tensor)]
-            versions = [value._version for value in entered]
+            history.append([(value, value._version) for value in entered])
             with SavedBytes(copied) as saved, precision(carried, copied.units[0].amp):
-                carried = double(*carried)
+                carried = double.train()(*carried)
             weights = sum(p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad)
-            joint = Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights)
-            if versions == [value._version for value in entered]:
-                joints.append(joint)
-            elif joints:
-                joints[-1].pieces.append(piece)
-                joints[-1].inside |= joint.inside
-                joints[-1].weights += weights
-            else:
-                raise InvalidInput(
-                    "the network changes its images in place, so they cannot be used again: let its first operation make a new "
-                    "tensor, or train with the rule 'global'"
-                )
+            joints.append(Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights))
+            changed = [any(value._version != version for value, version in values) for values in history]
+            if any(changed):
+                first = changed.index(True) - 1  # the joint that made what was changed
+                if first < 0:
+                    raise InvalidInput(
+                        "the network changes its images in place, so they cannot be used again: let its first operation make a "
+                        "new tensor, or train with the rule 'global'"
+                    )
+                joints[first:] = [merged(joints[first:])]
+                history[first + 1 :] = []
     return joints
+
+
+def merged(joints: Sequence[Joint]) -> Joint:
+    """Several joints as one, between which no segment can end."""
+    inside: dict[int, int] = {}
+    for joint in joints:
+        inside |= joint.inside
+    pieces = [piece for joint in joints for piece in joint.pieces]
+    return Joint(pieces, joints[0].entering, inside, sum(joint.weights for joint in joints))

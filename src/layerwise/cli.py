@@ -15,6 +15,7 @@ from layerwise.hierarchy import parse_hierarchy
 from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
+CACHES = {"cache_place", "cache_dir", "cache_limit"}
 LISTS = ("models", "losses", "rules", "datasets")
 
 # fields of a run that say nothing about what a step costs
@@ -104,12 +105,12 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every"})
+    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", *CACHES})
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "cache_place", "cache_dir", "cache_limit"})
+    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "layout", *CACHES})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")

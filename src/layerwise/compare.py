@@ -83,7 +83,7 @@ def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, 
             "train_seconds": mean(result["train_seconds"] for result in runs),
         }
     if "global" in rules:
-        local = [rule for rule in rules if rule != "global"]
+        local = [rule for rule in rules if RULES[rule].at is None]
         best = row["rules"]["global"]["test_accuracy"]
         row["gap"] = {rule: best - row["rules"][rule]["test_accuracy"] for rule in local}
     return row
@@ -91,7 +91,7 @@ def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, 
 
 def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds: int) -> None:
     """Print the table: test accuracy of the last epoch in percent, memory in MB (10^6 bytes), time in seconds."""
-    local = [rule for rule in rules if rule != "global"]
+    local = [rule for rule in rules if RULES[rule].at is None]
     table = Table(title=f"{base.model} on {base.data}, {base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}: test accuracy, %")
     for heading in ["hierarchy", *rules, *(f"gap of {rule}" for rule in local if "global" in rules), "parameters"]:
         table.add_column(heading, justify="left" if heading == "hierarchy" else "right")

@@ -12,38 +12,43 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from layerwise.build import processor_name
-from layerwise.errors import choose
+from layerwise.build import device_name
+from layerwise.errors import InvalidInput, choose
 from layerwise.graph import modes_kept
 from layerwise.learner import Learner
 from layerwise.losses import Targets
+from layerwise.memory import device_of, synchronise
 from layerwise.units import Carried, Unit
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+LAYOUTS = [*FORMATS, "auto"]
 TRIAL_BATCH = 16
 REPETITIONS = 3  # interleaved, after one that is not counted
 ADVANTAGE = 0.97  # share of the contiguous layout's time below which the other is taken
 CACHE = "LAYERWISE_CACHE"  # environment variable: a folder for what is kept between runs
 
 
-def lay_out(learner: Learner, layout: str, known: Sequence[str] | None = None) -> list[str]:
+def lay_out(learner: Learner, layout: str, known: Any = None) -> list[str]:
     """Give every unit the layout that is asked for, and return the layouts by name.
 
     Args:
         layout: a name in ``FORMATS``, or ``auto``.
-        known: what was chosen before, for a run that goes on.
+        known: the names that were chosen before, for a run that goes on; anything else is passed over.
 
     Raises:
-        InvalidInput: an unknown layout.
+        InvalidInput: an unknown layout, or known ones of another number of units.
     """
     if layout != "auto":
-        chosen = [choose("layout", layout, [*FORMATS, "auto"])] * len(learner.units)
-    elif known is not None and len(known) == len(learner.units) and set(known) <= FORMATS.keys():
-        chosen = list(known)
+        chosen = [choose("layout", layout, LAYOUTS)] * len(learner.units)
+    elif isinstance(known, list) and [name for name in known if name in LAYOUTS[:-1]] == known != []:
+        if len(known) != len(learner.units):
+            raise InvalidInput(f"layouts of {len(known)} units are given for {len(learner.units)}: restore run.json")
+        chosen = known
     else:
         chosen = fastest(learner)
     for unit, name in zip(learner.units, chosen, strict=True):
@@ -53,11 +58,11 @@ def lay_out(learner: Learner, layout: str, known: Sequence[str] | None = None) -
 
 def fastest(learner: Learner) -> list[str]:
     """The faster layout for each unit, from the trials kept or from new ones."""
-    parameter = next(learner.model.parameters())
-    machine = [torch.__version__, device_name(parameter.device), torch.get_num_threads()]
+    device = device_of(learner)
+    machine = [torch.__version__, device_name(device), torch.get_num_threads()]
     path = cache_folder() / "layouts.json"
     kept = read(path)
-    carried: Carried = (torch.zeros(2, *learner.image_shape, device=parameter.device, dtype=learner.image_type),)
+    carried: Carried = (torch.zeros(2, *learner.image_shape, device=device, dtype=learner.image_type),)
     chosen, tried = [], False
     for unit in learner.units:
         key = fingerprint(unit, carried, machine)
@@ -66,12 +71,13 @@ def fastest(learner: Learner) -> list[str]:
         chosen.append(kept[key])
         carried = passed(unit, carried)
     if tried:
-        write(path, kept)
+        write(path, read(path) | kept)  # another process may have added to it
     return chosen
 
 
 @torch.no_grad()
 def passed(unit: Unit, carried: Carried) -> Carried:
+    """What a unit hands on, leaving running statistics and modes as they were."""
     with modes_kept(unit.piece):
         unit.piece.eval()
         return unit.forward(carried)
@@ -83,7 +89,7 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
     if len(maps) < sum(isinstance(value, Tensor) for value in carried):  # vectors have one layout only
         return "contiguous"
     device = maps[0].device
-    batch = tuple(torch.rand(TRIAL_BATCH, *v.shape[1:], device=device) if isinstance(v, Tensor) else v for v in carried)
+    batch = tuple(random_like(value) if isinstance(value, Tensor) else value for value in carried)
     targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
     copies = {}
     for name, memory_format in FORMATS.items():
@@ -99,47 +105,44 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
     return "channels-last" if times["channels-last"] < ADVANTAGE * times["contiguous"] else "contiguous"
 
 
+def random_like(value: Tensor) -> Tensor:
+    return torch.rand(TRIAL_BATCH, *value.shape[1:], device=value.device).to(value.dtype)
+
+
 def one_layout(batch: Carried, memory_format: torch.memory_format) -> Carried:
     return tuple(value.contiguous(memory_format=memory_format) if isinstance(value, Tensor) else value for value in batch)
 
 
 def timed(unit: Unit, batch: Carried, targets: Targets) -> float:
     """Seconds of a forward and a backward pass."""
-    synchronize(targets.labels.device)
+    synchronise(targets.labels.device)
     begin = time.perf_counter()
     _, evaluated = unit.evaluate(batch, targets)
     if unit.parameters():
         evaluated.loss.backward()
-    synchronize(targets.labels.device)
+    synchronise(targets.labels.device)
     return time.perf_counter() - begin
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def fingerprint(unit: Unit, carried: Carried, machine: Sequence[object]) -> str:
     """What the time of a unit's step depends on, as a short text; the same for units that are built alike."""
     assert isinstance(unit.piece, fx.GraphModule)
     nodes = [describe(unit.piece, node) for node in unit.piece.graph.nodes]
-    shapes = [tuple(value.shape[1:]) if isinstance(value, Tensor) else value for value in carried]
+    shapes = [(*value.shape[1:], str(value.dtype)) if isinstance(value, Tensor) else value for value in carried]
     facts = repr((nodes, repr(unit.loss), shapes, str(unit.amp), TRIAL_BATCH, machine))
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def describe(piece: nn.Module, node: fx.Node) -> str:
-    return repr(piece.get_submodule(str(node.target)) if node.op == "call_module" else node.op)
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    if node.op == "call_module":
+        return repr(piece.get_submodule(str(node.target)))
+    return f"{node.op} {getattr(node.target, '__name__', node.target)}" if node.op.startswith("call") else node.op
 
 
 def cache_folder() -> Path:
     """Where things are kept between runs: ``LAYERWISE_CACHE``, or the user's cache folder."""
-    given = os.environ.get(CACHE)
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwise"
+    given, caches = os.environ.get(CACHE), os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else Path(caches or os.path.expanduser("~/.cache")) / "layerwise"
 
 
 def read(path: Path) -> dict[str, str]:

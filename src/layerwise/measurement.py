@@ -14,12 +14,10 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
-import torch
-
 from layerwise.build import prepare_device
 from layerwise.errors import InvalidInput
 from layerwise.layouts import lay_out
-from layerwise.memory import device_of, measured, persistent_bytes, phases, profiler_mark
+from layerwise.memory import device_of, measured, persistent_bytes, phases, profiler_mark, synchronise
 from layerwise.prediction import rule_ticks
 from layerwise.runs import Execution, Run
 
@@ -85,11 +83,6 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
             }
         )
     return {"steps": steps, "process_peak_bytes": process_peak}
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def process_peak_bytes() -> int:

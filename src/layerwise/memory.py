@@ -150,3 +150,9 @@ def storage_bytes(tensor: Tensor) -> tuple[int, int]:
 
 def device_of(learner: Learner) -> torch.device:
     return next(learner.model.parameters()).device
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -10,6 +10,7 @@ from torch import nn
 from layerwise.build import build_learner, check_run, options_for, prepare_device
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
+from layerwise.layouts import LAYOUTS
 from layerwise.learner import Learner, localize
 from layerwise.losses import accepted_options
 from layerwise.measurement import measure
@@ -40,7 +41,7 @@ class Shape:
 def predict_peak(
     model: nn.Module, batch_shape: Sequence[int], num_classes: int, rule: str = "simultaneous", **options: Any
 ) -> int:
-    """Predict the memory that training needs at once, counted whole, without computing or changing anything.
+    """Predict the memory that training needs at once, counted whole, without making a step or changing the model.
 
     Args:
         model: see ``localize``.
@@ -56,11 +57,16 @@ def predict_peak(
         InvalidInput, CannotSplit: see ``localize``.
     """
     choose("rule", rule, RULES)
+    if not RULES[rule].one_thread:
+        raise InvalidInput(f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: give another")
+    if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
+        raise InvalidInput(f"the rule {rule!r} trains the network as one unit: leave at= out")
     own = rule_options(rule, options)
     if own.get("cache"):
         own.setdefault("keeping", UNSAID)
     for_learner = {"at": RULES[rule].at or "layer"} | {name: value for name, value in options.items() if name not in own}
-    learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
+    with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
+        learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
     return max(max(step.peaks().values()) for step in predict_steps(rule, learner, batch_shape[0], own))
 
 
@@ -97,6 +103,7 @@ def profile(
     runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
     for run in runs.values():
         check_run(run)
+    choose("layout", execution.layout, LAYOUTS)
     device = prepare_device(execution)
     if figure is not None and device.type != "cpu":
         raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
@@ -125,7 +132,9 @@ def run_for(base: Run, name: str) -> Run:
     for item in fields(Run):
         if item.default is not MISSING and item.name not in (*accepted, *changed) and is_rule_option(item.name):
             changed[item.name] = item.default
-    return replace(base, **{"cache": False, **changed})
+    if not changed.get("cache"):
+        changed |= {"cache": False, "cache_type": "float32"}
+    return replace(base, **changed)
 
 
 def is_rule_option(name: str) -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 
 from layerwise.checkpointed import checkpointed_piece, with_piece
+from layerwise.errors import InvalidInput
 from layerwise.features import IN_MEMORY, Batches, CachedFeatures, Keeping, RecomputedFeatures, cached_features
 from layerwise.learner import Learner
 from layerwise.losses import Targets
@@ -108,8 +109,10 @@ def checkpointed(
             needs the least memory.
 
     Raises:
-        InvalidInput: there are not so many segments to be had.
+        InvalidInput: there are not so many segments to be had, or the learner has more than one unit.
     """
+    if len(learner.units) != 1:
+        raise InvalidInput(f"the rule 'checkpointed' trains a network as one unit, not as {len(learner.units)}: localize at=1")
     piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
     return with_piece(learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start))
 
@@ -155,6 +158,7 @@ def unit_after_unit(
     start: Position,
     make_features: Callable[[], RecomputedFeatures | CachedFeatures],
 ) -> Iterator[Tick]:
+    """The steps of ``sequential``; a generator, so that what is refused is refused before it begins."""
     count = len(learner.units)
     features = make_features()
     for index in range(start.epoch // epochs, count):

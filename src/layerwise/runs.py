@@ -98,7 +98,7 @@ CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "las
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
 LOCK, DRAFT = "lock", ".draft"
 FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder
 
 
 def run_name(run: Run) -> str:

@@ -25,5 +25,7 @@ def parse_size(name: str, text: str) -> int:
 
 
 def format_size(size: int) -> str:
+    """Three digits and a decimal unit."""
     unit = max((unit for unit in SIZES if SIZES[unit] <= size), key=SIZES.__getitem__, default="B")
-    return f"{size / SIZES[unit]:.3g} {unit.replace('K', 'k')}"
+    shown = float(f"{size / SIZES[unit]:.3g}")
+    return f"{shown:g} {unit.replace('K', 'k')}"

@@ -105,7 +105,8 @@ class Unit:
         if self.optimizer is not None:
             loss.backward()
             if self.clip_grad is not None:
-                nn.utils.clip_grad_norm_(self.parameters(), self.clip_grad)
+                groups = self.optimizer.param_groups  # in this order however the unit computes, since sums of norms round
+                nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], self.clip_grad)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return detached(passed), Evaluated(loss.detach(), correct)
