@@ -320,9 +320,10 @@ class RandomImages:
 
 
 def test_a_rounded_cache_can_be_profiled_beside_other_rules(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main([*SMALL, "--predict", "--cache-type", "uint8"])
-    assert exit.value.code in (0, None)
+    main([*SMALL, "--predict", "--cache-type", "uint8", "--json"])
+    rules = json.loads(capsys.readouterr().out.splitlines()[-1])["rules"]
+    assert rules["sequential-cached"]["cache_bytes"] > 0
+    assert rules["sequential"]["cache_bytes"] == 0
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,11 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
     if len(maps) < sum(isinstance(value, Tensor) for value in carried):  # vectors have one layout only
         return "contiguous"
     device = maps[0].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return race(unit, carried, num_classes, device)
+
+
+def race(unit: Unit, carried: Carried, num_classes: int, device: torch.device) -> str:
     batch = tuple(random_like(value) if isinstance(value, Tensor) else value for value in carried)
     targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
     copies = {}
@@ -97,11 +102,10 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
         copies[name].train()
         copies[name].lay_out(memory_format)
     times = {name: float("inf") for name in FORMATS}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for repetition in range(REPETITIONS + 1):
-            for name, one in copies.items():
-                seconds = timed(one, one_layout(batch, FORMATS[name]), targets)
-                times[name] = min(times[name], seconds) if repetition else times[name]
+    for repetition in range(REPETITIONS + 1):
+        for name, one in copies.items():
+            seconds = timed(one, one_layout(batch, FORMATS[name]), targets)
+            times[name] = min(times[name], seconds) if repetition else times[name]
     return "channels-last" if times["channels-last"] < ADVANTAGE * times["contiguous"] else "contiguous"
 
 
