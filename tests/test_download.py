@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         identity = threading.main_thread().ident
         assert identity is not None
         signal.pthread_kill(identity, signal.SIGINT)
-        self.server.interrupted.wait(2)
+        self.server.interrupted.wait(30)
 
 
 class Server(ThreadingHTTPServer):
