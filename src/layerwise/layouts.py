@@ -94,6 +94,7 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
 
 
 def race(unit: Unit, carried: Carried, num_classes: int, device: torch.device) -> str:
+    """Let copies of a unit in each layout make passes in turn, and name the faster; draws random numbers."""
     batch = tuple(random_like(value) if isinstance(value, Tensor) else value for value in carried)
     targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
     copies = {}
@@ -133,7 +134,8 @@ def fingerprint(unit: Unit, carried: Carried, machine: Sequence[object]) -> str:
     assert isinstance(unit.piece, fx.GraphModule)
     nodes = [describe(unit.piece, node) for node in unit.piece.graph.nodes]
     shapes = [(*value.shape[1:], str(value.dtype)) if isinstance(value, Tensor) else value for value in carried]
-    facts = repr((nodes, repr(unit.loss), shapes, str(unit.amp), TRIAL_BATCH, machine))
+    kernels = [getattr(module, "kernel", None) for module in unit.loss.modules()]  # which its representation leaves out
+    facts = repr((nodes, repr(unit.loss), kernels, shapes, str(unit.amp), TRIAL_BATCH, machine))
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 

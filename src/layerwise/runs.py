@@ -21,7 +21,7 @@ def option(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, in full: with the same machine and versions, the same run gives the same bits.
+    """One training, in full: with the same machine, versions and layouts of maps, the same run gives the same bits.
 
     Every field is an option of ``layerwise train``, with hyphens for underscores.
     """

@@ -13,11 +13,15 @@ def averaging(shape: tuple[int, ...], size: int | None) -> tuple[Kernel, tuple[i
     """
     if len(shape) != 3 or size is None:
         return None, shape
-    channels, height, width = shape
+    _, height, width = shape
     kernel = -(-height // size), -(-width // size)
-    if kernel == (1, 1):
-        return None, shape
-    return kernel, (channels, -(-height // kernel[0]), -(-width // kernel[1]))
+    return (None, shape) if kernel == (1, 1) else (kernel, averaged(shape, kernel))
+
+
+def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of maps (C, H, W) after ``average``."""
+    channels, height, width = shape
+    return channels, -(-height // kernel[0]), -(-width // kernel[1])
 
 
 def average(features: Tensor, kernel: Kernel) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
+from layerwise.losses.pooling import average, averaged
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 
 
@@ -45,15 +46,14 @@ class Pred(nn.Module):
         self.kernel: tuple[int, int] | None = None
         if len(site.shape) == 3:
             self.kernel = pooling_kernel(site.shape, decoder_dim)
-            pooled = (site.shape[0], -(-site.shape[1] // self.kernel[0]), -(-site.shape[2] // self.kernel[1]))
+            pooled = averaged(site.shape, self.kernel)
         self.classifier = nn.Linear(prod(pooled), site.num_classes)
         nn.init.zeros_(self.classifier.weight)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        if self.kernel is not None and self.kernel != (1, 1):
-            features = F.avg_pool2d(features, self.kernel, ceil_mode=True)
-        return cross_entropy(self.classifier(features.flatten(1)), targets)
+        kernel = None if self.kernel == (1, 1) else self.kernel
+        return cross_entropy(self.classifier(average(features, kernel).flatten(1)), targets)
 
 
 class Output(nn.Module):
