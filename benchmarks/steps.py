@@ -34,9 +34,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerwise
 from layerwise.allocator import keep_freed_memory
-from layerwise.build import describe_machine
 from layerwise.checkpointed import checkpointed_piece
 from layerwise.layouts import lay_out
+from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
 from layerwise.memory import synchronise
 
@@ -289,7 +289,7 @@ def main() -> None:
     unknown = sorted(set(options.contenders.split(",")) - MAKERS.keys())
     if unknown:
         parser.error(f"unknown contender {unknown[0]!r}: accepted: {', '.join(MAKERS)}")
-    facts = {"command": " ".join(sys.argv), **describe_machine(torch.device(options.device))}
+    facts = {**describe_machine(torch.device(options.device))}
     products = {str(dtype): matrix_product(dtype, torch.device(options.device)) for dtype in (torch.float32, torch.bfloat16)}
     facts["matrix_product_gflops"] = {dtype: product / 1e9 for dtype, product in products.items()}
     print(json.dumps(facts), flush=True)

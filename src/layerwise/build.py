@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import platform
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 
-import layerwise
 from layerwise.allocator import keep_freed_memory
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
@@ -215,38 +213,3 @@ def options_for(kind: str, chosen: str, run: Run) -> dict[str, Any]:
                 )
     given = {option: getattr(run, option) for option in accepted if option in defaults}
     return {option: value for option, value in given.items() if value is not None}  # None: the rule's or loss's own default
-
-
-def describe_device(device: torch.device, amp: bool) -> str:
-    """The device in words, for the line that says what was chosen."""
-    number_type = "bfloat16 forward, float32 weights" if amp else "float32"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {number_type}"
-    return f"CPU with {torch.get_num_threads()} threads, {number_type}"
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a number depends on beside the run: versions and hardware."""
-    return {
-        "machine": {
-            "layerwise": layerwise.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "system": f"{platform.system()} {platform.machine()}",
-            "device": device_name(device),
-            "cpu_threads": torch.get_num_threads(),
-        }
-    }
-
-
-def device_name(device: torch.device) -> str:
-    """What the GPU or the processor is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-
-
-def processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

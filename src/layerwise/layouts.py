@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layerwise.build import device_name
 from layerwise.errors import InvalidInput, choose
 from layerwise.graph import modes_kept
 from layerwise.learner import Learner
 from layerwise.losses import Targets
+from layerwise.machine import device_name
 from layerwise.memory import device_of, synchronise
 from layerwise.units import Carried, Unit
 

@@ -13,8 +13,6 @@ from layerwise.build import (
     build_keeping,
     build_learner,
     decay,
-    describe_device,
-    describe_machine,
     options_for,
     prepare_device,
 )
@@ -24,6 +22,7 @@ from layerwise.evaluation import accuracy, unit_scores
 from layerwise.hierarchy import parse_hierarchy
 from layerwise.layouts import lay_out, summary
 from layerwise.learner import Learner
+from layerwise.machine import describe_device, describe_machine
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
 from layerwise.progress import Progress

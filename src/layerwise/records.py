@@ -1,0 +1,167 @@
+"""Runs as they lie on disk, for whoever reads many of them: no torch, nothing locked, nothing raised for a broken one."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.paper import Match, match
+from layerwise.runs import CONFIGURATION, LOG, RESULT, Run, RunFolder
+
+UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
+SEPARABILITY = "separability.jsonl"
+DEEPEST = 6  # folders below one that was named
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder or file that is no run, or not all of one, and why, in words."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        path: of its folder, as it was found.
+        run: what was trained.
+        facts: all of ``run.json``: ``machine``, ``units``, ``data`` and, where it was noted, ``commit`` and ``command``.
+        epochs: the log's records without their units: ``epoch``, ``epochs``, ``test_accuracy`` and ``val_accuracy`` in percent
+            (None where not evaluated), ``images_per_second``, ``seconds``.
+        result: of a finished run; see ``Meter.result``.
+        lines: the log's lines, as many as ``epochs``.
+    """
+
+    path: str
+    run: Run
+    facts: dict[str, Any]
+    epochs: tuple[dict[str, Any], ...]
+    result: dict[str, Any] | None
+    lines: tuple[bytes, ...]
+
+    @cached_property
+    def match(self) -> Match | None:
+        """The rows of the paper that the run is a number for."""
+        return match(self.run)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Percent, of the last epoch of a finished run; None for a run that is not finished."""
+        return self.result["test_accuracy"] if self.result else None
+
+    def units(self, index: int) -> list[dict[str, Any]]:
+        """The units of an entry of ``epochs``: ``index``, ``name``, ``loss``, ``accuracy`` and, of held-out images,
+        ``val_loss`` and ``val_accuracy``."""
+        found: list[dict[str, Any]] = json.loads(self.lines[index])["units"]
+        return found
+
+    def separability(self) -> list[dict[str, Any]]:
+        """What was measured of the features while training, a record per epoch that was measured; often nothing."""
+        path = Path(self.path) / SEPARABILITY
+        return [record for record, _ in read_lines(path)[0]] if path.exists() else []
+
+
+def read_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Broken]]:
+    """Read every run in and below some folders.
+
+    Returns:
+        The runs in the order of their paths, and what could not be read or only in part: truncated lines, missing results.
+
+    Raises:
+        InvalidInput: a path is not a folder.
+    """
+    records, broken = [], []
+    for folder in find(paths):
+        try:
+            record, problems = read_run(folder)
+        except (InvalidInput, OSError) as error:
+            broken.append(Broken(str(folder), str(error)))
+            continue
+        records.append(record)
+        broken += [Broken(str(folder), problem) for problem in problems]
+    return records, broken
+
+
+def find(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """The folders of runs, each once."""
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InvalidInput(f"{path} is not a folder: give folders of runs, or one that holds them, such as runs")
+        for folder in sorted(walk(path, DEEPEST)):
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield folder
+
+
+def walk(folder: Path, depth: int) -> Iterator[Path]:
+    if any((folder / name).exists() for name in (CONFIGURATION, LOG, RESULT)):
+        yield folder
+        return
+    try:
+        inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()] if depth else []
+    except OSError:
+        inner = []  # not ours to read
+    for entry in inner:
+        yield from walk(entry, depth - 1)
+
+
+def read_run(folder: Path) -> tuple[Record, list[str]]:
+    """One run, and what is wrong with it in words.
+
+    Raises:
+        InvalidInput: it has no configuration that can be read.
+    """
+    kept = RunFolder(folder)
+    facts, run = kept.facts(), kept.run()
+    lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
+    whole = [(record, line) for record, line in lines if is_epoch(record)]
+    if len(whole) < len(lines):
+        problems.append(f"{len(lines) - len(whole)} lines of {LOG} are not of epochs and were left out")
+    result = None
+    if kept.finished:
+        try:
+            result = kept.result()
+            if not isinstance(result.get("test_accuracy"), int | float):
+                raise InvalidInput(f"{RESULT} has no test accuracy")
+        except InvalidInput as error:
+            result = None
+            problems.append(str(error))
+    elif whole:
+        problems.append(f"not finished: {whole[-1][0]['epoch']} of {whole[-1][0]['epochs']} epochs, no {RESULT}")
+    else:
+        problems.append("begun, but no epoch of it is finished")
+    return Record(str(folder), run, facts, tuple(r for r, _ in whole), result, tuple(line for _, line in whole)), problems
+
+
+def read_lines(path: Path, stop: bytes | None = None) -> tuple[list[tuple[dict[str, Any], bytes]], list[str]]:
+    """The JSON objects of a file, one per line, each with its line, and what is wrong with it in words.
+
+    Args:
+        stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
+    """
+    found, bad = [], 0
+    for line in path.read_bytes().splitlines():
+        end = line.find(stop) if stop else -1
+        try:
+            record = json.loads(line if end < 0 else line[:end] + b"}")
+            if not isinstance(record, dict) or (end >= 0 and not line.endswith(b"}]}")):
+                raise ValueError
+            found.append((record, line))
+        except ValueError:
+            bad += 1
+    return found, [f"{bad} lines of {path.name} are cut short or no JSON, and were left out"] if bad else []
+
+
+def is_epoch(record: dict[str, Any]) -> bool:
+    """Whether a log's record has the numbers that are shown."""
+    return all(isinstance(record.get(name), int) for name in ("epoch", "epochs")) and all(
+        record.get(name) is None or isinstance(record[name], int | float)
+        for name in ("test_accuracy", "val_accuracy", "seconds", "images_per_second")
+    )
