@@ -144,15 +144,20 @@ class RunFolder:
         Raises:
             InvalidInput: the folder holds something already, or cannot be made.
         """
+        self.refuse_begun()
         self.refuse_existing()
         with refusing_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
-            if self.begun:  # another process was faster
-                raise Busy(f"{self.path} was begun by another process in the meantime: go on with --resume once that one stops")
+            self.refuse_begun()
             self.refuse_existing()
             write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": asdict(run), **facts})
             yield
+
+    def refuse_begun(self) -> None:
+        """Refuse a folder that was free when the caller began to prepare its run."""
+        if self.begun:
+            raise Busy(f"{self.path} was begun by another process in the meantime: go on with --resume once that one stops")
 
     def refuse_existing(self) -> None:
         """Refuse a folder that holds a run, or anything else."""

@@ -1,0 +1,228 @@
+"""The paper's rows as runs, and the sweep over them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from layerwise import paper, reproduce
+from layerwise.cli import main
+from layerwise.errors import Diverged, InvalidInput
+from layerwise.paper import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
+from layerwise.records import read_runs
+from layerwise.runs import Execution, Run, RunFolder
+from tests.test_cli import last_json, refusal
+
+TINY = {
+    "data": "digits",
+    "width": 1 / 16,
+    "train_images": 60,
+    "epochs": 2,
+    "batch_size": 16,
+    "val_fraction": 0.0,
+    "dropout": 0.0,
+    "lr": 1e-3,
+}
+
+# a sweep of three short runs in a process of its own
+SWEEP = f"""
+import sys
+from layerwise.paper import SCALES, Scale
+from layerwise.cli import main
+SCALES["tiny"] = Scale("tiny", "for tests", {TINY!r} | {{"epochs": int(sys.argv[2])}})
+main(["reproduce", "5", "--rows", "resnet18_r1", "resnet18_r3", "--scale", "tiny", "--rule", "global", "--output", sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(SCALES, "tiny", Scale("tiny", "for tests", TINY))
+    return "tiny"
+
+
+def tiny_sweep(folder: Path, *more: str) -> list[str]:
+    command = ["reproduce", "3", "5", "--rows", "resnet18_r1", "--scale", "tiny", "--seeds", "2"]
+    return [*command, "--output", str(folder), "--json", *more]
+
+
+def test_the_tables_have_61_rows_and_need_114_runs():
+    assert len(ROWS) == 61
+    assert [sum(row.table == table for row in ROWS) for table in paper.TABLES] == [14, 14, 6, 6, 10, 11]
+    planned = plan(ROWS, "paper", COLUMNS, [0])
+    assert len(planned) == len({item.run for item in planned}) == 114
+    assert sum(len(item.rows) for item in planned) == 2 * 61
+
+
+def test_a_row_is_trained_as_the_paper_says():
+    row = next(row for row in ROWS if row.label == "V resnet18_r4")
+    run = row_run(row, "paper", "layerwise")
+    assert (run.model, run.hierarchy, run.lr, run.dropout, run.rule, run.loss) == (
+        "resnet18",
+        "1,1,2,2",
+        3e-4,
+        0.3,
+        "simultaneous",
+        "predsim",
+    )
+    assert (run.epochs, run.batch_size, run.val_fraction, run.width, run.optimizer) == (400, 128, 0.0, 1.0, "adam")
+    assert (run.decay_rate, run.decay_milestones) == (0.25, "0.5,0.75,0.89,0.94")
+    assert (row.layerwise_accuracy, row.global_accuracy) == (89.77, 93.01)
+    vgg8b = next(row for row in ROWS if row.name == "vgg8b")
+    assert row_run(vgg8b, "paper", "layerwise").decoder_dim == 2048
+    assert row_run(row, "paper", "layerwise").decoder_dim == 4096
+
+
+def test_rows_shared_by_tables_train_once():
+    planned = plan(select_rows([3, 5], ["resnet18"]), "paper", ["layerwise"], [0])
+    assert [[row.table for row in item.rows] for item in planned] == [[3, 5]]
+
+
+@pytest.mark.parametrize("scale", list(SCALES))
+def test_a_run_is_matched_with_its_rows(scale):
+    for item in plan(ROWS, scale, COLUMNS, [3]):
+        found = match(item.run)
+        assert found is not None
+        assert (found.scale, found.column, found.rows, found.departures) == (scale, item.column, item.rows, ())
+
+
+def test_departures_are_said_and_other_runs_match_nothing():
+    row = next(row for row in ROWS if row.label == "V resnet18_r4")
+    run = row_run(row, "paper", "layerwise")
+    shorter = match(replace(run, epochs=100, loss="predsim-lite", amp=True))
+    assert shorter is not None
+    assert shorter.departures == (
+        "100 epochs instead of 400, decays in proportion",
+        "predsim-lite instead of predsim",
+        "bfloat16 instead of float32",
+    )
+    assert match(replace(run, width=0.5)) is None
+    assert match(replace(run, train_images=15_000)) is None
+    assert match(replace(run, rule="sequential")) is None
+    # the local loss is nothing that a global run reads
+    beside = row_run(row, "paper", "global", loss="pred")
+    assert beside == row_run(row, "paper", "global")
+
+
+def test_a_sweep_trains_shows_and_skips(tiny, tmp_path, capsys):
+    main(tiny_sweep(tmp_path))
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
+    assert len(result["runs"]) == 4  # two columns, two seeds; Table III has no such row
+    assert "0 finished, 0 begun, 4 to do; about 0:0" in printed
+    assert "run 4 of 4, about 0:0" in printed
+    assert {run["state"] for run in result["runs"]} == {"finished"}
+    assert all(0 <= run["test_accuracy"] <= 100 for run in result["runs"])
+    assert "V resnet18_r1" in printed
+    assert "89.26" in printed
+    assert "(2)" in printed  # seeds
+    results = [Path(run["folder"]) / "result.json" for run in result["runs"]]
+    before = [path.stat().st_mtime_ns for path in results]
+    main(tiny_sweep(tmp_path))
+    assert "4 finished, 0 begun, 0 to do; about 0:00:00" in capsys.readouterr().out
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
+    main(tiny_sweep(tmp_path / "none", "--dry-run"))
+    assert {run["state"] for run in last_json(capsys)["runs"]} == {"to do"}
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_killed_sweep_goes_on_and_gives_the_same_bits(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-c", SWEEP]
+    subprocess.run([*command, str(whole), "6"], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(killed), "6"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("*/last.pt")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "it was over before it could be killed"
+    subprocess.run([*command, str(killed), "6"], check=True, capture_output=True)
+    folders = sorted(path.name for path in whole.iterdir())
+    assert folders == sorted(path.name for path in killed.iterdir())
+    assert len(folders) == 2
+    for name in folders:
+        assert (whole / name / "model.safetensors").read_bytes() == (killed / name / "model.safetensors").read_bytes()
+
+
+def test_two_processes_share_a_sweep(tmp_path):
+    command = [sys.executable, "-c", SWEEP, str(tmp_path), "20"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    records, broken = read_runs([tmp_path])
+    assert broken == []
+    assert [len(record.epochs) for record in records] == [20, 20]  # each trained by one of them alone
+    assert sum(text.count("epoch 20/20") for text in printed) == 2
+
+
+def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
+    planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
+    entry, other = reproduce.entries(planned, tmp_path)
+    with entry.folder.created(entry.planned.run, {"data": {}, "units": []}):
+        result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
+    assert [run["state"] for run in result["runs"]] == ["in another process", "finished"]
+    assert other.state == "finished"
+    assert f"in another process: {entry.folder.path}" in capsys.readouterr().out
+
+
+def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
+    planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
+    real = reproduce.train
+
+    def train(run: Run, *arguments, **options):
+        if run.rule == "global":
+            return real(run, *arguments, **options)
+        raise Diverged("unit 3: its loss is nan")
+
+    monkeypatch.setattr(reproduce, "train", train)
+    result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
+    assert [run["state"] for run in result["runs"]] == ["diverged", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["7"], "no table 7"),
+        (["5", "--rows", "vgg*"], "no row of these tables matches"),
+        (["5", "--rule", "local"], "accepted: layerwise, global, both"),
+        (["5", "--scale", "medium"], "accepted: paper, small"),
+        (["5", "--seeds", "0"], "seeds 0 is too small"),
+        (["5", "--loss", "predsym"], "did you mean 'predsim'"),
+        (["five"], "invalid int value"),
+    ],
+)
+def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
+    assert words in refusal(capsys, "reproduce", *arguments, "--output", str(tmp_path / "runs"), "--dry-run")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
+    main(["reproduce", "5", "--rows", "resnet18_r1", "--scale", "tiny", "--output", str(tmp_path)])
+    capsys.readouterr()
+    (good, bad) = sorted(tmp_path.iterdir())
+    log = good / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])  # cut in the units of the second epoch
+    (bad / "run.json").write_text("{")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("no run")
+    records, broken = read_runs([tmp_path])
+    assert [(record.path, len(record.epochs)) for record in records] == [(str(good), 1)]
+    assert records[0].units(0)[0]["index"] == 0
+    assert records[0].test_accuracy == RunFolder(good).result()["test_accuracy"]
+    assert [item.path for item in broken] == [str(good), str(bad)]
+    assert "1 lines of log.jsonl are cut short" in broken[0].reason
+    with pytest.raises(InvalidInput, match="is not a folder"):
+        read_runs([tmp_path / "nowhere"])
+
+
+def test_reading_runs_imports_no_torch():
+    code = "import sys, layerwise.records, layerwise.paper; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
