@@ -105,12 +105,12 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", *CACHES})
+    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", "log", *CACHES})
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "layout", *CACHES})
+    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "log", "layout", *CACHES})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")

@@ -92,6 +92,7 @@ class Execution:
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")
+    log: str | None = option(None, "also write every epoch's numbers for a viewer, into the run's folder: tensorboard")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
