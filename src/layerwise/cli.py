@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from layerwise import __version__
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, choose
 from layerwise.hierarchy import parse_hierarchy
+from layerwise.paper import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
@@ -94,6 +95,17 @@ def build_parser() -> Parser:
     compare.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
     add_fields(compare, Run, skip={"model", "hierarchy", "rule"})
     add_fields(compare, Execution)
+
+    reproduce = add_command(commands, "reproduce", run_reproduce, "the rows of the paper's tables, each as a run")
+    reproduce.add_argument("tables", nargs="+", type=int, metavar="TABLE", help="tables of the paper, 1 to 6")
+    reproduce.add_argument("--scale", default="paper", help="paper: as published; small: for 2 CPU cores (default: paper)")
+    reproduce.add_argument("--rows", nargs="+", default=["*"], metavar="NAME", help="such as 'resnet18*' (default: all rows)")
+    reproduce.add_argument("--rule", default="both", help="columns: layerwise, global or both (default: both)")
+    reproduce.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from 0 on (default: 1)")
+    reproduce.add_argument("--output", "-o", metavar="FOLDER", help="folder that holds the runs (default: runs/ and the scale)")
+    reproduce.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
+    add_fields(reproduce, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES))
+    add_fields(reproduce, Execution)
 
     profile = add_command(commands, "profile", run_profile, "memory, work and time of a step by several rules")
     profile.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
@@ -241,6 +253,20 @@ def run_compare(parsed: argparse.Namespace) -> dict[str, Any]:
 
     base, execution = collect(parsed, Run()), collect(parsed, Execution())
     return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, Path(parsed.output), execution)
+
+
+def run_reproduce(parsed: argparse.Namespace) -> dict[str, Any]:
+    columns = list(COLUMNS) if choose("--rule", parsed.rule, [*COLUMNS, "both"]) == "both" else [parsed.rule]
+    if parsed.seeds < 1:
+        raise InvalidInput(f"seeds {parsed.seeds} is too small: give 1 or more")
+    choose("scale", parsed.scale, SCALES)
+    rows = select_rows(parsed.tables, parsed.rows)
+    changes = {name: getattr(parsed, name) for name in DEPARTURES if hasattr(parsed, name)}
+    planned = plan(rows, parsed.scale, columns, range(parsed.seeds), **changes)
+    from layerwise.reproduce import reproduce
+
+    output = Path(parsed.output or Path("runs") / parsed.scale)
+    return reproduce(planned, parsed.scale, output, collect(parsed, Execution()), parsed.dry_run)
 
 
 def run_profile(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -14,6 +14,10 @@ class InvalidInput(ValueError):
     """An argument, a file or a batch that cannot be used."""
 
 
+class Busy(InvalidInput):
+    """A run that another process is training."""
+
+
 class MissingData(InvalidInput):
     """A data set whose files are not where they were looked for."""
 

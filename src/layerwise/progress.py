@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from layerwise.meter import Meter
     from layerwise.rules import Tick
 
+MOST_SECONDS = 3_599_999  # what a clock can show
 REFRESH = 0.5  # seconds between updates of the bar: each reads losses from the device
+
+
+def clock(seconds: float) -> str:
+    """A stretch of time as hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(int(min(seconds, MOST_SECONDS)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class Progress:
@@ -80,8 +87,7 @@ class Shown(Progress):
     def time_left(self, done: float, epochs: int) -> str:
         share = (done - self.first_epoch) / max(1e-9, epochs - self.first_epoch)
         seconds = (time.monotonic() - self.began) * (1 - share) / max(share, 1e-9)
-        minutes, seconds = divmod(int(min(seconds, 359_999)), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        return clock(seconds)
 
     def say(self, line: str) -> None:
         if self.bar and sys.stdout.isatty():

@@ -10,7 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import Busy, InvalidInput
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 
 
@@ -149,7 +149,9 @@ class RunFolder:
         with refusing_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():
-            self.refuse_existing()  # another process may have been faster
+            if self.begun:  # another process was faster
+                raise Busy(f"{self.path} was begun by another process in the meantime: go on with --resume once that one stops")
+            self.refuse_existing()
             write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": asdict(run), **facts})
             yield
 
@@ -210,7 +212,7 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InvalidInput(f"{self.path} is being trained by another process: wait for it, or stop it first") from None
+                raise Busy(f"{self.path} is being trained by another process: wait for it, or stop it first") from None
             yield
 
     def append(self, record: Mapping[str, Any]) -> None:
