@@ -6,7 +6,6 @@ Sentences are the paper's (arXiv:2010.08038, first version), shortened at their 
 from layerwise.claim_parts import (
     ABOUT_1,
     BASE,
-    BY_NAME,
     FAMILIES,
     NEARLY_7,
     ONE_TO_TWO,
@@ -16,7 +15,6 @@ from layerwise.claim_parts import (
     TWO,
     VGG8B,
     Claim,
-    Inconsistency,
     apart,
     better,
     falling,
@@ -293,13 +291,5 @@ CLAIMS = (
         "An explanation of the orders above; no accuracy could decide it.",
         (),
         "Orders that hold agree with it, but would agree with other explanations too.",
-    ),
-)
-
-INCONSISTENCIES = (
-    Inconsistency(
-        (BY_NAME[4, "resnet18"], BY_NAME[6, "resnet18"]),
-        "ResNet18 [2,2,2,2] on CIFAR-100 has rate 3e-4 and dropout 0.1 in both tables, but 62.32 % layer-wise and 72.45 % "
-        "globally in Table IV, 66.05 % and 73.13 % in Table VI. A gain of nearly 7 points by ResNet18_r5 needs the first pair.",
     ),
 )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
 
-from layerwise.claim_list import CLAIMS, INCONSISTENCIES, Claim, Inconsistency
+from layerwise.claim_list import CLAIMS
+from layerwise.claim_parts import INCONSISTENCIES, Claim, Inconsistency
 from layerwise.comparisons import FAILS, HOLDS, UNDECIDED, UNMEASURED, Outcome, compare
 from layerwise.errors import InvalidInput
 from layerwise.measured import Setting, gives, measured
