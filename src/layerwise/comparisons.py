@@ -3,9 +3,9 @@
 The rule: the difference of the means over seeds has the standard error of Welch, from the deviation of either side's seeds. A
 comparison *holds* if the difference exceeds that error times Student's t for 95 % (Satterthwaite's degrees of freedom; about 2
 for many seeds, 2.8 for three on either side that scatter alike), *does not hold* if it is below minus that, and is *undecided*
-between. A side with a single seed gets the deviation pooled over the seeds of the other rows of the same setting and column;
-where no row has two seeds, a comparison with such a side is undecided whatever the difference. Nothing corrects for the number
-of comparisons: of those without any difference, one in twenty is decided by chance.
+between. Where a side has a single seed, both get the deviation pooled over all rows of the same setting and column that have
+several, with its degrees of freedom; where no row has, the comparison is undecided whatever the difference. Nothing corrects
+for the number of comparisons: of those without any difference, one in twenty is decided by chance.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -139,7 +139,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class Sample:
-    """Accuracies over seeds in percent, with the sign that their mean has in a difference."""
+    """Accuracies over seeds in percent, with the sign that their mean has in a difference; ``pool`` goes before their own
+    deviation."""
 
     sign: int
     values: tuple[float, ...]
@@ -157,13 +158,14 @@ def compare(comparison: Comparison, records: Sequence[Record], setting: Setting)
     epoch, remark = None, ""
     if comparison.above.kind == "curve":
         epoch, remark = smallest_lead([(sign, runs) for sign, _, _, runs in groups])
-    samples = []
-    for sign, kind, column, runs in groups:
-        values = known(value(record, kind, epoch) for record in runs)
-        if not values:
-            return Outcome(comparison)
-        pool = pooled(records, setting, column, kind, epoch) if len(values) == 1 else None
-        samples.append(Sample(sign, values, pool))
+    values = [known(value(record, kind, epoch) for record in runs) for _, kind, _, runs in groups]
+    if not all(values):
+        return Outcome(comparison)
+    single = {column for (_, _, column, _), numbers in zip(groups, values, strict=True) if len(numbers) == 1}
+    samples = [
+        Sample(sign, numbers, pooled(records, setting, column, kind, epoch) if column in single else None)
+        for (sign, kind, column, _), numbers in zip(groups, values, strict=True)
+    ]
     return replace(decide(comparison, samples), remark=remark)
 
 
@@ -192,10 +194,10 @@ def standard_error(samples: Iterable[Sample]) -> tuple[float, float] | None:
     parts: dict[object, tuple[float, int]] = {}
     for index, sample in enumerate(samples):
         count = len(sample.values)
-        if count > 1:
+        if sample.pool:  # one estimate for several samples: their parts are added up before degrees are counted
+            parts[sample.pool] = parts.get(sample.pool, (0.0, 0))[0] + sample.pool.variance / count, sample.pool.degrees
+        elif count > 1:
             parts[index] = variance(sample.values) / count, count - 1
-        elif sample.pool:  # one estimate for several samples: their parts are added up before degrees are counted
-            parts[sample.pool] = parts.get(sample.pool, (0.0, 0))[0] + sample.pool.variance, sample.pool.degrees
         else:
             return None
     total = sum(part for part, _ in parts.values())

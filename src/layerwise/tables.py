@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.claims import judge_all
+from layerwise.errors import InvalidInput
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.measured import Measured, Setting, measured, settings
 from layerwise.paper import COLUMNS, ROMAN, ROWS, TABLES
@@ -89,7 +90,10 @@ def run_line(record: Record) -> dict[str, Any]:
 def hierarchy(record: Record) -> str:
     """A run's hierarchy as the paper writes it; a run of a published network has it in its result only."""
     found = record.run.hierarchy or (record.result or {}).get("hierarchy")
-    return format_hierarchy(parse_hierarchy(found)) if found else ""
+    try:
+        return format_hierarchy(parse_hierarchy(found)) if found else ""
+    except InvalidInput:  # a run or result that was altered: shown as it is
+        return str(found)
 
 
 def machine(facts: Mapping[str, Any]) -> str:
