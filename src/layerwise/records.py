@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 from layerwise.errors import InvalidInput
@@ -128,7 +129,7 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     if kept.finished:
         try:
             result = kept.result()
-            if not isinstance(result.get("test_accuracy"), int | float):
+            if not is_number(result.get("test_accuracy")):
                 raise InvalidInput(f"{RESULT} has no test accuracy")
         except InvalidInput as error:
             result = None
@@ -162,6 +163,11 @@ def read_lines(path: Path, stop: bytes | None = None) -> tuple[list[tuple[dict[s
 def is_epoch(record: dict[str, Any]) -> bool:
     """Whether a log's record has the numbers that are shown."""
     return all(isinstance(record.get(name), int) for name in ("epoch", "epochs")) and all(
-        record.get(name) is None or isinstance(record[name], int | float)
+        record.get(name) is None or is_number(record[name])
         for name in ("test_accuracy", "val_accuracy", "seconds", "images_per_second")
     )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be shown: neither text nor NaN or infinite, which Python's JSON allows."""
+    return isinstance(value, int | float) and abs(value) <= float_info.max
