@@ -24,7 +24,8 @@ class Evidence:
 
     @cached_property
     def numbers(self) -> Mapping[tuple[Setting, Row, str], Measured]:
-        """A number for each setting, row and column that was run."""
+        """A number for each setting, row and column that was run; global ones beside another loss than the paper's only where
+        there is a layer-wise one."""
         found = {}
         for setting in self.settings:
             counted = [record for record in self.records if record.match and record.match.scale == setting.scale]
@@ -32,7 +33,8 @@ class Evidence:
                 of_row = [record for record in counted if record.match and row in record.match.rows]
                 for column in COLUMNS if of_row else ():
                     number = measured(of_row, row, column, setting)
-                    if number:
+                    shared = column == "global" and setting.loss != Run.loss  # global training knows no loss
+                    if number and (not shared or (setting, row, "layerwise") in found):
                         found[setting, row, column] = number
         return found
 
@@ -45,9 +47,8 @@ class Evidence:
         return self.numbers.get((setting, row, column))
 
     def has(self, setting: Setting, rows: Iterable[Row]) -> bool:
-        """Whether a setting has any number of its own for some rows; those of global training it shares with other losses."""
-        columns = COLUMNS if setting.loss == Run.loss else ("layerwise",)
-        return any((setting, row, column) in self.numbers for row in rows for column in columns)
+        """Whether a setting has any number for some rows."""
+        return any((setting, row, column) in self.numbers for row in rows for column in COLUMNS)
 
 
 def gap(layerwise: float | None, globally: float | None) -> float | None:

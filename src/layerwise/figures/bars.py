@@ -15,6 +15,7 @@ from layerwise.paper import ROWS, Row
 NETWORKS = ("vgg8", "vgg11", "vgg16", "vgg19", "vgg8b", "resnet18", "resnet50")
 DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 WIDTH = 0.38  # of a bar
+FEWEST = 4  # networks that there is room for
 
 Bar = tuple[float | None, float | None]  # accuracy in percent and its deviation
 
@@ -30,8 +31,8 @@ def drawings(evidence: Evidence) -> Iterator[Drawing]:
         if evidence.has(setting, base_rows()):
             yield Drawing(
                 f"figure-1-{setting.key}",
-                f"Figure 1 as measured at {setting.title}: test accuracy of layer-wise and global training; with several seeds, "
-                "the mean and one standard deviation of a single run.",
+                f"Figure 1 as measured at {setting.title}: test accuracy of layer-wise and global training; with several "
+                "seeds, the mean and one standard deviation of a single run.",
                 partial(draw, f"Measured at {setting.title}", evidence, setting),
             )
 
@@ -82,6 +83,7 @@ def draw_panel(axes: Axes, title: str, rows: Sequence[Row], bars: Sequence[Seque
     known = [value for pair in bars for value, _ in pair if value is not None]
     room = max(2.0, max(known) - min(known))
     axes.set_ylim(max(0, min(known) - 0.35 * room), max(known) + 0.22 * room)
+    axes.set_xlim(-0.6, max(len(rows), FEWEST) - 0.4)
     axes.set_xticks(range(len(rows)), [f"{row.name}\n{format_hierarchy(row.hierarchy)}" for row in rows], fontsize=7)
     axes.tick_params(axis="x", length=0)
     axes.set_ylabel("test accuracy, %")

@@ -80,7 +80,11 @@ def figure(picture: Picture) -> Markup:
     """An image with its caption; as data, so that no two figures' identifiers meet in one document."""
     data = b64encode(picture.svg.encode()).decode()
     image = Markup(f'<img alt="{text(picture.caption)}" src="data:image/svg+xml;base64,{data}" loading="lazy">')
-    return tag("figure", join([image, tag("figcaption", picture.caption)]), id=f"figure-{picture.name}")
+    return tag(
+        "figure",
+        join([tag("div", image, class_="wide", tabindex=0), tag("figcaption", picture.caption)]),
+        id=f"figure-{picture.name}",
+    )
 
 
 def epochs() -> Markup:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from layerwise.curves import Curve, Depth, mean_curve, number, probe_depth, sample, unit_depth
+from layerwise.curves import Curve, Depth, mean_curve, number, probe_depth, sample, unit_depth, units
 from layerwise.evidence import Evidence
 from layerwise.hierarchy import format_hierarchy
 from layerwise.measured import Setting
@@ -58,6 +58,7 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
         "epochs": [entry["epoch"] for entry in chosen],
         "test": [short(entry.get("test_accuracy")) for entry in chosen],
         "val": [short(entry.get("val_accuracy")) for entry in chosen],
+        "losses": losses(record),
         "units": [compact(found, names) for found in (own, probe_depth(record)) if found],
     }
 
@@ -67,6 +68,12 @@ def units_shown(record: Record, runs: int) -> int:
     noted = record.facts.get("units")
     count = len(noted) if isinstance(noted, list) and noted else 20
     return max(FEWEST, min(MOST, OF_UNITS // (runs * count)))
+
+
+def losses(record: Record) -> list[tuple[str, float | None, float | None]]:
+    """Name, loss and accuracy of every unit on the training images, in the last epoch."""
+    found = [unit for unit in units(record, len(record.epochs) - 1) if isinstance(unit, dict)] if record.epochs else []
+    return [(str(unit.get("name")), short(unit.get("loss"), 4), short(unit.get("accuracy"))) for unit in found]
 
 
 def compact(found: Depth, names: dict[tuple[str, ...], int]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def percent(value: float | None, digits: int = 2) -> Number:
 
 def points(value: float | None, digits: int = 2) -> Number:
     """A difference, with its sign."""
+    value = None if value is None else round(value, digits) + 0.0  # no minus before 0.00
     return Number(value, NOTHING if value is None else f"{value:+.{digits}f}".replace("-", "−"))
 
 

@@ -71,6 +71,21 @@ function runUnits(box, run) {
   }
 }
 
+function unitTable(box, run) {
+  if (!run.losses.length) return;
+  const whole = element("details", {}, box);
+  element("summary", {}, whole, "Units in the last epoch, on training images");
+  const table = element("table", {}, element("div", { class: "scroll" }, whole)), head = element("tr", {}, element("thead", {}, table));
+  for (const name of ["unit", "loss", "accuracy, %"]) element("td", {}, head, name);
+  const body = element("tbody", {}, table);
+  for (const [name, loss, accuracy] of run.losses) {
+    const row = element("tr", {}, body);
+    element("th", { scope: "row" }, row, name);
+    element("td", { class: "number" }, row, loss === null ? "–" : loss.toFixed(4));
+    element("td", { class: "number" }, row, show(accuracy));
+  }
+}
+
 function openRun(details) {
   const box = details.querySelector(".run");
   if (!details.open || box.childElementCount) return;
@@ -78,6 +93,7 @@ function openRun(details) {
   describeRun(box, run);
   runCurves(box, run);
   runUnits(box, run);
+  unitTable(box, run);
 }
 
 function goTo(hash) {

@@ -17,6 +17,7 @@ ACCELERATED = (
     (6, "resnet18", "resnet18_r5"),
     (6, "resnet50", "resnet50_r2"),
 )
+SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
 MOST_BROKEN = 200  # lines
 
 
@@ -69,7 +70,7 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
     """How many claims hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
-        counts = ", ".join(f"{verdicts[word]} {word}" for word in VERDICTS)
+        counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
     if not evidence.settings:
         yield "No finished run gives a number of the paper's tables; what is shown of them below is the paper's alone."
