@@ -43,6 +43,10 @@ class Evidence:
         """The paper's claims by setting."""
         return {setting: judge_all(self.records, setting) for setting in self.settings}
 
+    def of_table(self, table: int) -> list[Record]:
+        """The runs that give a number of a table."""
+        return [record for record in self.records if record.match and any(row.table == table for row in record.match.rows)]
+
     def number(self, setting: Setting, row: Row, column: str) -> Measured | None:
         return self.numbers.get((setting, row, column))
 

@@ -147,8 +147,13 @@ def read_lines(path: Path, stop: bytes | None = None) -> tuple[list[tuple[dict[s
     Args:
         stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
     """
+    lines = path.read_bytes().splitlines()
+    if stop and all(line.endswith(b"}]}") for line in lines):
+        heads = read_heads(lines, stop)
+        if heads is not None:
+            return list(zip(heads, lines, strict=True)), []
     found, bad = [], 0
-    for line in path.read_bytes().splitlines():
+    for line in lines:
         end = line.find(stop) if stop else -1
         try:
             record = json.loads(line if end < 0 else line[:end] + b"}")
@@ -160,12 +165,26 @@ def read_lines(path: Path, stop: bytes | None = None) -> tuple[list[tuple[dict[s
     return found, [f"{bad} lines of {path.name} are cut short or no JSON, and were left out"] if bad else []
 
 
+def read_heads(lines: Sequence[bytes], stop: bytes) -> list[dict[str, Any]] | None:
+    """What all lines hold before ``stop``, parsed at once, which is several times as fast; None if one cannot be parsed."""
+    heads = [line[: line.find(stop)] + b"}" for line in lines if stop in line]
+    try:
+        found = json.loads(b"[" + b",".join(heads) + b"]")
+    except ValueError:
+        return None
+    return found if len(found) == len(lines) and all(isinstance(record, dict) for record in found) else None
+
+
 def is_epoch(record: dict[str, Any]) -> bool:
     """Whether a log's record has the numbers that are shown."""
-    return all(isinstance(record.get(name), int) for name in ("epoch", "epochs")) and all(
-        record.get(name) is None or is_number(record[name])
-        for name in ("test_accuracy", "val_accuracy", "seconds", "images_per_second")
-    )
+    for name in ("epoch", "epochs"):
+        if not isinstance(record.get(name), int):
+            return False
+    for name in ("test_accuracy", "val_accuracy", "seconds", "images_per_second"):  # no generators: 400,000 calls in a report
+        value = record.get(name)
+        if value is not None and not is_number(value):
+            return False
+    return True
 
 
 def is_number(value: Any) -> bool:

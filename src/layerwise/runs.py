@@ -242,7 +242,7 @@ class RunFolder:
             return {**json.loads(self.file(RESULT).read_text()), "run": str(self.path)}  # wherever it lies now
         except FileNotFoundError:
             raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InvalidInput(
                 f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume"
             ) from None

@@ -16,7 +16,7 @@ from layerwise.runs import Run
 from layerwise.tables import command, hierarchy, machine
 
 # numbers in the page, whatever the number of runs: with 1,000 of them it stays under 5 MB
-OF_CURVES, OF_UNITS = 120_000, 200_000
+OF_CURVES, OF_UNITS = 80_000, 100_000
 FEWEST, MOST = 2, 24  # epochs at which a run's units are shown
 RESULTS = (
     "parameters",
@@ -58,7 +58,7 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
         "epochs": [entry["epoch"] for entry in chosen],
         "test": [short(entry.get("test_accuracy")) for entry in chosen],
         "val": [short(entry.get("val_accuracy")) for entry in chosen],
-        "losses": losses(record),
+        "last": last_units(record, names),
         "units": [compact(found, names) for found in (own, probe_depth(record)) if found],
     }
 
@@ -70,10 +70,14 @@ def units_shown(record: Record, runs: int) -> int:
     return max(FEWEST, min(MOST, OF_UNITS // (runs * count)))
 
 
-def losses(record: Record) -> list[tuple[str, float | None, float | None]]:
-    """Name, loss and accuracy of every unit on the training images, in the last epoch."""
+def last_units(record: Record, names: dict[tuple[str, ...], int]) -> dict[str, Any]:
+    """Loss and accuracy of every unit on the training images, in the last epoch."""
     found = [unit for unit in units(record, len(record.epochs) - 1) if isinstance(unit, dict)] if record.epochs else []
-    return [(str(unit.get("name")), short(unit.get("loss"), 4), short(unit.get("accuracy"))) for unit in found]
+    return {
+        "names": names.setdefault(tuple(str(unit.get("name")) for unit in found), len(names)),
+        "loss": [short(unit.get("loss"), 4) for unit in found],
+        "accuracy": [short(unit.get("accuracy"), 1) for unit in found],
+    }
 
 
 def compact(found: Depth, names: dict[tuple[str, ...], int]) -> dict[str, Any]:
@@ -111,11 +115,10 @@ def series(evidence: Evidence, setting: Setting, rows: Sequence[Row]) -> Iterato
 
 
 def drawn(found: Curve, column: str) -> dict[str, Any]:
-    chosen = sample(len(found.epochs))
     return {
-        "epochs": [found.epochs[index] for index in chosen],
-        "values": [short(found.mean[index]) for index in chosen],
-        "spread": [short(found.deviation[index]) for index in chosen] if found.deviation else None,
+        "epochs": found.epochs,
+        "values": list(map(short, found.mean)),
+        "spread": list(map(short, found.deviation)) if found.deviation else None,
         "seeds": found.seeds,
         "dashed": column == "global",
     }

@@ -72,18 +72,19 @@ function runUnits(box, run) {
 }
 
 function unitTable(box, run) {
-  if (!run.losses.length) return;
+  const last = run.last, names = DATA.names[last.names];
+  if (!names.length) return;
   const whole = element("details", {}, box);
   element("summary", {}, whole, "Units in the last epoch, on training images");
   const table = element("table", {}, element("div", { class: "scroll" }, whole)), head = element("tr", {}, element("thead", {}, table));
   for (const name of ["unit", "loss", "accuracy, %"]) element("td", {}, head, name);
   const body = element("tbody", {}, table);
-  for (const [name, loss, accuracy] of run.losses) {
-    const row = element("tr", {}, body);
+  names.forEach((name, unit) => {
+    const row = element("tr", {}, body), loss = last.loss[unit];
     element("th", { scope: "row" }, row, name);
     element("td", { class: "number" }, row, loss === null ? "–" : loss.toFixed(4));
-    element("td", { class: "number" }, row, show(accuracy));
-  }
+    element("td", { class: "number" }, row, show(last.accuracy[unit]));
+  });
 }
 
 function openRun(details) {

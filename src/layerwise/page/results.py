@@ -80,7 +80,7 @@ def spread(number: Measured | None) -> Number:
 
 def order(evidence: Evidence, setting: Setting, number: int, column: str) -> str:
     """The rank correlation in a sentence."""
-    found = rank_correlation(evidence.records, number, setting, column)
+    found = rank_correlation(evidence.of_table(number), number, setting, column)
     name = "Layer-wise" if column == "layerwise" else "Global"
     total = sum(row.table == number for row in ROWS)
     if found.spearman is None:
