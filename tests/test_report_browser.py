@@ -128,6 +128,7 @@ def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> 
     assert details.find_elements(By.CSS_SELECTOR, ".chart svg")
     browser.find_element(By.ID, "find").send_keys("resnet50 1,2,8,5 global")
     assert browser.find_element(By.ID, "found").text.startswith("2 of ")
+    assert browser.get_log("browser") == []
 
 
 @pytest.mark.parametrize("width", [1280, 375])
@@ -139,5 +140,5 @@ def test_nothing_overflows_the_page(width: int, browser: Any, address: str) -> N
     )
     assert seen[0] <= seen[1], seen
     assert seen[2] == width
-    boxes = "return [...document.querySelectorAll('.scroll, .wide')].every((box) => box.getBoundingClientRect().right <= innerWidth)"
-    assert browser.execute_script(boxes)
+    inside = "(box) => box.getBoundingClientRect().right <= innerWidth"
+    assert browser.execute_script(f"return [...document.querySelectorAll('.scroll, .wide')].every({inside})")

@@ -108,7 +108,7 @@ function goTo(hash) {
 
 function findRuns(words) {
   const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
-  const rows = new Map([...document.querySelectorAll("#runs tbody tr")].map((row) => [row.querySelector("a").hash, row]));
+  const rows = new Map([...document.querySelectorAll("#runs > .scroll tbody tr")].map((row) => [row.querySelector("a").hash, row]));
   let shown = 0;
   for (const details of document.querySelectorAll("#details > details")) {
     const row = rows.get(`#${details.id}`);
