@@ -272,7 +272,7 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise InvalidInput(
             f"{path} could not be written ({reason}): what was saved before is untouched; free space or change permissions, "
-            "then go on with --resume"
+            "then start again (what was training: with --resume)"
         ) from error
 
 
