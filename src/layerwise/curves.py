@@ -85,7 +85,7 @@ def unit_depth(record: Record, most: int = SHOWN) -> Depth | None:
 def units(record: Record, index: int) -> list[Any]:
     try:
         return list(record.units(index))
-    except (ValueError, KeyError, TypeError):  # a line that was altered
+    except (ValueError, KeyError, TypeError, OSError):  # a line that was altered, or a log that is gone
         return []
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def draw(title: str, evidence: Evidence | None, setting: Setting | None) -> Figu
         draw_panel(axes, DATA[data], known, [bars[row] for row in known])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", ncols=2, bbox_to_anchor=(0.99, 1.0))
-    figure.text(0.01, 0.985, title, va="top", fontsize=9, fontweight="bold")
+    figure.text(0.01, 0.985, "\n".join(wrap(title, 62)), va="top", fontsize=9, fontweight="bold")
     return figure
 
 

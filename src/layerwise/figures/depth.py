@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean, stdev
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -23,7 +24,7 @@ DRAWN = (
     *((3, "resnet18_e2"), (1, "vgg16"), (1, "vgg8b")),
     *((6, name) for name in ("resnet18", "resnet18_r5", "resnet50", "resnet50_r2")),
 )
-MOST = 8  # figures: a page stays small
+MOST = 6  # figures: a page stays small
 LINES = 4  # epochs or units that have a line
 BY_NAME = {(row.table, row.name): row for row in ROWS}
 WORDS = {"layerwise": "layer-wise", "global": "global"}
@@ -74,7 +75,7 @@ def alike(depths: Sequence[Depth]) -> list[Depth]:
 
 
 def draw(title: str, panels: Mapping[str, Sequence[Depth]]) -> Figure:
-    figure = Figure(figsize=(1.2 + 3.3 * len(panels), 7.0))
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 7.0))
     figure.subplots_adjust(
         left=0.6 / figure.get_figwidth(), right=1 - 0.62 / figure.get_figwidth(), top=0.9, bottom=0.06, hspace=0.42
     )
@@ -92,7 +93,8 @@ def draw(title: str, panels: Mapping[str, Sequence[Depth]]) -> Figure:
     box = columns[0, -1].get_position()
     place = figure.add_axes((box.x1 + 0.08 / figure.get_figwidth(), box.y0, 0.1 / figure.get_figwidth(), box.height))
     figure.colorbar(ScalarMappable(scale, "cividis"), cax=place, label="accuracy, %")
-    figure.text(0.01, 0.995, title, va="top", fontsize=8.5)
+    title = "\n".join(line for part in title.splitlines() for line in wrap(part, int(14 * figure.get_figwidth())))
+    figure.text(0.01, 0.99, title, va="top", fontsize=8.5)
     return figure
 
 
@@ -117,6 +119,7 @@ def over_depth(axes: Axes, depths: Sequence[Depth]) -> None:
         points = [(unit, [depth.values[unit][place] for depth in depths]) for unit in range(len(first.names))]
         draw_line(axes, points, look, f"epoch {first.epochs[place]}")
     axes.set_xlabel("depth, units")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.legend(ncols=2)
     faint_grid(axes)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from textwrap import wrap
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -54,14 +55,14 @@ def error(accuracy: Curve) -> Curve:
 
 def draw(title: str, lines: Sequence[tuple[int, str, Curve]]) -> Figure:
     figure = Figure(figsize=(5.2, 3.4))
-    figure.subplots_adjust(left=0.11, right=0.985, top=0.92, bottom=0.13)
+    figure.subplots_adjust(left=0.11, right=0.985, top=0.9, bottom=0.13)
     axes = figure.subplots()
     for index, label, curve in lines:
         line(axes, curve, index, label)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_ylabel("test error, %")
-    axes.set_title(title)
+    axes.set_title("\n".join(wrap(title, 72)))
     axes.margins(x=0.02)
     axes.legend()
     faint_grid(axes)
