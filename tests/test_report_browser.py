@@ -117,6 +117,19 @@ def test_values_are_read_by_pointer_and_by_keys(browser: Any, address: str) -> N
     assert int(tip.text.splitlines()[0].split()[1]) == int(last.split()[1]) - 1
 
 
+def test_values_are_read_by_touch(browser: Any, address: str) -> None:
+    open_page(browser, address, 375)
+    chart = browser.find_element(By.CSS_SELECTOR, "#charts .chart")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    place = browser.execute_script(
+        "return arguments[0].getBoundingClientRect().toJSON()", chart.find_element(By.TAG_NAME, "svg")
+    )
+    point = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert chart.find_element(By.CLASS_NAME, "tip").text.startswith("epoch ")  # stays when the finger is lifted
+
+
 def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> None:
     open_page(browser, address)
     link = browser.find_element(By.CSS_SELECTOR, "#runs tbody a[href='#run-0']")

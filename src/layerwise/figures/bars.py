@@ -48,16 +48,17 @@ def draw(title: str, evidence: Evidence | None, setting: Setting | None) -> Figu
     panels = {data: [row for row in base_rows() if row.data == data] for data in DATA}
     bars = {row: [bar(row, column, evidence, setting) for column in ("layerwise", "global")] for row in base_rows()}
     shown = {data: rows for data, rows in panels.items() if any(value for row in rows for value, _ in bars[row])}
-    figure = Figure(figsize=(7.2, 0.9 + 2.1 * len(shown)))
-    figure.subplots_adjust(
-        left=0.075, right=0.99, top=1 - 0.52 / figure.get_figheight(), bottom=0.42 / figure.get_figheight(), hspace=0.42
-    )
+    lines = wrap(title, 62)
+    head, foot = 0.38 + 0.15 * len(lines), 0.42  # inches
+    height = head + foot + 0.1 + 2.1 * len(shown)
+    figure = Figure(figsize=(7.2, height))
+    figure.subplots_adjust(left=0.075, right=0.99, top=1 - head / height, bottom=foot / height, hspace=0.42)
     for axes, (data, rows) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown.items(), strict=True):
         known = [row for row in rows if any(value for value, _ in bars[row])]
         draw_panel(axes, DATA[data], known, [bars[row] for row in known])
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper right", ncols=2, bbox_to_anchor=(0.99, 1.0))
-    figure.text(0.01, 0.985, "\n".join(wrap(title, 62)), va="top", fontsize=9, fontweight="bold")
+    figure.text(0.01, 0.985, "\n".join(lines), va="top", fontsize=9, fontweight="bold")
     return figure
 
 

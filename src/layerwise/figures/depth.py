@@ -77,7 +77,7 @@ def alike(depths: Sequence[Depth]) -> list[Depth]:
 def draw(title: str, panels: Mapping[str, Sequence[Depth]]) -> Figure:
     figure = Figure(figsize=(1.5 + 3.2 * len(panels), 7.0))
     figure.subplots_adjust(
-        left=0.6 / figure.get_figwidth(), right=1 - 0.62 / figure.get_figwidth(), top=0.9, bottom=0.06, hspace=0.42
+        left=0.6 / figure.get_figwidth(), right=1 - 0.62 / figure.get_figwidth(), top=0.88, bottom=0.06, hspace=0.42
     )
     columns = figure.subplots(3, len(panels), squeeze=False, sharey="row")
     known = [value for depths in panels.values() for unit in depths[0].values for value in unit if value is not None]
