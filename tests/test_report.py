@@ -34,6 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoil(folder: Path) -> None:
     """Add broken runs."""
+    write_run(folder / "no numbers of units", Run(epochs=4, val_fraction=0.0), 50.0, 4)
     for name in ("truncated", "no result", "foreign result", "no numbers", "wrong units"):
         write_run(folder / name, Run(epochs=4), 50.0, 4)
     log = folder / "truncated" / "log.jsonl"
@@ -43,8 +44,9 @@ def spoil(folder: Path) -> None:
     (folder / "no result" / "result.json").unlink()
     (folder / "foreign result" / "result.json").write_text("[]")
     (folder / "no numbers" / "result.json").write_text('{"test_accuracy": "high", "units": 3}')
-    wrong = folder / "wrong units" / "log.jsonl"
-    wrong.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": "<b>high</b>"', wrong.read_text()))
+    for name in ("wrong units", "no numbers of units"):
+        wrong = folder / name / "log.jsonl"
+        wrong.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": "<b>high</b>"', wrong.read_text()))
     (folder / "wrong units" / "separability.jsonl").write_text('{"epoch": 1, "units": [3, {"index": "x"}]}\n{"units": 4}\nno\n')
     (folder / "wrong units" / "run.json").write_text(
         json.dumps(
@@ -261,7 +263,7 @@ def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
-    """A tenth of 1,000 runs of 400 epochs; those take 7 s of processor time, and their page has 4.1 MB (docs/log.md)."""
+    """A tenth of 1,000 runs of 400 epochs; those take 7 s, and their page has 3.8 MB (docs/log.md)."""
     write_runs(tmp_path / "runs", paper_plan((1, 2, 3, 4, 5, 6), seeds=1, scale="paper")[:100])
     code = (
         "import sys, time; from layerwise.cli import main; "

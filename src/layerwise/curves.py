@@ -105,7 +105,8 @@ def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str) -> Depth 
             if isinstance(entry, dict) and isinstance(entry.get("index"), int) and key in entry:
                 names[entry["index"]] = str(entry.get("name", entry["index"]))
                 by_epoch.setdefault(epoch, {})[entry["index"]] = number(entry[key])
-    if len(names) < 2:
+    known = any(value is not None for values in by_epoch.values() for value in values.values())
+    if len(names) < 2 or not known:
         return None
     epochs, order = sorted(by_epoch), sorted(names)
     values = tuple(tuple(by_epoch[epoch].get(index) for epoch in epochs) for index in order)
