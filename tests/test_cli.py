@@ -69,7 +69,7 @@ def test_help_answers_without_torch() -> None:
     assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "predict", "list"])
+@pytest.mark.parametrize("command", ["train", "compare", "report", "evaluate", "predict", "list"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])

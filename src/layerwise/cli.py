@@ -107,6 +107,13 @@ def build_parser() -> Parser:
     add_fields(reproduce, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES))
     add_fields(reproduce, Execution)
 
+    report = add_command(commands, "report", run_report, "runs beside the paper's numbers, as one page")
+    report.add_argument("runs", nargs="*", default=["runs"], metavar="RUNS", help="folders of runs (default: runs)")
+    report.add_argument("--output", "-o", default="report.html", metavar="FILE", help="the page (default: report.html)")
+    report.add_argument("--figures", metavar="FOLDER", help="also write every figure, as SVG and PNG")
+    report.add_argument("--csv", metavar="FILE", help="also write a line per run, and the claims into another file beside it")
+    report.add_argument("--latex", metavar="FOLDER", help="also write the paper's tables with what was measured, as LaTeX")
+
     profile = add_command(commands, "profile", run_profile, "memory, work and time of a step by several rules")
     profile.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
     profile.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
@@ -117,12 +124,12 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", *CACHES})
+    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", "log", *CACHES})
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "layout", *CACHES})
+    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "log", "layout", *CACHES})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")
@@ -267,6 +274,12 @@ def run_reproduce(parsed: argparse.Namespace) -> dict[str, Any]:
 
     output = Path(parsed.output or Path("runs") / parsed.scale)
     return reproduce(planned, parsed.scale, output, collect(parsed, Execution()), parsed.dry_run)
+
+
+def run_report(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.report import report
+
+    return report(parsed.runs, parsed.output, parsed.figures, parsed.csv, parsed.latex)
 
 
 def run_profile(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class Execution:
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")
+    log: str | None = option(None, "also write every epoch's numbers for a viewer, into the run's folder: tensorboard")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
@@ -246,7 +247,7 @@ class RunFolder:
             return {**json.loads(self.file(RESULT).read_text()), "run": str(self.path)}  # wherever it lies now
         except FileNotFoundError:
             raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise InvalidInput(
                 f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume"
             ) from None
@@ -276,7 +277,7 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         raise InvalidInput(
             f"{path} could not be written ({reason}): what was saved before is untouched; free space or change permissions, "
-            "then go on with --resume"
+            "then start again (what was training: with --resume)"
         ) from error
 
 

@@ -29,6 +29,7 @@ from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import BEST, FEATURES, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
+from layerwise.tensorboard import check_log, open_log
 
 
 class Interrupted(Exception):
@@ -54,6 +55,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
     else:
         folder.refuse_existing()
     keeping = build_keeping(run, execution, folder)
+    check_log(execution.log)
     with ExitStack() as held:
         if resume:
             held.enter_context(folder.locked())
@@ -72,6 +74,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         chosen = f"{describe_device(device, run.amp)}, {summary(layouts)}"
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         stop_requested = held.enter_context(stop_requests())
+        log = held.enter_context(open_log(execution.log, folder, start.epoch))
         folder.truncate_log(start.epoch)
         while tick := meter.next_tick(ticks):
             progress.tick(tick, meter)
@@ -81,6 +84,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
                 if record["best"]:
                     meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
                 folder.append(record)
+                log(record)
                 if is_due(tick, execution.save_every):
                     save(folder, run, learner, meter, tick.after)
                 progress.epoch(record)

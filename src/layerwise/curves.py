@@ -1,0 +1,118 @@
+"""Accuracy over epochs and over depth, from runs as they lie on disk. What a file holds that is no number is left out."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from layerwise.comparisons import curve
+from layerwise.records import Record, is_number
+
+SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small
+OWN, OWN_TRAINING, PROBE = (
+    "accuracy of each unit's own classifier, held-out images",
+    "accuracy of each unit's own classifier, training images (none were held out)",
+    "accuracy of a linear probe of each unit's features",
+)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean over seeds, percent; ``deviation`` is of a single seed, None with one."""
+
+    epochs: tuple[int, ...]
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...] | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Accuracy of every unit, shallow to deep.
+
+    Attributes:
+        values: percent, a list per unit with an entry per epoch; None where a unit did not learn then.
+        kind: what the accuracy is of, in words.
+    """
+
+    names: tuple[str, ...]
+    epochs: tuple[int, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    kind: str
+
+
+def sample(count: int, most: int = SHOWN) -> list[int]:
+    """At most so many of the indices 0 … count - 1, evenly, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
+
+
+def mean_curve(records: Sequence[Record], most: int = SHOWN) -> Curve | None:
+    """Test accuracy at some of the epochs that all of some runs have; None where there are none."""
+    curves = [curve(record) for record in records]
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not epochs:
+        return None
+    epochs = [epochs[index] for index in sample(len(epochs), most)]
+    columns = [[scores[epoch] for scores in curves] for epoch in epochs]
+    means = tuple(sum(column) / len(column) for column in columns)
+    deviation = tuple(map(spread, columns, means)) if len(curves) > 1 else None
+    return Curve(tuple(epochs), means, deviation, len(curves))
+
+
+def spread(values: Sequence[float], mean: float) -> float:
+    """Standard deviation of a single one, without the exact fractions for which ``statistics`` takes 50 times as long."""
+    return sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    return float(value) if is_number(value) else None
+
+
+def unit_depth(record: Record, most: int = SHOWN) -> Depth | None:
+    """Accuracy of every unit's own classifier at some of the epochs; None where fewer than two units learn.
+
+    Only the epochs that are returned are parsed.
+    """
+    held_out = record.run.val_fraction > 0
+    key = "val_accuracy" if held_out else "accuracy"
+    found = [(record.epochs[index]["epoch"], units(record, index)) for index in sample(len(record.epochs), most)]
+    return depth(((epoch, entries) for epoch, entries in found if entries), key, OWN if held_out else OWN_TRAINING)
+
+
+def units(record: Record, index: int) -> list[Any]:
+    try:
+        return list(record.units(index))
+    except (ValueError, KeyError, TypeError, OSError):  # a line that was altered, or a log that is gone
+        return []
+
+
+def probe_depth(record: Record) -> Depth | None:
+    """Accuracy of a linear probe of every unit's features; None where it was not measured."""
+    entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
+    measured = [(entry["epoch"], entry["units"]) for entry in entries if isinstance(entry.get("units"), list)]
+    return depth(measured, "linear_probe", PROBE)
+
+
+def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str) -> Depth | None:
+    """Gather what is a list per epoch into a list per unit."""
+    names: dict[int, str] = {}
+    by_epoch: dict[int, dict[int, float | None]] = {}
+    for epoch, entries in found:
+        for entry in entries:
+            if isinstance(entry, dict) and isinstance(entry.get("index"), int) and key in entry:
+                names[entry["index"]] = str(entry.get("name", entry["index"]))
+                by_epoch.setdefault(epoch, {})[entry["index"]] = number(entry[key])
+    known = any(value is not None for values in by_epoch.values() for value in values.values())
+    if len(names) < 2 or not known:
+        return None
+    epochs, order = sorted(by_epoch), sorted(names)
+    values = tuple(tuple(by_epoch[epoch].get(index) for epoch in epochs) for index in order)
+    return Depth(tuple(names[index] for index in order), tuple(epochs), values, kind)
+
+
+def depth_of(record: Record, most: int = SHOWN) -> Depth | None:
+    """What is known of accuracy over depth: by a linear probe where it was measured, else by the units' classifiers."""
+    return probe_depth(record) or unit_depth(record, most)

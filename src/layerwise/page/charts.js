@@ -1,0 +1,239 @@
+"use strict";
+// Lines over epochs or depth, and maps of depth over epochs; their values are read by pointer, touch or arrow keys.
+const DASHES = ["", "7 4", "2 3", "9 3 2 3", "12 4", "4 2"];
+const MARKS = ["circle", "square", "triangle", "diamond", "cross", "ring", "bar"];
+const SVG = "http://www.w3.org/2000/svg";
+
+function element(name, attributes, parent, text) {
+  const made = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  if (parent) parent.append(made);
+  return made;
+}
+
+function ticks(low, high, wanted) {
+  const raw = Math.max(high - low, 1e-9) / wanted;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw);
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Number(at.toFixed(6)));
+  return found;
+}
+
+const show = (value) => (value === null || value === undefined ? "–" : value.toFixed(value % 1 ? 2 : 1));
+const colour = (index) => `var(--c${index % 7})`;
+
+function mark(kind, x, y, index, parent) {
+  const shapes = {
+    square: `M${x - 3} ${y - 3}h6v6h-6z`, triangle: `M${x} ${y - 4}l4 7h-8z`, diamond: `M${x} ${y - 4}l4 4-4 4-4-4z`,
+    cross: `M${x - 3} ${y - 3}l6 6m0-6l-6 6`, bar: `M${x} ${y - 4}v8`,
+    circle: `M${x - 3} ${y}a3 3 0 1 0 6 0a3 3 0 1 0-6 0z`, ring: `M${x - 3} ${y}a3 3 0 1 0 6 0a3 3 0 1 0-6 0z`,
+  };
+  const filled = !["ring", "cross", "bar"].includes(kind);
+  const style = `fill:${filled ? colour(index) : "none"};stroke:${colour(index)};stroke-width:1.4`;
+  element("svg:path", { d: shapes[kind], style }, parent);
+}
+
+// series: [{name, xs, values, spread, colour, dash}]; options: {title, x, y, names: label of an x}
+function lineChart(box, series, options) {
+  box.classList.add("chart");
+  element("h4", {}, box, options.title);
+  const frame = element("div", {}, box);
+  const legend = element("ul", { class: "legend" }, box);
+  const tip = element("div", { class: "tip", role: "status", hidden: "" }, box);
+  for (const one of series) legendEntry(legend, one);
+  const draw = () => drawLines(box, frame, tip, series, options);
+  draw();
+  redrawOnResize(box, frame, draw);
+}
+
+function legendEntry(legend, one) {
+  const entry = element("li", {}, legend);
+  const swatch = element("svg:svg", { viewBox: "0 0 34 10", "aria-hidden": "true" }, entry);
+  const style = `stroke:${colour(one.colour)};stroke-dasharray:${one.dash};stroke-width:1.8`;
+  element("svg:path", { d: "M0 5h34", style }, swatch);
+  mark(MARKS[one.colour % MARKS.length], 17, 5, one.colour, swatch);
+  entry.append(one.name + (one.seeds > 1 ? ` (${one.seeds} seeds)` : ""));
+}
+
+function redrawOnResize(box, frame, draw) {
+  let width = frame.clientWidth;
+  new ResizeObserver(() => {
+    if (Math.abs(frame.clientWidth - width) < 2) return;
+    width = frame.clientWidth;
+    draw();
+  }).observe(box);
+}
+
+function extent(series) {
+  const xs = series.flatMap((one) => one.xs);
+  const spreads = (one) => one.values.flatMap((value, index) => {
+    if (value === null) return [];
+    const half = one.spread ? one.spread[index] : 0;
+    return [value - half, value + half];
+  });
+  const values = series.flatMap(spreads);
+  const low = Math.min(...values), high = Math.max(...values), room = (high - low || 1) * 0.06;
+  return { left: Math.min(...xs), right: Math.max(...xs), low: Math.max(0, low - room), high: high + room };
+}
+
+function drawLines(box, frame, tip, series, options) {
+  frame.replaceChildren();
+  const width = Math.max(240, frame.clientWidth || 320), height = Math.min(300, Math.max(200, width * 0.55));
+  const edge = { left: 46, right: 12, top: 8, bottom: 36 };
+  const range = extent(series);
+  const x = (value) => edge.left + ((value - range.left) / (range.right - range.left || 1)) * (width - edge.left - edge.right);
+  const y = (value) => height - edge.bottom - ((value - range.low) / (range.high - range.low)) * (height - edge.top - edge.bottom);
+  const svg = element("svg:svg", {
+    viewBox: `0 0 ${width} ${height}`, height, tabindex: "0", role: "img",
+    "aria-label": `${options.title}. ${options.y} over ${options.x}. Arrow keys read the values.`,
+  }, frame);
+  axes(svg, x, y, range, width, height, edge, options);
+  for (const one of series) drawOne(svg, one, x, y);
+  readable(box, svg, tip, series, x, width, height, edge, options);
+}
+
+function axes(svg, x, y, range, width, height, edge, options) {
+  for (const at of ticks(range.low, range.high, 5)) {
+    element("svg:line", { class: "grid", x1: edge.left, x2: width - edge.right, y1: y(at), y2: y(at) }, svg);
+    element("svg:text", { x: edge.left - 6, y: y(at) + 4, "text-anchor": "end" }, svg, at);
+  }
+  for (const at of ticks(range.left, range.right, Math.min(6, width / 70)).filter(Number.isInteger)) {
+    element("svg:line", { class: "grid", x1: x(at), x2: x(at), y1: height - edge.bottom, y2: height - edge.bottom + 4 }, svg);
+    element("svg:text", { x: x(at), y: height - edge.bottom + 16, "text-anchor": "middle" }, svg, at);
+  }
+  element("svg:text", { x: (edge.left + width) / 2, y: height - 4, "text-anchor": "middle" }, svg, options.x);
+  const middle = (height - edge.bottom) / 2;
+  element("svg:text", { x: 11, y: middle, "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, svg, options.y);
+}
+
+function drawOne(svg, one, x, y) {
+  const known = one.xs.map((at, index) => [at, one.values[index], one.spread ? one.spread[index] : 0]).filter((p) => p[1] !== null);
+  if (!known.length) return;
+  if (one.spread) {
+    const up = known.map(([at, value, half]) => `${x(at)} ${y(value + half)}`);
+    const down = known.map(([at, value, half]) => `${x(at)} ${y(value - half)}`).reverse();
+    element("svg:path", { class: "band", d: `M${up.concat(down).join("L")}Z`, style: `fill:${colour(one.colour)}` }, svg);
+  }
+  const path = known.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
+  const style = `stroke:${colour(one.colour)};stroke-dasharray:${one.dash}`;
+  element("svg:path", { class: "series", d: `M${path}`, style }, svg);
+  const every = Math.max(1, Math.ceil(known.length / 6));
+  known.forEach(([at, value], index) => {
+    if ((index + one.colour) % every === 0 || known.length === 1) mark(MARKS[one.colour % MARKS.length], x(at), y(value), one.colour, svg);
+  });
+}
+
+// values at the x nearest to the pointer, or at the one that arrow keys moved to
+function readable(box, svg, tip, series, x, width, height, edge, options) {
+  const places = [...new Set(series.flatMap((one) => one.xs))].sort((a, b) => a - b);
+  const cursor = element("svg:line", { class: "cursor", y1: edge.top, y2: height - edge.bottom, visibility: "hidden" }, svg);
+  let index = -1;
+  const hide = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
+  const read = (to) => {
+    index = Math.max(0, Math.min(places.length - 1, to));
+    const at = places[index];
+    for (const end of ["x1", "x2"]) cursor.setAttribute(end, x(at));
+    cursor.setAttribute("visibility", "visible");
+    const lines = series.map((one) => [one, one.xs.indexOf(at)]).filter(([one, place]) => place >= 0 && one.values[place] !== null)
+      .sort(([one, a], [other, b]) => other.values[b] - one.values[a])
+      .map(([one, place]) => `${show(one.values[place])}${one.spread ? ` ± ${show(one.spread[place])}` : ""}  ${one.name}`);
+    const head = options.names ? options.names[at] : `${options.x} ${at}`;
+    tell(box, tip, svg, x(at) / width, [head, ...lines].join("\n"));
+  };
+  const nearest = (event) => {
+    const frame = svg.getBoundingClientRect(), at = ((event.clientX - frame.left) / frame.width) * width;
+    const distances = places.map((place) => Math.abs(x(place) - at));
+    read(distances.indexOf(Math.min(...distances)));
+  };
+  svg.addEventListener("pointermove", nearest);
+  svg.addEventListener("pointerdown", nearest);
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) read(index < 0 ? places.length - 1 : index); });
+  svg.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: places.length - 1 };
+    if (event.key === "Escape") hide();
+    if (!(event.key in moves)) return;
+    event.preventDefault();
+    read(moves[event.key]);
+  });
+}
+
+function tell(box, tip, svg, share, text) {
+  tip.textContent = text;
+  tip.hidden = false;
+  const room = box.clientWidth - tip.offsetWidth;
+  const at = share * box.clientWidth + (share > 0.5 ? -tip.offsetWidth - 12 : 12);
+  tip.style.left = `${Math.max(0, Math.min(room, at))}px`;
+  tip.style.top = `${svg.getBoundingClientRect().top - box.getBoundingClientRect().top + 10}px`;
+}
+
+const MAP = [[0, 34, 78], [59, 80, 108], [112, 114, 120], [166, 154, 106], [254, 232, 56]]; // Cividis, in five steps
+
+function mapColour(share) {
+  const place = Math.max(0, Math.min(1, share)) * (MAP.length - 1), low = Math.min(MAP.length - 2, Math.floor(place));
+  const mixed = MAP[low].map((value, channel) => Math.round(value + (MAP[low + 1][channel] - value) * (place - low)));
+  return `rgb(${mixed.join(",")})`;
+}
+
+// depth from left to right, epochs from top to bottom
+function mapChart(box, found, options) {
+  box.classList.add("chart");
+  element("h4", {}, box, options.title);
+  const frame = element("div", {}, box);
+  const tip = element("div", { class: "tip", role: "status", hidden: "" }, box);
+  const draw = () => drawMap(box, frame, tip, found, options);
+  draw();
+  redrawOnResize(box, frame, draw);
+  const known = found.values.flat().filter((value) => value !== null);
+  const range = `dark ${show(Math.min(...known))} %, bright ${show(Math.max(...known))} %`;
+  element("p", { class: "faint" }, box, `${range}; depth from left to right, epochs from top to bottom.`);
+}
+
+function drawMap(box, frame, tip, found, options) {
+  frame.replaceChildren();
+  const width = Math.max(240, frame.clientWidth || 320), left = 46, rows = found.epochs.length, columns = found.names.length;
+  const high = Math.max(8, Math.min(18, 260 / rows)), wide = (width - left - 8) / columns, height = rows * high + 24;
+  const known = found.values.flat().filter((value) => value !== null), low = Math.min(...known), top = Math.max(...known);
+  const label = `${options.title}. Arrow keys read the values.`;
+  const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, height, tabindex: "0", role: "img", "aria-label": label }, frame);
+  found.epochs.forEach((epoch, row) => {
+    if (row % Math.ceil(rows / 6) === 0) element("svg:text", { x: left - 6, y: (row + 0.5) * high + 4, "text-anchor": "end" }, svg, epoch);
+    for (let unit = 0; unit < columns; unit += 1) {
+      const value = found.values[unit][row];
+      if (value === null) continue;
+      const fill = mapColour((value - low) / (top - low || 1));
+      element("svg:rect", { x: left + unit * wide, y: row * high, width: wide + 0.4, height: high + 0.4, fill }, svg);
+    }
+  });
+  element("svg:text", { x: 11, y: height / 2, "text-anchor": "middle", transform: `rotate(-90 11 ${height / 2})` }, svg, "epoch");
+  element("svg:text", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, svg, "depth, units");
+  readableMap(box, svg, tip, found, { width, left, wide, high });
+}
+
+function readableMap(box, svg, tip, found, size) {
+  let row = found.epochs.length - 1, unit = 0;
+  const read = (toRow, toUnit) => {
+    row = Math.max(0, Math.min(found.epochs.length - 1, toRow));
+    unit = Math.max(0, Math.min(found.names.length - 1, toUnit));
+    const text = `${found.names[unit]}\nepoch ${found.epochs[row]}: ${show(found.values[unit][row])} %`;
+    tell(box, tip, svg, (size.left + unit * size.wide) / size.width, text);
+  };
+  const point = (event) => {
+    const frame = svg.getBoundingClientRect(), scale = size.width / frame.width;
+    const across = (event.clientX - frame.left) * scale - size.left, down = (event.clientY - frame.top) * scale;
+    read(Math.floor(down / size.high), Math.floor(across / size.wide));
+  };
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tip.hidden = true; });
+  svg.addEventListener("blur", () => { tip.hidden = true; });
+  svg.addEventListener("keydown", (event) => {
+    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+    if (!moves) return;
+    event.preventDefault();
+    read(row + moves[0], unit + moves[1]);
+  });
+}

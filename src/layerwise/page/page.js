@@ -1,0 +1,145 @@
+const DATA = JSON.parse(document.getElementById("data").textContent);
+
+function sortTable(button) {
+  const heading = button.closest("th"), table = button.closest("table"), body = table.tBodies[0];
+  const up = heading.getAttribute("aria-sort") === "descending" || heading.getAttribute("aria-sort") === "none" ? 1 : -1;
+  const headings = [...heading.parentElement.children], column = headings.indexOf(heading);
+  const value = (row) => {
+    const cell = row.children[column];
+    if (!("value" in cell.dataset)) return cell.textContent.trim();
+    return cell.dataset.value === "" ? null : Number(cell.dataset.value);
+  };
+  const compare = (one, other) => {
+    const [a, b] = [value(one), value(other)];
+    if (a === null || b === null) return (a === null) - (b === null); // what is unknown stays last
+    return up * (typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true }));
+  };
+  body.append(...[...body.rows].sort(compare));
+  for (const one of headings) one.setAttribute("aria-sort", "none");
+  heading.setAttribute("aria-sort", up === 1 ? "ascending" : "descending");
+}
+
+function definitions(parent, entries) {
+  const list = element("dl", {}, parent);
+  for (const [name, value] of entries) {
+    if (value === null || value === undefined || value === "") continue;
+    element("dt", {}, list, name);
+    element("dd", {}, list, value);
+  }
+}
+
+const amount = (value, digits) => (value === null ? null : value.toLocaleString("en", { maximumFractionDigits: digits }));
+
+function describeRun(box, run) {
+  element("h4", {}, box, "The command that trains it again");
+  element("pre", {}, box, run.command);
+  element("h4", {}, box, "What differs from the defaults");
+  definitions(box, Object.entries(run.config).map(([name, value]) => [name, String(value)]));
+  element("h4", {}, box, "Where and how long");
+  const result = run.result;
+  definitions(box, [
+    ["folder", run.path], ["hierarchy", run.hierarchy], ["machine", run.machine], ["commit", run.commit],
+    ["seconds", amount(result.seconds, 0)], ["images per second", amount(result.images_per_second, 0)],
+    ["peak memory, MB", result.peak_memory_bytes === null ? null : amount(result.peak_memory_bytes / 1e6, 0)],
+    ["parameters", amount(result.parameters, 0)], ["best epoch on validation", amount(result.best_epoch, 0)],
+    ["test accuracy of that epoch, %", amount(result.best_test_accuracy, 2)],
+  ]);
+  const whole = element("details", { class: "all" }, box);
+  element("summary", {}, whole, "Every option");
+  definitions(whole, Object.entries({ ...DATA.defaults, ...run.config }).map(([name, value]) => [name, String(value)]));
+}
+
+function runCurves(box, run) {
+  const lines = [["test", run.test, 0, ""], ["validation", run.val, 1, "7 4"]];
+  const series = lines.filter(([, values]) => values.some((value) => value !== null))
+    .map(([name, values, index, dash]) => ({ name, xs: run.epochs, values, colour: index, dash }));
+  if (series.length) lineChart(element("div", {}, box), series, { title: "Accuracy over epochs", x: "epoch", y: "accuracy, %" });
+  else element("p", { class: "faint" }, box, "No epoch of it was evaluated.");
+}
+
+function runUnits(box, run) {
+  for (const found of run.units) {
+    const names = DATA.names[found.names], last = found.epochs.length - 1;
+    const chosen = [...new Set([0, Math.floor(last / 3), Math.floor((2 * last) / 3), last])];
+    const series = chosen.map((place, index) => ({
+      name: `epoch ${found.epochs[place]}`, xs: names.map((_, unit) => unit), values: found.values.map((of) => of[place]),
+      colour: index, dash: DASHES[index],
+    })).filter((one) => one.values.some((value) => value !== null));
+    const title = `Over depth: ${found.kind}`;
+    lineChart(element("div", {}, box), series, { title, x: "depth, units", y: "accuracy, %", names });
+    mapChart(element("div", {}, box), { ...found, names }, { title: `Over depth and epochs: ${found.kind}` });
+  }
+}
+
+function unitTable(box, run) {
+  const last = run.last, names = DATA.names[last.names];
+  if (!names.length) return;
+  const whole = element("details", {}, box);
+  element("summary", {}, whole, "Units in the last epoch, on training images");
+  const table = element("table", {}, element("div", { class: "scroll" }, whole)), head = element("tr", {}, element("thead", {}, table));
+  for (const name of ["unit", "loss", "accuracy, %"]) element("td", {}, head, name);
+  const body = element("tbody", {}, table);
+  names.forEach((name, unit) => {
+    const row = element("tr", {}, body), loss = last.loss[unit];
+    element("th", { scope: "row" }, row, name);
+    element("td", { class: "number" }, row, loss === null ? "–" : loss.toFixed(4));
+    element("td", { class: "number" }, row, show(last.accuracy[unit]));
+  });
+}
+
+function openRun(details) {
+  const box = details.querySelector(".run");
+  if (!details.open || box.childElementCount) return;
+  const run = DATA.runs[Number(details.dataset.run)];
+  describeRun(box, run);
+  runCurves(box, run);
+  runUnits(box, run);
+  unitTable(box, run);
+}
+
+function goTo(hash) {
+  const target = /^#run-\d+$/.test(hash) && document.getElementById(hash.slice(1));
+  if (!target) return;
+  target.hidden = false;
+  target.open = true;
+  openRun(target);
+  target.scrollIntoView({ block: "start" });
+}
+
+function findRuns(words) {
+  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+  const rows = new Map([...document.querySelectorAll("#runs > .scroll tbody tr")].map((row) => [row.querySelector("a").hash, row]));
+  let shown = 0;
+  for (const details of document.querySelectorAll("#details > details")) {
+    const row = rows.get(`#${details.id}`);
+    const text = `${row.textContent} ${details.textContent}`.toLowerCase();
+    const hide = !wanted.every((word) => text.includes(word));
+    row.hidden = details.hidden = hide;
+    shown += !hide;
+  }
+  document.getElementById("found").textContent = wanted.length ? `${shown} of ${DATA.runs.length}` : "";
+}
+
+function start() {
+  for (const button of document.querySelectorAll("table.sortable thead button")) {
+    button.addEventListener("click", () => sortTable(button));
+  }
+  const charts = document.getElementById("charts");
+  if (!DATA.charts.length) element("p", {}, charts, "No finished run of a row of the paper.");
+  for (const chart of DATA.charts) {
+    const series = chart.series.map((one) => ({ ...one, xs: one.epochs, dash: one.dashed ? "7 4" : "" }));
+    lineChart(element("div", {}, charts), series, { title: chart.title, x: "epoch", y: "test accuracy, %" });
+  }
+  for (const details of document.querySelectorAll("#details > details")) {
+    details.addEventListener("toggle", () => openRun(details));
+  }
+  document.getElementById("find").addEventListener("input", (event) => findRuns(event.target.value));
+  window.addEventListener("hashchange", () => goTo(location.hash));
+  document.getElementById("runs").addEventListener("click", (event) => {
+    const link = event.target.closest("a");
+    if (link && link.hash) goTo(link.hash); // also when it is the present one
+  });
+  goTo(location.hash);
+}
+
+start();

@@ -1,0 +1,161 @@
+"""Runs as one page, with figures and tables beside it. No torch; matplotlib only where it is installed."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.evidence import Evidence
+from layerwise.page import MARKER, NO_FIGURES, Picture, render
+from layerwise.paper import TABLES
+from layerwise.records import Broken, read_runs
+from layerwise.runs import replacing
+from layerwise.tables import CLAIM_COLUMNS, RUN_COLUMNS, claims_csv, latex_table, runs_csv
+
+HEAD = 4096  # bytes of a file that say whose it is
+
+
+def report(
+    paths: Sequence[str], output: str, figures: str | None = None, csv: str | None = None, latex: str | None = None
+) -> dict[str, Any]:
+    """Read runs and write the page, and beside it what else is asked for.
+
+    Args:
+        figures: folder for every figure as SVG and PNG. csv: file for a line per run; the claims go into another beside it.
+        latex: folder for the paper's tables.
+
+    Raises:
+        InvalidInput: there are no runs, or a path cannot be written or holds what is not a report's; nothing was written.
+    """
+    check_output("--output", Path(output), MARKER)
+    check_folders(figures, latex)
+    if csv is not None:
+        check_output("--csv", Path(csv), ",".join(RUN_COLUMNS))
+        check_output("--csv", claims_path(csv), ",".join(CLAIM_COLUMNS))
+    records, broken = read_runs(paths)
+    if not records and not broken:
+        raise InvalidInput(f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds them, such as runs")
+    evidence = Evidence(records, broken)
+    pictures = draw_all(evidence, figures)
+    files = [write(Path(output), render(evidence, pictures))]
+    files += write_csv(evidence, csv) + write_latex(evidence, latex) + list(figure_files(pictures, figures))
+    say(evidence, files, pictures)
+    return summary(evidence, files)
+
+
+def check_output(option: str, path: Path, mark: str) -> None:
+    """Refuse a file that is not to be written over: anything but what this command wrote there before.
+
+    Args:
+        mark: what its first bytes hold.
+
+    Raises:
+        InvalidInput: as said, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise InvalidInput(f"{option} {path} is a folder: give a file, such as {path / 'report.html'}")
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(f"{option} {path} lies in a folder that does not exist: make it first, or give another path")
+    if path.exists():
+        with path.open("rb") as file:
+            if mark.encode() not in file.read(HEAD):
+                raise InvalidInput(
+                    f"{option} {path} exists and was not written by layerwise report: give another path, or move it"
+                )
+
+
+def check_folders(figures: str | None, latex: str | None) -> None:
+    """Refuse folders that cannot be made, and figures that cannot be drawn.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    for option, path in (("--figures", figures), ("--latex", latex)):
+        if path is not None and Path(path).exists() and not Path(path).is_dir():
+            raise InvalidInput(f"{option} {path} is a file: give a folder")
+    if figures is not None and find_spec("matplotlib") is None:
+        raise InvalidInput("--figures needs matplotlib: install it with pip install 'layerwise[plots]', or leave --figures out")
+
+
+def draw_all(evidence: Evidence, folder: str | None) -> list[Picture] | None:
+    """Every figure as the page shows it, and as files where a folder is named; None without matplotlib."""
+    if find_spec("matplotlib") is None:
+        return None
+    from layerwise.figures import draw
+
+    return draw(evidence, Path(folder) if folder is not None else None)
+
+
+def figure_files(pictures: Iterable[Picture] | None, folder: str | None) -> Iterable[Path]:
+    if folder is not None:
+        yield from (Path(folder) / f"{picture.name}{kind}" for picture in pictures or () for kind in (".svg", ".png"))
+
+
+def claims_path(csv: str) -> Path:
+    """Where the claims go beside the runs."""
+    return Path(csv).with_name(f"{Path(csv).stem}-claims{Path(csv).suffix}")
+
+
+def write_csv(evidence: Evidence, path: str | None) -> list[Path]:
+    if path is None:
+        return []
+    return [write(Path(path), runs_csv(evidence.records)), write(claims_path(path), claims_csv(evidence.records))]
+
+
+def write_latex(evidence: Evidence, folder: str | None) -> list[Path]:
+    """A file for every table and setting that has a number."""
+    if folder is None:
+        return []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    texts = {
+        f"table-{table}-{setting.key}.tex": latex_table(evidence.records, table, setting)
+        for setting in evidence.settings
+        for table in TABLES
+    }
+    return [write(Path(folder) / name, text) for name, text in texts.items() if text is not None]
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="replace")  # a path may hold bytes that are no text
+    return path
+
+
+def say(evidence: Evidence, files: Sequence[Path], pictures: Sequence[Picture] | None) -> None:
+    """Print what was read and what was written."""
+    finished = sum(record.result is not None for record in evidence.records)
+    print(f"{len(evidence.records)} runs read, {finished} of them finished")
+    for item in evidence.broken:
+        print(f"  {printable(item)}")
+    if pictures is None:
+        print(NO_FIGURES)
+    print(f"written: {files[0]} ({files[0].stat().st_size / 1e6:.2f} MB)")
+    for folder, number in Counter(path.parent for path in files[1:]).items():
+        print(f"written: {number} files in {folder}", flush=True)
+
+
+def printable(item: Broken) -> str:
+    """On one line, without what would steer a terminal."""
+    text = f"{item.path}: {item.reason}"
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def summary(evidence: Evidence, files: Sequence[Path]) -> dict[str, Any]:
+    """The result as JSON."""
+    return {
+        "report": str(files[0]),
+        "files": [str(path) for path in files],
+        "runs": len(evidence.records),
+        "finished": sum(record.result is not None for record in evidence.records),
+        "broken": [{"path": item.path, "reason": item.reason} for item in evidence.broken],
+        "settings": [
+            {
+                "setting": setting.title,
+                "claims": {verdict.claim.key: verdict.verdict for verdict in evidence.verdicts[setting]},
+            }
+            for setting in evidence.settings
+        ],
+    }

@@ -1,0 +1,414 @@
+"""From runs to the paper's rows, claims and tables. The runs are made up: their accuracies are what a test needs."""
+
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import cache
+from itertools import combinations
+from statistics import fmean
+
+import pytest
+
+from layerwise.claim_parts import number
+from layerwise.claims import CLAIMS, INCONSISTENCIES, Claim, judge, judge_all, rank_correlation
+from layerwise.cli import build_parser, collect
+from layerwise.comparisons import Comparison, compare
+from layerwise.errors import InvalidInput
+from layerwise.measured import Setting, measured, settings
+from layerwise.paper import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
+from layerwise.records import Record, read_runs
+from layerwise.runs import Run
+from layerwise.tables import RUN_COLUMNS, claims_csv, command, escape, latex_table, runs_csv, write_tables
+
+PAPER = Setting("paper", "predsim", 400, False)
+SMALL = Setting("small", "predsim", 20, True)
+
+
+def row(table: int, name: str) -> Row:
+    return next(row for row in ROWS if (row.table, row.name) == (table, name))
+
+
+def record(row: Row, column: str, accuracy: float | None, seed: int = 0, scale: str = "paper", curve=(), **changes) -> Record:
+    """A run that gives a row's number; without an accuracy one that is not finished."""
+    run = row_run(row, scale, column, seed, **changes)
+    epochs = tuple({"epoch": epoch, "epochs": run.epochs, "test_accuracy": value} for epoch, value in curve)
+    result = None if accuracy is None else {"test_accuracy": accuracy}
+    return Record(f"runs/{row.name}-{column}-{seed}", run, {"data": {}}, epochs, result, ())
+
+
+def seeded(row: Row, column: str, *accuracies: float, **options) -> list[Record]:
+    return [record(row, column, accuracy, seed, **options) for seed, accuracy in enumerate(accuracies)]
+
+
+@cache
+def as_printed() -> list[Record]:
+    """The paper's own numbers, with three seeds that hardly differ; ResNet18 on CIFAR-100 has those of Table VI."""
+    shared = INCONSISTENCIES[0].rows[0]
+    return [
+        run
+        for row in ROWS
+        if row != shared
+        for column in COLUMNS
+        for run in seeded(row, column, *(row.accuracy(column) + shift for shift in (-0.001, 0.0, 0.001)))
+    ]
+
+
+def claim(key: str) -> Claim:
+    return next(claim for claim in CLAIMS if claim.key == key)
+
+
+def folder(path, run: Run, accuracy: float, **facts) -> None:
+    """A finished run of one epoch as it lies on disk."""
+    path.mkdir(parents=True)
+    scores = {"epoch": 1, "epochs": run.epochs, "val_accuracy": None, "test_accuracy": accuracy}
+    numbers = {"seconds": 12.5, "images_per_second": 800.0, "peak_memory_bytes": 30_000_000, "parameters": 701_466}
+    machine = {"device": "A CPU, of 2 cores", "torch": "2.9.0", "cpu_threads": 2}
+    known = {"format": 2, "run": asdict(run), "data": {}, "machine": machine, "commit": "0123456789ab", **facts}
+    (path / "run.json").write_text(json.dumps(known))
+    (path / "log.jsonl").write_text(json.dumps({**scores, "units": [{"index": 0}]}) + "\n")
+    (path / "result.json").write_text(json.dumps({**scores, **numbers, "hierarchy": [1, 1], "run": str(path)}))
+
+
+def test_a_setting_says_all_that_may_differ_between_runs_of_a_scale():
+    assert set(DEPARTURES) == {"loss", "epochs", "amp"}  # a new one must become a field of Setting
+
+
+def test_mean_and_deviation_are_over_seeds():
+    base = row(5, "resnet18")
+    runs = [record(base, "layerwise", accuracy, seed) for seed, accuracy in ((2, 80.0), (0, 84.0), (1, 82.0))]
+    found = measured(runs, base, "layerwise", PAPER)
+    assert (found.mean, found.deviation, found.seeds) == (82.0, 2.0, (0, 1, 2))
+    assert found.accuracies == (84.0, 82.0, 80.0)
+    assert measured(runs, base, "global", PAPER) is None
+    assert measured(runs[:1], base, "layerwise", PAPER).deviation is None
+
+
+def test_numbers_of_different_scales_losses_and_schedules_never_mix():
+    base = row(5, "resnet18")
+    runs = [
+        record(base, "layerwise", 80.0),
+        record(base, "layerwise", 70.0, seed=1, epochs=100),
+        record(base, "layerwise", 60.0, seed=2, loss="pred"),
+        record(base, "layerwise", 50.0, seed=3, amp=True),
+        record(base, "layerwise", 40.0, seed=4, scale="small"),
+        record(base, "layerwise", None, seed=5),
+    ]
+    found = {setting: measured(runs, base, "layerwise", setting) for setting in settings(runs)}
+    assert [(setting.key, number.mean, number.seeds) for setting, number in found.items()] == [
+        ("paper", 80.0, (0,)),
+        ("paper-bfloat16", 50.0, (3,)),
+        ("paper-100-epochs", 70.0, (1,)),
+        ("paper-pred", 60.0, (2,)),
+        ("small", 40.0, (4,)),
+    ]
+    assert [setting.title for setting in found] == [
+        "paper scale",
+        "paper scale: bfloat16 instead of float32",
+        "paper scale: 100 epochs instead of 400, decays in proportion",
+        "paper scale: pred instead of predsim",
+        "small scale",
+    ]
+    assert all(setting.departures == number.departures for setting, number in found.items())
+
+
+def test_global_runs_belong_to_the_setting_of_every_loss_with_their_schedule():
+    base = row(5, "resnet18")
+    runs = [
+        record(base, "global", 90.0, scale="small"),
+        record(base, "layerwise", 50.0, scale="small", loss="pred"),
+        record(base, "global", 95.0, epochs=100),
+    ]
+    alone, beside = settings(runs)
+    assert (alone.key, beside.key) == ("paper-100-epochs", "small-pred")
+    assert measured(runs, base, "global", beside).mean == 90.0
+    assert measured(runs, base, "global", alone).mean == 95.0
+    assert measured(runs, base, "layerwise", alone) is None
+
+
+def test_rows_shared_by_tables_share_their_runs_and_a_seed_trained_twice_counts_once():
+    runs = [record(row(3, "resnet18"), "layerwise", 80.0), record(row(5, "resnet18"), "layerwise", 10.0)]
+    for table in (3, 5):
+        found = measured(runs, row(table, "resnet18"), "layerwise", PAPER)
+        assert (found.mean, found.seeds) == (80.0, (0,))
+
+
+def test_an_unknown_column_is_refused():
+    with pytest.raises(InvalidInput, match="accepted: layerwise, global"):
+        measured([], ROWS[0], "local", PAPER)
+
+
+def test_the_papers_own_numbers_give_its_own_order():
+    for table in TABLES:
+        for column in COLUMNS:
+            found = rank_correlation(as_printed(), table, PAPER, column)
+            assert found.n == sum(row.table == table for row in ROWS)
+            if (table, column) != (4, "layerwise"):  # where ResNet18 has the number of Table VI
+                assert found.spearman == pytest.approx(1.0)
+    assert rank_correlation(as_printed(), 4, PAPER, "layerwise").spearman == pytest.approx(
+        29 / 35
+    )  # one row moved by two ranks
+
+
+def test_rank_correlation_needs_three_rows_and_follows_the_order_not_the_values():
+    rows = [row(5, name) for name in ("resnet18_r4", "resnet18", "resnet18_r2")]
+    runs = [record(entry, "layerwise", value, scale="small") for entry, value in zip(rows, (20.0, 30.0, 99.0), strict=True)]
+    assert rank_correlation(runs, 5, SMALL).spearman == pytest.approx(-1.0)
+    assert rank_correlation(runs, 5, SMALL).rows == ("resnet18", "resnet18_r2", "resnet18_r4")
+    assert rank_correlation(runs[:2], 5, SMALL).spearman is None
+    assert rank_correlation(runs, 5, PAPER).n == 0
+    with pytest.raises(InvalidInput, match="no table 7"):
+        rank_correlation(runs, 7, SMALL)
+
+
+def test_the_papers_own_numbers_give_the_verdicts_that_its_tables_imply():
+    verdicts = {verdict.claim.key: verdict for verdict in judge_all(as_printed(), PAPER)}
+    against = {key for key, verdict in verdicts.items() if verdict.verdict == "does not hold"}
+    unknown = {key for key, verdict in verdicts.items() if verdict.verdict == "not measured"}
+    assert against == {"depth-impairs", "gap-grows", "vgg19-vgg16", "deeper-vgg8b"}
+    assert unknown == {
+        "ahead-cifar10",
+        "ahead-cifar100",
+        "sharper-drop",
+        "separable-deeper",
+        "reason",
+    }  # curves, units, reasons
+    assert all(verdict.verdict == "holds" for key, verdict in verdicts.items() if key not in against | unknown)
+    assert verdicts["resnet50-r4"].effect == pytest.approx(4.21)
+    assert verdicts["vgg19-vgg16"].effect == pytest.approx(-0.39)
+    assert verdicts["r5-base"].effect == pytest.approx(3.07)
+
+
+def test_where_the_papers_tables_disagree_with_its_sentences():
+    contradicted = {claim.key for claim in CLAIMS if claim.paper_agrees is False}
+    assert contradicted == {
+        "depth-impairs",  # VGG11 is better than VGG8
+        "gap-grows",  # ResNet50's is smaller than ResNet18's
+        "vgg11-vgg8",  # by 2.5 and by 0.02 points on CIFAR-100, not around 1
+        "vgg19-vgg16",
+        "vgg19-vgg16-e1",  # names the two the wrong way round
+        "deeper-vgg8b",
+        "deeper-resnet18",  # by Table IV's ResNet18
+        "more-sensitive",  # by Table IV's ResNet18
+        "r5-base",  # 3 points within Table VI, not nearly 7
+    }
+    assert {claim.key for claim in CLAIMS if claim.paper_agrees is None} == {
+        "ahead-cifar10",
+        "ahead-cifar100",
+        "sharper-drop",
+        "separable-deeper",
+        "reason",
+    }
+
+
+def test_the_inconsistencies_are_all_rows_that_one_run_gives_two_numbers_for():
+    twice = [
+        (one, other)
+        for one, other in combinations(ROWS, 2)
+        if row_run(one, "paper", "layerwise") == row_run(other, "paper", "layerwise")
+        and any(one.accuracy(column) != other.accuracy(column) for column in COLUMNS)
+    ]
+    assert twice == [inconsistency.rows for inconsistency in INCONSISTENCIES]
+
+
+def test_claims_compare_within_a_data_set_and_at_the_depth_they_name():
+    assert len({claim.key for claim in CLAIMS}) == len(CLAIMS)
+    for entry in (comparison for claim in CLAIMS for comparison in claim.comparisons):
+        assert entry.above.row.data == entry.below.row.data
+    for key in ("resnet50-r4", "r5-base"):  # "the same number of convolution layers"
+        (entry,) = claim(key).comparisons
+        assert sum(entry.above.row.hierarchy) == sum(entry.below.row.hierarchy)
+    for entry in claim("fewer-shallow").comparisons:
+        above, below = entry.above.row.hierarchy, entry.below.row.hierarchy
+        assert above[2:] == below[2:]
+        assert sum(above[:2]) < sum(below[:2])
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "expected"),
+    [
+        ((52.0, 53.0, 54.0), (49.0, 50.0, 51.0), "holds"),  # 3 points, margin 2.776 × 0.816
+        ((49.0, 50.0, 51.0), (52.0, 53.0, 54.0), "does not hold"),
+        ((51.0, 52.0, 53.0), (49.0, 50.0, 51.0), "undecided"),  # 2 points
+        ((52.0,), (50.0,), "undecided"),  # no row has a deviation
+        ((52.0,), (49.0, 50.0, 51.0), "undecided"),  # 2 points, margin 4.30 × 1.155
+        ((54.0,), (49.0, 50.0, 51.0), "undecided"),  # 4 points: two degrees of freedom only, no second pair
+        ((56.0,), (49.0, 50.0, 51.0), "holds"),
+        ((), (49.0, 50.0, 51.0), "not measured"),
+    ],
+)
+def test_seeds_decide(better, worse, expected):
+    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(row(5, "resnet18_r2"), "layerwise", *worse)
+    verdict = judge(claim("r3-r2"), runs, PAPER)
+    assert verdict.verdict == expected
+    assert verdict.claim.paper_agrees
+    if expected != "not measured":
+        assert verdict.effect == pytest.approx(fmean(better) - fmean(worse))
+        assert expected in verdict.detail[0]
+
+
+def test_the_error_is_welchs():
+    from scipy.stats import ttest_ind
+
+    better, worse = (52.1, 53.4, 51.2, 55.0), (49.0, 50.7)
+    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(row(5, "resnet18_r2"), "layerwise", *worse)
+    (outcome,) = judge(claim("r3-r2"), runs, PAPER).outcomes
+    test = ttest_ind(better, worse, equal_var=False)
+    low, _ = test.confidence_interval(0.95)
+    assert outcome.difference / outcome.error == pytest.approx(test.statistic)
+    assert outcome.difference - outcome.margin == pytest.approx(low)
+    assert outcome.seeds == 2
+
+
+def test_a_single_seed_gets_the_deviation_of_other_rows_of_its_own_setting_and_column():
+    pair = [record(row(5, "resnet18_r3"), "layerwise", 53.0), record(row(5, "resnet18_r2"), "layerwise", 50.0)]
+    steady = seeded(row(1, "vgg11"), "layerwise", 70.0, 70.1, 70.2)
+    assert judge(claim("r3-r2"), pair, PAPER).verdict == "undecided"
+    found = judge(claim("r3-r2"), pair + steady, PAPER)
+    assert (found.verdict, found.deviation) == ("holds", pytest.approx(0.1 * 2**0.5))
+    elsewhere = seeded(row(1, "vgg11"), "global", 70.0, 70.1, 70.2) + seeded(row(1, "vgg11"), "layerwise", 70.0, 70.1, epochs=9)
+    assert judge(claim("r3-r2"), pair + elsewhere, PAPER).verdict == "undecided"
+
+
+def test_a_gap_is_global_minus_layerwise_and_adds_the_errors_of_four_means():
+    numbers = {"resnet18": (80.0, 90.0), "resnet50_r4": (85.0, 87.0)}
+    runs = [
+        run
+        for name, means in numbers.items()
+        for column, mean in zip(COLUMNS, means, strict=True)
+        for run in seeded(row(5, name), column, mean - 1, mean, mean + 1)
+    ]
+    outcome = compare(Comparison(number(5, "resnet18", "gap"), number(5, "resnet50_r4", "gap")), runs, PAPER)
+    assert (outcome.difference, outcome.error) == (pytest.approx(8.0), pytest.approx((4 / 3) ** 0.5))
+    assert outcome.verdict == "holds"
+    assert outcome.comparison.printed == pytest.approx(92.45 - 86.94 - 90.49 + 89.81)
+
+
+def test_a_claim_falls_with_one_comparison_and_says_how_many_are_measured():
+    runs = seeded(row(3, "resnet50"), "layerwise", 80.0, 80.1) + seeded(row(3, "resnet50_e1"), "layerwise", 70.0, 70.1)
+    partly = judge(claim("deeper-resnet50"), runs, PAPER)
+    assert (partly.verdict, partly.measured) == ("holds", 1)
+    assert partly.note == "1 of 4 comparisons are measured."
+    runs += seeded(row(3, "resnet50_e2"), "layerwise", 90.0, 90.1)
+    whole = judge(claim("deeper-resnet50"), runs, PAPER)
+    assert (whole.verdict, whole.effect, whole.measured) == ("does not hold", pytest.approx(-20.0), 2)
+
+
+def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
+    def curves(shift: float, *names: str) -> list[Record]:
+        base = {1: 20.0, 5: 40.0, 10: 60.0, 20: 80.0}
+        return [
+            record(
+                row(5, name),
+                "layerwise",
+                80.0,
+                seed,
+                "small",
+                [(at, score + lead(at, shift) + seed / 10) for at, score in base.items()],
+            )
+            for name in names
+            for seed in (0, 1)
+        ]
+
+    def lead(epoch: int, shift: float) -> float:
+        return shift / 5 if epoch == 20 else shift
+
+    runs = curves(0.0, "resnet18", "resnet50") + curves(10.0, "resnet18_r4", "resnet50_r4")
+    drop, ahead = judge(claim("sharper-drop"), runs, SMALL), judge(claim("ahead-cifar10"), runs, SMALL)
+    assert (drop.verdict, drop.effect) == ("holds", pytest.approx(10.0))  # at epoch 5 of 20
+    assert (ahead.verdict, ahead.effect) == ("holds", pytest.approx(2.0))
+    assert "at epoch 20, where it leads least; ahead at 4 of 4 epochs" in ahead.detail[0]
+    late = [
+        replace(run, epochs=tuple({**entry, "test_accuracy": 0.0} if entry["epoch"] == 1 else entry for entry in run.epochs))
+        for run in runs[4:]
+    ]
+    assert judge(claim("ahead-cifar10"), runs[:4] + late, SMALL).verdict == "does not hold"
+    assert judge(claim("sharper-drop"), runs[:4] + late, SMALL).verdict == "holds"
+
+
+def test_units_are_compared_within_a_run():
+    units = [{"accuracy": 99.0, "val_accuracy": 40.0}, {"accuracy": 50.0}, {"accuracy": 60.0, "val_accuracy": 45.0}]
+    runs = [
+        replace(run, result={**(run.result or {}), "units": units})
+        for run in seeded(row(3, "resnet18"), "layerwise", 45.0, 45.0)
+    ]
+    found = judge(claim("separable-deeper"), runs, PAPER)
+    assert (found.verdict, found.effect, found.measured) == ("holds", 5.0, 1)
+    odd = [replace(run, result={**(run.result or {}), "units": "lost"}) for run in runs]
+    assert judge(claim("separable-deeper"), odd, PAPER).verdict == "not measured"
+
+
+def test_the_command_of_a_run_trains_that_run():
+    runs = [
+        Run(),
+        row_run(row(5, "resnet18_r4"), "small", "layerwise", seed=3, loss="pred"),
+        Run(flip=False, augment=False, decay_milestones="", at="block", lr=1e-5, clip_grad=1.0, views=4, cache=True),
+    ]
+    for run in runs:
+        program, *words = shlex.split(command(run))
+        assert program == "layerwise"
+        assert collect(build_parser().parse_args(words), Run()) == run
+    assert command(Run(data="/home/me/my cats")) == "layerwise train resnet18 --data 'my cats'"
+
+
+def test_csv_has_a_line_per_finished_run_and_reads_back(tmp_path):
+    small, shared = row(5, "resnet18_r4"), INCONSISTENCIES[0].rows[1]
+    folder(tmp_path / "a", row_run(small, "small", "layerwise", seed=2, loss="pred"), 51.5)
+    folder(tmp_path / "b", row_run(shared, "paper", "global"), 73.0)
+    folder(tmp_path / "c", Run(data="/home/me/cats, dogs"), 60.0, machine="<none>", commit=None)
+    folder(tmp_path / "d", Run(), 60.0)
+    (tmp_path / "d" / "result.json").unlink()
+    records, _ = read_runs([tmp_path])
+    text = runs_csv(records)
+    one, two, other = csv.DictReader(text.splitlines())
+    assert tuple(one) == RUN_COLUMNS
+    assert (one["rows"], one["scale"], one["departures"]) == ("V resnet18_r4", "small", "pred instead of predsim")
+    assert (float(one["test_accuracy"]), one["paper_accuracy"], one["seed"], one["loss"]) == (51.5, "89.77", "2", "pred")
+    assert (one["machine"], one["commit"]) == ("A CPU, of 2 cores, 2 threads, torch 2.9.0", "0123456789ab")
+    assert (one["hierarchy"], one["parameters"], one["peak_memory_bytes"]) == ("[1,1,2,2]", "701466", "30000000")
+    assert (two["rows"], two["paper_accuracy"], two["loss"]) == ("IV resnet18; VI resnet18", "72.45; 73.13", "cross-entropy")
+    assert (other["rows"], other["data"], other["machine"], other["hierarchy"]) == ("", "cats, dogs", "", "[1,1]")
+    assert "/home" not in text
+    assert str(tmp_path) not in text
+
+
+def test_claims_as_csv_keep_settings_apart():
+    runs = as_printed() + seeded(row(5, "resnet18_r3"), "layerwise", 40.0, scale="small")
+    lines = list(csv.DictReader(claims_csv(runs).splitlines()))
+    assert len(lines) == 2 * len(CLAIMS)
+    verdicts = {(line["setting"], line["claim"]): line["verdict"] for line in lines}
+    assert verdicts["paper scale", "r3-r2"] == "holds"
+    assert verdicts["small scale", "r3-r2"] == "not measured"
+    assert {line["sentence"] for line in lines} == {claim.sentence for claim in CLAIMS}
+
+
+def test_latex_shows_the_paper_beside_one_setting():
+    runs = seeded(row(5, "resnet18_r4"), "layerwise", 50.0, 51.0, 52.0, scale="small")
+    runs += seeded(row(5, "resnet18_r4"), "global", 60.0, scale="small") + seeded(row(5, "resnet18_r4"), "global", 99.0)
+    text = latex_table(runs, 5, SMALL)
+    assert r"resnet18\_r4 & [1,1,2,2] & 89.77 & 93.01 & 51.00 $\pm$ 1.00 & 60.00 & 3/1 \\" in text
+    assert r"resnet50 & [3,4,6,3] & 85.60 & 89.65 & -- & -- & 0 \\" in text
+    assert "99.00" not in text
+    assert text.count("&") == 11 * 6 + 4  # ten rows, the columns' headings, and the headings above them
+    assert latex_table(runs, 1, SMALL) is None
+
+
+def test_latex_escapes_what_it_would_read_as_commands():
+    assert escape(r"50% of a_b & {c} #1 $2 \x ~ ^ ±") == (
+        r"50\% of a\_b \& \{c\} \#1 \$2 \textbackslash{}x \textasciitilde{} \textasciicircum{} $\pm$"
+    )
+
+
+def test_tables_are_written_for_the_settings_that_have_numbers(tmp_path):
+    runs = seeded(row(3, "resnet18"), "layerwise", 50.0, scale="small") + seeded(row(1, "vgg8"), "layerwise", 9.0, loss="pred")
+    names = {path.name for path in write_tables(runs, tmp_path / "new")}
+    assert names == {"runs.csv", "claims.csv", "table-1-paper-pred.tex", "table-3-small.tex", "table-5-small.tex"}
+    assert names == {path.name for path in (tmp_path / "new").iterdir()}
+
+
+def test_none_of_it_imports_torch():
+    code = "import sys, layerwise.tables, layerwise.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,278 @@
+"""The report: what the page holds, what it is robust against, and what it refuses. Runs are made up; see made_runs.py."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerwise.cli import main
+from layerwise.paper import ROWS
+from layerwise.runs import Run
+from layerwise.tables import RUN_COLUMNS
+from tests.made_runs import paper_plan, write_run, write_runs
+
+EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs of two scales, and everything that can be wrong with a folder of runs."""
+    folder = tmp_path_factory.mktemp("made") / "runs"
+    write_runs(folder / "small", paper_plan((5,), seeds=2), probes=True)
+    write_runs(folder / "paper", paper_plan((6,), seeds=1, scale="paper", epochs=40)[:4])
+    write_run(folder / "unfinished", Run(epochs=20), 50.0, 7)
+    write_run(folder / EVIL.replace("/", "|"), Run(data=EVIL, epochs=3), 50.0, 3)
+    spoil(folder)
+    return folder
+
+
+def spoil(folder: Path) -> None:
+    """Add broken runs."""
+    write_run(folder / "no numbers of units", Run(epochs=4, val_fraction=0.0), 50.0, 4)
+    for name in ("truncated", "no result", "foreign result", "no numbers", "wrong units"):
+        write_run(folder / name, Run(epochs=4), 50.0, 4)
+    log = folder / "truncated" / "log.jsonl"
+    log.write_text(
+        log.read_text()[:-400] + '\n{"epoch": 5, "epo\n[1, 2]\nno JSON\n{"epoch": 9, "epochs": 4, "test_accuracy": NaN}\n'
+    )
+    (folder / "no result" / "result.json").unlink()
+    (folder / "foreign result" / "result.json").write_text("[]")
+    (folder / "no numbers" / "result.json").write_text('{"test_accuracy": "high", "units": 3}')
+    for name in ("wrong units", "no numbers of units"):
+        wrong = folder / name / "log.jsonl"
+        wrong.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": "<b>high</b>"', wrong.read_text()))
+    (folder / "wrong units" / "separability.jsonl").write_text('{"epoch": 1, "units": [3, {"index": "x"}]}\n{"units": 4}\nno\n')
+    (folder / "wrong units" / "run.json").write_text(
+        json.dumps(
+            json.loads((folder / "wrong units" / "run.json").read_text()) | {"machine": 3, "units": 5, "commit": ["<i>"]}
+        )
+    )
+    (folder / "cut" / "run").mkdir(parents=True)
+    (folder / "cut" / "run" / "run.json").write_text('{"format": 2, "run"')
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "result.json").write_bytes(b"\xff\xfe\x00")
+    (folder / "notes.txt").write_text("not a run")
+
+
+class Page(HTMLParser):
+    """The tables of a page by caption, the identifiers, and every address that it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.identifiers: list[str] = []
+        self.addresses: list[str] = []
+        self.inside: list[str] = []
+        self.caption = self.cell = ""
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.identifiers += [given["id"] or ""] if "id" in given else []
+        self.addresses += [given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given]
+        if tag == "table":
+            self.caption, self.rows = "", []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.cell = ""
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+        if tag in ("td", "th"):
+            self.rows[-1].append(self.cell.strip())
+        if tag == "table":
+            self.tables[self.caption] = self.rows
+
+    def handle_data(self, data: str) -> None:
+        if "caption" in self.inside:
+            self.caption += data
+        self.cell += data
+
+
+def written(runs: Path, tmp_path: Path, *arguments: str) -> tuple[str, Page]:
+    output = tmp_path / "report.html"
+    main(["report", str(runs), "--output", str(output), *arguments])
+    text = output.read_text()
+    return text, Page(text)
+
+
+@pytest.fixture(scope="session")
+def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    return written(runs, tmp_path_factory.mktemp("page"))
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as leaving:
+        main(["report", *arguments])
+    captured = capsys.readouterr()
+    assert leaving.value.code == 2
+    assert captured.err.startswith("layerwise: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_page_has_every_part_and_loads_nothing(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    assert {"headline", "runs-read", "claims", "tables", "figures", "epochs", "hierarchies", "runs", "broken"} <= set(
+        parsed.identifiers
+    )
+    assert len(parsed.identifiers) == len(set(parsed.identifiers))
+    assert all(address.startswith(("#", "data:")) for address in parsed.addresses)
+    assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text)
+    assert len(text) < 5e6
+
+
+def test_a_papers_column_holds_the_papers_numbers_only(page: tuple[str, Page]) -> None:
+    _, parsed = page
+    small = parsed.tables["Table V beside what was measured at small scale."]
+    printed = {row.name: row for row in ROWS if row.table == 5}
+    assert small[0][1:3] == ["paper, %", "measured, small scale, %"]
+    for cells in small[2:]:
+        row = printed[cells[0]]
+        assert cells[2:4] == [f"{row.layerwise_accuracy:.2f}", f"{row.global_accuracy:.2f}"]
+        assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(2\)", cells[5])
+        assert float(cells[5][:5]) < 60  # the made-up small numbers
+        assert float(cells[8].replace("−", "-")) == pytest.approx(float(cells[5][:5]) - row.layerwise_accuracy, abs=0.011)
+    paper = next(name for name in parsed.tables if name.startswith("Table VI beside what was measured at paper scale"))
+    assert "40 epochs instead of 400" in paper
+    assert "Table I, the paper's numbers. Nothing of it was measured in these runs." in parsed.tables
+
+
+def test_claims_and_the_papers_contradiction_are_shown(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    verdicts = {row[0].split(" ", 1)[1] for row in parsed.tables["The paper's claims at small scale"][1:]}
+    assert verdicts <= {"holds", "does not hold", "undecided"}
+    assert "rank correlation of the rows&#x27; order with the paper&#x27;s" in text
+    assert "62.32 %" in text.split("Where the paper contradicts itself")[1]
+
+
+def test_what_is_broken_is_listed_in_words_and_escaped(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, _ = written(runs, tmp_path)
+    problems = text.split('id="broken"')[1]
+    for words in (
+        "lines of log.jsonl are cut short or no JSON",
+        "1 lines of log.jsonl are not of epochs",
+        "not finished: 7 of 20 epochs",
+        "not finished: 4 of 4 epochs, no result.json",
+        "result.json has no test accuracy",
+        "cannot be read as a run",
+        "is not a run: no run.json in it",
+    ):
+        assert words in problems, words
+    assert "<script>document.title" not in text
+    assert "<img src=x" not in text
+    assert "<b>high" not in text
+    assert text.count("</script>") == 2
+    assert "<i>" not in text
+    assert "result.json has no test accuracy" in capsys.readouterr().out
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0], parse_constant=pytest.fail)
+    assert EVIL in [run["config"].get("data") for run in data["runs"]]
+
+
+def test_every_run_is_there_with_its_command(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    one = next(run for run in data["runs"] if "resnet18-1-1-2-2" in run["path"] and "simultaneous" in run["path"])
+    assert one["command"].startswith("layerwise train resnet18 --hierarchy 1,1,2,2")
+    assert one["epochs"][-1] == 20
+    assert {found["kind"].split(" ")[2] for found in one["units"]} == {"each", "a"}  # the units' own classifiers and a probe
+    assert [f"run-{index}" in parsed.identifiers for index in range(len(data["runs"]))] == [True] * len(data["runs"])
+
+
+def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        written(runs, tmp_path / name, "--figures", str(tmp_path / name / "figures"))
+    first, second = (sorted((tmp_path / name).rglob("*.*")) for name in ("one", "two"))
+    assert [path.name for path in first] == [path.name for path in second]
+    assert {path.suffix for path in first} == {".html", ".svg", ".png"}
+    assert {"figure-1-paper.svg", "figure-4-small.svg", "depth-5-resnet18-small.png"} <= {path.name for path in first}
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_without_matplotlib_there_is_a_page_without_figures(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("layerwise.report.find_spec", lambda name: None)
+    text, _ = written(runs, tmp_path)
+    assert "pip install &#x27;layerwise[plots]&#x27;" in text
+    assert "data:image/svg" not in text
+    assert "pip install 'layerwise[plots]'" in refusal(capsys, str(runs), "--figures", str(tmp_path / "figures"))
+    assert not (tmp_path / "figures").exists()
+
+
+def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--csv", str(tmp_path / "runs.csv"), "--latex", str(tmp_path / "latex"), "--json"]
+    for _ in range(2):  # what it wrote, it may write over
+        written(runs, tmp_path, *arguments)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["report"] == str(tmp_path / "report.html")
+    assert all(Path(path).is_file() for path in result["files"])
+    assert result["finished"] < result["runs"]
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0] == ",".join(RUN_COLUMNS)
+    assert (tmp_path / "runs-claims.csv").read_text().startswith("setting,claim,")
+    assert r"resnet18\_r4" in (tmp_path / "latex" / "table-5-small.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("{tmp}/none", "is not a folder: give folders of runs"),
+        ("{tmp}", "there is no run in"),
+        ("{runs} --output {tmp}", "is a folder: give a file"),
+        ("{runs} --output {tmp}/none/report.html", "lies in a folder that does not exist"),
+        ("{runs} --output {tmp}/mine.html", "exists and was not written by layerwise report"),
+        ("{runs} --output {tmp}/r.html --csv {tmp}/mine.html", "exists and was not written by layerwise report"),
+        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "is a file: give a folder"),
+        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "is a file: give a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    arguments: str, words: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("<html><head><title>mine</title></head></html>")
+    assert words in refusal(capsys, *arguments.format(tmp=tmp_path, runs=runs).split())
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine.html"]
+    assert "mine" in (tmp_path / "mine.html").read_text()
+
+
+def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, _ = written(runs, tmp_path)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("layerwise.runs.os.fsync", full)
+    with pytest.raises(SystemExit):
+        main(["report", str(runs), "--output", str(tmp_path / "report.html")])
+    assert (tmp_path / "report.html").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
+    """A tenth of 1,000 runs of 400 epochs; those take 7 s, and their page has 3.8 MB (docs/log.md)."""
+    write_runs(tmp_path / "runs", paper_plan((1, 2, 3, 4, 5, 6), seeds=1, scale="paper")[:100])
+    code = (
+        "import sys, time; from layerwise.cli import main; "
+        f"main(['report', {str(tmp_path / 'runs')!r}, '--output', {str(tmp_path / 'report.html')!r}]); "
+        "assert 'torch' not in sys.modules; print(time.process_time())"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "100 runs read, 100 of them finished" in done.stdout
+    assert float(done.stdout.splitlines()[-1]) < 10
+    assert time.monotonic() - began < 60  # hangs only
+    assert (tmp_path / "report.html").stat().st_size < 4e6
