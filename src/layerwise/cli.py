@@ -17,7 +17,7 @@ from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, r
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
 NOT_TRAINED = {"eval_every", "save_every", "separability_every", "layout"}  # options of training alone
-LISTS = ("models", "losses", "rules", "datasets")
+LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs
 NOT_PROFILED = frozenset(

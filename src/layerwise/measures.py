@@ -155,7 +155,7 @@ def linear_cka(features: Tensor, others: Tensor) -> float:
     for values in (features, others):
         refuse_degenerate(values)
     one, two = (values.double() - values.double().mean(0) for values in (features, others))
-    return float((two.T @ one).square().sum() / ((one.T @ one).norm() * (two.T @ two).norm()))
+    return min(1.0, float((two.T @ one).square().sum() / ((one.T @ one).norm() * (two.T @ two).norm())))
 
 
 def checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Measuring leaves everything as it was: weights, buffers, modes and the global ra
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -29,11 +29,12 @@ from layerwise.units import Carried, Unit
 Row = dict[str, Any]
 
 POOLED_TO = 1024  # numbers an image
-MEMORY = 10**9  # bytes of pooled features that are kept at once; a single unit's always are
+MEMORY = 12 * 10**8  # bytes of pooled features kept at once (a single unit's always are): ResNet50, 10,000 images: two passes
 SAMPLE_SEED = 1
 
 WATCHED = ("linear_probe", "nearest_class_mean")  # cheap enough to be measured while training
-WATCHED_IMAGES = 2000
+WATCHED_IMAGES = 5000
+WATCHED_POOLED_TO = 256
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,9 @@ class Watch:
     """
 
     def __init__(self, learner: Learner, data: Splits, at: str | int | Sequence[str]) -> None:
-        self.depths = depths_of(learner, at)
+        depths = depths_of(learner, at)
+        self.depths = replace(depths, heads=False)  # the heads' accuracies are in the log
+        self.local = depths.heads
         self.split = "validation" if data.validation else "test"
         self.sample = sample_images(data.validation or data.test, WATCHED_IMAGES, len(data.class_names))
 
@@ -283,7 +286,7 @@ class Watch:
             last: index of the last of the learner's units that has learned; those behind it are left out.
             log: the run's, for the units' losses.
         """
-        pushing = losses_push(log) if self.depths.heads else None
-        rows = measure_depths(self.depths, self.sample, WATCHED, last=last if self.depths.heads else None, pushing=pushing)
+        reached, pushing = (last, losses_push(log)) if self.local else (None, None)
+        rows = measure_depths(self.depths, self.sample, WATCHED, WATCHED_POOLED_TO, reached, pushing=pushing)
         images = len(self.sample.labels)
-        return {"epoch": epoch, "split": self.split, "pooled_to": POOLED_TO, "images": images, "units": rows}
+        return {"epoch": epoch, "split": self.split, "pooled_to": WATCHED_POOLED_TO, "images": images, "units": rows}
