@@ -21,10 +21,11 @@ from layerwise.errors import InvalidInput
 from layerwise.evaluation import unit_scores
 from layerwise.gains import add_gains, losses_push
 from layerwise.measures import MEASURES
-from layerwise.probing import Depths, Watch, depths_of, measure_depths, places_of, sample_images
+from layerwise.probing import Depths, Sample, Watch, depths_of, groups, measure_depths, network_depths, places_of, sample_images
 from layerwise.progress import Progress
 from layerwise.rules import RULES
 from layerwise.runs import SEPARABILITY, STATE, WEIGHTS, Execution, Run, RunFolder
+from layerwise.survey import survey
 from layerwise.train import Interrupted, train
 from tests.helpers import CLASSES, digits, learner, network, ticks
 
@@ -146,6 +147,15 @@ def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(monkeypatch
     assert all(sum(math.prod(place.pooled) for place in group) <= 100 for group in passes)
 
 
+def test_resnet50_on_ten_thousand_images_takes_two_passes() -> None:
+    model = layerwise.create_model("resnet50")
+    images = torch.zeros(2, 3, 32, 32)
+    depths = network_depths(model, "layer", images)
+    places = places_of(depths, Sample(torch.arange(2), 2, lambda: iter([images])), 1024)
+    assert len(places) == 51
+    assert len(list(groups(places, 10_000))) == 2
+
+
 def test_images_are_drawn_evenly_and_alike() -> None:
     sample = sample_images(digits().test, 105, CLASSES)
     assert set(sample.labels.bincount().tolist()) == {10, 11}
@@ -196,6 +206,8 @@ def test_a_resumed_run_keeps_one_line_per_epoch(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(Interrupted):
             carry_out(SMALL, folder.path, WATCHING)
     assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]  # measured, but the state is of epoch 1
+    half_trained = survey(folder, WATCHING, ["fisher"])
+    assert (half_trained["epoch"], len(half_trained["units"])) == (1, 11)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
     assert folder.file(SEPARABILITY).read_text() == whole.file(SEPARABILITY).read_text()
 
