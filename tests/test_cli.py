@@ -13,6 +13,7 @@ from PIL import Image
 
 from layerwise.cli import main
 from layerwise.losses import LOSSES
+from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
 
@@ -69,7 +70,7 @@ def test_help_answers_without_torch() -> None:
     assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "report", "evaluate", "predict", "list"])
+@pytest.mark.parametrize("command", ["train", "compare", "reproduce", "report", "evaluate", "separability", "predict", "list"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
@@ -146,7 +147,14 @@ def test_compare_trains_all_and_skips_what_is_done(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("what", "names"), [("models", list_models()), ("losses", list(LOSSES)), ("rules", list(RULES)), ("datasets", ["digits"])]
+    ("what", "names"),
+    [
+        ("models", list_models()),
+        ("losses", list(LOSSES)),
+        ("rules", list(RULES)),
+        ("datasets", ["digits"]),
+        ("measures", list(MEASURES)),
+    ],
 )
 def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["list", what, "--json"])

@@ -11,24 +11,29 @@ if TYPE_CHECKING:
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
     from layerwise.learner import Learner, localize
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
+    from layerwise.measures import MEASURES, linear_cka
     from layerwise.models import create_model, list_models
     from layerwise.profile import predict_peak
     from layerwise.rules import RULES
+    from layerwise.survey import separability
     from layerwise.units import StepResult, Unit
 
 HOMES = {
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
     "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site", "Targets"),
+    "measures": ("MEASURES", "linear_cka"),
     "models": ("create_model", "list_models"),
     "rules": ("RULES",),
     "profile": ("predict_peak",),
     "chain": ("Chain", "split"),
     "learner": ("Learner", "localize"),
+    "survey": ("separability",),
     "units": ("StepResult", "Unit"),
 }
 
 __all__ = [
     "LOSSES",
+    "MEASURES",
     "RULES",
     "CannotSplit",
     "Chain",
@@ -47,9 +52,11 @@ __all__ = [
     "Targets",
     "Unit",
     "create_model",
+    "linear_cka",
     "list_models",
     "localize",
     "predict_peak",
+    "separability",
     "split",
 ]
 

@@ -17,7 +17,8 @@ from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, r
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
-LISTS = ("models", "losses", "rules", "datasets")
+NOT_TRAINED = {"eval_every", "save_every", "separability_every", "log", "layout"}  # options of training alone
+LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs
 NOT_PROFILED = frozenset(
@@ -124,12 +125,24 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(profile, Execution, skip={"data_dir", "workers", "download", "eval_every", "save_every", "log", *CACHES})
+    add_fields(profile, Execution, skip={"data_dir", "workers", "download", *NOT_TRAINED - {"layout"}, *CACHES})
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
     evaluate.add_argument("--best", action="store_true", help="the best epoch's weights instead of the last's")
-    add_fields(evaluate, Execution, skip={"eval_every", "save_every", "log", "layout", *CACHES})
+    add_fields(evaluate, Execution, skip={*NOT_TRAINED, *CACHES})
+
+    separability = add_command(commands, "separability", run_separability, "where in depth the classes become separable")
+    separability.add_argument("run", help="folder of a run, finished or not")
+    separability.add_argument("--measures", metavar="A,B", help="gains are of the first (default: all)")
+    separability.add_argument("--against", metavar="RUN", help="compare features with this run's, by linear CKA")
+    separability.add_argument(
+        "--images", type=int, default=10_000, help="at most so many, evenly over the classes (%(default)s)"
+    )
+    separability.add_argument("--split", default="test", help="images to measure on: test or validation (default: %(default)s)")
+    separability.add_argument("--pooled-to", type=int, default=1024, help="numbers that features are pooled to (%(default)s)")
+    separability.add_argument("--csv", metavar="FILE", help="write the table as CSV")
+    add_fields(separability, Execution, skip={*NOT_TRAINED, *CACHES})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")
@@ -295,6 +308,14 @@ def run_evaluate(parsed: argparse.Namespace) -> dict[str, Any]:
 
     folder = RunFolder(parsed.run)
     return evaluate(folder, collect(parsed, folder.execution()), parsed.best)
+
+
+def run_separability(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.survey_table import show_run
+
+    folder = RunFolder(parsed.run)
+    choices = {name: getattr(parsed, name) for name in ("against", "pooled_to", "images", "split")}
+    return show_run(folder, collect(parsed, folder.execution()), parsed.measures, parsed.csv, choices)
 
 
 def run_predict(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 from layerwise.data import DATASETS, FOLDER
 from layerwise.hierarchy import format_hierarchy
 from layerwise.losses import LOSSES
+from layerwise.measures import MEASURES
 from layerwise.models import MODELS
 from layerwise.rules import RULES
 
@@ -26,6 +27,7 @@ def listing(what: str) -> dict[str, Any]:
             **{name: f"crops with padding {data.padding}{', flips' * data.flip}" for name, data in DATASETS.items()},
             FOLDER: "class folders of images under --data-dir, or train/ and test/ that hold them",
         },
+        "measures": {name: first_line(measure) for name, measure in MEASURES.items()},
     }[what]
     width = max(map(len, rows))
     for name, text in rows.items():

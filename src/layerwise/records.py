@@ -10,11 +10,10 @@ from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.paper import Match, match
-from layerwise.runs import CONFIGURATION, LOG, RESULT, Run, RunFolder
+from layerwise.runs import CONFIGURATION, LOG, RESULT, SEPARABILITY, Run, RunFolder
 
 UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
 WHOLE = b"}]}"  # how such a line ends
-SEPARABILITY = "separability.jsonl"
 DEEPEST = 6  # folders below one that was named
 
 

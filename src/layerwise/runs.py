@@ -93,10 +93,12 @@ class Execution:
     eval_every: int = option(1, "evaluate after every so many epochs")
     save_every: int = option(1, "save the state to resume from after every so many epochs")
     log: str | None = option(None, "also write every epoch's numbers for a viewer, into the run's folder: tensorboard")
+    separability_every: int = option(0, "measure separability after every so many epochs and at the end; 0: never")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, and of the best on the validation images
+SEPARABILITY = "separability.jsonl"
 LOCK, DRAFT = "lock", ".draft"
 FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
 FORMAT = 2  # of the folder
@@ -220,27 +222,29 @@ class RunFolder:
                 raise Busy(f"{self.path} is being trained by another process: wait for it, or stop it first") from None
             yield
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to the log."""
-        with refusing_disk_errors(self.path), self.file(LOG).open("a") as log:
+    def append(self, record: Mapping[str, Any], name: str = LOG) -> None:
+        """Add a line to the log, or to another file of a line per epoch."""
+        with refusing_disk_errors(self.path), self.file(name).open("a") as log:
             log.write(json.dumps(record, allow_nan=False) + "\n")
             log.flush()
             os.fsync(log.fileno())
 
-    def log(self) -> list[dict[str, Any]]:
-        """The log's whole lines; one cut short by a kill is left out."""
+    def log(self, name: str = LOG) -> list[dict[str, Any]]:
+        """The whole lines of the log, or of another such file; one cut short by a kill is left out."""
         records = []
-        if self.file(LOG).exists():
-            for line in self.file(LOG).read_text(errors="replace").splitlines():
+        if self.file(name).exists():
+            for line in self.file(name).read_text(errors="replace").splitlines():
                 with contextlib.suppress(json.JSONDecodeError):
                     records.append(json.loads(line))
         return records
 
     def truncate_log(self, epochs: int) -> None:
         """Drop what was logged after the state that training goes on from."""
-        kept = [record for record in self.log() if record["epoch"] <= epochs]
-        with replacing(self.file(LOG)) as draft:
-            draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        for name in (LOG, SEPARABILITY):
+            kept = [record for record in self.log(name) if record["epoch"] <= epochs]
+            if name == LOG or self.file(name).exists():
+                with replacing(self.file(name)) as draft:
+                    draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def result(self) -> dict[str, Any]:
         try:

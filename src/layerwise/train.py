@@ -14,6 +14,7 @@ from layerwise.build import (
     build_learner,
     decay,
     options_for,
+    parse_cut,
     prepare_device,
 )
 from layerwise.data import Splits, load_data
@@ -25,9 +26,10 @@ from layerwise.learner import Learner
 from layerwise.machine import describe_device, describe_machine
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
+from layerwise.probing import Watch
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import BEST, FEATURES, RESULT, WEIGHTS, Execution, Run, RunFolder, differences, write_json
+from layerwise.runs import BEST, FEATURES, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
 from layerwise.tensorboard import check_log, open_log
 
@@ -65,6 +67,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         learner = build_learner(run, data, device)
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
+        watch = Watch(learner, data, parse_cut(run.at)) if execution.separability_every else None
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
@@ -85,6 +88,8 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
                     meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
                 folder.append(record)
                 log(record)
+                if watch and is_due(tick, execution.separability_every):
+                    folder.append(watch.record(tick.after.epoch, last_unit(tick), folder.log()), SEPARABILITY)
                 if is_due(tick, execution.save_every):
                     save(folder, run, learner, meter, tick.after)
                 progress.epoch(record)
@@ -106,6 +111,11 @@ def is_due(tick: Tick, every: int) -> bool:
     return tick.ends_training or tick.after.epoch % every == 0
 
 
+def last_unit(tick: Tick) -> int:
+    """Index of the last unit that has learned."""
+    return tick.first + len(tick.result.correct_tensor()) - 1
+
+
 def describe(run: Run, folder: RunFolder) -> dict[str, Any]:
     """The run's name and main choices, as results show them."""
     return {
@@ -121,7 +131,7 @@ def describe(run: Run, folder: RunFolder) -> dict[str, Any]:
 
 def evaluate_epoch(tick: Tick, learner: Learner, data: Splits, run: Run) -> dict[str, Any]:
     """Scores at an epoch's end of the units that learned in it; of the network only once its last unit has."""
-    last = tick.first + len(tick.result.correct_tensor()) - 1
+    last = last_unit(tick)
     scores: dict[str, Any] = {}
     if data.validation is not None:
         scores["units"] = unit_scores(learner, data.validation, tick.first, last)

@@ -1,0 +1,150 @@
+"""Measures of features, each against scikit-learn or the plain formula on the same features; all that are listed are tested."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import shrunk_covariance
+from sklearn.datasets import load_digits
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from torch import Tensor
+
+from layerwise.errors import InvalidInput
+from layerwise.measures import ACCURACIES, MEASURES, NEIGHBOURS, SHRINKAGE, STRENGTHS, linear_cka, parts
+
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    pixels, labels = load_digits(return_X_y=True)
+    noise = np.random.default_rng(0).normal(size=pixels.shape)  # so that no two distances or votes are equal by chance
+    return torch.from_numpy(pixels + 3 * noise).float(), torch.from_numpy(labels).long()
+
+
+def score(classifier: Any, features: Tensor, labels: Tensor, known: Tensor, held: Tensor) -> float:
+    values, names = features.numpy().astype(np.float64), labels.numpy()
+    return 100 * classifier.fit(values[known], names[known]).score(values[held], names[held])
+
+
+def test_parts_are_of_every_class_and_share_no_image(digits: tuple[Tensor, Tensor]) -> None:
+    labels = digits[1]
+    divided = parts(labels)
+    assert torch.equal(torch.cat(divided).sort().values, torch.arange(len(labels)))
+    for part, share in zip(divided, (0.5, 0.1, 0.4), strict=True):
+        expected = share * labels.bincount().double()
+        assert torch.all((labels[part].bincount(minlength=CLASSES) - expected).abs() <= 1)
+    assert all(torch.equal(one, other) for one, other in zip(divided, parts(labels), strict=True))
+
+
+def test_linear_probe_is_ridge_regression(digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    fit, choose, held = parts(labels)
+    values = features[fit].double()
+    scale = float((values - values.mean(0)).square().sum() / features.shape[1])
+    tried = [score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose) for s in STRENGTHS]
+    best = STRENGTHS[int(np.argmax(tried))]
+    expected = score(RidgeClassifier(alpha=best * scale), features, labels, fit, held)
+    assert len(set(tried)) > 1
+    assert MEASURES["linear_probe"](features, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nearest_class_mean_is_nearest_centroid(digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    fit, choose, held = parts(labels)
+    expected = score(NearestCentroid(), features, labels, torch.cat([fit, choose]), held)
+    assert MEASURES["nearest_class_mean"](features, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_nearest_neighbours_are_those_of_scikit_learn(digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    fit, choose, held = parts(labels)
+    classifier = KNeighborsClassifier(NEIGHBOURS, algorithm="brute")
+    expected = score(classifier, features, labels, torch.cat([fit, choose]), held)
+    assert MEASURES["nearest_neighbours"](features, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_fisher_is_its_formula(digits: tuple[Tensor, Tensor]) -> None:
+    values, labels = digits[0].numpy().astype(np.float64), digits[1].numpy()
+    within, between = np.zeros((64, 64)), np.zeros((64, 64))
+    for label in range(CLASSES):
+        members = values[labels == label]
+        within += (members - members.mean(0)).T @ (members - members.mean(0)) / len(values)
+        step = members.mean(0) - values.mean(0)
+        between += len(members) / len(values) * np.outer(step, step)
+    expected = np.trace(np.linalg.inv(shrunk_covariance(within, SHRINKAGE)) @ between)
+    assert MEASURES["fisher"](*digits) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("images", [40, 500])
+def test_effective_rank_is_the_entropy_of_singular_values(digits: tuple[Tensor, Tensor], images: int) -> None:
+    features, labels = digits[0][:images], digits[1][:images]
+    values = features.numpy().astype(np.float64)
+    singular = np.linalg.svd(values - values.mean(0), compute_uv=False)
+    shares = singular[singular > 1e-9] / singular.sum()
+    expected = np.exp(-np.sum(shares * np.log(shares)))
+    assert MEASURES["effective_rank"](features, labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_linear_cka_is_kernel_alignment(digits: tuple[Tensor, Tensor]) -> None:
+    one = digits[0][:200]
+    other = torch.relu(one @ torch.randn(64, 30, generator=torch.Generator().manual_seed(0)))
+    centring = np.eye(200) - 1 / 200
+    kernels = [centring @ (x @ x.T) @ centring for x in (one.double().numpy(), other.double().numpy())]
+    norms = np.linalg.norm(kernels[0]) * np.linalg.norm(kernels[1])
+    assert linear_cka(one, other) == pytest.approx(np.sum(kernels[0] * kernels[1]) / norms, rel=1e-9)
+    rotation = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1))).Q
+    assert linear_cka(one, 3 * one @ rotation + 5) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_measure_keeps_its_promises(name: str, digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    before, state = features.clone(), torch.get_rng_state()
+    value = MEASURES[name](features, labels)
+    assert isinstance(value, float)
+    assert value == MEASURES[name](features, labels.int())
+    assert torch.equal(features, before)
+    assert torch.equal(state, torch.get_rng_state())
+    assert MEASURES[name](features.bfloat16(), labels) == pytest.approx(value, rel=0.1)
+    for count, width in ((40, 2000), (400, 1)):  # more features than images; a single one
+        assert np.isfinite(MEASURES[name](torch.randn(count, width), torch.arange(count) % CLASSES))
+
+
+@pytest.mark.parametrize("name", [*ACCURACIES, "fisher"])
+def test_separability_is_of_the_labels(name: str, digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    assert MEASURES[name](features, labels) > 3 * MEASURES[name](features, shuffled)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize(
+    ("features", "labels", "sentence"),
+    [
+        (torch.randn(30, 4), torch.arange(30) % 3 * 2, "no image is of class 1"),
+        (torch.ones(30, 4), torch.arange(30) % 3, "are the same"),
+        (torch.full((30, 4), torch.nan), torch.arange(30) % 3, "NaN or infinite"),
+        (torch.randn(3, 4), torch.tensor([0, 1, 9]), "3 images are fewer than the 10 classes"),
+        (torch.randn(30, 4), torch.zeros(30).long(), "a single class"),
+        (torch.randn(0, 4), torch.zeros(0).long(), "0 images are fewer"),
+        (torch.randn(30, 4), torch.arange(29), "give floating-point features"),
+        (torch.randn(30, 4), torch.arange(30) % 3 - 1, "whole numbers from 0"),
+        (torch.randn(30, 2, 2), torch.arange(30) % 3, "give floating-point features"),
+    ],
+)
+def test_bad_input_is_refused(name: str, features: Tensor, labels: Tensor, sentence: str) -> None:
+    with pytest.raises(InvalidInput, match=sentence):
+        MEASURES[name](features, labels)
+
+
+def test_probes_need_some_images_of_each_class() -> None:
+    with pytest.raises(InvalidInput, match="class 1 has 3 images: give 4 or more"):
+        MEASURES["linear_probe"](torch.randn(9, 4), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]))
+    with pytest.raises(InvalidInput, match="infinite"):
+        MEASURES["fisher"](torch.arange(8.0).remainder(2).unsqueeze(1), torch.arange(8) % 2)
+    for others, sentence in ((torch.ones(9, 4), "are the same"), (torch.randn(8, 4), "of 9 and of 8 images")):
+        with pytest.raises(InvalidInput, match=sentence):
+            linear_cka(torch.randn(9, 4), others)
