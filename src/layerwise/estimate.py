@@ -14,8 +14,7 @@ from layerwise.data import DATASETS
 from layerwise.layouts import lay_out
 from layerwise.memory import synchronise
 from layerwise.models import create_model
-from layerwise.prediction import rule_ticks
-from layerwise.profile import build, image_size, options_of
+from layerwise.rehearsal import build, image_size, options_of, rule_ticks
 from layerwise.runs import Execution, Run
 from layerwise.units import precision
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import layerwise
+from layerwise import __version__
 
 
 def describe_device(device: torch.device, amp: bool) -> str:
@@ -26,7 +26,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": {
-            "layerwise": layerwise.__version__,
+            "layerwise": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "system": f"{platform.system()} {platform.machine()}",

@@ -18,7 +18,7 @@ from layerwise.build import prepare_device
 from layerwise.errors import InvalidInput
 from layerwise.layouts import lay_out
 from layerwise.memory import device_of, measured, persistent_bytes, phases, profiler_mark, synchronise
-from layerwise.prediction import rule_ticks
+from layerwise.rehearsal import build, options_of, rule_ticks
 from layerwise.runs import Execution, Run
 
 TIMED = 2  # epochs of two steps; the first step of a unit is not counted
@@ -51,8 +51,6 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
 
 
 def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
-    from layerwise.profile import build, options_of
-
     device = prepare_device(execution)
     learner, options = build(run, num_classes, device), options_of(run)
     lay_out(learner, execution.layout)

@@ -1,48 +1,17 @@
 """What a training rule will need, predicted: memory, multiply-adds and saved tensors of its steps, unit by unit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
-from layerwise.memory import Timeline, device_of, persistent_bytes, phases
-from layerwise.rules import RULES, Tick
+from layerwise.memory import Timeline, persistent_bytes, phases
+from layerwise.rehearsal import rule_ticks
+from layerwise.rules import RULES
 
 MOST = 2**20  # images in a batch; larger ones are not looked for
-
-
-class RandomBatches:
-    """Random images in two batches per epoch, as a rule draws them: the first warms up, the second is looked at."""
-
-    views = 1
-
-    def __init__(self, learner: Learner, batch_size: int) -> None:
-        self.device, self.shape, self.type = device_of(learner), learner.image_shape, learner.image_type
-        self.batch_size = batch_size
-        self.labels = torch.arange(2 * batch_size, device=self.device) % learner.num_classes
-
-    def __len__(self) -> int:
-        return 2
-
-    def order(self, epoch: int) -> list[Tensor]:
-        return list(torch.arange(2 * self.batch_size, device=self.device).split(self.batch_size))
-
-    def images(self, indices: Tensor, epoch: int) -> Tensor:
-        return torch.rand(len(indices), *self.shape, dtype=self.type, device=self.device)
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        for indices in self.order(epoch)[start:]:
-            yield self.images(indices, epoch), self.labels[indices]
-
-
-def rule_ticks(rule: str, learner: Learner, batch_size: int, epochs: int, options: dict[str, Any]) -> Iterator[Tick]:
-    """A rule's steps on random images; each group of units that learn together makes two per epoch."""
-    return RULES[rule].order(learner, RandomBatches(learner, batch_size), epochs, lambda done: 1.0, **options)
 
 
 @dataclass

@@ -1,41 +1,31 @@
 """What training costs by each rule: work, memory and time, predicted and measured, in all and unit by unit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerwise.build import build_learner, check_run, options_for, prepare_device
+from layerwise.build import check_run, prepare_device
 from layerwise.errors import InvalidInput, choose
-from layerwise.features import Keeping
 from layerwise.layouts import LAYOUTS
 from layerwise.learner import Learner, localize
 from layerwise.losses import accepted_options
 from layerwise.measurement import measure
 from layerwise.prediction import largest_batch, predict_steps, rule_options
 from layerwise.profile_table import show
+from layerwise.rehearsal import UNSAID, build, image_size, options_of
 from layerwise.rules import RULES
 from layerwise.runs import Execution, Run
 from layerwise.sizes import parse_size
 
 # What is profiled: options of a run, by name. Rules with several threads are left out: a CPU's memory is counted per thread.
-UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
 PROFILED: dict[str, dict[str, Any]] = {
     **{name: {"rule": name} for name in ("global", "checkpointed", "simultaneous", "sequential")},
     "sequential-cached": {"rule": "sequential", "cache": True},
 }
 CACHED_IMAGES = 50_000  # images whose features a cache holds unless --train-images says otherwise: CIFAR-10
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a network needs to know of a data set; none is read."""
-
-    class_names: tuple[str, ...]
-    image_size: int
-    channels: int = 3
 
 
 def predict_peak(
@@ -139,20 +129,6 @@ def run_for(base: Run, name: str) -> Run:
 
 def is_rule_option(name: str) -> bool:
     return any(name in accepted_options(rule.order) for rule in RULES.values())
-
-
-def options_of(run: Run) -> dict[str, Any]:
-    return options_for("rule", run.rule, run) | ({"keeping": UNSAID} if run.cache else {})
-
-
-def image_size(run: Run) -> int:
-    return run.image_size or 32
-
-
-def build(run: Run, num_classes: int, device: torch.device) -> Learner:
-    if num_classes < 2:
-        raise InvalidInput(f"classes {num_classes} is too small: give 2 or more")
-    return build_learner(run, Shape(tuple(map(str, range(num_classes))), image_size(run)), device)
 
 
 def predicted(run: Run, learner: Learner) -> dict[str, Any]:
