@@ -1,0 +1,119 @@
+"""Batch normalisation, the addition of a shortcut and leaky ReLU as one operation, whose backward pass works in place."""
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Gradients = tuple[Tensor | None, Tensor, Tensor]  # of maps, weight and bias
+
+SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
+SMALL_ELEMENTS = 1 << 21  # maps of so many numbers are worked on whole: what is saved would be little, and costs time
+PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
+MOST_PARTS = 32  # so that a part's temporary maps are little beside the whole, and operations few
+
+
+class NormalisedActivation(nn.BatchNorm2d):
+    """f = LeakyReLU(BatchNorm(z) + s), with the parameters and buffers of ``BatchNorm2d``.
+
+    While it trains, its maps z are consumed: backward may write their gradient over them, so nothing else may read them after
+    it, and backward runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace it whole, and with it the activation.
+
+    Shapes: z, s (optional), f: (B, C, H, W).
+
+    Raises:
+        ValueError: maps of another shape, or one number per channel to learn the statistics from.
+        RuntimeError: a second backward pass through the same step.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if not self.training or self.momentum is None or self.num_batches_tracked is None:
+            normalised = super().forward(maps)
+            return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
+        self._check_input_dim(maps)
+        if maps.numel() == maps.shape[1]:
+            raise ValueError(f"maps of shape {tuple(maps.shape)} have one number per channel: train with more images or pixels")
+        self.num_batches_tracked.add_(1)
+        statistics = (self.running_mean, self.running_var, self.momentum, self.eps)
+        activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *statistics)
+        return activated
+
+
+class Normalise(torch.autograd.Function):
+    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel.
+
+    With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
+    The sign of y is that of f, so z and f are all that is kept, and ∂z is written over z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, *statistics: Any) -> Tensor:
+        running, (momentum, epsilon) = statistics[:2], statistics[2:]
+        activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, *running, True, momentum, epsilon)
+        addends = repeat(None) if shortcut is None else parts(shortcut)
+        for part, addend in zip(parts(activated), addends, strict=False):
+            F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
+        ctx.save_for_backward(maps, activated, weight, mean, inverse)
+        ctx.spent = False
+        return activated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError("the gradient of a normalised activation was asked for twice: the first time overwrote its maps")
+        ctx.spent = True
+        maps, activated, *channels = ctx.saved_tensors
+        if for_shortcut := ctx.needs_input_grad[1]:
+            gradient, activated = before_activation(gradient, activated), None
+        if maps.numel() > SMALL_ELEMENTS and ctx.needs_input_grad[0]:
+            gradients = in_place(gradient, activated, maps, channels)
+        else:
+            before = before_activation(gradient, activated)
+            gradients = normalisation_backward(before, maps, channels, ctx.needs_input_grad[0])
+        return gradients[0], gradient if for_shortcut else None, *gradients[1:], None, None, None, None
+
+
+def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
+    """The gradient of what the activation was computed from; without an activation, the gradient itself."""
+    return gradient if activated is None else torch.ops.aten.leaky_relu_backward(gradient, activated, SLOPE, True)
+
+
+def normalisation_backward(gradient: Tensor, maps: Tensor, channels: Sequence[Tensor], wanted: bool) -> Gradients:
+    """What batch normalisation makes of a gradient: those of its maps (if wanted), weight and bias."""
+    weight, mean, inverse = channels
+    mask = [wanted, True, True]
+    made: Gradients = torch.ops.aten.native_batch_norm_backward(
+        gradient, maps, weight, None, None, mean, inverse, True, 0.0, mask
+    )
+    return made
+
+
+def in_place(gradient: Tensor, activated: Tensor | None, maps: Tensor, channels: Sequence[Tensor]) -> Gradients:
+    """The gradients, part by part; that of the maps over the maps."""
+    weight, mean, inverse = channels
+    batches = list(zip(parts(gradient), repeat(None) if activated is None else parts(activated), parts(maps), strict=False))
+    sums = [normalisation_backward(before_activation(*both), part, channels, False)[1:] for *both, part in batches]
+    for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+    count = maps.numel() // len(mean)
+    factor = -for_weight * inverse / count
+    shift = -for_bias / count - factor * mean
+    scale = (weight * inverse).to(maps.dtype)[:, None, None]
+    zero, one = torch.zeros_like(mean), torch.ones_like(mean)
+    for *both, part in batches:
+        line = torch.native_batch_norm(part, factor, shift, zero, one, False, 0.0, 0.0)[0]
+        torch.mul(line.add_(before_activation(*both)), scale, out=part)
+    return maps, for_weight, for_bias
+
+
+def parts(maps: Tensor) -> Iterator[Tensor]:
+    """Stretches of examples, at most about ``MOST_PARTS``."""
+    elements = max(PART_ELEMENTS, maps.numel() // MOST_PARTS)
+    yield from maps.split(max(1, elements // maps[0].numel()))
