@@ -41,8 +41,8 @@ class NormalisedActivation(nn.BatchNorm2d):
         if maps.numel() == maps.shape[1]:
             raise ValueError(f"maps of shape {tuple(maps.shape)} have one number per channel: train with more images or pixels")
         self.num_batches_tracked.add_(1)
-        statistics = (self.running_mean, self.running_var, self.momentum, self.eps)
-        activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *statistics)
+        running = (self.running_mean, self.running_var, self.momentum, self.eps)
+        activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *running)
         return activated
 
 
@@ -54,9 +54,18 @@ class Normalise(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, *statistics: Any) -> Tensor:
-        running, (momentum, epsilon) = statistics[:2], statistics[2:]
-        activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, *running, True, momentum, epsilon)
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        shortcut: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, running_mean, running_var, True, momentum, eps)
         addends = repeat(None) if shortcut is None else parts(shortcut)
         for part, addend in zip(parts(activated), addends, strict=False):
             F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
@@ -99,17 +108,22 @@ def normalisation_backward(gradient: Tensor, maps: Tensor, channels: Sequence[Te
 def in_place(gradient: Tensor, activated: Tensor | None, maps: Tensor, channels: Sequence[Tensor]) -> Gradients:
     """The gradients, part by part; that of the maps over the maps."""
     weight, mean, inverse = channels
-    batches = list(zip(parts(gradient), repeat(None) if activated is None else parts(activated), parts(maps), strict=False))
-    sums = [normalisation_backward(before_activation(*both), part, channels, False)[1:] for *both, part in batches]
+
+    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
+        signs = repeat(None) if activated is None else parts(activated)
+        for part, piece, sign in zip(parts(maps), parts(gradient), signs, strict=False):
+            yield part, before_activation(piece, sign)
+
+    sums = [normalisation_backward(before, part, channels, False)[1:] for part, before in pieces()]
     for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
     count = maps.numel() // len(mean)
     factor = -for_weight * inverse / count
     shift = -for_bias / count - factor * mean
     scale = (weight * inverse).to(maps.dtype)[:, None, None]
     zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-    for *both, part in batches:
-        line = torch.native_batch_norm(part, factor, shift, zero, one, False, 0.0, 0.0)[0]
-        torch.mul(line.add_(before_activation(*both)), scale, out=part)
+    for part, before in pieces():
+        line = torch.native_batch_norm(part, factor, shift, zero, one, False, 0.0, 0.0)[0]  # factor · z + shift
+        torch.mul(line.add_(before), scale, out=part)
     return maps, for_weight, for_bias
 
 
