@@ -1,6 +1,7 @@
 """Batch normalisation, the addition of a shortcut and leaky ReLU as one operation, whose backward pass works in place."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -9,37 +10,34 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Gradients = tuple[Tensor | None, Tensor, Tensor]  # of maps, weight and bias
-
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
-SMALL_ELEMENTS = 1 << 21  # maps of so many numbers are worked on whole: what is saved would be little, and costs time
+SMALL_ELEMENTS = 1 << 21  # maps of so many numbers go PyTorch's way: what could be saved is little, and costs time
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
-MOST_PARTS = 32  # so that a part's temporary maps are little beside the whole, and operations few
+MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
 
 class NormalisedActivation(nn.BatchNorm2d):
     """f = LeakyReLU(BatchNorm(z) + s), with the parameters and buffers of ``BatchNorm2d``.
 
-    While it trains, its maps z are consumed: backward may write their gradient over them, so nothing else may read them after
-    it, and backward runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace it whole, and with it the activation.
+    Of large maps z, while they learn, the gradient is written over them: nothing else may read them after the backward pass,
+    which runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
 
     Shapes: z, s (optional), f: (B, C, H, W).
 
     Raises:
         ValueError: maps of another shape, or one number per channel to learn the statistics from.
-        RuntimeError: a second backward pass through the same step.
+        RuntimeError: a second backward pass through the same large maps.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 
     def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        if not self.training or self.momentum is None or self.num_batches_tracked is None:
+        large = maps.requires_grad and maps.numel() > SMALL_ELEMENTS
+        if not self.training or not large or self.momentum is None or self.num_batches_tracked is None:
             normalised = super().forward(maps)
             return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
         self._check_input_dim(maps)
-        if maps.numel() == maps.shape[1]:
-            raise ValueError(f"maps of shape {tuple(maps.shape)} have one number per channel: train with more images or pixels")
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
         activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *running)
@@ -82,12 +80,8 @@ class Normalise(torch.autograd.Function):
         maps, activated, *channels = ctx.saved_tensors
         if for_shortcut := ctx.needs_input_grad[1]:
             gradient, activated = before_activation(gradient, activated), None
-        if maps.numel() > SMALL_ELEMENTS and ctx.needs_input_grad[0]:
-            gradients = in_place(gradient, activated, maps, channels)
-        else:
-            before = before_activation(gradient, activated)
-            gradients = normalisation_backward(before, maps, channels, ctx.needs_input_grad[0])
-        return gradients[0], gradient if for_shortcut else None, *gradients[1:], None, None, None, None
+        for_weight, for_bias = write_gradient(gradient, activated, maps, channels)
+        return maps, gradient if for_shortcut else None, for_weight, for_bias, None, None, None, None
 
 
 def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
@@ -95,18 +89,14 @@ def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
     return gradient if activated is None else torch.ops.aten.leaky_relu_backward(gradient, activated, SLOPE, True)
 
 
-def normalisation_backward(gradient: Tensor, maps: Tensor, channels: Sequence[Tensor], wanted: bool) -> Gradients:
-    """What batch normalisation makes of a gradient: those of its maps (if wanted), weight and bias."""
-    weight, mean, inverse = channels
-    mask = [wanted, True, True]
-    made: Gradients = torch.ops.aten.native_batch_norm_backward(
-        gradient, maps, weight, None, None, mean, inverse, True, 0.0, mask
-    )
-    return made
+def write_gradient(
+    gradient: Tensor, activated: Tensor | None, maps: Tensor, channels: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Write the maps' gradient over them, part by part, and return those of weight and bias.
 
-
-def in_place(gradient: Tensor, activated: Tensor | None, maps: Tensor, channels: Sequence[Tensor]) -> Gradients:
-    """The gradients, part by part; that of the maps over the maps."""
+    Args:
+        channels: weight, mean and inverse deviation of each channel.
+    """
     weight, mean, inverse = channels
 
     def pieces() -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,7 +104,8 @@ def in_place(gradient: Tensor, activated: Tensor | None, maps: Tensor, channels:
         for part, piece, sign in zip(parts(maps), parts(gradient), signs, strict=False):
             yield part, before_activation(piece, sign)
 
-    sums = [normalisation_backward(before, part, channels, False)[1:] for part, before in pieces()]
+    backward = partial(torch.ops.aten.native_batch_norm_backward, train=True, eps=0.0, output_mask=[False, True, True])
+    sums = [backward(before, part, weight, None, None, mean, inverse)[1:] for part, before in pieces()]
     for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
     count = maps.numel() // len(mean)
     factor = -for_weight * inverse / count
@@ -124,7 +115,7 @@ def in_place(gradient: Tensor, activated: Tensor | None, maps: Tensor, channels:
     for part, before in pieces():
         line = torch.native_batch_norm(part, factor, shift, zero, one, False, 0.0, 0.0)[0]  # factor · z + shift
         torch.mul(line.add_(before), scale, out=part)
-    return maps, for_weight, for_bias
+    return for_weight, for_bias
 
 
 def parts(maps: Tensor) -> Iterator[Tensor]:
