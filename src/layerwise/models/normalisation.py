@@ -1,6 +1,6 @@
 """Batch normalisation, the addition of a shortcut and leaky ReLU as one operation, whose backward pass works in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -64,7 +64,7 @@ class Normalise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, running_mean, running_var, True, momentum, eps)
-        addends = repeat(None) if shortcut is None else parts(shortcut)
+        addends: Iterable[Any] = repeat(None) if shortcut is None else parts(shortcut)
         for part, addend in zip(parts(activated), addends, strict=False):
             F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
         ctx.save_for_backward(maps, activated, weight, mean, inverse)
@@ -99,26 +99,24 @@ def write_gradient(
     """
     weight, mean, inverse = channels
 
-    def pieces() -> Iterator[tuple[Tensor, Tensor]]:
-        signs = repeat(None) if activated is None else parts(activated)
-        for part, piece, sign in zip(parts(maps), parts(gradient), signs, strict=False):
-            yield part, before_activation(piece, sign)
-
+    signs: Iterable[Any] = repeat(None) if activated is None else parts(activated)
+    pieces = list(zip(parts(maps), parts(gradient), signs, strict=False))
     backward = partial(torch.ops.aten.native_batch_norm_backward, train=True, eps=0.0, output_mask=[False, True, True])
-    sums = [backward(before, part, weight, None, None, mean, inverse)[1:] for part, before in pieces()]
+    sums = [backward(before_activation(*both), part, weight, None, None, mean, inverse)[1:] for part, *both in pieces]
     for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
     count = maps.numel() // len(mean)
     factor = -for_weight * inverse / count
     shift = -for_bias / count - factor * mean
     scale = (weight * inverse).to(maps.dtype)[:, None, None]
-    zero, one = torch.zeros_like(mean), torch.ones_like(mean)
-    for part, before in pieces():
-        line = torch.native_batch_norm(part, factor, shift, zero, one, False, 0.0, 0.0)[0]  # factor · z + shift
-        torch.mul(line.add_(before), scale, out=part)
+    unchanged = torch.zeros_like(mean), torch.ones_like(mean)  # a mean and a variance
+    for part, *both in pieces:
+        line = torch.native_batch_norm(part, factor, shift, *unchanged, False, 0.0, 0.0)[0]  # factor · z + shift, rounded once
+        torch.mul(line.add_(before_activation(*both)), scale, out=part)
+        del line
     return for_weight, for_bias
 
 
-def parts(maps: Tensor) -> Iterator[Tensor]:
+def parts(maps: Tensor) -> Sequence[Tensor]:
     """Stretches of examples, at most about ``MOST_PARTS``."""
     elements = max(PART_ELEMENTS, maps.numel() // MOST_PARTS)
-    yield from maps.split(max(1, elements // maps[0].numel()))
+    return maps.split(max(1, elements // maps[0].numel()))
