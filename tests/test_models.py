@@ -13,6 +13,7 @@ from torch import nn
 
 from layerwise.errors import InvalidInput
 from layerwise.models import create_model, list_models, published_hierarchy
+from layerwise.models.normalisation import SLOPE, NormalisedActivation
 
 with files("layerwise").joinpath("paper_tables.csv").open() as file:
     ROWS = list(csv.DictReader(file))
@@ -64,7 +65,7 @@ def test_batch_norm_with_the_channels_of_its_convolution_follows_it(name: str) -
     modules = layers(on_meta(name), (nn.Conv2d, nn.BatchNorm2d))
     assert len(modules) % 2 == 0
     for conv, norm in zip(modules[::2], modules[1::2], strict=True):
-        assert (type(conv), type(norm)) == (nn.Conv2d, nn.BatchNorm2d)
+        assert (type(conv), isinstance(norm, nn.BatchNorm2d)) == (nn.Conv2d, True)
         assert conv.out_channels == norm.num_features
         assert (conv.bias is not None) == name.startswith("vgg")
 
@@ -150,9 +151,8 @@ def test_the_free_shortcut_keeps_every_second_pixel_between_new_zeros() -> None:
 @pytest.mark.parametrize("name", list_models())
 def test_slope_of_every_leaky_relu(name: str) -> None:
     model = on_meta(name, width=1 / 16)
-    slopes = [module.negative_slope for module in layers(model, nn.LeakyReLU)]
-    assert slopes
-    assert set(slopes) == {0.01}
+    assert layers(model, NormalisedActivation)
+    assert {0.01, *(module.negative_slope for module in layers(model, nn.LeakyReLU))} == {SLOPE}
     assert not layers(model, nn.ReLU)
 
 

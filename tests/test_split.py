@@ -86,7 +86,7 @@ def test_one_unit_is_the_whole_network() -> None:
         ("vgg8b", ["stages.2", "stages.0"], ("stages.0", "stages.1.0.conv..stages.2.0.conv", "stages.3.0.conv..output")),
         ("vgg8b", ["stages.0", "stages.0"], ("stages.0", "stages.1.0.conv..output")),
         ("vgg8b", ["stages.0.1.conv"], ("stages.0", "stages.1.0.conv..output")),
-        ("vgg8b", ["stages.0.1.activation"], ("stages.0", "stages.1.0.conv..output")),
+        ("vgg8b", ["stages.0.1.norm"], ("stages.0", "stages.1.0.conv..output")),
         ("vgg8b", ["hidden", "output"], ("stages.0.0.conv..hidden.linear", "output")),
         ("vgg8b", ["output"], ("network",)),
         ("resnet18", ["stem", "stages.1.0"], ("stem.conv", "stages.0.0.conv1..stages.1.0.conv2", "stages.1.1.conv1..output")),

@@ -8,7 +8,8 @@ result, so that its weights learn from that unit's loss. All tensors that are al
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
 from typing import Any
 
 import torch
@@ -117,17 +118,21 @@ def equal_cuts(network: Network, count: int, sample: Tensor | None) -> list[fx.N
 
 def balance(costs: Sequence[float], count: int) -> list[int]:
     """Cut a row of costs into ``count`` runs so that the dearest run is as cheap as possible; the last index of all but one."""
-    sums = [0.0]
-    for cost in costs:
-        sums.append(sums[-1] + cost)
+    return next(islice(balances(costs), count - 1, None))
+
+
+def balances(costs: Sequence[float]) -> Iterator[list[int]]:
+    """``balance`` into one run, two, and so on up to as many as there are costs; all for little more than the last."""
+    sums = [0.0, *accumulate(costs)]
     # cheapest[i]: (dearest run, cuts) of the best way to cut the first i costs
     cheapest: dict[int, tuple[float, tuple[int, ...]]] = {i: (sums[i], ()) for i in range(1, len(costs) + 1)}
-    for runs in range(2, count + 1):
+    yield []
+    for runs in range(2, len(costs) + 1):
         cheapest = {
             i: min((max(cheapest[j][0], sums[i] - sums[j]), (*cheapest[j][1], j - 1)) for j in range(runs - 1, i))
             for i in range(runs, len(costs) + 1)
         }
-    return list(cheapest[len(costs)][1])
+        yield list(cheapest[len(costs)][1])
 
 
 def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.chain import Chain, balance, split
+from layerwise.chain import Chain, balances, split
 from layerwise.errors import InvalidInput
 from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
@@ -139,10 +139,10 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
     for at in ("block", "layer"):
         joints = find_joints(split(learner.model, at, leaves=learner.leaves), learner, batch_size)
         costs = [sum(joint.inside.values()) for joint in joints]
-        for number in range(1, len(joints) + 1) if count is None else [count] if count <= len(joints) else []:
-            starts = [0, *(last + 1 for last in balance(costs, number))]
-            finest = number == len(joints)
-            plans.append((not finest, most_kept(joints, starts), starts, joints))
+        for number, lasts in enumerate(balances(costs), 1):
+            if count in (None, number):
+                starts = [0, *(last + 1 for last in lasts)]
+                plans.append((number < len(joints), most_kept(joints, starts), starts, joints))
     if not plans:
         raise InvalidInput(f"segments {count} are not to be had: this network has {len(joints)} layers; give 1 to that many")
     likely = sorted(plans, key=lambda plan: plan[:2])[:CANDIDATES]

@@ -48,7 +48,9 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name == ROOT:
             return False
-        return module_qualified_name in self.leaves or super().is_leaf_module(m, module_qualified_name)
+        if module_qualified_name in self.leaves or isinstance(m, nn.modules.batchnorm._NormBase):
+            return True  # a norm of the user's class also writes to its buffers, which only a whole module does
+        return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.path.append(self.path_of_module(m))

@@ -75,9 +75,9 @@ def alike(depths: Sequence[Depth]) -> list[Depth]:
 
 
 def draw(title: str, panels: Mapping[str, Sequence[Depth]]) -> Figure:
-    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 7.0))
+    figure = Figure(figsize=(1.5 + 3.2 * len(panels), 8.0))
     figure.subplots_adjust(
-        left=0.6 / figure.get_figwidth(), right=1 - 0.62 / figure.get_figwidth(), top=0.88, bottom=0.06, hspace=0.42
+        left=0.6 / figure.get_figwidth(), right=1 - 0.62 / figure.get_figwidth(), top=0.9, bottom=0.1, hspace=0.62
     )
     columns = figure.subplots(3, len(panels), squeeze=False, sharey="row")
     known = [value for depths in panels.values() for unit in depths[0].values for value in unit if value is not None]
@@ -110,6 +110,7 @@ def draw_map(axes: Axes, depth: Depth, scale: Normalize) -> None:
         [index - 0.5 for index in range(len(depth.names) + 1)], edges, values, norm=scale, cmap="cividis", rasterized=True
     )
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(f"depth, units ({depth.names[0]} … {depth.names[-1]})")
 
 
@@ -120,7 +121,7 @@ def over_depth(axes: Axes, depths: Sequence[Depth]) -> None:
         draw_line(axes, points, look, f"epoch {first.epochs[place]}")
     axes.set_xlabel("depth, units")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.legend(ncols=2)
+    below(axes)
     faint_grid(axes)
 
 
@@ -131,8 +132,13 @@ def over_epochs(axes: Axes, depths: Sequence[Depth]) -> None:
         draw_line(axes, points, look, f"{unit}: {first.names[unit]}")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(loc="lower right")
+    below(axes)
     faint_grid(axes)
+
+
+def below(axes: Axes) -> None:
+    """The legend under the axis' label, where it hides no line."""
+    axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.24), borderaxespad=0.0)
 
 
 def draw_line(axes: Axes, points: Sequence[tuple[int, Sequence[float | None]]], look: int, label: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.hierarchy import Hierarchy
-from layerwise.models.vgg import LARGE_IMAGE, SLOPE, scaled
+from layerwise.models.normalisation import NormalisedActivation
+from layerwise.models.vgg import LARGE_IMAGE, scaled
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2
@@ -59,8 +60,7 @@ class Stem(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, large: bool, dropout: float) -> None:
         super().__init__()
         self.conv = convolution(inputs, outputs, 7, 2) if large else convolution(inputs, outputs, 3)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+        self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
         if large:
             self.pool = nn.MaxPool2d(3, 2, padding=1)
@@ -73,14 +73,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
         super().__init__()
-        self.conv1, self.norm1 = convolution(inputs, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.norm2 = convolution(width, width, 3), nn.BatchNorm2d(width)
+        self.conv1, self.norm1 = convolution(inputs, width, 3, stride), NormalisedActivation(width)
+        self.conv2, self.norm2 = convolution(width, width, 3), NormalisedActivation(width)
         self.shortcut = make_shortcut(inputs, width, stride, kind)
-        self.activation, self.dropout = nn.LeakyReLU(SLOPE, inplace=True), nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
-        return self.dropout(self.activation(self.norm2(self.conv2(inner)).add_(self.shortcut(features))))
+        inner = self.dropout(self.norm1(self.conv1(features)))
+        return self.dropout(self.norm2(self.conv2(inner), self.shortcut(features)))
 
 
 class Bottleneck(nn.Module):
@@ -91,16 +91,16 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
         super().__init__()
         outputs = self.expansion * width
-        self.conv1, self.norm1 = convolution(inputs, width, 1), nn.BatchNorm2d(width)
-        self.conv2, self.norm2 = convolution(width, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv3, self.norm3 = convolution(width, outputs, 1), nn.BatchNorm2d(outputs)
+        self.conv1, self.norm1 = convolution(inputs, width, 1), NormalisedActivation(width)
+        self.conv2, self.norm2 = convolution(width, width, 3, stride), NormalisedActivation(width)
+        self.conv3, self.norm3 = convolution(width, outputs, 1), NormalisedActivation(outputs)
         self.shortcut = make_shortcut(inputs, outputs, stride, kind)
-        self.activation, self.dropout = nn.LeakyReLU(SLOPE, inplace=True), nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        inner = self.dropout(self.activation(self.norm1(self.conv1(features))))
-        inner = self.dropout(self.activation(self.norm2(self.conv2(inner))))
-        return self.dropout(self.activation(self.norm3(self.conv3(inner)).add_(self.shortcut(features))))
+        inner = self.dropout(self.norm1(self.conv1(features)))
+        inner = self.dropout(self.norm2(self.conv2(inner)))
+        return self.dropout(self.norm3(self.conv3(inner), self.shortcut(features)))
 
 
 class ResNet(nn.Module):

@@ -9,8 +9,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from layerwise.hierarchy import Hierarchy
+from layerwise.models.normalisation import SLOPE, NormalisedActivation
 
-SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
 HIDDEN_FEATURES = 1024
 
@@ -41,8 +41,7 @@ class ConvolutionUnit(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, dropout: float, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
-        self.norm = nn.BatchNorm2d(outputs)
-        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+        self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
 
 

@@ -1,0 +1,122 @@
+"""Batch normalisation, the addition of a shortcut and leaky ReLU as one operation, whose backward pass works in place."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
+SMALL_ELEMENTS = 1 << 21  # maps of so many numbers go PyTorch's way: what could be saved is little, and costs time
+PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
+MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
+
+
+class NormalisedActivation(nn.BatchNorm2d):
+    """f = LeakyReLU(BatchNorm(z) + s), with the parameters and buffers of ``BatchNorm2d``.
+
+    Of large maps z, while they learn, the gradient is written over them: nothing else may read them after the backward pass,
+    which runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
+
+    Shapes: z, s (optional), f: (B, C, H, W).
+
+    Raises:
+        ValueError: maps of another shape, or one number per channel to learn the statistics from.
+        RuntimeError: a second backward pass through the same large maps.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+
+    def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        large = maps.requires_grad and maps.numel() > SMALL_ELEMENTS
+        if not self.training or not large or self.momentum is None or self.num_batches_tracked is None:
+            normalised = super().forward(maps)
+            return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
+        self._check_input_dim(maps)
+        self.num_batches_tracked.add_(1)
+        running = (self.running_mean, self.running_var, self.momentum, self.eps)
+        activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *running)
+        return activated
+
+
+class Normalise(torch.autograd.Function):
+    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel.
+
+    With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
+    The sign of y is that of f, so z and f are all that is kept, and ∂z is written over z.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        maps: Tensor,
+        shortcut: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor,
+        running_var: Tensor,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, running_mean, running_var, True, momentum, eps)
+        addends: Iterable[Any] = repeat(None) if shortcut is None else parts(shortcut)
+        for part, addend in zip(parts(activated), addends, strict=False):
+            F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
+        ctx.save_for_backward(maps, activated, weight, mean, inverse)
+        ctx.spent = False
+        return activated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.spent:
+            raise RuntimeError("the gradient of a normalised activation was asked for twice: the first time overwrote its maps")
+        ctx.spent = True
+        maps, activated, *channels = ctx.saved_tensors
+        if for_shortcut := ctx.needs_input_grad[1]:
+            gradient, activated = before_activation(gradient, activated), None
+        for_weight, for_bias = write_gradient(gradient, activated, maps, channels)
+        return maps, gradient if for_shortcut else None, for_weight, for_bias, None, None, None, None
+
+
+def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
+    """The gradient of what the activation was computed from; without an activation, the gradient itself."""
+    return gradient if activated is None else torch.ops.aten.leaky_relu_backward(gradient, activated, SLOPE, True)
+
+
+def write_gradient(
+    gradient: Tensor, activated: Tensor | None, maps: Tensor, channels: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Write the maps' gradient over them, part by part, and return those of weight and bias.
+
+    Args:
+        channels: weight, mean and inverse deviation of each channel.
+    """
+    weight, mean, inverse = channels
+
+    signs: Iterable[Any] = repeat(None) if activated is None else parts(activated)
+    pieces = list(zip(parts(maps), parts(gradient), signs, strict=False))
+    backward = partial(torch.ops.aten.native_batch_norm_backward, train=True, eps=0.0, output_mask=[False, True, True])
+    sums = [backward(before_activation(*both), part, weight, None, None, mean, inverse)[1:] for part, *both in pieces]
+    for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
+    count = maps.numel() // len(mean)
+    factor = -for_weight * inverse / count
+    shift = -for_bias / count - factor * mean
+    scale = (weight * inverse).to(maps.dtype)[:, None, None]
+    unchanged = torch.zeros_like(mean), torch.ones_like(mean)  # a mean and a variance
+    for part, *both in pieces:
+        line = torch.native_batch_norm(part, factor, shift, *unchanged, False, 0.0, 0.0)[0]  # factor · z + shift, rounded once
+        torch.mul(line.add_(before_activation(*both)), scale, out=part)
+        del line
+    return for_weight, for_bias
+
+
+def parts(maps: Tensor) -> Sequence[Tensor]:
+    """Stretches of examples, at most about ``MOST_PARTS``."""
+    elements = max(PART_ELEMENTS, maps.numel() // MOST_PARTS)
+    return maps.split(max(1, elements // maps[0].numel()))

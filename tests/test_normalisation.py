@@ -1,0 +1,138 @@
+"""Batch normalisation, shortcut and leaky ReLU as one operation: against PyTorch's modules, and what it refuses."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.models import normalisation
+from layerwise.models.normalisation import SLOPE, NormalisedActivation
+from layerwise.profile import predict_peak
+
+SHAPE = (6, 5, 4, 3)
+WAYS = {"small": (1 << 21, 1 << 19), "in place": (0, 2 * 60), "in place, at once": (0, 1 << 19)}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    small, part = WAYS[request.param]
+    monkeypatch.setattr(normalisation, "SMALL_ELEMENTS", small)
+    monkeypatch.setattr(normalisation, "PART_ELEMENTS", part)
+    return str(request.param)
+
+
+def plain(norm: NormalisedActivation, maps: Tensor, shortcut: Tensor | None) -> Tensor:
+    normalised = nn.BatchNorm2d.forward(norm, maps)
+    return F.leaky_relu(normalised if shortcut is None else normalised + shortcut, SLOPE)
+
+
+def made(dtype: torch.dtype = torch.float64) -> NormalisedActivation:
+    torch.manual_seed(0)
+    norm = NormalisedActivation(SHAPE[1]).to(dtype)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def gradients(norm: NormalisedActivation, forward: Any, shortcut: bool, layout: torch.memory_format) -> list[Tensor]:
+    """The output, all gradients and the running statistics of a step."""
+    torch.manual_seed(1)
+    maps, added, weights = (torch.randn(SHAPE, dtype=norm.weight.dtype).contiguous(memory_format=layout) for _ in range(3))
+    leaves = [(3 + 2 * maps).requires_grad_(), *([added.requires_grad_()] if shortcut else [])]
+    output = forward(norm, leaves[0] * 1, leaves[1] if shortcut else None)
+    kept = output.detach().clone()
+    (output * weights).sum().backward()
+    found = [leaf.grad for leaf in (*leaves, norm.weight, norm.bias)]
+    return [kept, *found, norm.running_mean, norm.running_var, norm.num_batches_tracked]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+def test_gradients_are_those_of_the_plain_modules(way: str, shortcut: bool, layout: torch.memory_format) -> None:
+    norm = made()
+    expected = gradients(copy.deepcopy(norm), plain, shortcut, layout)
+    found = gradients(norm, NormalisedActivation.__call__, shortcut, layout)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradient_is_written_over_the_maps(way: str) -> None:
+    maps = torch.randn(SHAPE, requires_grad=True) * 1
+    seen: list[Tensor] = []
+    maps.register_hook(seen.append)
+    made(torch.float32)(maps).square().sum().backward()
+    assert (seen[0].data_ptr() == maps.data_ptr()) == (way != "small")
+
+
+def test_a_gradient_of_one_number_expanded(way: str) -> None:
+    maps, found = torch.randn(SHAPE, dtype=torch.float64), []
+    for forward in (plain, NormalisedActivation.__call__):
+        norm, leaf = made(), maps.clone().requires_grad_()
+        forward(norm, leaf * 1, None).sum().backward()
+        found.append((leaf.grad, norm.weight.grad, norm.bias.grad))
+    torch.testing.assert_close(*found)
+
+
+def test_maps_that_need_no_gradient_stay(way: str) -> None:
+    maps = torch.randn(SHAPE)
+    before, norm = maps.clone(), made(torch.float32)
+    norm(maps).sum().backward()
+    assert norm.weight.grad is not None
+    assert torch.equal(maps, before)
+
+
+def test_mixed_precision(way: str) -> None:
+    found = []
+    for forward in (plain, NormalisedActivation.__call__):
+        norm, leaf = made(torch.float32), torch.linspace(-1, 1, 360).reshape(SHAPE).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = forward(norm, leaf.bfloat16(), None)
+        assert output.dtype == torch.bfloat16
+        (output.float() * leaf.detach().cos()).sum().backward()
+        found.append((leaf.grad, norm.weight.grad, norm.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("shortcut", [None, torch.ones(SHAPE)], ids=["alone", "shortcut"])
+def test_outside_of_plain_training_it_is_the_plain_modules(shortcut: Tensor | None) -> None:
+    averaging = made(torch.float32)
+    averaging.momentum = None  # a cumulative average, as torch.optim.swa_utils.update_bn sets it
+    for norm in (made(torch.float32).eval(), averaging):
+        maps, twin = torch.randn(SHAPE), copy.deepcopy(norm)
+        assert torch.equal(norm(maps.clone(), shortcut), plain(twin, maps, shortcut))
+        assert torch.equal(norm.running_var, twin.running_var)
+
+
+def test_a_second_backward_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalisation, "SMALL_ELEMENTS", 0)
+    output = made()(torch.randn(SHAPE, dtype=torch.float64).requires_grad_() * 1)
+    output.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="asked for twice"):
+        output.sum().backward()
+
+
+def test_a_gradient_of_the_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalisation, "SMALL_ELEMENTS", 0)
+    maps = torch.randn(SHAPE, dtype=torch.float64).requires_grad_()
+    [gradient] = torch.autograd.grad(made()(maps * 1).square().sum(), maps, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_what_it_cannot_normalise_is_refused() -> None:
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        made()(torch.zeros(1, 5, 1, 1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="expected 4D input"):
+        made()(torch.zeros(6, 5, dtype=torch.float64))
+
+
+def test_four_maps_of_a_unit_are_alive_at_its_peak() -> None:
+    one_map = 512 * 64 * 32 * 32 * 4  # bytes: the unit's input, the convolution's and its own output, the gradient of that
+    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), NormalisedActivation(64), nn.Conv2d(64, 10, 1))
+    network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    peak = predict_peak(network, (512, 64, 32, 32), 10, loss="predsim-lite")
+    assert 4 * one_map < peak < 4.3 * one_map
