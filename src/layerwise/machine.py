@@ -24,7 +24,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     """What a number depends on beside the run: versions, hardware, the command and the checkout's commit."""
     return {
         "commit": commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([program(), *sys.argv[1:]]),
         "machine": {
             "layerwise": __version__,
             "python": platform.python_version(),
@@ -34,6 +34,12 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "cpu_threads": torch.get_num_threads(),
         },
     }
+
+
+def program() -> str:
+    """The program's name, also when started as ``python -m layerwise``."""
+    name = Path(sys.argv[0]).name
+    return "layerwise" if name == "__main__.py" else name
 
 
 def commit() -> str | None:
