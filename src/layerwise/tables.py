@@ -120,14 +120,19 @@ def claim_lines(records: Sequence[Record], setting: Setting) -> Iterable[dict[st
             "sentence": verdict.claim.sentence,
             "meaning": verdict.claim.meaning,
             "verdict": verdict.verdict,
-            "effect": verdict.effect,
-            "standard_error": verdict.deviation,
+            "effect": rounded(verdict.effect),
+            "standard_error": rounded(verdict.deviation),
             "seeds": verdict.seeds,
             "measured": verdict.measured,
             "comparisons": len(verdict.outcomes),
             "paper_agrees": verdict.paper_agrees,
             "note": verdict.note,
         }
+
+
+def rounded(points: float | None) -> float | None:
+    """Percentage points to the hundredth, as accuracies are given."""
+    return None if points is None else round(points, 2)
 
 
 def written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
