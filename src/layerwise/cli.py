@@ -144,6 +144,30 @@ def build_parser() -> Parser:
     separability.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     add_fields(separability, Execution, skip={*NOT_TRAINED, *CACHES})
 
+    accelerate = add_command(commands, "accelerate", run_accelerate, "hierarchies that learn better layer-wise, in a budget")
+    accelerate.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
+    accelerate.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
+    accelerate.add_argument("--output", "-o", default="runs/accelerate", metavar="FOLDER", help="of all runs (%(default)s)")
+    accelerate.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="KIND=AMOUNT",
+        help="at most so many convolutions, parameters or multiply-adds, or bytes of memory: convolutions=+2, memory=4GB, "
+        "parameters=x1.2; may be repeated (default: convolutions=+0, as many as the base)",
+    )
+    accelerate.add_argument("--search", default="gain", help="how to rank: gain, or halving (needs optuna; default: gain)")
+    accelerate.add_argument("--candidates", type=int, default=30, help="most hierarchies that halving tries (%(default)s)")
+    accelerate.add_argument("--finalists", type=int, default=3, help="hierarchies trained beside the base (default: 3)")
+    accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
+    accelerate.add_argument("--short-epochs", type=int, help="of runs that only rank (default: a fortieth of --epochs)")
+    accelerate.add_argument("--final-epochs", type=int, help="of the finalists (default: a tenth of --epochs)")
+    accelerate.add_argument("--listed", type=int, default=10, help="proposals in the table (default: 10; --json has all)")
+    accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
+    accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
+    add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})
+    add_fields(accelerate, Execution, skip=CACHES)
+
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
@@ -316,6 +340,14 @@ def run_separability(parsed: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(parsed.run)
     choices = {name: getattr(parsed, name) for name in ("against", "pooled_to", "images", "split")}
     return show_run(folder, collect(parsed, folder.execution()), parsed.measures, parsed.csv, choices)
+
+
+def run_accelerate(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.accelerate import Search, accelerate
+
+    choices = {item.name: getattr(parsed, item.name) for item in fields(Search) if item.name != "budgets"}
+    search = Search(budgets=tuple(parsed.budget), **choices)
+    return accelerate(collect(parsed, Run()), search, Path(parsed.output), collect(parsed, Execution()), parsed.dry_run)
 
 
 def run_predict(parsed: argparse.Namespace) -> dict[str, Any]:
