@@ -1,4 +1,4 @@
-"""``layerwise accelerate``: propose hierarchies with downsampling accelerated, rank them cheaply, train the best, say what was gained."""
+"""``layerwise accelerate``: propose hierarchies that downsample earlier, rank them cheaply, train the best, say what it gained."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from layerwise.hierarchy import Hierarchy, check_stages, format_hierarchy, fulfi
 from layerwise.models import published_hierarchy
 from layerwise.outcome import check_figure, draw, gather, show, show_gains, show_proposals
 from layerwise.proposals import propose, scale_layers
-from layerwise.ranking import Ranked, rank_by_gain
+from layerwise.ranking import Ranked, rank_by_gain, scored
 from layerwise.runs import Execution, Run, RunFolder, run_name
 
 SEARCHES = ("gain", "halving")
@@ -34,7 +34,7 @@ class Search:
         candidates: the most hierarchies that ``halving`` tries, the first in order.
         finalists: the hierarchies that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
-        short_epochs: of a run that only ranks; None: a fortieth of the run's, final_epochs: of a finalist; None: a tenth.
+        short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
         listed: proposals in the table, for which global memory is computed.
         figure: file for a figure of accuracy against work.
     """
@@ -44,9 +44,9 @@ class Search:
     candidates: int = 30
     finalists: int = 3
     seeds: int = 1
-    short_epochs: int | None = None
-    final_epochs: int | None = None
-    listed: int = 10
+    short_epochs: int = 0
+    final_epochs: int = 0
+    listed: int = 5
     figure: str | None = None
 
 
@@ -86,14 +86,15 @@ def accelerate(base: Run, search: Search, output: Path, execution: Execution, dr
     ranking, gains = rank(base, search, proposals, output, execution)
     chosen = [costs.cost(one) for one in [hierarchy, *(ranked.hierarchy for ranked in ranking[: search.finalists])]]
     results = train_all(finals(base, search, chosen), output, execution, shared=True)
-    rows = gather(chosen, ranking, results)
-    show(base, search.final_epochs or 0, search.seeds, rows)
+    scores = [*ranking, *([Ranked(hierarchy, 0, *scored(hierarchy, gains))] if gains else [])]
+    rows = gather(chosen, scores, results)
+    show(base, search.final_epochs, search.seeds, rows)
     winner = max((row for row in rows if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"], default=None)
     if search.figure is not None:
         draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
         print(f"written: {search.figure}", flush=True)
     result |= {"ranking": [vars(ranked) for ranked in ranking], "gains": gains, "outcome": rows}
-    return result | announce(base, winner)
+    return result | announce(base, winner, execution)
 
 
 def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
@@ -108,14 +109,16 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     check_stages(base.model, hierarchy, published_hierarchy(base.model))
     base = replace(base, rule="simultaneous", hierarchy=",".join(map(str, hierarchy)))
     check_run(base)
-    short = max(1, base.epochs // 40) if search.short_epochs is None else search.short_epochs
-    final = max(1, base.epochs // 10) if search.final_epochs is None else search.final_epochs
+    short = search.short_epochs or max(1, base.epochs // 40)
+    final = search.final_epochs or max(1, base.epochs // 10)
     search = replace(search, short_epochs=short, final_epochs=final)
     for name in ("candidates", "finalists", "seeds", "short_epochs", "final_epochs", "listed"):
         if getattr(search, name) < 1:
             raise InvalidInput(f"--{name.replace('_', '-')} {getattr(search, name)} is too small: give 1 or more")
     if base.batch_size < 2:
         raise InvalidInput(f"batch_size {base.batch_size} is too small: give 2 or more, since local losses compare images")
+    if base.at not in ("layer", "block"):
+        raise InvalidInput(f"--at {base.at} cuts different hierarchies at different places: give layer or block")
     if search.figure is not None:
         check_figure(search.figure)
     if not dry_run and not 0 < base.val_fraction < 1:
@@ -157,26 +160,30 @@ def with_hierarchy(run: Run, hierarchy: Hierarchy) -> Run:
     return replace(run, hierarchy=",".join(map(str, hierarchy)))
 
 
-def announce(base: Run, winner: dict[str, Any] | None) -> dict[str, Any]:
+def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> dict[str, Any]:
     """Say which hierarchy did best layer-wise on validation images, and how to train it at full length."""
     if winner is None:
         print("no hierarchy has results yet: other processes train them; run the same command again", flush=True)
         return {"winner": None, "command": None}
     hierarchy = tuple(winner["hierarchy"])
-    command = train_command(with_hierarchy(base, hierarchy))
+    command = train_command(with_hierarchy(base, hierarchy), execution)
     how = "the base itself" if hierarchy == base_hierarchy(base) else f"{winner['gain']:+.2f} points on test images"
-    print(f"best layer-wise on validation images: {format_hierarchy(hierarchy)} ({how}); at full length:\n{command}", flush=True)
+    print(
+        f"best layer-wise on validation images: {format_hierarchy(hierarchy)} ({how}); at full length:\n{command}", flush=True
+    )
     return {"winner": list(hierarchy), "command": command}
 
 
-def train_command(run: Run) -> str:
-    """The command that trains a run: whatever differs from the defaults, and the number of epochs."""
+def train_command(run: Run, execution: Execution) -> str:
+    """The command that trains a run: whatever differs from the defaults, the number of epochs, and where the data are."""
     words = ["layerwise", "train", run.model]
     for item in fields(Run):
         value, name = getattr(run, item.name), item.name.replace("_", "-")
         if item.name == "model" or (value == item.default and item.name != "epochs"):
             continue
         words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    if execution.data_dir != Execution.data_dir:
+        words += ["--data-dir", execution.data_dir]
     return shlex.join(words)
 
 

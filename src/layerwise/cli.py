@@ -160,9 +160,11 @@ def build_parser() -> Parser:
     accelerate.add_argument("--candidates", type=int, default=30, help="most hierarchies that halving tries (%(default)s)")
     accelerate.add_argument("--finalists", type=int, default=3, help="hierarchies trained beside the base (default: 3)")
     accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
-    accelerate.add_argument("--short-epochs", type=int, help="of runs that only rank (default: a fortieth of --epochs)")
-    accelerate.add_argument("--final-epochs", type=int, help="of the finalists (default: a tenth of --epochs)")
-    accelerate.add_argument("--listed", type=int, default=10, help="proposals in the table (default: 10; --json has all)")
+    accelerate.add_argument(
+        "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"
+    )
+    accelerate.add_argument("--final-epochs", type=int, default=0, help="of the finalists (default: a tenth of --epochs)")
+    accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
     accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
     add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})

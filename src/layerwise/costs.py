@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerwise.build import build_learner
 from layerwise.data import FOLDER_SIZE
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
-from layerwise.models import create_model, published_hierarchy
+from layerwise.models import MODELS, create_model, published_hierarchy
+from layerwise.models.resnet import ResNet
 from layerwise.prediction import predict_steps
 from layerwise.profile import count, options_of
 from layerwise.runs import Run
@@ -168,7 +169,7 @@ class Costs:
         ones = (1,) * self.stages
         stages = []
         for stage in range(self.stages):
-            one, two, three = (self._count(ones[:stage] + (number,) + ones[stage + 1 :]) for number in (1, 2, 3))
+            one, two, three = (self._count((*ones[:stage], number, *ones[stage + 1 :])) for number in (1, 2, 3))
             stages.append((subtract(two, one), subtract(three, two)))
         return self._count(ones), stages
 
@@ -186,13 +187,15 @@ class Costs:
     @cached_property
     def _first_layers(self) -> tuple[int, int]:
         """With several convolutions in the first stage, and with one."""
-        works = []
+        works: list[int] = []
+
+        def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
+            works.append(layer.weight.numel() * output[0, 0].numel())  # type: ignore[union-attr, operator]
+
         for first in (2, 1):
-            model, work = self._network((first,) + (1,) * (self.stages - 1)), []
-            layer = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-            layer.register_forward_hook(lambda self_, _, out, work=work: work.append(self_.weight.numel() * out[0, 0].numel()))
+            model = self._network((first, *(1,) * (self.stages - 1)))
+            next(module for module in model.modules() if isinstance(module, nn.Conv2d)).register_forward_hook(note)
             self._pass(model)
-            works.append(work[0])
         return works[0], works[1]
 
     def _units(self, hierarchy: Hierarchy) -> Iterator[UnitCost]:
@@ -210,7 +213,7 @@ class Costs:
         before: list[UnitCost] = []
         after: list[UnitCost] = []
         stages: list[dict[str, list[UnitCost]]] = [{} for _ in range(self.stages)]
-        for number in (2,) if self.run.model.startswith("resnet") else (1, 3):  # of a ResNet all blocks but the first are alike
+        for number in (2,) if MODELS[self.run.model][0] is ResNet else (1, 3):  # of a ResNet all blocks but the first are alike
             before, after = [], []
             outside = before
             for name, cost in self._predicted((number,) * self.stages):

@@ -85,7 +85,7 @@ def downsamplings(hierarchy: Hierarchy) -> Hierarchy:
 
 
 def downsamples_earlier(one: Hierarchy, other: Hierarchy) -> bool:
-    """Equation 8, relative to another hierarchy: no shallow layer's map is larger than the other's, and at least one is smaller.
+    """Equation 8, relative to another hierarchy: no shallow layer's map is larger, and at least one is smaller.
 
     That is: no shallow stage ends after more convolutions than the other's, and at least one ends after fewer.
     """

@@ -1,4 +1,4 @@
-"""What ``layerwise accelerate`` shows: the proposals with their costs, what the base's units gain, the outcome and its figure."""
+"""What ``layerwise accelerate`` shows: proposals with their costs, what the base's units gain, the outcome and its figure."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +60,7 @@ def gather(costs: Sequence[Cost], ranking: Sequence[Ranked], results: Sequence[M
     """A row per hierarchy of what was trained, the base first.
 
     Returns:
-        The cost's entries; ``predicted_rank`` and ``predicted`` (None of the base); ``rules``, ``gap`` as ``summarise`` gives
+        The cost's entries; ``predicted_rank`` (None of the base) and ``predicted``; ``rules``, ``gap`` as ``summarise`` gives
         them (test accuracy in percent, memory in bytes, seconds); ``val_accuracy``, layer-wise, the mean over seeds; ``gain``,
         points of layer-wise test accuracy above the base's; ``pareto``, whether no other has as much of it for fewer
         multiply-adds, or more for as many. What has no results yet is None.
@@ -74,8 +74,8 @@ def gather(costs: Sequence[Cost], ranking: Sequence[Ranked], results: Sequence[M
         ranked = places.get(cost.hierarchy)
         rows.append(
             cost.describe()
-            | {"predicted_rank": ranked.rank if ranked else None, "predicted": ranked.text if ranked else None}
-            | {name: None for name in ("rules", "gap", "gain", "pareto")}
+            | {"predicted_rank": ranked.rank or None if ranked else None, "predicted": ranked.text if ranked else None}
+            | dict.fromkeys(("rules", "gap", "gain", "pareto"))
             | (summarise(format_hierarchy(cost.hierarchy), (LOCAL, GLOBAL), own) if whole else {})
             | {"hierarchy": list(cost.hierarchy), "val_accuracy": mean(local) if local and whole else None}
         )
@@ -106,16 +106,20 @@ def local_accuracy(row: Mapping[str, Any]) -> float:
 def show(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the outcome: test accuracy of the last epoch in percent, memory in MB (10^6 bytes), time in seconds."""
     title = f"{run.model} on {run.data}, {epochs} epochs, {seeds} seed{'s' * (seeds > 1)}: test accuracy, %"
-    table = Table(title=title, caption="* on the Pareto front of layer-wise accuracy against multiply-adds. Peaks and times: layer-wise / global.")
+    table = Table(title=title, caption=OUTCOME)
     table.add_column("hierarchy")
     headings = ("predicted rank", "parameters", "multiply-adds, M", "layer-wise", "global", "gap", "peak memory, MB", "time, s")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [f"{row['predicted_rank']} ({row['predicted']})" if row["predicted_rank"] else "base"]
+        words = f" ({row['predicted']})" if row["predicted"] else ""
+        cells = [f"{row['predicted_rank'] or 'base'}{words}"]
         cells += [f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.1f}", *measured_cells(row)]
         table.add_row(format_hierarchy(row["hierarchy"]) + (" *" if row["pareto"] else ""), *cells)
     print_table(table)
+
+
+OUTCOME = "* on the Pareto front of layer-wise accuracy against multiply-adds. Peaks and times: layer-wise / global."
 
 
 def measured_cells(row: Mapping[str, Any]) -> list[str]:
@@ -153,34 +157,13 @@ def check_figure(path: str) -> None:
 
 
 def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw layer-wise and global test accuracy against multiply-adds, the Pareto front of the layer-wise ones as a line."""
+    """Write a figure of accuracy against work; see ``figures.pareto``."""
     import matplotlib
-    from matplotlib.figure import Figure
 
-    from layerwise.figures.style import COLOURS, DPI, MARKERS, RULES
+    from layerwise.figures import pareto
+    from layerwise.figures.style import DPI, RULES
 
-    known = sorted((row for row in rows if row["rules"]), key=lambda row: row["multiply_adds"])
-    with matplotlib.rc_context(RULES):
-        figure = Figure(figsize=(5, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for number, (rule, label) in enumerate(((LOCAL, "layer-wise"), (GLOBAL, "global"))):
-            points = [(row["multiply_adds"] / 1e6, row["rules"][rule]) for row in known]
-            axes.errorbar(
-                [work for work, _ in points],
-                [cell["test_accuracy"] for _, cell in points],
-                [cell["deviation"] or 0.0 for _, cell in points],
-                fmt=MARKERS[number],
-                color=COLOURS[number],
-                label=label,
-                capsize=2,
-            )
-        front = [row for row in known if row["pareto"]]
-        works = [row["multiply_adds"] / 1e6 for row in front]
-        axes.step(works, list(map(local_accuracy, front)), where="post", color=COLOURS[0], linewidth=0.8, label="Pareto front")
-        for row in known:
-            place = row["multiply_adds"] / 1e6, local_accuracy(row)
-            axes.annotate(format_hierarchy(row["hierarchy"]), place, xytext=(4, -9), textcoords="offset points", fontsize=7)
-        axes.set(title=title, xlabel="multiply-adds of a forward pass, millions", ylabel="test accuracy, %")
-        axes.legend()
-        with replacing(Path(path)) as draft:
-            figure.savefig(draft, format=Path(path).suffix[1:], dpi=DPI, metadata={"Date": None} if path.endswith(".svg") else None)
+    kind = Path(path).suffix[1:]
+    with matplotlib.rc_context(RULES), replacing(Path(path)) as draft:
+        figure = pareto.draw(title, rows)
+        figure.savefig(draft, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None)

@@ -7,9 +7,9 @@ A proposal is a hierarchy of the base's network that
   after fewer, so that no shallow layer's map is larger than in the base;
 - is within every budget.
 
-The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over fewer than half as many layers
-as the base has); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the sum of
-squared differences; then by the numbers from shallow to deep.
+The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over fewer than half as many
+layers as the base has); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
+sum of squared differences; then by the numbers from shallow to deep.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +60,9 @@ def propose(base: Hierarchy, budgets: Sequence[Budget], amount: Amount, resoluti
         if downsamples_earlier(hierarchy, base):
             found.append(hierarchy)
         if len(found) > MOST:
-            raise InvalidInput(f"more than {MOST:,} hierarchies are within the budgets: add --budget convolutions=+0 or a lower one")
+            raise InvalidInput(
+                f"more than {MOST:,} hierarchies are within the budgets: add --budget convolutions=+0 or a lower one"
+            )
     return sorted(found, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
 
 
@@ -101,7 +103,9 @@ def fill(begun: Hierarchy, stages: int) -> Hierarchy:
     return shallows + begun[start:] + (max(shallows, default=1),) * (stages - max(start, len(begun)))
 
 
-def place_in_order(hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]) -> tuple[float, bool, int, int, Hierarchy]:
+def place_in_order(
+    hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]
+) -> tuple[float, bool, int, int, Hierarchy]:
     """What proposals are sorted by; see the head of this file."""
     distance = sum((mine - its) ** 2 for mine, its in zip(hierarchy, base, strict=True))
     scale = shallow_scale(hierarchy, resolutions, scale_layers(base))

@@ -1,10 +1,9 @@
 """Hierarchies ranked by what a short layer-wise run of the base says of its units: none of the others is trained.
 
-The score of a hierarchy is the separability that it is expected to reach, in points of a linear probe's accuracy on held-out
-images: the sum of the gains that its convolutions (or blocks) bring, stage by stage. A convolution that the base has too brings
-the gain measured there, so that a shallow unit that adds nothing, or takes something away, is given up for nothing. The m-th one
-that the base lacks brings 1/(m + 1) of the mean gain of that stage's convolutions after its first (which also downsamples), and
-never less than nothing.
+The score of a hierarchy is what its convolutions (or blocks) are expected to add to the accuracy of a linear probe on held-out
+images, in points: the sum of their gains. One that the base has too brings the gain measured there, so that a shallow unit that
+adds nothing, or takes something away, costs nothing to give up. The m-th one that the base lacks brings 1/(m + 1) of the mean
+gain of that stage's convolutions after its first (which also downsamples), and never less than nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ class Ranked:
     """A hierarchy's place.
 
     Attributes:
-        rank: from 1.
+        rank: from 1; 0 of the base, which is no proposal.
         score: what it is ranked by; None where none is known.
         text: the score in words.
     """
@@ -51,16 +50,12 @@ def rank_by_gain(
     """
     rows = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"]
     gains = stage_gains(rows)
-    scores = {hierarchy: score(hierarchy, gains) for hierarchy in proposals}
-    ordered = sorted(proposals, key=lambda hierarchy: -scores[hierarchy])
-    return [
-        Ranked(hierarchy, rank, scores[hierarchy], f"{scores[hierarchy]:+.2f} points")
-        for rank, hierarchy in enumerate(ordered, start=1)
-    ], gains
+    ordered = sorted(proposals, key=lambda hierarchy: -score(hierarchy, gains))
+    return [Ranked(hierarchy, rank, *scored(hierarchy, gains)) for rank, hierarchy in enumerate(ordered, start=1)], gains
 
 
 def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """The gains of each stage's convolutions or blocks: of a block, the sum of its units'. What was not measured counts as nil."""
+    """The gains of each stage's convolutions or blocks (the sum of its units'); what was not measured counts as nil."""
     gains: dict[tuple[int, int], float] = {}
     for row in rows:
         path = row["name"].split(".")
@@ -74,6 +69,12 @@ def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 def score(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> float:
     """The sum of the gains of a hierarchy's convolutions; see the head of this file."""
     return sum(expected(number, measured) for number, measured in zip(hierarchy, gains, strict=True))
+
+
+def scored(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> tuple[float, str]:
+    """The score, also in words."""
+    points = score(hierarchy, gains)
+    return points, f"{points:+.2f} points"
 
 
 def expected(number: int, measured: Sequence[float]) -> float:
