@@ -1,4 +1,4 @@
-"""``layerwise accelerate``: propose hierarchies that downsample earlier, rank them cheaply, train the best, say what it gained."""
+"""``layerwise accelerate``: propose hierarchies that downsample earlier, rank them, train the best, say what was gained."""
 
 import shlex
 from collections.abc import Sequence

@@ -190,7 +190,7 @@ class Costs:
         works: list[int] = []
 
         def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
-            works.append(layer.weight.numel() * output[0, 0].numel())  # type: ignore[union-attr, operator]
+            works.append(layer.weight.numel() * output[0, 0].numel())  # type: ignore[operator]
 
         for first in (2, 1):
             model = self._network((first, *(1,) * (self.stages - 1)))
