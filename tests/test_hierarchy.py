@@ -103,13 +103,16 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
     assert 2 * found.amount("multiply-adds", hierarchy) == counter.get_total_flops()
 
 
-@pytest.mark.parametrize(("model", "hierarchy"), ANY.items())
+LITE = {"data": "digits", "loss": "predsim-lite", "optimizer": "sgd"}
+BLOCKS = {"data": "cifar100", "at": "block"}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"data": "cifar10"}, {"data": "digits", "loss": "predsim-lite", "optimizer": "sgd"}, {"data": "cifar100", "at": "block"}],
-    ids=lambda options: options["data"],
+    ("model", "options"),
+    [*((model, {"data": "cifar10"}) for model in ANY), ("resnet18", LITE), ("vgg8b", LITE), ("resnet18", BLOCKS)],
 )
-def test_steps_cost_what_the_whole_network_is_predicted_to(model, hierarchy, options):
+def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
+    hierarchy = ANY[model]
     run = Run(model=model, width=1 / 16, batch_size=8, **options)
     found = Costs(run)
     cost = found.with_global_memory(found.cost(hierarchy))

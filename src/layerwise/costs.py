@@ -5,7 +5,7 @@ networks are counted, and every hierarchy of the same network is a sum (of memor
 (of what a unit needs while it steps). Tests compare the sums with what is counted of the whole network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -112,22 +112,19 @@ class Costs:
 
     def cost(self, hierarchy: Hierarchy) -> Cost:
         """Everything but what needs the whole network in global training; takes no time once the first was counted."""
-        units = list(self._units(hierarchy))
-        persistent = sum(unit.persistent for unit in units)
-        transient = max(unit.transient + SCALARS * (number + len(units)) for number, unit in enumerate(units))
-        counted = self._counted(hierarchy)
-        forward = counted.multiply_adds * self.run.batch_size
+        groups = list(self._groups(hierarchy))
+        counted, forward = self._counted(hierarchy), self._counted(hierarchy).multiply_adds * self.run.batch_size
         return Cost(
             hierarchy,
             self.resolutions,
             sum(hierarchy),
             counted.parameters,
-            sum(unit.head_parameters for unit in units),
+            sum(unit.head_parameters * times for units, times in groups for unit in units),
             counted.multiply_adds,
-            sum(unit.multiply_adds for unit in units),
-            3 * forward - self._first_layer(hierarchy) * self.run.batch_size,
-            max(unit.saved for unit in units),
-            persistent + transient,
+            sum(unit.multiply_adds * times for units, times in groups for unit in units),
+            3 * forward - self._first_layers[hierarchy[0] == 1] * self.run.batch_size,
+            max(unit.saved for units, times in groups if times for unit in units),
+            peak(groups),
         )
 
     def with_global_memory(self, cost: Cost) -> Cost:
@@ -141,7 +138,7 @@ class Costs:
         if kind == "convolutions":
             return sum(hierarchy)
         if kind == "memory":
-            return self.cost(hierarchy).local_peak_bytes
+            return peak(list(self._groups(hierarchy)))
         counted = self._counted(hierarchy)
         return counted.parameters if kind == "parameters" else counted.multiply_adds
 
@@ -180,13 +177,9 @@ class Costs:
             self._pass(model)
         return Counted(count(model), counter.get_total_flops() // 2)
 
-    def _first_layer(self, hierarchy: Hierarchy) -> int:
-        """Multiply-adds on an image of the first convolution, whose input needs no gradient."""
-        return self._first_layers[hierarchy[0] == 1]
-
     @cached_property
     def _first_layers(self) -> tuple[int, int]:
-        """With several convolutions in the first stage, and with one."""
+        """Multiply-adds on an image of the first convolution, whose input needs no gradient: with several in its stage, with one."""
         works: list[int] = []
 
         def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -198,14 +191,16 @@ class Costs:
             self._pass(model)
         return works[0], works[1]
 
-    def _units(self, hierarchy: Hierarchy) -> Iterator[UnitCost]:
-        """The units of a hierarchy in order."""
+    def _groups(self, hierarchy: Hierarchy) -> Iterator[tuple[list[UnitCost], int]]:
+        """Units in order, and how often they come one after the other."""
         before, stages, after = self._places
-        yield from before
+        yield before, 1
         for number, places in zip(hierarchy, stages, strict=True):
-            for position in range(number):
-                yield from places[place(position, number)]
-        yield from after
+            if number > 1:
+                yield places[FIRST], 1
+                yield places[MIDDLE], number - 2
+            yield places[LAST if number > 1 else ONLY], 1
+        yield after, 1
 
     @cached_property
     def _places(self) -> tuple[list[UnitCost], list[dict[str, list[UnitCost]]], list[UnitCost]]:
@@ -254,6 +249,18 @@ class Costs:
     def _pass(self, model: nn.Module) -> None:
         with torch.no_grad():
             model(torch.empty(1, self.images.channels, self.images.image_size, self.images.image_size, device="meta"))
+
+
+def peak(groups: Sequence[tuple[Sequence[UnitCost], int]]) -> int:
+    """Bytes that a step needs at once: what stays between steps, and the most that a unit needs beside it."""
+    persistent = transient = passed = 0
+    chain = sum(len(units) * times for units, times in groups)
+    for units, times in groups:
+        passed += len(units) * times
+        persistent += sum(unit.persistent for unit in units) * times
+        for after, unit in enumerate(reversed(units), start=1) if times else ():  # of those alike, the last holds the most
+            transient = max(transient, unit.transient + SCALARS * (passed - after + chain))
+    return persistent + transient
 
 
 def place(position: int, number: int) -> str:

@@ -28,7 +28,7 @@ from layerwise.hierarchy import (
     shallow_scale,
 )
 
-MOST = 100_000  # proposals; more are no help
+MOST = 20_000  # proposals, which take seconds to find; more are no help
 
 Amount = Callable[[str, Hierarchy], int]  # what a hierarchy has of a budget's kind; grows with every stage's number
 
