@@ -179,7 +179,7 @@ class Costs:
 
     @cached_property
     def _first_layers(self) -> tuple[int, int]:
-        """Multiply-adds on an image of the first convolution, whose input needs no gradient: with several in its stage, with one."""
+        """Multiply-adds on an image of the convolution without an input gradient: where its stage has several, and only it."""
         works: list[int] = []
 
         def note(layer: nn.Module, _: Any, output: torch.Tensor) -> None:
