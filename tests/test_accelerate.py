@@ -22,7 +22,7 @@ from layerwise.ranking import Ranked, expected, rank_by_gain, score, stage_gains
 from layerwise.runs import Execution, Run, RunFolder
 from tests.test_cli import last_json, refusal
 
-TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --short-epochs 2 --final-epochs 1 --device cpu --listed 1"
+TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --short-epochs 2 --final-epochs 1 --device cpu"
 needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="needs optuna")
 
 
@@ -32,7 +32,16 @@ def proposals(model: str, *budgets: str, **options) -> list[tuple[int, ...]]:
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return ["accelerate", "resnet18", *TINY.split(), "--finalists", "1", "--output", str(folder), "--json", *more]
+    return [
+        "accelerate",
+        "resnet18",
+        *TINY.split(),
+        *["--layout", "contiguous", "--listed", "1", "--finalists", "1"],
+        "--output",
+        str(folder),
+        "--json",
+        *more,
+    ]
 
 
 @pytest.mark.parametrize(
