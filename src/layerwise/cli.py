@@ -5,15 +5,15 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from layerwise import __version__
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, choose
-from layerwise.hierarchy import parse_hierarchy
+from layerwise.options import Parser, add_command, add_fields, collect
 from layerwise.paper import COLUMNS, DEPARTURES, SCALES, plan, select_rows
-from layerwise.runs import Execution, Run, RunFolder, check_value, field_type, run_name
+from layerwise.runs import Execution, Run, RunFolder, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
@@ -25,18 +25,6 @@ NOT_PROFILED = frozenset(
     {"data", "val_fraction", "rule", "cache", "threads", "epochs", "decay_rate", "decay_milestones", "augment", "crop_padding"}
     | {"flip", "cutout", "views"}
 )
-
-Options = TypeVar("Options", Run, Execution)
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that refuses in one sentence, like everything else here."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False)  # an option added later must not change what a script says
-
-    def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"{message}; see `{self.prog} --help`")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -144,6 +132,32 @@ def build_parser() -> Parser:
     separability.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     add_fields(separability, Execution, skip={*NOT_TRAINED, *CACHES})
 
+    accelerate = add_command(commands, "accelerate", run_accelerate, "hierarchies that learn better layer-wise, in a budget")
+    accelerate.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
+    accelerate.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
+    accelerate.add_argument("--output", "-o", default="runs/accelerate", metavar="FOLDER", help="of all runs (%(default)s)")
+    accelerate.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="KIND=AMOUNT",
+        help="at most so many convolutions, parameters or multiply-adds, or bytes of memory: convolutions=+2, memory=4GB, "
+        "parameters=x1.2; may be repeated (default: convolutions=+0, as many as the base)",
+    )
+    accelerate.add_argument("--search", default="gain", help="how to rank: gain, or halving (needs optuna; default: gain)")
+    accelerate.add_argument("--candidates", type=int, default=30, help="most hierarchies that halving tries (%(default)s)")
+    accelerate.add_argument("--finalists", type=int, default=3, help="hierarchies trained beside the base (default: 3)")
+    accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
+    accelerate.add_argument(
+        "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"
+    )
+    accelerate.add_argument("--final-epochs", type=int, default=0, help="of the finalists (default: a tenth of --epochs)")
+    accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")
+    accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
+    accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
+    add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})
+    add_fields(accelerate, Execution, skip=CACHES)
+
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
@@ -152,81 +166,6 @@ def build_parser() -> Parser:
     listing = add_command(commands, "list", run_list, "what can be chosen from")
     listing.add_argument("what", metavar="{" + ",".join(LISTS) + "}", help="what to list")
     return parser
-
-
-def add_command(commands: Any, name: str, function: Any, text: str) -> Parser:
-    command: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-    command.set_defaults(command=function)
-    command.add_argument("--json", action="store_true", help="print the result as one JSON object, the last line of stdout")
-    return command
-
-
-def add_fields(parser: Parser, kind: type[Run] | type[Execution], skip: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """An option for every field. Unset ones are left out of the parsed arguments, so that a file's values show through."""
-    group = parser.add_argument_group(kind.__name__.lower() + " options")
-    for item in fields(kind):
-        if item.name in skip:
-            continue
-        names = [
-            *filter(None, [item.metadata.get("short")]),
-            "--" + item.name.replace("_", "-"),
-            *item.metadata.get("also", ()),
-        ]
-        text = item.metadata["help"] + (
-            "" if item.default is None or "default" in item.metadata["help"] else f" (default: {item.default})"
-        )
-        text = text.replace("%", "%%")
-        if field_type(item) is bool:
-            group.add_argument(
-                *names, dest=item.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
-        else:
-            group.add_argument(
-                *names,
-                dest=item.name,
-                type=field_type(item),
-                default=argparse.SUPPRESS,
-                metavar=item.name.upper(),
-                help=text,
-            )
-
-
-def collect(parsed: argparse.Namespace, base: Options) -> Options:
-    """A ``Run`` or ``Execution`` of the base's values, the configuration file and the command line, the last going first."""
-    known = {item.name for item in fields(base)}
-    values = {name: value for name, value in read_config(getattr(parsed, "config", None)).items() if name in known}
-    values |= {name: value for name, value in vars(parsed).items() if name in known and value is not None}
-    if values.get("hierarchy"):
-        values["hierarchy"] = ",".join(map(str, parse_hierarchy(values["hierarchy"])))  # one spelling, one run
-    return replace(base, **values)
-
-
-def read_config(path: str | None) -> dict[str, Any]:
-    """Options from a YAML file (or a run's JSON), checked by name and type.
-
-    Raises:
-        InvalidInput: the file cannot be read, or holds something else than options.
-    """
-    if path is None:
-        return {}
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInput(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`"
-        ) from None
-    if isinstance(values, dict) and "format" in values and isinstance(values.get("run"), dict):
-        values = values["run"]  # a run's own configuration file
-    if not isinstance(values, dict):
-        raise InvalidInput(f"{path} does not hold options: give lines such as `epochs: 10`")
-    known = {item.name: item for kind in (Run, Execution) for item in fields(kind)}
-    checked = {}
-    for key, value in values.items():
-        name = choose(f"option in {path}", str(key).replace("-", "_"), known)
-        checked[name] = check_value(path, known[name], value)
-    return checked
 
 
 def run_train(parsed: argparse.Namespace) -> dict[str, Any]:
@@ -316,6 +255,14 @@ def run_separability(parsed: argparse.Namespace) -> dict[str, Any]:
     folder = RunFolder(parsed.run)
     choices = {name: getattr(parsed, name) for name in ("against", "pooled_to", "images", "split")}
     return show_run(folder, collect(parsed, folder.execution()), parsed.measures, parsed.csv, choices)
+
+
+def run_accelerate(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.accelerate import Search, accelerate
+
+    choices = {item.name: getattr(parsed, item.name) for item in fields(Search) if item.name != "budgets"}
+    search = Search(budgets=tuple(parsed.budget), **choices)
+    return accelerate(collect(parsed, Run()), search, Path(parsed.output), collect(parsed, Execution()), parsed.dry_run)
 
 
 def run_predict(parsed: argparse.Namespace) -> dict[str, Any]:

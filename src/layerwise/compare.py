@@ -1,6 +1,7 @@
 """The paper's kind of table: hierarchies, each trained layer-wise and globally."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from layerwise.build import check_run
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import Busy, InvalidInput, choose
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import published_hierarchy
-from layerwise.progress import shown
+from layerwise.progress import clock, shown
 from layerwise.rules import RULES
 from layerwise.runs import Execution, Run, RunFolder, run_name, write_json
 from layerwise.train import Interrupted, train
@@ -46,15 +47,7 @@ def compare(
     ]
     for run in plan:
         check_run(run)
-    results = []
-    for number, run in enumerate(plan, start=1):
-        folder = RunFolder(output / run_name(run))
-        print(f"run {number} of {len(plan)}" + (f": already finished, {folder.path}" if folder.finished else ""), flush=True)
-        try:
-            with shown(units=False) as progress:
-                results.append(train(run, folder, execution, resume=True, progress=progress))
-        except Interrupted as interruption:
-            raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
+    results = train_all(plan, output, execution)
     rows = [
         summarise(format_hierarchy(hierarchy), rules, [r for r in results if tuple(r["hierarchy"]) == hierarchy])
         for hierarchy in stages
@@ -66,6 +59,38 @@ def compare(
     show(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
     return table
+
+
+def train_all(plan: Sequence[Run], output: Path, execution: Execution, shared: bool = False) -> list[dict[str, Any]]:
+    """Train every run of a plan that is not finished, and return their results.
+
+    Args:
+        output: folder that holds the runs, each under its name.
+        shared: leave a run that another process trains to it, and its result out.
+
+    Raises:
+        InvalidInput, Diverged: see ``train``.
+        KeyboardInterrupt: stopped by a signal; everything is saved.
+    """
+    results: list[dict[str, Any]] = []
+    seconds: list[float] = []  # of those trained here
+    for number, run in enumerate(plan, start=1):
+        folder = RunFolder(output / run_name(run))
+        left = f", about {clock(mean(seconds) * (len(plan) - number + 1))} left" if seconds else ""
+        print(f"run {number} of {len(plan)}" + (f": already finished, {folder.path}" if folder.finished else left), flush=True)
+        began, fresh = time.monotonic(), not folder.finished
+        try:
+            with shown(units=False) as progress:
+                results.append(train(run, folder, execution, resume=True, progress=progress))
+        except Busy:
+            if not shared:
+                raise
+            print("  left to the process that trains it", flush=True)
+            continue
+        except Interrupted as interruption:
+            raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
+        seconds += [time.monotonic() - began] if fresh else []
+    return results
 
 
 def summarise(hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, Any]]) -> dict[str, Any]:

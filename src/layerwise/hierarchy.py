@@ -4,7 +4,8 @@ A hierarchy is a tuple of positive integers, one per stage, shallow to deep, suc
 no torch, so that the command line can check one at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from layerwise.errors import InvalidInput
 
@@ -48,3 +49,89 @@ def check_stages(name: str, hierarchy: Hierarchy, published: Hierarchy) -> None:
 def format_hierarchy(hierarchy: Iterable[int]) -> str:
     """Write a hierarchy the way the paper does: ``[1,1,2,2]``."""
     return "[" + ",".join(map(str, hierarchy)) + "]"
+
+
+def deep_start(stages: int) -> int:
+    """The first deep stage: stages are split in the middle, and a middle one of an odd number is deep (k < n/2)."""
+    return stages // 2
+
+
+def shallow(hierarchy: Hierarchy) -> Hierarchy:
+    """The counts of the shallow stages: of ResNet18 the first two of four, of VGG16 the first two of five."""
+    return hierarchy[: deep_start(len(hierarchy))]
+
+
+def deep(hierarchy: Hierarchy) -> Hierarchy:
+    """The counts of the stages that are not shallow."""
+    return hierarchy[deep_start(len(hierarchy)) :]
+
+
+def fulfils_equation_7(hierarchy: Hierarchy, strict: bool = True) -> bool:
+    """Whether every shallow stage has fewer convolutions than every deep one: k(d_i) < k(d_j) for all i shallow, j deep.
+
+    The paper writes of layers; here d_i is a stage and k(d_i) how many convolutions (VGG) or blocks (ResNet) it has. Its
+    [1,1,2,2] and [1,2,6,3] fulfil this, its [1,1,1,1] and [2,3,6,3] only with ≤.
+
+    Args:
+        strict: read the sign as <; otherwise as ≤, "no more than".
+    """
+    most, fewest = max(shallow(hierarchy), default=0), min(deep(hierarchy))
+    return most < fewest if strict else most <= fewest
+
+
+def downsamplings(hierarchy: Hierarchy) -> Hierarchy:
+    """After how many convolutions or blocks each shallow stage ends, where the map is next made smaller."""
+    return tuple(accumulate(shallow(hierarchy)))
+
+
+def downsamples_earlier(one: Hierarchy, other: Hierarchy) -> bool:
+    """Equation 8, relative to another hierarchy: no shallow layer's map is larger, and at least one is smaller.
+
+    That is: no shallow stage ends after more convolutions than the other's, and at least one ends after fewer.
+    """
+    pairs = list(zip(downsamplings(one), downsamplings(other), strict=True))
+    return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
+
+
+def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int) -> float:
+    """Scale(X_i), i ≤ k, of equation 8: the mean height in pixels of the maps of the first ``layers`` convolutions or blocks.
+
+    Deep stages count with the first deep stage's resolution: equation 8 is of the shallow part, and would else alone put every
+    convolution into the last stage.
+
+    Args:
+        resolutions: pixels a side of the maps of each stage.
+        layers: k; below half of the convolutions of the hierarchy that others are compared with.
+    """
+    start = deep_start(len(hierarchy))
+    heights = [height for count, height in zip(hierarchy[:start], resolutions, strict=False) for _ in range(count)][:layers]
+    return (sum(heights) + (layers - len(heights)) * resolutions[start]) / layers
+
+
+def accelerated(one: Hierarchy, other: Hierarchy) -> bool:
+    """Whether one is the other with convolutions moved from shallow to deep stages, their number being equal.
+
+    No shallow stage has more than the other's, no deep stage fewer, and they differ: ResNet18's [1,1,2,4] against [2,2,2,2].
+    """
+    fewer = all(mine <= its for mine, its in zip(shallow(one), shallow(other), strict=True))
+    more = all(mine >= its for mine, its in zip(deep(one), deep(other), strict=True))
+    return one != other and equal_depth(one, other) and fewer and more
+
+
+def equal_depth(one: Hierarchy, other: Hierarchy) -> bool:
+    """Whether both have as many convolutions or blocks."""
+    return sum(one) == sum(other)
+
+
+def deeper(one: Hierarchy, other: Hierarchy) -> bool:
+    """Whether one has more convolutions or blocks than the other."""
+    return sum(one) > sum(other)
+
+
+def relation(one: Hierarchy, other: Hierarchy) -> str:
+    """One's relation to the other in a word or two: the same, accelerated, equal depth, deeper or shallower."""
+    if one == other:
+        return "the same"
+    if accelerated(one, other):
+        return "accelerated"
+    return "equal depth" if equal_depth(one, other) else "deeper" if deeper(one, other) else "shallower"

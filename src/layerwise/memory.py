@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from layerwise.learner import Learner
+from layerwise.units import Unit
 
 FROZEN, FORWARD, BACKWARD, UPDATE = "frozen", "forward", "backward", "update"  # phases of a step
 MARK = "layerwise"  # begins the names that the profiler knows our marks by
@@ -126,20 +127,35 @@ def phases(learner: Learner, mark: Callable[[int, str], None]) -> Iterator[None]
 
 def persistent_tensors(learner: Learner) -> list[Tensor]:
     """Weights, buffers, heads, gradients and optimizer state."""
-    tensors: list[Tensor] = []
-    for module in (learner.model, *(unit.loss for unit in learner.units)):
-        for parameter in module.parameters():
-            tensors += [parameter] if parameter.grad is None else [parameter, parameter.grad]
-        tensors += module.buffers()
+    tensors = kept_by(learner.model)
     for unit in learner.units:
-        for state in unit.optimizer.state.values() if unit.optimizer else ():
-            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        tensors += kept_by(unit.loss) + state_tensors(unit)
     return tensors
+
+
+def kept_by(module: nn.Module) -> list[Tensor]:
+    """A module's weights, gradients and buffers."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [*module.parameters(), *gradients, *module.buffers()]
+
+
+def state_tensors(unit: Unit) -> list[Tensor]:
+    states = unit.optimizer.state.values() if unit.optimizer else ()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 def persistent_bytes(learner: Learner) -> int:
     """Bytes of weights, buffers, heads, gradients and optimizer state, each storage once."""
-    return sum(dict(map(storage_bytes, persistent_tensors(learner))).values())
+    return bytes_of(persistent_tensors(learner))
+
+
+def unit_bytes(unit: Unit) -> int:
+    """The part of ``persistent_bytes`` that is a unit's; every weight is in one unit, so they add up."""
+    return bytes_of(kept_by(unit.piece) + kept_by(unit.loss) + state_tensors(unit))
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(dict(map(storage_bytes, tensors)).values())
 
 
 def storage_bytes(tensor: Tensor) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
-from layerwise.memory import Timeline, persistent_bytes, phases
+from layerwise.memory import Timeline, persistent_bytes, phases, unit_bytes
 from layerwise.rehearsal import rule_ticks
 from layerwise.rules import RULES
 
@@ -25,6 +25,7 @@ class PredictedStep:
         multiply_adds: per unit; forward, backward, and the forward pass of frozen units before it.
         saved_bytes: per unit, what its backward pass keeps of its forward pass.
         kept_bytes: per image, what the rule keeps between steps.
+        unit_bytes: per unit, its part of ``persistent_bytes``.
     """
 
     units: list[int]
@@ -33,6 +34,7 @@ class PredictedStep:
     multiply_adds: dict[int, int]
     saved_bytes: dict[int, int]
     kept_bytes: int
+    unit_bytes: dict[int, int]
 
     def peaks(self) -> dict[int, int]:
         """The memory that each unit's turn needs, in bytes, counted whole."""
@@ -65,6 +67,7 @@ def predict_steps(rule: str, learner: Learner, batch_size: int, options: dict[st
                         {unit: work[unit] for unit in units} if len(units) > 1 else {units[0]: sum(work.values())},
                         {unit: sum(saved.units[unit].values()) for unit in units},
                         tick.kept_bytes // (2 * batch_size),
+                        {unit: unit_bytes(copied.units[unit]) for unit in units},
                     )
                 )
                 footprint.restart(copied, tick.kept_bytes)  # what follows is of the next unit's first step

@@ -1,0 +1,201 @@
+"""``layerwise accelerate``: propose hierarchies that downsample earlier, rank them, train the best, say what was gained."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from layerwise.budgets import Budget, parse_budgets
+from layerwise.build import check_run
+from layerwise.compare import train_all
+from layerwise.costs import IMAGES, Cost, Costs, base_hierarchy
+from layerwise.errors import InvalidInput, choose
+from layerwise.halving import check_optuna, rank_by_halving
+from layerwise.hierarchy import Hierarchy, check_stages, format_hierarchy, fulfils_equation_7, relation, shallow_scale
+from layerwise.models import published_hierarchy
+from layerwise.outcome import check_figure, draw, gather, show, show_gains, show_proposals
+from layerwise.proposals import propose, scale_layers
+from layerwise.ranking import Ranked, rank_by_gain, scored
+from layerwise.runs import Execution, Run, RunFolder, run_name
+
+SEARCHES = ("gain", "halving")
+RULES = ("simultaneous", "global")
+SHORT = "short"  # folder of the runs that only rank, in the output folder
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for, and how long.
+
+    Attributes:
+        budgets: see ``budgets.parse_budgets``.
+        search: a name in ``SEARCHES``.
+        candidates: the most hierarchies that ``halving`` tries, the first in order.
+        finalists: the hierarchies that are trained beside the base, layer-wise and globally.
+        seeds: of each, from the run's on.
+        short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
+        listed: proposals in the table, for which global memory is computed.
+        figure: file for a figure of accuracy against work.
+    """
+
+    budgets: tuple[str, ...] = ()
+    search: str = "gain"
+    candidates: int = 30
+    finalists: int = 3
+    seeds: int = 1
+    short_epochs: int = 0
+    final_epochs: int = 0
+    listed: int = 5
+    figure: str | None = None
+
+
+def accelerate(base: Run, search: Search, output: Path, execution: Execution, dry_run: bool) -> dict[str, Any]:
+    """Find a hierarchy that learns better layer-wise than the base's within budgets. What is finished is not trained again.
+
+    Args:
+        base: the run to improve on; its hierarchy is the base, its epochs those of a full-length training.
+        output: folder that holds all runs and the study.
+        dry_run: list the proposals with their costs and train nothing.
+
+    Returns:
+        ``base`` and ``proposals``: costs (see ``costs.Cost``) and how each relates to the base; ``ranking``, ``gains`` (by
+        stage, of ``gain``), ``outcome`` (see ``outcome.gather``), ``winner`` and ``command``, None in a dry run.
+
+    Raises:
+        InvalidInput: an option cannot be used, or no hierarchy is within the budgets.
+        KeyboardInterrupt: stopped by a signal; the same command goes on.
+    """
+    base, search = checked(base, search, dry_run)
+    costs = Costs(base)
+    hierarchy, budgets = base_hierarchy(base), parse_budgets(search.budgets)
+    proposals = propose(hierarchy, budgets, costs.amount, costs.resolutions)
+    listed = [costs.with_global_memory(costs.cost(one)) for one in [hierarchy, *proposals[: search.listed]]]
+    show_proposals(base, listed, len(proposals), [budget.text for budget in budgets])
+    result = {
+        "model": base.model,
+        "data": base.data,
+        "budgets": [describe_budget(budget, costs, hierarchy) for budget in budgets],
+        "base": describe(listed[0], hierarchy),
+        "proposals": [describe(cost, hierarchy) for cost in [*listed[1:], *map(costs.cost, proposals[search.listed :])]],
+        **dict.fromkeys(("ranking", "gains", "outcome", "winner", "command")),
+    }
+    if dry_run:
+        print("nothing was trained", flush=True)
+        return result
+    ranking, gains = rank(base, search, proposals, output, execution)
+    chosen = [costs.cost(one) for one in [hierarchy, *(ranked.hierarchy for ranked in ranking[: search.finalists])]]
+    results = train_all(finals(base, search, chosen), output, execution, shared=True)
+    scores = [*ranking, *([Ranked(hierarchy, 0, *scored(hierarchy, gains))] if gains else [])]
+    rows = gather(chosen, scores, results)
+    show(base, search.final_epochs, search.seeds, rows)
+    winner = max((row for row in rows if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"], default=None)
+    if search.figure is not None:
+        draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
+        print(f"written: {search.figure}", flush=True)
+    result |= {"ranking": [vars(ranked) for ranked in ranking], "gains": gains, "outcome": rows}
+    return result | announce(base, winner, execution)
+
+
+def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
+    """The base trained layer-wise and the search with its epochs, all refusals made that need no data.
+
+    Raises:
+        InvalidInput: naming the option.
+    """
+    choose("data set", base.data, IMAGES)
+    choose("search", search.search, SEARCHES)
+    hierarchy = base_hierarchy(base)
+    check_stages(base.model, hierarchy, published_hierarchy(base.model))
+    base = replace(base, rule="simultaneous", hierarchy=",".join(map(str, hierarchy)))
+    check_run(base)
+    short = search.short_epochs or max(1, base.epochs // 40)
+    final = search.final_epochs or max(1, base.epochs // 10)
+    search = replace(search, short_epochs=short, final_epochs=final)
+    for name in ("candidates", "finalists", "seeds", "short_epochs", "final_epochs", "listed"):
+        if getattr(search, name) < 1:
+            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(search, name)} is too small: give 1 or more")
+    if base.batch_size < 2:
+        raise InvalidInput(f"batch_size {base.batch_size} is too small: give 2 or more, since local losses compare images")
+    if base.at not in ("layer", "block"):
+        raise InvalidInput(f"--at {base.at} cuts different hierarchies at different places: give layer or block")
+    if search.figure is not None:
+        check_figure(search.figure)
+    if not dry_run and not 0 < base.val_fraction < 1:
+        raise InvalidInput(f"--val-fraction {base.val_fraction} holds no images out to rank by: give a share such as 0.1")
+    if not dry_run and search.search == "halving":
+        check_optuna()
+    return base, search
+
+
+def rank(
+    base: Run, search: Search, proposals: Sequence[Hierarchy], output: Path, execution: Execution
+) -> tuple[list[Ranked], list[list[float]] | None]:
+    """The proposals ranked as the search says; and the gains that ``gain`` ranks by."""
+    short = replace(base, epochs=search.short_epochs)
+    if search.search == "gain":
+        print("short run of the base, to measure what its units gain", flush=True)
+        train_all([short], output / SHORT, execution)
+        ranking, gains = rank_by_gain(proposals, RunFolder(output / SHORT / run_name(short)), execution)
+        show_gains(gains)
+        return ranking, gains
+    runs = {}
+    for hierarchy in proposals[: search.candidates]:
+        run = with_hierarchy(short, hierarchy)
+        runs[hierarchy] = run, RunFolder(output / SHORT / run_name(run))
+    return rank_by_halving(runs, output, execution), None
+
+
+def finals(base: Run, search: Search, chosen: Sequence[Cost]) -> list[Run]:
+    """The runs that are compared: seed by seed, each hierarchy layer-wise and globally."""
+    return [
+        replace(with_hierarchy(base, cost.hierarchy), rule=rule, seed=base.seed + number, epochs=search.final_epochs)
+        for number in range(search.seeds)
+        for cost in chosen
+        for rule in RULES
+    ]
+
+
+def with_hierarchy(run: Run, hierarchy: Hierarchy) -> Run:
+    return replace(run, hierarchy=",".join(map(str, hierarchy)))
+
+
+def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> dict[str, Any]:
+    """Say which hierarchy did best layer-wise on validation images, and how to train it at full length."""
+    if winner is None:
+        print("no hierarchy has results yet: other processes train them; run the same command again", flush=True)
+        return {"winner": None, "command": None}
+    hierarchy = tuple(winner["hierarchy"])
+    command = train_command(with_hierarchy(base, hierarchy), execution)
+    how = "the base itself" if hierarchy == base_hierarchy(base) else f"{winner['gain']:+.2f} points on test images"
+    print(
+        f"best layer-wise on validation images: {format_hierarchy(hierarchy)} ({how}); at full length:\n{command}", flush=True
+    )
+    return {"winner": list(hierarchy), "command": command}
+
+
+def train_command(run: Run, execution: Execution) -> str:
+    """The command that trains a run: whatever differs from the defaults, the number of epochs, and where the data are."""
+    words = ["layerwise", "train", run.model]
+    for item in fields(Run):
+        value, name = getattr(run, item.name), item.name.replace("_", "-")
+        if item.name == "model" or (value == item.default and item.name != "epochs"):
+            continue
+        words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
+    if execution.data_dir != Execution.data_dir:
+        words += ["--data-dir", execution.data_dir]
+    return shlex.join(words)
+
+
+def describe(cost: Cost, base: Hierarchy) -> dict[str, Any]:
+    """A proposal as the command's JSON shows it."""
+    return cost.describe() | {
+        "relation": relation(cost.hierarchy, base),
+        "equation_7": fulfils_equation_7(cost.hierarchy),
+        "equation_7_weakly": fulfils_equation_7(cost.hierarchy, strict=False),
+        "shallow_scale": shallow_scale(cost.hierarchy, cost.resolutions, scale_layers(base)),
+    }
+
+
+def describe_budget(budget: Budget, costs: Costs, base: Hierarchy) -> dict[str, Any]:
+    return {"budget": budget.text, "kind": budget.kind, "limit": budget.limit(costs.amount(budget.kind, base))}

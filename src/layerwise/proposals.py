@@ -1,0 +1,117 @@
+"""Hierarchies with downsampling accelerated, within budgets: which there are, and in which order. No torch.
+
+A proposal is a hierarchy of the base's network that
+
+- fulfils equation 7 at least with ≤: no shallow stage has more convolutions than any deep stage;
+- fulfils equation 8 relative to the base: no shallow stage ends after more convolutions than the base's, and at least one ends
+  after fewer, so that no shallow layer's map is larger than in the base;
+- is within every budget.
+
+The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over fewer than half as many
+layers as the base has); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
+sum of squared differences; then by the numbers from shallow to deep.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+
+from layerwise.budgets import Budget, in_words
+from layerwise.errors import InvalidInput
+from layerwise.hierarchy import (
+    Hierarchy,
+    deep_start,
+    downsamples_earlier,
+    downsamplings,
+    format_hierarchy,
+    fulfils_equation_7,
+    shallow,
+    shallow_scale,
+)
+
+MOST = 20_000  # proposals, which take seconds to find; more are no help
+
+Amount = Callable[[str, Hierarchy], int]  # what a hierarchy has of a budget's kind; grows with every stage's number
+
+
+def propose(base: Hierarchy, budgets: Sequence[Budget], amount: Amount, resolutions: Sequence[int]) -> list[Hierarchy]:
+    """Every proposal, in order.
+
+    Args:
+        resolutions: pixels a side of the maps of each stage.
+
+    Raises:
+        InvalidInput: there is none, or there are too many.
+    """
+    limits = {budget.kind: budget.limit(amount(budget.kind, base)) for budget in budgets}
+    least = (1,) * len(base)
+    if not downsamples_earlier(least, base):
+        raise InvalidInput(
+            f"{format_hierarchy(base)} has one convolution in every shallow stage, so that none downsamples earlier: give a "
+            "deeper --hierarchy to begin with"
+        )
+    for budget in budgets:
+        refuse_too_small(budget, limits[budget.kind], amount(budget.kind, least), least)
+
+    def within(hierarchy: Hierarchy) -> bool:
+        return all(amount(kind, hierarchy) <= limit for kind, limit in limits.items())
+
+    found = []
+    for hierarchy in enumerate_within(base, within):
+        if downsamples_earlier(hierarchy, base):
+            found.append(hierarchy)
+        if len(found) > MOST:
+            raise InvalidInput(
+                f"more than {MOST:,} hierarchies are within the budgets: add --budget convolutions=+0 or a lower one"
+            )
+    return sorted(found, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
+
+
+def refuse_too_small(budget: Budget, limit: float, need: int, least: Hierarchy) -> None:
+    if need > limit:
+        nearest = in_words(budget.kind, need)
+        raise InvalidInput(
+            f"no hierarchy is within --budget {budget.text}: the one with the least, {format_hierarchy(least)}, has "
+            f"{nearest}; give {budget.kind}={nearest} or more"
+        )
+
+
+def enumerate_within(base: Hierarchy, within: Callable[[Hierarchy], bool]) -> Iterator[Hierarchy]:
+    """Hierarchies that fulfil equation 7 with ≤, end no shallow stage later than the base, and are within the budgets."""
+    start, ends = deep_start(len(base)), downsamplings(base)
+
+    def extend(begun: Hierarchy) -> Iterator[Hierarchy]:
+        stage = len(begun)
+        if stage == len(base):
+            yield begun
+            return
+        most_shallow = max(begun[:start], default=1)
+        for number in count(1 if stage < start else most_shallow):
+            longer = (*begun, number)
+            if stage < start and sum(longer) > ends[stage]:
+                return
+            if not within(fill(longer, len(base))):
+                return  # nor would a larger number be
+            yield from extend(longer)
+
+    return extend(())
+
+
+def fill(begun: Hierarchy, stages: int) -> Hierarchy:
+    """The least that a begun hierarchy can become: 1 in every shallow stage, in deep ones as equation 7 says."""
+    start = deep_start(stages)
+    shallows = begun[:start] + (1,) * (start - len(begun))
+    return shallows + begun[start:] + (max(shallows, default=1),) * (stages - max(start, len(begun)))
+
+
+def place_in_order(
+    hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]
+) -> tuple[float, bool, int, int, Hierarchy]:
+    """What proposals are sorted by; see the head of this file."""
+    distance = sum((mine - its) ** 2 for mine, its in zip(hierarchy, base, strict=True))
+    scale = shallow_scale(hierarchy, resolutions, scale_layers(base))
+    return (scale, not fulfils_equation_7(hierarchy), -sum(hierarchy), distance, hierarchy)
+
+
+def scale_layers(base: Hierarchy) -> int:
+    """k of equation 8: below half of the base's convolutions, but not fewer than its shallow stages."""
+    return max((sum(base) - 1) // 2, len(shallow(base)))

@@ -1,0 +1,84 @@
+"""Hierarchies ranked by what a short layer-wise run of the base says of its units: none of the others is trained.
+
+The score of a hierarchy is what its convolutions (or blocks) are expected to add to the accuracy of a linear probe on held-out
+images, in points: the sum of their gains. One that the base has too brings the gain measured there, so that a shallow unit that
+adds nothing, or takes something away, costs nothing to give up. The m-th one that the base lacks brings 1/(m + 1) of the mean
+gain of that stage's convolutions after its first (which also downsamples), and never less than nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from layerwise.hierarchy import Hierarchy
+from layerwise.runs import Execution, RunFolder
+from layerwise.survey import survey
+
+MEASURE = "linear_probe"
+IMAGES = 5000  # held-out images, at most
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A hierarchy's place.
+
+    Attributes:
+        rank: from 1; 0 of the base, which is no proposal.
+        score: what it is ranked by; None where none is known.
+        text: the score in words.
+    """
+
+    hierarchy: Hierarchy
+    rank: int
+    score: float | None
+    text: str
+
+
+def rank_by_gain(
+    proposals: Sequence[Hierarchy], folder: RunFolder, execution: Execution
+) -> tuple[list[Ranked], list[list[float]]]:
+    """Rank hierarchies by the gains in a trained run of the base; equal scores keep the order of the proposals.
+
+    Args:
+        folder: of the short run, finished.
+
+    Returns:
+        All of them, the best first; and the gains, per stage and convolution, in points.
+
+    Raises:
+        InvalidInput: the run held out too few images to measure on.
+    """
+    rows = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"]
+    gains = stage_gains(rows)
+    ordered = sorted(proposals, key=lambda hierarchy: -score(hierarchy, gains))
+    return [Ranked(hierarchy, rank, *scored(hierarchy, gains)) for rank, hierarchy in enumerate(ordered, start=1)], gains
+
+
+def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """The gains of each stage's convolutions or blocks (the sum of its units'); what was not measured counts as nil."""
+    gains: dict[tuple[int, int], float] = {}
+    for row in rows:
+        path = row["name"].split(".")
+        if path[0] == "stages":
+            place = int(path[1]), int(path[2])
+            gains[place] = gains.get(place, 0.0) + (row["gain"] or 0.0)
+    stages = sorted({stage for stage, _ in gains})
+    return [[gains[place] for place in sorted(gains) if place[0] == stage] for stage in stages]
+
+
+def score(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> float:
+    """The sum of the gains of a hierarchy's convolutions; see the head of this file."""
+    return sum(expected(number, measured) for number, measured in zip(hierarchy, gains, strict=True))
+
+
+def scored(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> tuple[float, str]:
+    """The score, also in words."""
+    points = score(hierarchy, gains)
+    return points, f"{points:+.2f} points"
+
+
+def expected(number: int, measured: Sequence[float]) -> float:
+    """What so many convolutions of a stage bring, given what each of the base's brings."""
+    later = measured[1:] or measured
+    further = max(0.0, sum(later) / len(later))
+    return sum(measured[:number]) + sum(further / (m + 1) for m in range(1, number - len(measured) + 1))

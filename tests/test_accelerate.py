@@ -1,0 +1,295 @@
+"""``layerwise accelerate``: proposals, budgets, ranking, and complete runs on digits."""
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from layerwise import halving
+from layerwise.budgets import parse_budget, parse_budgets
+from layerwise.cli import build_parser, main
+from layerwise.costs import Costs
+from layerwise.hierarchy import downsamples_earlier, fulfils_equation_7, shallow_scale
+from layerwise.models import published_hierarchy
+from layerwise.outcome import gather
+from layerwise.paper import ROWS
+from layerwise.proposals import enumerate_within, propose, scale_layers
+from layerwise.ranking import Ranked, expected, rank_by_gain, score, stage_gains
+from layerwise.runs import Execution, Run, RunFolder
+from tests.test_cli import last_json, refusal
+
+TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --short-epochs 2 --final-epochs 1 --device cpu"
+needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="needs optuna")
+
+
+def proposals(model: str, *budgets: str, **options) -> list[tuple[int, ...]]:
+    costs = Costs(Run(model=model, data="cifar10", **options))
+    return propose(published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions)
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [
+        "accelerate",
+        "resnet18",
+        *TINY.split(),
+        *["--layout", "contiguous", "--listed", "1", "--finalists", "1"],
+        "--output",
+        str(folder),
+        "--json",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "accelerated", "others"),
+    [("resnet18", ("r1", "r4", "r5"), ("r2", "r3", "e1")), ("resnet50", ("r1", "r2", "r3", "r4"), ("e1", "e2"))],
+)
+def test_the_papers_accelerated_hierarchies_are_among_the_proposals(model, accelerated, others):
+    named = {row.name: row.hierarchy for row in ROWS}
+    for budget in ("convolutions=+0", "multiply-adds=x1.0"):
+        assert {named[f"{model}_{variant}"] for variant in accelerated} <= set(proposals(model, budget))
+    assert {named[f"{model}_{variant}"] for variant in others}.isdisjoint(proposals(model, "convolutions=+4"))
+
+
+def test_every_hierarchy_within_the_budget_is_proposed_and_no_other():
+    base = (2, 2, 2, 2)
+    everything = {(a, b, c, d) for a in range(1, 9) for b in range(1, 9) for c in range(1, 9) for d in range(1, 9)}
+    expected_ones = {
+        one for one in everything if sum(one) <= 10 and fulfils_equation_7(one, strict=False) and downsamples_earlier(one, base)
+    }
+    found = proposals("resnet18", "convolutions=+2")
+    assert set(found) == expected_ones
+    assert len(found) == len(expected_ones)
+
+
+def test_proposals_come_in_the_stated_order():
+    found = proposals("resnet18")
+    assert found[:6] == [(1, 1, 3, 3), (1, 1, 2, 4), (1, 1, 4, 2), (1, 1, 2, 3), (1, 1, 3, 2), (1, 1, 2, 2)]
+    scales = [shallow_scale(one, (32, 16, 8, 4), scale_layers((2, 2, 2, 2))) for one in found]
+    assert scales == sorted(scales)
+    assert found == proposals("resnet18")
+
+
+def test_budgets_hold_together():
+    costs = Costs(Run(model="vgg16", data="cifar10"))
+    found = proposals("vgg16", "convolutions=+2", "parameters=x1.2", "multiply-adds=-50M")
+    base = published_hierarchy("vgg16")
+    for kind, limit in (
+        ("convolutions", sum(base) + 2),
+        ("parameters", 1.2 * costs.amount("parameters", base)),
+        ("multiply-adds", costs.amount("multiply-adds", base) - 50e6),
+    ):
+        amounts = [costs.amount(kind, one) for one in found]
+        assert max(amounts) <= limit
+    assert set(found) < set(proposals("vgg16", "convolutions=+2"))
+
+
+def test_memory_is_a_budget():
+    run = Run(model="resnet18", data="digits", width=0.25, batch_size=16)
+    costs, base = Costs(run), (2, 2, 2, 2)
+    limit = 0.9 * costs.cost(base).local_peak_bytes
+    found = propose(base, parse_budgets(["memory=x0.9"]), costs.amount, costs.resolutions)
+    assert found
+    assert set(found) == {
+        one
+        for one in propose(base, parse_budgets([]), costs.amount, costs.resolutions)
+        if costs.cost(one).local_peak_bytes <= limit
+    } | {one for one in found if sum(one) > 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("convolutions=+2", 10),
+        ("convolutions=-1", 7),
+        ("parameters=x1.5", 12),
+        ("parameters=11M", 11e6),
+        ("memory=+1GB", 8 + 1e9),
+    ],
+)
+def test_budgets_in_words(text, limit):
+    assert parse_budget(text).limit(8) == limit
+
+
+def test_enumeration_ends_where_nothing_fits():
+    assert list(enumerate_within((2, 2, 2, 2), lambda hierarchy: False)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("resnet18 --budget parameters=1M", "has 4902090; give parameters=4902090 or more"),
+        ("resnet18 --budget convolutions=3", "give convolutions=4 or more"),
+        ("resnet18 --budget memory=1MB", "give memory="),
+        ("resnet18 --budget memory=100GB", "add --budget convolutions=+0"),
+        ("resnet18 --budget flops=3", "unknown kind of budget 'flops'"),
+        ("resnet18 --budget convolutions", "has no amount"),
+        ("resnet18 --budget convolutions=many", "is not understood"),
+        ("resnet18 --budget memory=4", "is not a size"),
+        ("resnet18 --budget convolutions=+0 --budget convolutions=9", "is given twice"),
+        ("vgg11", "one convolution in every shallow stage"),
+        ("resnet18 --hierarchy 2,2,2", "has 3 stages"),
+        ("resnet19", "did you mean 'resnet18'"),
+        ("resnet18 --search grid", "accepted: gain, halving"),
+        ("resnet18 --seeds 0", "--seeds 0 is too small"),
+        ("resnet18 --short-epochs -1", "--short-epochs -1 is too small"),
+        ("resnet18 --val-fraction 0", "holds no images out to rank by"),
+        ("resnet18 --at 3", "give layer or block"),
+        ("resnet18 --figure front.gif", "of no known type"),
+        ("resnet18 --batch-size 1", "batch_size 1 is too small"),
+        ("resnet18 --data cifar", "did you mean 'cifar10'"),
+    ],
+)
+def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
+    width = () if "parameters" in arguments else ("--width", "0.0625")
+    given = [*arguments.split(), *width, "--output", str(tmp_path / "runs")]
+    assert words in refusal(capsys, "accelerate", *given, *(() if "val-fraction" in arguments else ("--dry-run",)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_optuna_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(halving, "find_spec", lambda name: None)
+    assert "pip install 'layerwise[search]'" in refusal(capsys, *command(tmp_path, "--search", "halving"))
+
+
+def test_a_dry_run_lists_costs_and_trains_nothing(capsys, tmp_path):
+    main(command(tmp_path / "none", "--dry-run", "--budget", "convolutions=-2"))
+    found = last_json(capsys)
+    assert [one["hierarchy"] for one in found["proposals"]][:2] == [[1, 1, 2, 2], [1, 1, 1, 3]]
+    assert found["base"]["hierarchy"] == [2, 2, 2, 2]
+    first, second = found["proposals"][:2]
+    assert (first["equation_7"], second["equation_7"], second["equation_7_weakly"]) == (True, False, True)
+    assert first["global_peak_bytes"] > 0
+    assert second["global_peak_bytes"] is None  # not listed
+    assert second["local_peak_bytes"] > 0
+    assert found["budgets"] == [{"budget": "convolutions=-2", "kind": "convolutions", "limit": 6.0}]
+    assert found["winner"] is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_gains_make_scores():
+    rows = [
+        {"name": "image", "gain": None},
+        {"name": "stem.conv", "gain": 9.0},
+        {"name": "stages.0.0.conv1", "gain": 4.0},
+        {"name": "stages.0.0.conv2", "gain": 1.0},
+        {"name": "stages.0.1.conv1", "gain": -2.0},
+        {"name": "stages.0.1.conv2", "gain": None},
+        {"name": "stages.1.0.conv1", "gain": 3.0},
+        {"name": "output", "gain": 1.0},
+    ]
+    gains = stage_gains(rows)
+    assert gains == [[5.0, -2.0], [3.0]]
+    assert score((2, 1), gains) == 6.0
+    assert score((1, 1), gains) == 8.0  # the shallow one that took away is given up
+    assert score((1, 3), gains) == pytest.approx(8 + 3 / 2 + 3 / 3)
+    assert expected(3, [5.0, -2.0]) == 3.0  # more of what harms brings nothing
+
+
+def test_the_pareto_front_and_what_is_gained():
+    costs = Costs(Run(model="resnet18", data="digits", width=1 / 16, batch_size=8))
+    hierarchies = [(2, 2, 2, 2), (1, 1, 2, 2), (1, 1, 1, 1), (1, 1, 3, 3)]
+    results = [
+        {
+            "hierarchy": list(hierarchy),
+            "rule": rule,
+            "test_accuracy": accuracy,
+            "val_accuracy": accuracy,
+            "parameters": 1,
+            "peak_memory_bytes": None,
+            "train_seconds": 1.0,
+        }
+        for hierarchy, accuracy in zip(hierarchies, (80.0, 85.0, 70.0, 84.0), strict=True)
+        for rule in ("simultaneous", "global")
+    ]
+    ranked = [Ranked((1, 1, 2, 2), 1, 2.0, "+2.00 points")]
+    rows = gather([costs.cost(one) for one in hierarchies], ranked, results[:-1])
+    assert [row["pareto"] for row in rows] == [False, True, True, None]  # the last has only one of its two runs
+    assert [row["gain"] for row in rows] == [0.0, 5.0, -10.0, None]
+    assert [row["predicted_rank"] for row in rows] == [None, 1, None, None]
+    assert rows[1]["rules"]["simultaneous"]["seeds"] == 1
+
+
+def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
+    figure = tmp_path / "front.svg"
+    arguments = command(tmp_path / "runs", "--budget", "convolutions=-2", "--seeds", "2", "--figure", str(figure))
+    main(arguments)
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert [row["hierarchy"] for row in found["outcome"]] == [[2, 2, 2, 2], found["ranking"][0]["hierarchy"]]
+    assert [ranked["rank"] for ranked in found["ranking"]] == list(range(1, len(found["proposals"]) + 1))
+    assert [len(stage) for stage in found["gains"]] == [2, 2, 2, 2]
+    assert all(row["rules"]["simultaneous"]["seeds"] == 2 for row in found["outcome"])
+    assert found["winner"] in [row["hierarchy"] for row in found["outcome"]]
+    assert "<svg" in figure.read_text()
+    for words in ("run 8 of 8, about 0:0", "stage 1 gains, points:", "Pareto front", found["command"]):
+        assert words in printed
+    results = sorted((tmp_path / "runs").glob("*/result.json"))
+    assert len(results) == 8
+    before = [path.stat().st_mtime_ns for path in results]
+    main(arguments)
+    again = last_json(capsys)
+    assert again["outcome"] == found["outcome"]
+    assert again["ranking"] == found["ranking"]
+    assert [path.stat().st_mtime_ns for path in results] == before
+    results[0].unlink()
+    main(arguments)
+    assert "already finished" in capsys.readouterr().out
+    assert results[0].exists()
+
+
+def test_the_printed_command_trains_the_winner_at_full_length(capsys, tmp_path):
+    main(command(tmp_path, "--budget", "convolutions=4", "--lr", "1e-3", "--no-augment"))
+    found = last_json(capsys)
+    words = shlex.split(found["command"])
+    assert words[:3] == ["layerwise", "train", "resnet18"]
+    parsed = build_parser().parse_args(words[1:])
+    assert (parsed.epochs, parsed.lr, parsed.augment, parsed.width) == (8, 1e-3, False, 0.0625)
+    assert parsed.hierarchy == ",".join(map(str, found["winner"]))
+
+
+def test_ranking_reads_a_run_of_the_base(capsys, tmp_path):
+    main(["train", "vgg8", "--hierarchy", "2,2,1,1,1", *TINY.split()[:8], "--output", str(tmp_path / "run")])
+    ranking, gains = rank_by_gain([(1, 1, 1, 1, 1), (1, 1, 1, 1, 2)], RunFolder(tmp_path / "run"), Execution(device="cpu"))
+    assert [len(stage) for stage in gains] == [2, 2, 1, 1, 1]
+    assert {ranked.rank for ranked in ranking} == {1, 2}
+    assert ranking[0].score >= ranking[1].score
+
+
+@needs_optuna
+def test_successive_halving_gives_up_most_and_resumes(capsys, tmp_path):
+    arguments = command(tmp_path, "--search", "halving", "--budget", "convolutions=-2", "--short-epochs", "4")
+    main(arguments)
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert "short run 6 of 6" in printed
+    assert "given up after epoch" in printed
+    assert len(found["ranking"]) == 6
+    assert found["ranking"][0]["text"].endswith("% at epoch 4")
+    main(arguments)
+    again = capsys.readouterr().out
+    assert "short run" not in again
+    assert json.loads(again.splitlines()[-1])["ranking"] == found["ranking"]
+
+
+@needs_optuna
+def test_two_processes_share_a_study_that_one_was_killed_in(tmp_path):
+    arguments = command(tmp_path, "--search", "halving", "--budget", "convolutions=-2")
+    program = [sys.executable, "-m", "layerwise", *arguments]
+    killed = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+    for line in killed.stdout:
+        if line.startswith("short run 2"):
+            break
+    killed.kill()
+    killed.wait()
+    both = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    rankings = [json.loads(text.splitlines()[-1])["ranking"] for text in printed]
+    assert rankings[0] == rankings[1]
+    assert len(rankings[0]) == 6
+    assert all("short run" in text for text in printed)
