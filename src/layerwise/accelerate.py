@@ -85,11 +85,13 @@ def accelerate(base: Run, search: Search, output: Path, execution: Execution, dr
         return result
     ranking, gains = rank(base, search, proposals, output, execution)
     chosen = [costs.cost(one) for one in [hierarchy, *(ranked.hierarchy for ranked in ranking[: search.finalists])]]
-    results = train_all(finals(base, search, chosen), output, execution, shared=True)
+    wanted = finals(base, search, chosen)
+    results = train_all(wanted, output, execution, shared=True)
     scores = [*ranking, *([Ranked(hierarchy, 0, *scored(hierarchy, gains))] if gains else [])]
     rows = gather(chosen, scores, results)
     show(base, search.final_epochs, search.seeds, rows)
-    winner = max((row for row in rows if row["val_accuracy"] is not None), key=lambda row: row["val_accuracy"], default=None)
+    # with runs missing that other processes train, hierarchies would be compared over different seeds
+    winner = max(rows, key=lambda row: row["val_accuracy"]) if len(results) == len(wanted) else None
     if search.figure is not None:
         draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
         print(f"written: {search.figure}", flush=True)
@@ -163,7 +165,7 @@ def with_hierarchy(run: Run, hierarchy: Hierarchy) -> Run:
 def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> dict[str, Any]:
     """Say which hierarchy did best layer-wise on validation images, and how to train it at full length."""
     if winner is None:
-        print("no hierarchy has results yet: other processes train them; run the same command again", flush=True)
+        print("no winner yet: other processes train some of these runs; give the same command again", flush=True)
         return {"winner": None, "command": None}
     hierarchy = tuple(winner["hierarchy"])
     command = train_command(with_hierarchy(base, hierarchy), execution)
