@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from layerwise.outcome import check_figure, draw, gather, show, show_gains, show
 from layerwise.proposals import propose, scale_layers
 from layerwise.ranking import Ranked, rank_by_gain, scored
 from layerwise.runs import Execution, Run, RunFolder, run_name
+from layerwise.tables import command as command_of
 
 SEARCHES = ("gain", "halving")
 RULES = ("simultaneous", "global")
@@ -177,16 +178,9 @@ def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> 
 
 
 def train_command(run: Run, execution: Execution) -> str:
-    """The command that trains a run: whatever differs from the defaults, the number of epochs, and where the data are."""
-    words = ["layerwise", "train", run.model]
-    for item in fields(Run):
-        value, name = getattr(run, item.name), item.name.replace("_", "-")
-        if item.name == "model" or (value == item.default and item.name != "epochs"):
-            continue
-        words += [f"--{name}" if value else f"--no-{name}"] if isinstance(value, bool) else [f"--{name}", str(value)]
-    if execution.data_dir != Execution.data_dir:
-        words += ["--data-dir", execution.data_dir]
-    return shlex.join(words)
+    """The command that trains a run, and where its data are."""
+    place = [] if execution.data_dir == Execution.data_dir else ["--data-dir", execution.data_dir]
+    return " ".join([command_of(run), *([shlex.join(place)] if place else [])])
 
 
 def describe(cost: Cost, base: Hierarchy) -> dict[str, Any]:
