@@ -3,7 +3,7 @@
 The score of a hierarchy is what its convolutions (or blocks) are expected to add to the accuracy of a linear probe on held-out
 images, in points: the sum of their gains. One that the base has too brings the gain measured there, so that a shallow unit that
 adds nothing, or takes something away, costs nothing to give up. The m-th one that the base lacks brings 1/(m + 1) of the mean
-gain of that stage's convolutions after its first (which also downsamples), and never less than nothing.
+gain of that stage's convolutions after its first (which also downsamples), and takes away as much where that is negative.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,5 +80,5 @@ def scored(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> tuple[floa
 def expected(number: int, measured: Sequence[float]) -> float:
     """What so many convolutions of a stage bring, given what each of the base's brings."""
     later = measured[1:] or measured
-    further = max(0.0, sum(later) / len(later))
+    further = sum(later) / len(later)
     return sum(measured[:number]) + sum(further / (m + 1) for m in range(1, number - len(measured) + 1))
