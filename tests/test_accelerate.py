@@ -1,5 +1,6 @@
 """``layerwise accelerate``: proposals, budgets, ranking, and complete runs on digits."""
 
+import itertools
 import json
 import shlex
 import subprocess
@@ -13,11 +14,11 @@ from layerwise import halving
 from layerwise.budgets import parse_budget, parse_budgets
 from layerwise.cli import build_parser, main
 from layerwise.costs import Costs
-from layerwise.hierarchy import downsamples_earlier, fulfils_equation_7, shallow_scale
+from layerwise.hierarchy import Design, downsamples_earlier, fulfils_equation_7, segments, shallow_scale
 from layerwise.models import published_hierarchy
 from layerwise.outcome import gather
 from layerwise.paper import ROWS
-from layerwise.proposals import enumerate_within, propose, scale_layers
+from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
 from layerwise.ranking import Ranked, expected, rank_by_gain, score, stage_gains
 from layerwise.runs import Execution, Run, RunFolder
 from tests.test_cli import last_json, refusal
@@ -101,6 +102,45 @@ def test_memory_is_a_budget():
     } | {one for one in found if sum(one) > 8}
 
 
+def moved(model: str, *budgets: str) -> list[Design]:
+    costs, pools = Costs(Run(model=model, data="cifar10")), model.startswith("vgg")
+    return propose_downsampling(published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions, pools)
+
+
+def test_every_earlier_halving_is_proposed_and_no_other():
+    published = (2, 4, 6)
+    wanted = set()
+    for number in (3, 4):
+        for places in itertools.combinations(range(8), number):
+            earlier = [passed(places, layer) - passed(published, layer) for layer in range(4)]
+            deep = [place for place in places if place > 4] == [6]  # deep halvings stay where they are
+            between = fulfils_equation_7(segments(Design((2, 2, 2, 2), places)), strict=False)
+            if min(earlier) >= 0 and max(earlier) > 0 and deep and between:
+                wanted.add(places)
+    found = moved("resnet18")
+    assert {design.downsample_after for design in found} == wanted
+    assert found[2].text == "[2,2,2,2] halved after 1,2,6"
+    keys = [(len(design.downsample_after), mean_height(design, 32, 3)) for design in found]
+    assert keys == sorted(keys)
+
+
+def test_a_pooling_network_never_pools_a_single_pixel():
+    found = moved("vgg16")
+    assert found[0].downsample_after == (1, 2, 7, 10, 13)
+    assert {len(design.downsample_after) for design in found} == {5}  # 32 pixels halved six times would be none
+    assert all(place > 0 for design in found for place in design.downsample_after)
+
+
+def test_a_budget_limits_earlier_halvings():
+    costs = Costs(Run(model="resnet18", data="cifar10"))
+    limit = 0.6 * costs.amount("multiply-adds", (2, 2, 2, 2))
+    kept = moved("resnet18", "multiply-adds=x0.6")
+    assert kept == [
+        one for one in moved("resnet18") if costs.amount("multiply-adds", (2, 2, 2, 2), one.downsample_after) <= limit
+    ]
+    assert 0 < len(kept) < len(moved("resnet18"))
+
+
 @pytest.mark.parametrize(
     ("text", "limit"),
     [
@@ -135,6 +175,10 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --hierarchy 2,2,2", "has 3 stages"),
         ("resnet19", "did you mean 'resnet18'"),
         ("resnet18 --search grid", "accepted: gain, halving"),
+        ("resnet18 --move strides", "accepted: convolutions, downsampling"),
+        ("resnet18 --move downsampling --search gain", "give --search halving with --move downsampling"),
+        ("resnet18 --move downsampling --budget convolutions=7", "no earlier halving of [2,2,2,2] is within the budgets"),
+        ("resnet18 --downsample-after 1,2,6", "--downsample-after is what --move downsampling proposes"),
         ("resnet18 --seeds 0", "--seeds 0 is too small"),
         ("resnet18 --short-epochs -1", "--short-epochs -1 is too small"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
@@ -187,7 +231,7 @@ def test_gains_make_scores():
     assert score((2, 1), gains) == 6.0
     assert score((1, 1), gains) == 8.0  # the shallow one that took away is given up
     assert score((1, 3), gains) == pytest.approx(8 + 3 / 2 + 3 / 3)
-    assert expected(3, [5.0, -2.0]) == 3.0  # more of what harms brings nothing
+    assert expected(3, [5.0, -2.0]) == 2.0  # more of what harms harms, half as much
 
 
 def test_the_pareto_front_and_what_is_gained():
@@ -206,7 +250,7 @@ def test_the_pareto_front_and_what_is_gained():
         for hierarchy, accuracy in zip(hierarchies, (80.0, 85.0, 70.0, 84.0), strict=True)
         for rule in ("simultaneous", "global")
     ]
-    ranked = [Ranked((1, 1, 2, 2), 1, 2.0, "+2.00 points")]
+    ranked = [Ranked(Design((1, 1, 2, 2)), 1, 2.0, "+2.00 points")]
     rows = gather([costs.cost(one) for one in hierarchies], ranked, results[:-1])
     assert [row["pareto"] for row in rows] == [False, True, True, None]  # the last has only one of its two runs
     assert [row["gain"] for row in rows] == [0.0, 5.0, -10.0, None]
@@ -224,7 +268,7 @@ def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
     assert [ranked["rank"] for ranked in found["ranking"]] == list(range(1, len(found["proposals"]) + 1))
     assert [len(stage) for stage in found["gains"]] == [2, 2, 2, 2]
     assert all(row["rules"]["simultaneous"]["seeds"] == 2 for row in found["outcome"])
-    assert found["winner"] in [row["hierarchy"] for row in found["outcome"]]
+    assert found["winner"]["hierarchy"] in [row["hierarchy"] for row in found["outcome"]]
     assert "<svg" in figure.read_text()
     for words in ("run 8 of 8, about 0:0", "stage 1 gains, points:", "Pareto front", found["command"]):
         assert words in printed
@@ -249,7 +293,7 @@ def test_the_printed_command_trains_the_winner_at_full_length(capsys, tmp_path):
     assert words[:3] == ["layerwise", "train", "resnet18"]
     parsed = build_parser().parse_args(words[1:])
     assert (parsed.epochs, parsed.lr, parsed.augment, parsed.width) == (8, 1e-3, False, 0.0625)
-    assert parsed.hierarchy == ",".join(map(str, found["winner"]))
+    assert parsed.hierarchy == ",".join(map(str, found["winner"]["hierarchy"]))
 
 
 def test_ranking_reads_a_run_of_the_base(capsys, tmp_path):
@@ -274,6 +318,27 @@ def test_successive_halving_gives_up_most_and_resumes(capsys, tmp_path):
     again = capsys.readouterr().out
     assert "short run" not in again
     assert json.loads(again.splitlines()[-1])["ranking"] == found["ranking"]
+
+
+@needs_optuna
+def test_a_search_for_earlier_halvings_is_complete(capsys, tmp_path):
+    arguments = [*command(tmp_path / "runs"), "--move", "downsampling", "--candidates", "2", "--short-epochs", "1"]
+    main(arguments)
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert [one["downsample_after"] for one in found["ranking"]] in ([[0, 1, 6], [0, 2, 6]], [[0, 2, 6], [0, 1, 6]])
+    assert found["outcome"][0]["downsample_after"] is None
+    assert found["outcome"][1]["downsample_after"] == found["ranking"][0]["downsample_after"]
+    assert found["proposals"][0]["local_peak_bytes"] > 0
+    assert found["proposals"][1]["local_peak_bytes"] is None  # not listed
+    assert found["proposals"][0]["segments"] == [0, 1, 5, 2]
+    result = json.loads(next((tmp_path / "runs").glob("*halved*simultaneous*/result.json")).read_text())
+    assert result["downsample_after"] == found["ranking"][0]["downsample_after"]
+    words = shlex.split(found["command"])
+    winner = found["winner"]["downsample_after"]
+    assert ("--downsample-after" in words) == (winner is not None)
+    main(arguments)
+    assert last_json(capsys)["outcome"] == found["outcome"]
 
 
 @needs_optuna

@@ -10,6 +10,7 @@ from layerwise.build import build_learner
 from layerwise.costs import IMAGES, Costs
 from layerwise.data import DATASETS
 from layerwise.hierarchy import (
+    Design,
     accelerated,
     deep,
     deeper,
@@ -112,21 +113,43 @@ BLOCKS = {"data": "cifar100", "at": "block"}
     [*((model, {"data": "cifar10"}) for model in ANY), ("resnet18", LITE), ("vgg8b", LITE), ("resnet18", BLOCKS)],
 )
 def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
-    hierarchy = ANY[model]
-    run = Run(model=model, width=1 / 16, batch_size=8, **options)
+    check_steps(Design(ANY[model]), Run(model=model, width=1 / 16, batch_size=8, **options))
+
+
+@pytest.mark.parametrize(
+    ("model", "places"), [("resnet18", (0, 2, 6)), ("resnet50", (1, 3, 4, 9)), ("vgg16", (1, 2, 7, 10, 13))]
+)
+def test_steps_and_work_of_networks_that_halve_elsewhere_are_exact(model, places):
+    design = Design(published_hierarchy(model), places)
+    run = Run(model=model, data="cifar10", width=1 / 16, batch_size=8)
+    check_steps(design, run)
     found = Costs(run)
-    cost = found.with_global_memory(found.cost(hierarchy))
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = create_model(model, width=1 / 16, downsample_after=places).eval()
+        network(torch.empty(1, 3, 32, 32))
+    assert found.amount("parameters", *where(design)) == count(network)
+    assert 2 * found.amount("multiply-adds", *where(design)) == counter.get_total_flops()
+    assert found.amount("memory", *where(design)) == found.cost(*where(design)).local_peak_bytes
+
+
+def where(design: Design) -> tuple:
+    return design.hierarchy, design.downsample_after
+
+
+def check_steps(design: Design, run: Run) -> None:
+    found = Costs(run)
+    cost = found.with_global_memory(found.cost(design.hierarchy, design.downsample_after))
     for rule, work, activations, peak in (
         ("simultaneous", cost.local_step_multiply_adds, cost.local_activation_bytes, cost.local_peak_bytes),
         ("global", cost.global_step_multiply_adds, cost.global_activation_bytes, cost.global_peak_bytes),
     ):
-        learner = build_learner(found._run(hierarchy, rule), found.images, torch.device("cpu"))
+        learner = build_learner(found._run(design, rule), found.images, torch.device("cpu"))
         step = predict_steps(rule, learner, 8, {})[0]
         assert work == sum(step.multiply_adds.values())
         assert activations == max(step.saved_bytes.values())
         assert peak == max(step.peaks().values())
         assert cost.parameters == count(learner.model)
-    local = build_learner(found._run(hierarchy, "simultaneous"), found.images, torch.device("cpu"))
+    local = build_learner(found._run(design, "simultaneous"), found.images, torch.device("cpu"))
     assert cost.head_parameters == sum(count(unit.loss) for unit in local.units)
 
 

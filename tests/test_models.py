@@ -5,6 +5,7 @@ import csv
 import subprocess
 import sys
 from importlib.resources import files
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -236,11 +237,45 @@ def test_list_models() -> None:
         ("vgg8", {"dropout": 1.0}, "dropout 1.0 .* not including 1"),
         ("vgg8", {"dropout": -0.1}, "dropout -0.1"),
         ("vgg8", {"dropout": None}, "dropout None"),
+        ("vgg16", {"downsample_after": (0, 2)}, "downsample_after 0 is not a place in vgg16 .* from 1 to 13"),
+        ("resnet18", {"downsample_after": (1, 8)}, "downsample_after 8 .* from 0 to 7"),
+        ("resnet18", {"downsample_after": "4,2"}, "not a list of increasing whole numbers"),
+        ("resnet18", {"downsample_after": "2,2"}, "not a list of increasing whole numbers"),
+        ("resnet18", {"downsample_after": ()}, "not a list of increasing whole numbers"),
+        ("resnet18", {"downsample_after": (1.0, 2.0)}, "not a list of increasing whole numbers"),
     ],
 )
 def test_refusals(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_halving_where_stages_end_is_the_published_network(name: str) -> None:
+    ends = list(accumulate(published_hierarchy(name)))
+    places = ends if name.startswith("vgg") else ends[:-1]
+    one, other = (on_meta(name, width=1 / 16, downsample_after=after) for after in (None, places))
+    assert str(one) == str(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "sides"),
+    [
+        ("resnet18", "0,3,4,6", [16, 16, 16, 8, 4, 4, 2, 2]),
+        ("resnet32", "1,2", [32, 16, *[8] * 13]),
+        ("vgg13", "1,2,6", [32, 16, 8, 8, 8, 8, 4, 4, 4, 4]),
+        ("vgg8b", "2,3", [32, 32, 16, 8, 8, 8]),
+    ],
+)
+def test_maps_are_halved_where_asked(name: str, places: str, sides: list[int]) -> None:
+    model = on_meta(name, width=1 / 16, downsample_after=places)
+    found: list[int] = []
+    for stage in model.stages:
+        for block in stage:
+            if not isinstance(block, nn.MaxPool2d):
+                block.register_forward_hook(lambda _, __, output: found.append(output.shape[-1]))
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 10)
+    assert found == sides
 
 
 def test_published_hierarchy_of_an_unknown_model() -> None:

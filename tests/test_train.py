@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from layerwise import train as train_module
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
+from layerwise.paper import ROWS, row_run
 from layerwise.progress import Progress
 from layerwise.rules import RULES
-from layerwise.runs import BEST, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
+from layerwise.runs import BEST, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
 from layerwise.states import load_state
 from layerwise.train import train
 
@@ -344,6 +345,23 @@ def test_names_tell_runs_apart() -> None:
     names = {run_name(run) for run in (SMALL, replace(SMALL, lr=0.1), replace(SMALL, seed=1), replace(SMALL, rule="global"))}
     assert len(names) == 4
     assert run_name(SMALL).startswith("resnet18-1-1-1-1-digits-simultaneous-predsim-seed0-")
+    halved = run_name(replace(SMALL, downsample_after="0,1,2"))
+    assert halved.startswith("resnet18-1-1-1-1-halved-0-1-2-digits-simultaneous-predsim-seed0-")
+
+
+def test_an_option_that_came_later_changes_no_earlier_run(tmp_path):
+    row = next(row for row in ROWS if row.name == "resnet18_r4" and row.table == 5)
+    assert run_name(row_run(row, "small", "global")).endswith("-ad1bb6")  # of a run from before downsample_after
+    facts = {"format": FORMAT, "data": {}, "run": {k: v for k, v in asdict(SMALL).items() if k != "downsample_after"}}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert RunFolder(tmp_path).run() == SMALL
+    facts["run"]["downsample_after"] = "1,2"
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    assert RunFolder(tmp_path).run() == replace(SMALL, downsample_after="1,2")
+    del facts["run"]["amp"]
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(InvalidInput, match="no entry 'amp'"):
+        RunFolder(tmp_path).run()
 
 
 def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:

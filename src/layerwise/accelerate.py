@@ -9,18 +9,20 @@ from typing import Any
 from layerwise.budgets import Budget, parse_budgets
 from layerwise.build import check_run
 from layerwise.compare import train_all
-from layerwise.costs import IMAGES, Cost, Costs, base_hierarchy
+from layerwise.costs import IMAGES, Cost, Costs, base_hierarchy, with_design
 from layerwise.errors import InvalidInput, choose
 from layerwise.halving import check_optuna, rank_by_halving
-from layerwise.hierarchy import Hierarchy, check_stages, format_hierarchy, fulfils_equation_7, relation, shallow_scale
-from layerwise.models import published_hierarchy
-from layerwise.outcome import check_figure, draw, gather, show, show_gains, show_proposals
-from layerwise.proposals import propose, scale_layers
+from layerwise.hierarchy import Design, Hierarchy, check_stages, design_of, fulfils_equation_7, segments
+from layerwise.models import MODELS, published_hierarchy
+from layerwise.models.vgg import VGG
+from layerwise.outcome import check_figure, draw, gather, relation, scale, show, show_gains, show_proposals
+from layerwise.proposals import propose, propose_downsampling
 from layerwise.ranking import Ranked, rank_by_gain, scored
 from layerwise.runs import Execution, Run, RunFolder, run_name
 from layerwise.tables import command as command_of
 
 SEARCHES = ("gain", "halving")
+MOVES = ("convolutions", "downsampling")
 RULES = ("simultaneous", "global")
 SHORT = "short"  # folder of the runs that only rank, in the output folder
 
@@ -31,9 +33,10 @@ class Search:
 
     Attributes:
         budgets: see ``budgets.parse_budgets``.
-        search: a name in ``SEARCHES``.
-        candidates: the most hierarchies that ``halving`` tries, the first in order.
-        finalists: the hierarchies that are trained beside the base, layer-wise and globally.
+        move: a name in ``MOVES``: what proposals change.
+        search: a name in ``SEARCHES``; None: gain, or halving for downsampling, which gains say nothing of.
+        candidates: the most designs that ``halving`` tries, the first in order.
+        finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
         short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
         listed: proposals in the table, for which global memory is computed.
@@ -41,7 +44,8 @@ class Search:
     """
 
     budgets: tuple[str, ...] = ()
-    search: str = "gain"
+    move: str = "convolutions"
+    search: str | None = None
     candidates: int = 30
     finalists: int = 3
     seeds: int = 1
@@ -52,7 +56,7 @@ class Search:
 
 
 def accelerate(base: Run, search: Search, output: Path, execution: Execution, dry_run: bool) -> dict[str, Any]:
-    """Find a hierarchy that learns better layer-wise than the base's within budgets. What is finished is not trained again.
+    """Find a design that learns better layer-wise than the base's within budgets. What is finished is not trained again.
 
     Args:
         base: the run to improve on; its hierarchy is the base, its epochs those of a full-length training.
@@ -70,33 +74,37 @@ def accelerate(base: Run, search: Search, output: Path, execution: Execution, dr
     base, search = checked(base, search, dry_run)
     costs = Costs(base)
     hierarchy, budgets = base_hierarchy(base), parse_budgets(search.budgets)
-    proposals = propose(hierarchy, budgets, costs.amount, costs.resolutions)
-    listed = [costs.with_global_memory(costs.cost(one)) for one in [hierarchy, *proposals[: search.listed]]]
+    proposals = propose_designs(base, search.move, budgets, costs)
+    designs = [Design(hierarchy), *proposals]
+    counted = [costs.cost(one.hierarchy, one.downsample_after, number <= search.listed) for number, one in enumerate(designs)]
+    listed = [costs.with_global_memory(cost) for cost in counted[: search.listed + 1]]
     show_proposals(base, listed, len(proposals), [budget.text for budget in budgets])
     result = {
         "model": base.model,
         "data": base.data,
         "budgets": [describe_budget(budget, costs, hierarchy) for budget in budgets],
-        "base": describe(listed[0], hierarchy),
-        "proposals": [describe(cost, hierarchy) for cost in [*listed[1:], *map(costs.cost, proposals[search.listed :])]],
+        "move": search.move,
+        "base": describe(listed[0], listed[0]),
+        "proposals": [describe(cost, listed[0]) for cost in [*listed[1:], *counted[search.listed + 1 :]]],
         **dict.fromkeys(("ranking", "gains", "outcome", "winner", "command")),
     }
     if dry_run:
         print("nothing was trained", flush=True)
         return result
     ranking, gains = rank(base, search, proposals, output, execution)
-    chosen = [costs.cost(one) for one in [hierarchy, *(ranked.hierarchy for ranked in ranking[: search.finalists])]]
+    known = {cost.design: cost for cost in counted}
+    chosen = [counted[0], *(known[ranked.design] for ranked in ranking[: search.finalists])]
     wanted = finals(base, search, chosen)
     results = train_all(wanted, output, execution, shared=True)
-    scores = [*ranking, *([Ranked(hierarchy, 0, *scored(hierarchy, gains))] if gains else [])]
+    scores = [*ranking, *([Ranked(Design(hierarchy), 0, *scored(hierarchy, gains))] if gains else [])]
     rows = gather(chosen, scores, results)
     show(base, search.final_epochs, search.seeds, rows)
-    # with runs missing that other processes train, hierarchies would be compared over different seeds
+    # with runs missing that other processes train, designs would be compared over different seeds
     winner = max(rows, key=lambda row: row["val_accuracy"]) if len(results) == len(wanted) else None
     if search.figure is not None:
         draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
         print(f"written: {search.figure}", flush=True)
-    result |= {"ranking": [vars(ranked) for ranked in ranking], "gains": gains, "outcome": rows}
+    result |= {"ranking": [ranked.describe() for ranked in ranking], "gains": gains, "outcome": rows}
     return result | announce(base, winner, execution)
 
 
@@ -107,7 +115,17 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
         InvalidInput: naming the option.
     """
     choose("data set", base.data, IMAGES)
-    choose("search", search.search, SEARCHES)
+    choose("move", search.move, MOVES)
+    moves_convolutions = search.move == "convolutions"
+    search = replace(search, search=search.search or ("gain" if moves_convolutions else "halving"))
+    choose("search", str(search.search), SEARCHES)
+    if search.search == "gain" and not moves_convolutions:
+        raise InvalidInput(
+            "--search gain ranks by what convolutions add, which says nothing of where maps are halved: give --search halving "
+            "with --move downsampling"
+        )
+    if base.downsample_after is not None:
+        raise InvalidInput("--downsample-after is what --move downsampling proposes: leave it out")
     hierarchy = base_hierarchy(base)
     check_stages(base.model, hierarchy, published_hierarchy(base.model))
     base = replace(base, rule="simultaneous", hierarchy=",".join(map(str, hierarchy)))
@@ -131,50 +149,55 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     return base, search
 
 
+def propose_designs(base: Run, move: str, budgets: Sequence[Budget], costs: Costs) -> list[Design]:
+    """The proposals of either kind of move, in order."""
+    hierarchy = base_hierarchy(base)
+    if move == "convolutions":
+        return [Design(one) for one in propose(hierarchy, budgets, costs.amount, costs.resolutions)]
+    pools = MODELS[base.model][0] is VGG
+    return propose_downsampling(hierarchy, budgets, costs.amount, costs.resolutions, pools)
+
+
 def rank(
-    base: Run, search: Search, proposals: Sequence[Hierarchy], output: Path, execution: Execution
+    base: Run, search: Search, proposals: Sequence[Design], output: Path, execution: Execution
 ) -> tuple[list[Ranked], list[list[float]] | None]:
     """The proposals ranked as the search says; and the gains that ``gain`` ranks by."""
     short = replace(base, epochs=search.short_epochs)
     if search.search == "gain":
         print("short run of the base, to measure what its units gain", flush=True)
         train_all([short], output / SHORT, execution)
-        ranking, gains = rank_by_gain(proposals, RunFolder(output / SHORT / run_name(short)), execution)
+        ranking, gains = rank_by_gain(
+            [one.hierarchy for one in proposals], RunFolder(output / SHORT / run_name(short)), execution
+        )
         show_gains(gains)
         return ranking, gains
     runs = {}
-    for hierarchy in proposals[: search.candidates]:
-        run = with_hierarchy(short, hierarchy)
-        runs[hierarchy] = run, RunFolder(output / SHORT / run_name(run))
+    for design in proposals[: search.candidates]:
+        run = with_design(short, design)
+        runs[design] = run, RunFolder(output / SHORT / run_name(run))
     return rank_by_halving(runs, output, execution), None
 
 
 def finals(base: Run, search: Search, chosen: Sequence[Cost]) -> list[Run]:
-    """The runs that are compared: seed by seed, each hierarchy layer-wise and globally."""
+    """The runs that are compared: seed by seed, each design layer-wise and globally."""
     return [
-        replace(with_hierarchy(base, cost.hierarchy), rule=rule, seed=base.seed + number, epochs=search.final_epochs)
+        replace(with_design(base, cost.design), rule=rule, seed=base.seed + number, epochs=search.final_epochs)
         for number in range(search.seeds)
         for cost in chosen
         for rule in RULES
     ]
 
 
-def with_hierarchy(run: Run, hierarchy: Hierarchy) -> Run:
-    return replace(run, hierarchy=",".join(map(str, hierarchy)))
-
-
 def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> dict[str, Any]:
-    """Say which hierarchy did best layer-wise on validation images, and how to train it at full length."""
+    """Say which design did best layer-wise on validation images, and how to train it at full length."""
     if winner is None:
         print("no winner yet: other processes train some of these runs; give the same command again", flush=True)
         return {"winner": None, "command": None}
-    hierarchy = tuple(winner["hierarchy"])
-    command = train_command(with_hierarchy(base, hierarchy), execution)
-    how = "the base itself" if hierarchy == base_hierarchy(base) else f"{winner['gain']:+.2f} points on test images"
-    print(
-        f"best layer-wise on validation images: {format_hierarchy(hierarchy)} ({how}); at full length:\n{command}", flush=True
-    )
-    return {"winner": list(hierarchy), "command": command}
+    design = design_of(winner)
+    command = train_command(with_design(base, design), execution)
+    how = "the base itself" if design == Design(base_hierarchy(base)) else f"{winner['gain']:+.2f} points on test images"
+    print(f"best layer-wise on validation images: {design.text} ({how}); at full length:\n{command}", flush=True)
+    return {"winner": design.describe(), "command": command}
 
 
 def train_command(run: Run, execution: Execution) -> str:
@@ -183,13 +206,15 @@ def train_command(run: Run, execution: Execution) -> str:
     return " ".join([command_of(run), *([shlex.join(place)] if place else [])])
 
 
-def describe(cost: Cost, base: Hierarchy) -> dict[str, Any]:
+def describe(cost: Cost, base: Cost) -> dict[str, Any]:
     """A proposal as the command's JSON shows it."""
+    between = segments(cost.design)
     return cost.describe() | {
-        "relation": relation(cost.hierarchy, base),
-        "equation_7": fulfils_equation_7(cost.hierarchy),
-        "equation_7_weakly": fulfils_equation_7(cost.hierarchy, strict=False),
-        "shallow_scale": shallow_scale(cost.hierarchy, cost.resolutions, scale_layers(base)),
+        "relation": relation(cost, base),
+        "segments": list(between),
+        "equation_7": fulfils_equation_7(between),
+        "equation_7_weakly": fulfils_equation_7(between, strict=False),
+        "shallow_scale": scale(cost, base),
     }
 
 

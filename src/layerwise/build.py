@@ -15,6 +15,7 @@ from layerwise.allocator import keep_freed_memory
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
+from layerwise.hierarchy import parse_downsampling
 from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES, accepted_options
 from layerwise.models import create_model
@@ -89,7 +90,14 @@ def build_learner(run: Run, data: Images, device: torch.device) -> Learner:
     rule = RULES[run.rule]
     torch.manual_seed(run.seed)
     model = create_model(
-        run.model, run.hierarchy, run.width, len(data.class_names), data.channels, data.image_size, run.dropout
+        run.model,
+        run.hierarchy,
+        run.width,
+        len(data.class_names),
+        data.channels,
+        data.image_size,
+        run.dropout,
+        run.downsample_after,
     ).to(device)
     return localize(
         model,
@@ -124,6 +132,8 @@ def check_run(run: Run) -> None:
         choose(kind, name, known)
     options_for("rule", run.rule, run)
     options_for("loss", run.loss, run)
+    if run.downsample_after is not None:
+        parse_downsampling(run.downsample_after)
     if run.cache_type != Run.cache_type and not run.cache:
         raise InvalidInput("--cache-type says how --cache keeps a number: give --cache, or leave it out")
     for name, valid, accepted in (

@@ -132,7 +132,7 @@ def build_parser() -> Parser:
     separability.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     add_fields(separability, Execution, skip={*NOT_TRAINED, *CACHES})
 
-    accelerate = add_command(commands, "accelerate", run_accelerate, "hierarchies that learn better layer-wise, in a budget")
+    accelerate = add_command(commands, "accelerate", run_accelerate, "designs that learn better layer-wise, in a budget")
     accelerate.add_argument("model", nargs="?", help="network; see `layerwise list models` (default: resnet18)")
     accelerate.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
     accelerate.add_argument("--output", "-o", default="runs/accelerate", metavar="FOLDER", help="of all runs (%(default)s)")
@@ -144,9 +144,16 @@ def build_parser() -> Parser:
         help="at most so many convolutions, parameters or multiply-adds, or bytes of memory: convolutions=+2, memory=4GB, "
         "parameters=x1.2; may be repeated (default: convolutions=+0, as many as the base)",
     )
-    accelerate.add_argument("--search", default="gain", help="how to rank: gain, or halving (needs optuna; default: gain)")
-    accelerate.add_argument("--candidates", type=int, default=30, help="most hierarchies that halving tries (%(default)s)")
-    accelerate.add_argument("--finalists", type=int, default=3, help="hierarchies trained beside the base (default: 3)")
+    accelerate.add_argument(
+        "--move",
+        default="convolutions",
+        help="convolutions: fewer in shallow stages; downsampling: maps halved earlier (default: convolutions)",
+    )
+    accelerate.add_argument(
+        "--search", help="how to rank: gain, or halving (needs optuna; default: gain, with --move downsampling halving)"
+    )
+    accelerate.add_argument("--candidates", type=int, default=30, help="most proposals that halving tries (%(default)s)")
+    accelerate.add_argument("--finalists", type=int, default=3, help="proposals trained beside the base (default: 3)")
     accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
     accelerate.add_argument(
         "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"

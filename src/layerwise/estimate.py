@@ -49,7 +49,7 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
     seconds = {}
     for run in runs:
         kind = (run.model, run.rule, run.loss, run.width, run.image_size, run.batch_size, run.amp)
-        shape = (run.model, run.hierarchy, run.width, run.image_size)
+        shape = (run.model, run.hierarchy, run.downsample_after, run.width, run.image_size)
         if shape not in works:
             works[shape] = forward_work(run)
         if kind not in paces:
@@ -71,7 +71,8 @@ def forward_work(run: Run) -> float:
     """Multiply-adds of the network's forward pass on one image; nothing is computed for it."""
     size = image_size(run)
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = create_model(run.model, run.hierarchy, run.width, CLASSES[run.data], 3, size).eval()
+        halvings = run.downsample_after
+        model = create_model(run.model, run.hierarchy, run.width, CLASSES[run.data], 3, size, downsample_after=halvings).eval()
         model(torch.empty(1, 3, size, size))
     return counter.get_total_flops() / 2
 

@@ -10,22 +10,22 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerwise.errors import Busy, Diverged, InvalidInput
-from layerwise.hierarchy import Hierarchy, format_hierarchy, parse_hierarchy
+from layerwise.hierarchy import Design
 from layerwise.progress import Progress, clock
 from layerwise.ranking import Ranked
-from layerwise.runs import LOCK, Execution, Run, RunFolder
+from layerwise.runs import LOCK, Execution, Run, RunFolder, described
 from layerwise.train import Interrupted, train
 
 if TYPE_CHECKING:
     import optuna
 
 DATABASE = "study.db"
+CHOICE = "design"  # what the study calls what it chooses from
 FACTOR = 3  # of every three hierarchies one is trained on
 WAIT = 1.0  # seconds between looks at what other processes train
 
@@ -42,11 +42,11 @@ def check_optuna() -> None:
         )
 
 
-def rank_by_halving(runs: dict[Hierarchy, tuple[Run, RunFolder]], output: Path, execution: Execution) -> list[Ranked]:
+def rank_by_halving(runs: dict[Design, tuple[Run, RunFolder]], output: Path, execution: Execution) -> list[Ranked]:
     """Rank hierarchies by short trainings, most of which end early.
 
     Args:
-        runs: each hierarchy's short training and its folder, in the proposals' order.
+        runs: each design's short training and its folder, in the proposals' order.
         output: folder for the study's file.
 
     Returns:
@@ -63,14 +63,15 @@ def rank_by_halving(runs: dict[Hierarchy, tuple[Run, RunFolder]], output: Path, 
 
 
 class Halving:
-    """A study over some hierarchies."""
+    """A study over some designs."""
 
-    def __init__(self, runs: dict[Hierarchy, tuple[Run, RunFolder]], output: Path, execution: Execution) -> None:
+    def __init__(self, runs: dict[Design, tuple[Run, RunFolder]], output: Path, execution: Execution) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         output.mkdir(parents=True, exist_ok=True)
-        self.runs = {format_hierarchy(hierarchy): found for hierarchy, found in runs.items()}
+        self.designs = {design.text: design for design in runs}
+        self.runs = {design.text: found for design, found in runs.items()}
         self.execution = execution
         self.study = optuna.create_study(
             storage=f"sqlite:///{output / DATABASE}",
@@ -81,7 +82,7 @@ class Halving:
         )
 
     def finish(self) -> None:
-        """Carry out trials until every hierarchy has one that ended, here or in another process."""
+        """Carry out trials until every design has one that ended, here or in another process."""
         began, done = time.monotonic(), 0
         while unsettled := self.unsettled():
             free = [name for name in unsettled if not is_locked(self.runs[name][1])]
@@ -93,8 +94,8 @@ class Halving:
             done += 1
 
     def unsettled(self) -> list[str]:
-        """Hierarchies without a trial that came to its end or was given up."""
-        settled = {trial.params["hierarchy"] for trial in self.ended()}
+        """Designs without a trial that came to its end or was given up."""
+        settled = {trial.params[CHOICE] for trial in self.ended()}
         return [name for name in self.runs if name not in settled]
 
     def ended(self) -> "list[optuna.trial.FrozenTrial]":
@@ -103,12 +104,12 @@ class Halving:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
     def carry_out(self, name: str, place: str) -> None:
-        """Train one hierarchy until it is given up or done; what interrupts it marks the trial as failed."""
+        """Train one design until it is given up or done; what interrupts it marks the trial as failed."""
         from optuna.trial import TrialState
 
-        self.study.enqueue_trial({"hierarchy": name})
+        self.study.enqueue_trial({CHOICE: name})
         trial = self.study.ask()
-        name = trial.suggest_categorical("hierarchy", list(self.runs))  # another process may have taken ours
+        name = trial.suggest_categorical(CHOICE, list(self.runs))  # another process may have taken ours
         print(f"{place}: {name}", flush=True)
         run, folder = self.runs[name]
         reporter = Reporter(trial, run)
@@ -130,10 +131,10 @@ class Halving:
         found: dict[str, tuple[int, float]] = {}
         for trial in self.ended():
             reached = max(trial.intermediate_values.items(), default=(0, 0.0))
-            found[trial.params["hierarchy"]] = max(reached, found.get(trial.params["hierarchy"], (0, 0.0)))
+            found[trial.params[CHOICE]] = max(reached, found.get(trial.params[CHOICE], (0, 0.0)))
         ordered = sorted(found, key=lambda name: (*(-number for number in found[name]), list(self.runs).index(name)))
         return [
-            Ranked(parse_hierarchy(name), rank, found[name][1], f"{found[name][1]:.2f} % at epoch {found[name][0]}")
+            Ranked(self.designs[name], rank, found[name][1], f"{found[name][1]:.2f} % at epoch {found[name][0]}")
             for rank, name in enumerate(ordered, start=1)
         ]
 
@@ -171,5 +172,5 @@ def is_locked(folder: RunFolder) -> bool:
 
 def study_name(runs: Sequence[Run]) -> str:
     """The same for the same runs, so that another search in the same folder is another study."""
-    text = json.dumps([asdict(run) for run in runs], sort_keys=True)
+    text = json.dumps([described(run) for run in runs], sort_keys=True)
     return f"halving-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -4,8 +4,10 @@ A hierarchy is a tuple of positive integers, one per stage, shallow to deep, suc
 no torch, so that the command line can check one at once.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
 
 from layerwise.errors import InvalidInput
 
@@ -18,19 +20,82 @@ def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
     Raises:
         InvalidInput: an entry is not a positive whole number.
     """
-    try:
-        entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
-        if any(isinstance(entry, float | bool) for entry in entries):
-            raise ValueError
-        counts = tuple(int(entry) for entry in entries)
-    except (TypeError, ValueError):
-        counts = ()
+    counts = whole_numbers(value)
     if not counts or min(counts) < 1:
         raise InvalidInput(
             f"hierarchy {value!r} is not a list of positive whole numbers: give one number of layers per stage, "
             "shallow to deep, such as 1,1,2,2"
         )
     return counts
+
+
+def whole_numbers(value: str | Iterable[int]) -> tuple[int, ...]:
+    """Read a list of whole numbers as users write one; nothing where it cannot be read."""
+    try:
+        entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
+        if any(isinstance(entry, float | bool) for entry in entries):
+            raise ValueError
+        return tuple(int(entry) for entry in entries)
+    except (TypeError, ValueError):
+        return ()
+
+
+def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
+    """Read after how many convolutions or blocks, counted from the first, maps are halved: ``"1,4,6"`` or integers.
+
+    Raises:
+        InvalidInput: an entry is no whole number, or they do not increase.
+    """
+    places = whole_numbers(value)
+    if not places or any(one >= other for one, other in pairwise(places)):
+        raise InvalidInput(
+            f"downsample_after {value!r} is not a list of increasing whole numbers: give after how many convolutions or blocks "
+            "the map is halved, such as 1,4,6"
+        )
+    return places
+
+
+def check_downsampling(name: str, places: Sequence[int], first: int, last: int) -> None:
+    """Refuse to halve a map before the first or behind the last place where a network can.
+
+    Raises:
+        InvalidInput: naming the places.
+    """
+    for place in places:
+        if not first <= place <= last:
+            raise InvalidInput(
+                f"downsample_after {place} is not a place in {name} of this depth: give numbers from {first} to {last}"
+            )
+
+
+@dataclass(frozen=True)
+class Design:
+    """What this software moves in a network: how deep its stages are, and where its maps are halved.
+
+    Attributes:
+        hierarchy: convolutions or blocks per stage; a stage is a width.
+        downsample_after: after how many convolutions or blocks maps are halved; None: where stages end, as published.
+    """
+
+    hierarchy: Hierarchy
+    downsample_after: tuple[int, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        """In words: ``[1,1,2,2]``, or ``[2,2,2,2] halved after 1,4,6``."""
+        halved = f" halved after {','.join(map(str, self.downsample_after))}" if self.downsample_after is not None else ""
+        return format_hierarchy(self.hierarchy) + halved
+
+    def describe(self) -> dict[str, list[int] | None]:
+        """As the command's JSON shows it."""
+        halved = None if self.downsample_after is None else list(self.downsample_after)
+        return {"hierarchy": list(self.hierarchy), "downsample_after": halved}
+
+
+def design_of(entry: Mapping[str, Any]) -> Design:
+    """The design that a result or an entry of ``Design.describe`` names."""
+    halved = entry.get("downsample_after")
+    return Design(tuple(entry["hierarchy"]), tuple(halved) if halved else None)
 
 
 def check_stages(name: str, hierarchy: Hierarchy, published: Hierarchy) -> None:
@@ -91,6 +156,18 @@ def downsamples_earlier(one: Hierarchy, other: Hierarchy) -> bool:
     """
     pairs = list(zip(downsamplings(one), downsamplings(other), strict=True))
     return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
+
+
+def segments(design: Design) -> Hierarchy:
+    """How many convolutions or blocks stand between two halvings of the map, which is what equation 7 counts.
+
+    As published, that is the hierarchy (a last pooling behind the last convolution begins no segment).
+    """
+    if design.downsample_after is None:
+        return design.hierarchy
+    total = sum(design.hierarchy)
+    ends = (*(place for place in design.downsample_after if place < total), total)
+    return tuple(end - begin for begin, end in pairwise((0, *ends)))
 
 
 def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from layerwise.errors import InvalidInput, choose
-from layerwise.hierarchy import parse_hierarchy
+from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.runs import Execution, Run, check_value, field_type
 
 Options = TypeVar("Options", Run, Execution)
@@ -66,6 +66,8 @@ def collect(parsed: argparse.Namespace, base: Options) -> Options:
     values |= {name: value for name, value in vars(parsed).items() if name in known and value is not None}
     if values.get("hierarchy"):
         values["hierarchy"] = ",".join(map(str, parse_hierarchy(values["hierarchy"])))  # one spelling, one run
+    if values.get("downsample_after"):
+        values["downsample_after"] = ",".join(map(str, parse_downsampling(values["downsample_after"])))
     return replace(base, **values)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from layerwise import timeline
+from layerwise import hierarchy, timeline
 from layerwise.compare import summarise
 from layerwise.costs import Cost
-from layerwise.hierarchy import format_hierarchy, fulfils_equation_7, relation, shallow_scale
-from layerwise.proposals import scale_layers
+from layerwise.hierarchy import design_of, fulfils_equation_7, segments, shallow_scale
+from layerwise.proposals import mean_height, scale_layers
 from layerwise.ranking import Ranked
 from layerwise.runs import Run, replacing
 
@@ -21,19 +21,20 @@ LOCAL, GLOBAL = "simultaneous", "global"
 
 def show_proposals(run: Run, costs: Sequence[Cost], found: int, budgets: Sequence[str]) -> None:
     """Print the costs of the base, which is the first, and of the first proposals; memory in MB (10^6 bytes)."""
-    base = costs[0].hierarchy
-    title = f"{run.model} {format_hierarchy(base)} on {run.data}: {found:,} hierarchies with downsampling accelerated within "
+    base = costs[0]
+    title = f"{run.model} {base.design.text} on {run.data}: {found:,} designs with downsampling accelerated within "
     table = Table(title=title + ", ".join(budgets), caption=PROPOSALS.format(batch=run.batch_size, shown=len(costs) - 1))
     for heading in ("hierarchy", "relation", "equation 7"):
         table.add_column(heading)
     for heading in ("shallow scale, pixels", "parameters", "multiply-adds, M", "of a step, G", "activations, MB", "peak, MB"):
         table.add_column(heading, justify="right")
     for cost in costs:
+        between = segments(cost.design)
         table.add_row(
-            format_hierarchy(cost.hierarchy),
-            "base" if cost.hierarchy == base else relation(cost.hierarchy, base),
-            "<" if fulfils_equation_7(cost.hierarchy) else "≤" if fulfils_equation_7(cost.hierarchy, False) else "no",
-            f"{shallow_scale(cost.hierarchy, cost.resolutions, scale_layers(base)):.1f}",
+            cost.design.text,
+            "base" if cost == base else relation(cost, base),
+            "<" if fulfils_equation_7(between) else "≤" if fulfils_equation_7(between, False) else "no",
+            f"{scale(cost, base):.1f}",
             f"{cost.parameters:,}",
             f"{cost.multiply_adds / 1e6:,.1f}",
             pair(cost.local_step_multiply_adds, cost.global_step_multiply_adds, 1e9),
@@ -41,6 +42,20 @@ def show_proposals(run: Run, costs: Sequence[Cost], found: int, budgets: Sequenc
             pair(cost.local_peak_bytes, cost.global_peak_bytes, 1e6),
         )
     print_table(table)
+
+
+def relation(cost: Cost, base: Cost) -> str:
+    """A proposal's relation to the base in a word or two."""
+    if cost.downsample_after is None:
+        return hierarchy.relation(cost.hierarchy, base.hierarchy)
+    return "halved earlier" if cost.resolutions[-1] == base.resolutions[-1] else "halved once more"
+
+
+def scale(cost: Cost, base: Cost) -> float:
+    """Scale(X_i), i ≤ k, of equation 8, in pixels: the mean height of the shallow part's maps."""
+    if cost.downsample_after is None:
+        return shallow_scale(cost.hierarchy, cost.resolutions, scale_layers(base.hierarchy))
+    return mean_height(cost.design, base.resolutions[0], scale_layers(base.hierarchy))
 
 
 PROPOSALS = (
@@ -57,7 +72,7 @@ def show_gains(gains: Sequence[Sequence[float]]) -> None:
 
 
 def gather(costs: Sequence[Cost], ranking: Sequence[Ranked], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per hierarchy of what was trained, the base first.
+    """A row per design of what was trained, the base first.
 
     Returns:
         The cost's entries; ``predicted_rank`` (None of the base) and ``predicted``; ``rules``, ``gap`` as ``summarise`` gives
@@ -65,18 +80,18 @@ def gather(costs: Sequence[Cost], ranking: Sequence[Ranked], results: Sequence[M
         points of layer-wise test accuracy above the base's; ``pareto``, whether no other has as much of it for fewer
         multiply-adds, or more for as many. What has no results yet is None.
     """
-    places = {ranked.hierarchy: ranked for ranked in ranking}
+    places = {ranked.design: ranked for ranked in ranking}
     rows = []
     for cost in costs:
-        own = [dict(result) for result in results if tuple(result["hierarchy"]) == cost.hierarchy]
+        own = [dict(result) for result in results if design_of(result) == cost.design]
         local = [result["val_accuracy"] for result in own if result["rule"] == LOCAL]
         whole = {result["rule"] for result in own} == {LOCAL, GLOBAL}
-        ranked = places.get(cost.hierarchy)
+        ranked = places.get(cost.design)
         rows.append(
             cost.describe()
             | {"predicted_rank": ranked.rank or None if ranked else None, "predicted": ranked.text if ranked else None}
             | dict.fromkeys(("rules", "gap", "gain", "pareto"))
-            | (summarise(format_hierarchy(cost.hierarchy), (LOCAL, GLOBAL), own) if whole else {})
+            | (summarise(cost.design.text, (LOCAL, GLOBAL), own) if whole else {})
             | {"hierarchy": list(cost.hierarchy), "val_accuracy": mean(local) if local and whole else None}
         )
     judge(rows)
@@ -115,7 +130,7 @@ def show(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str, Any]]) -
         words = f" ({row['predicted']})" if row["predicted"] else ""
         cells = [f"{row['predicted_rank'] or 'base'}{words}"]
         cells += [f"{row['parameters']:,}", f"{row['multiply_adds'] / 1e6:,.1f}", *measured_cells(row)]
-        table.add_row(format_hierarchy(row["hierarchy"]) + (" *" if row["pareto"] else ""), *cells)
+        table.add_row(design_of(row).text + (" *" if row["pareto"] else ""), *cells)
     print_table(table)
 
 

@@ -48,6 +48,7 @@ class Shown(Progress):
 
     def begin(self, run: Run, path: Path, device: str, units: int, epoch: int) -> None:
         hierarchy = f" {format_hierarchy(parse_hierarchy(run.hierarchy))}" if run.hierarchy else ""
+        hierarchy += f" halved after {run.downsample_after}" if run.downsample_after else ""
         how = f"{run.rule}, {run.loss}, {units} units" if units > 1 else run.rule
         self.say(f"{run.model}{hierarchy} on {run.data}: {how}; {device}; {path}")
         if epoch:

@@ -1,6 +1,6 @@
-"""Hierarchies with downsampling accelerated, within budgets: which there are, and in which order. No torch.
+"""Networks with downsampling accelerated, within budgets: which there are, and in which order. No torch.
 
-A proposal is a hierarchy of the base's network that
+There are two kinds of move. The first gives up shallow convolutions: a proposal is a hierarchy of the base's network that
 
 - fulfils equation 7 at least with ≤: no shallow stage has more convolutions than any deep stage;
 - fulfils equation 8 relative to the base: no shallow stage ends after more convolutions than the base's, and at least one ends
@@ -10,20 +10,32 @@ A proposal is a hierarchy of the base's network that
 The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over fewer than half as many
 layers as the base has); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
 sum of squared differences; then by the numbers from shallow to deep.
+
+The second keeps every convolution and halves the map earlier, by a stride or pooling of 2 between shallow convolutions: a
+proposal halves it after other shallow convolutions than the base, as often or once more (then every later map is half as large
+too), such that
+
+- equation 7 holds at least with ≤ of the convolutions between two halvings;
+- equation 8 holds: no shallow convolution has a larger map than in the base, and at least one a smaller;
+- no map would be smaller than a pixel, and every budget is kept.
+
+The order: first those that halve as often as the base; then the least mean height of the shallow part; then by the places.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import accumulate, combinations, count
 
 from layerwise.budgets import Budget, in_words
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import (
+    Design,
     Hierarchy,
     deep_start,
     downsamples_earlier,
     downsamplings,
     format_hierarchy,
     fulfils_equation_7,
+    segments,
     shallow,
     shallow_scale,
 )
@@ -110,6 +122,71 @@ def place_in_order(
     distance = sum((mine - its) ** 2 for mine, its in zip(hierarchy, base, strict=True))
     scale = shallow_scale(hierarchy, resolutions, scale_layers(base))
     return (scale, not fulfils_equation_7(hierarchy), -sum(hierarchy), distance, hierarchy)
+
+
+def propose_downsampling(
+    base: Hierarchy, budgets: Sequence[Budget], amount: Callable[..., int], resolutions: Sequence[int], pools: bool
+) -> list[Design]:
+    """Every proposal of the second kind, in order.
+
+    Args:
+        amount: of a budget's kind, of a hierarchy and where its maps are halved.
+        resolutions: pixels a side of the maps of each stage of the base.
+        pools: whether maps are halved behind a convolution, also the last, and not by the next one's stride.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    published = published_downsampling(base, pools)
+    limits = {budget.kind: budget.limit(amount(budget.kind, base)) for budget in budgets}
+    found = [
+        Design(base, places)
+        for places in earlier_places(base, published, first=int(pools))
+        if resolutions[0] >> len(places) and fulfils_equation_7(segments(Design(base, places)), strict=False)
+    ]
+    kept = [one for one in found if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())]
+    if not kept:
+        raise InvalidInput(
+            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 and 8: give a larger "
+            "--budget, a deeper --hierarchy, or --move convolutions"
+        )
+    layers = scale_layers(base)
+    return sorted(kept, key=lambda one: (len(halvings(one)), mean_height(one, resolutions[0], layers), halvings(one)))
+
+
+def published_downsampling(base: Hierarchy, pools: bool) -> tuple[int, ...]:
+    """After how many convolutions or blocks the published network halves its maps: where stages end."""
+    ends = tuple(accumulate(base))
+    return ends if pools else ends[:-1]
+
+
+def earlier_places(base: Hierarchy, published: tuple[int, ...], first: int) -> Iterator[tuple[int, ...]]:
+    """Places as many as published, or one more, of which the shallow ones come earlier."""
+    depth = sum(shallow(base))
+    own, later = [place for place in published if place <= depth], [place for place in published if place > depth]
+    for number in (len(own), len(own) + 1):
+        for places in combinations(range(first, depth + 1), number):
+            pairs = [(passed(places, layer), passed(own, layer)) for layer in range(depth)]
+            if all(mine >= its for mine, its in pairs) and any(mine > its for mine, its in pairs):
+                yield (*places, *later)
+
+
+def passed(places: Sequence[int], layer: int) -> int:
+    """How often the map was halved before a convolution or block, or by its stride; the first is 0."""
+    return sum(place <= layer for place in places)
+
+
+def halvings(design: Design) -> tuple[int, ...]:
+    return design.downsample_after or ()
+
+
+def mean_height(design: Design, height: int, layers: int) -> float:
+    """Scale(X_i), i ≤ k, of equation 8: the mean height of the maps of the first ``layers`` convolutions, in pixels.
+
+    Args:
+        height: of the maps before any was halved.
+    """
+    return sum(height >> passed(halvings(design), layer) for layer in range(layers)) / layers
 
 
 def scale_layers(base: Hierarchy) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerwise.hierarchy import Hierarchy
+from layerwise.hierarchy import Design, Hierarchy
 from layerwise.runs import Execution, RunFolder
 from layerwise.survey import survey
 
@@ -20,7 +20,7 @@ IMAGES = 5000  # held-out images, at most
 
 @dataclass(frozen=True)
 class Ranked:
-    """A hierarchy's place.
+    """A design's place.
 
     Attributes:
         rank: from 1; 0 of the base, which is no proposal.
@@ -28,10 +28,14 @@ class Ranked:
         text: the score in words.
     """
 
-    hierarchy: Hierarchy
+    design: Design
     rank: int
     score: float | None
     text: str
+
+    def describe(self) -> dict[str, Any]:
+        """As the command's JSON shows it."""
+        return self.design.describe() | {"rank": self.rank, "score": self.score, "text": self.text}
 
 
 def rank_by_gain(
@@ -51,7 +55,7 @@ def rank_by_gain(
     rows = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"]
     gains = stage_gains(rows)
     ordered = sorted(proposals, key=lambda hierarchy: -score(hierarchy, gains))
-    return [Ranked(hierarchy, rank, *scored(hierarchy, gains)) for rank, hierarchy in enumerate(ordered, start=1)], gains
+    return [Ranked(Design(one), rank, *scored(one, gains)) for rank, one in enumerate(ordered, start=1)], gains
 
 
 def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

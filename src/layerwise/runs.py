@@ -15,7 +15,10 @@ from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
-    """A field of ``Run`` that is an option of the command line; ``short`` and ``also`` give it more names."""
+    """A field of ``Run`` that is an option of the command line; ``short`` and ``also`` give it more names.
+
+    One that came ``later`` is left out of names and files where it has its default, so that those of before stay the same.
+    """
     return field(default=default, metadata={"help": text, **extra})
 
 
@@ -72,6 +75,11 @@ class Run:
     views: int | None = option(None, "limit the augmentations of an image to this many, repeated in turn")
     seed: int = option(0, "of weights, split, order, augmentation and dropout")
     amp: bool = option(False, "mixed precision: bfloat16 forward passes")
+    downsample_after: str | None = option(
+        None,
+        "after how many convolutions or blocks maps are halved, such as 1,4,6 (default: where stages end, as published)",
+        later=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -107,11 +115,18 @@ FORMAT = 2  # of the folder
 def run_name(run: Run) -> str:
     """A folder name that says the main things in words and the rest in a hash, so that different runs never collide."""
     hierarchy = format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "default"
-    shape = hierarchy.strip("[]").replace(",", "-")
-    digest = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode()).hexdigest()[:6]
+    halvings = f"-halved-{run.downsample_after}" if run.downsample_after else ""
+    shape = (hierarchy.strip("[]") + halvings).replace(",", "-")
+    digest = hashlib.sha256(json.dumps(described(run), sort_keys=True).encode()).hexdigest()[:6]
     data = Path(run.data).name
     local = [] if run.rule in ("global", "checkpointed") else [run.loss]
     return "-".join([run.model, shape, data, run.rule, *local, f"seed{run.seed}", digest])
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A run as files and names hold it."""
+    later = [item.name for item in fields(Run) if item.metadata.get("later")]
+    return {name: value for name, value in asdict(run).items() if name not in later or value != getattr(Run, name)}
 
 
 def differences(one: Run, other: Run) -> list[str]:
@@ -154,7 +169,7 @@ class RunFolder:
         with self.locked():
             self.refuse_begun()
             self.refuse_existing()
-            write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": asdict(run), **facts})
+            write_json(self.file(CONFIGURATION), {"format": FORMAT, "run": described(run), **facts})
             yield
 
     def refuse_begun(self) -> None:
@@ -196,6 +211,7 @@ class RunFolder:
     def run(self) -> Run:
         values, known = self.facts()["run"], {item.name: item for item in fields(Run)}
         odd = sorted(values.keys() ^ known.keys())
+        odd = [name for name in odd if name in values or not known[name].metadata.get("later")]
         if odd:
             entry = f"unknown entry {odd[0]!r}" if odd[0] in values else f"no entry {odd[0]!r}"
             path = self.file(CONFIGURATION)

@@ -2,7 +2,6 @@
 
 import hashlib
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from layerwise.errors import InvalidInput
 from layerwise.learner import Learner
 from layerwise.meter import Meter
 from layerwise.rules import Position
-from layerwise.runs import BEST, STATE, Run, RunFolder, replacing
+from layerwise.runs import BEST, STATE, Run, RunFolder, described, replacing
 
 
 def save(folder: RunFolder, run: Run, learner: Learner, meter: Meter, position: Position) -> None:
     """Save the state to go on from at a position."""
     state = {
-        "run": asdict(run),
+        "run": described(run),
         "position": [position.epoch, position.batch],
         "learner": learner.state_dict(),
         "meter": meter.state_dict(),
@@ -49,7 +48,7 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
     if not path.exists():
         return Position()
     state = load_state(path)
-    if state.get("run") != asdict(folder.run()):
+    if state.get("run") != described(folder.run()):
         raise InvalidInput(f"{folder.path}: run.json was altered since the state was saved: restore it, or start another run")
     try:
         learner.load_state_dict(state["learner"])

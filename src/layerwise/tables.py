@@ -10,7 +10,7 @@ from typing import Any
 
 from layerwise.claims import judge_all
 from layerwise.errors import InvalidInput
-from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
 from layerwise.measured import Measured, Setting, measured, settings
 from layerwise.paper import COLUMNS, ROMAN, ROWS, TABLES
 from layerwise.records import Record
@@ -90,8 +90,9 @@ def run_line(record: Record) -> dict[str, Any]:
 def hierarchy(record: Record) -> str:
     """A run's hierarchy as the paper writes it; a run of a published network has it in its result only."""
     found = record.run.hierarchy or (record.result or {}).get("hierarchy")
+    halvings = record.run.downsample_after
     try:
-        return format_hierarchy(parse_hierarchy(found)) if found else ""
+        return Design(parse_hierarchy(found), parse_downsampling(halvings) if halvings else None).text if found else ""
     except InvalidInput:  # a run or result that was altered: shown as it is
         return str(found)
 

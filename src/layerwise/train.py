@@ -20,7 +20,7 @@ from layerwise.build import (
 from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
-from layerwise.hierarchy import parse_hierarchy
+from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.layouts import lay_out, summary
 from layerwise.learner import Learner
 from layerwise.machine import describe_device, describe_machine
@@ -118,10 +118,12 @@ def last_unit(tick: Tick) -> int:
 
 def describe(run: Run, folder: RunFolder) -> dict[str, Any]:
     """The run's name and main choices, as results show them."""
+    halvings = run.downsample_after
     return {
         "run": str(folder.path),
         "model": run.model,
         "hierarchy": list(parse_hierarchy(run.hierarchy) if run.hierarchy else published_hierarchy(run.model)),
+        "downsample_after": list(parse_downsampling(halvings)) if halvings else None,
         "data": run.data,
         "rule": run.rule,
         "loss": run.loss if RULES[run.rule].at is None else "cross-entropy",

@@ -39,7 +39,8 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
     if name not in digests:
         raise InvalidInput(f"{folder.path} has no best epoch, since nothing was held out: leave out --best")
     classes = len(data["class_names"])
-    network = create_model(run.model, run.hierarchy, run.width, classes, data["channels"], data["image_size"], run.dropout)
+    sizes = run.width, classes, data["channels"], data["image_size"]
+    network = create_model(run.model, run.hierarchy, *sizes, run.dropout, run.downsample_after)
     load_weights(folder.file(name), network, digests[name])
     return network.eval(), data
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerwise.figures.style import COLOURS, MARKERS, faint_grid
-from layerwise.hierarchy import format_hierarchy
+from layerwise.hierarchy import design_of
 
 WAYS = {"simultaneous": "layer-wise", "global": "global"}
 
@@ -28,7 +28,7 @@ def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.step(*zip(*sorted(front), strict=True), where="post", color=COLOURS[0], linewidth=0.8, label="Pareto front")
     for row in known:
         place = work(row), row["rules"]["simultaneous"]["test_accuracy"]
-        axes.annotate(format_hierarchy(row["hierarchy"]), place, xytext=(5, -3), textcoords="offset points", fontsize=7)
+        axes.annotate(design_of(row).text, place, xytext=(5, -3), textcoords="offset points", fontsize=7)
     axes.set(title=title, xlabel="multiply-adds of a forward pass, millions", ylabel="test accuracy, %")
     axes.margins(x=0.15)
     faint_grid(axes)

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from torch import nn
 
 from layerwise.errors import InvalidInput, choose
-from layerwise.hierarchy import Hierarchy, check_stages, parse_hierarchy
+from layerwise.hierarchy import Hierarchy, check_stages, parse_downsampling, parse_hierarchy
 from layerwise.models.resnet import RESNETS, ResNet
 from layerwise.models.vgg import VGG, VGGS
 
@@ -40,6 +40,7 @@ def create_model(
     in_chans: int = 3,
     image_size: int = 32,
     dropout: float = 0.0,
+    downsample_after: str | Iterable[int] | None = None,
 ) -> nn.Module:
     """Build a network by name, its weights initialised by PyTorch's defaults from the global random generator.
 
@@ -49,6 +50,8 @@ def create_model(
         width: multiplier of every channel count.
         image_size: height and width of the images in pixels; 64 and up selects the family's stem for large images.
         dropout: probability of dropping a channel after every unit.
+        downsample_after: after how many convolutions (VGG, by 2×2 maximum pooling) or residual blocks (ResNet, by a stride of 2
+            in the next one; 0: the first) maps are halved; a map of one pixel stays. Default: where stages end, as published.
 
     Returns:
         A module that maps (B, in_chans, image_size, image_size) to logits (B, num_classes).
@@ -68,4 +71,5 @@ def create_model(
     ):
         if not isinstance(value, kind) or not valid(value):
             raise InvalidInput(f"{label} {value} cannot be used to build {name}: give {accepted}")
-    return network(name, stages, width, num_classes, in_chans, image_size, dropout)
+    halvings = None if downsample_after is None else parse_downsampling(downsample_after)
+    return network(name, stages, width, num_classes, in_chans, image_size, dropout, halvings)

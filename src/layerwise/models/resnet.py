@@ -4,11 +4,13 @@ Where the paper's units end: after batch normalisation and non-linearity of ever
 shortcut is added in between. The 3×3 convolution carries a bottleneck's stride.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.hierarchy import Hierarchy
+from layerwise.hierarchy import Hierarchy, check_downsampling
 from layerwise.models.normalisation import NormalisedActivation
 from layerwise.models.vgg import LARGE_IMAGE, scaled
 
@@ -104,7 +106,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network with ``hierarchy[s]`` blocks in stage ``s``; each stage but the first halves the map.
+    """A residual network with ``hierarchy[s]`` blocks in stage ``s``.
+
+    Maps are halved by a stride of 2 in the block that follows so many others; as published, in the first of each stage but the
+    first stage's.
 
     From 64 pixels on it begins with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3 maximum pooling of stride 2.
 
@@ -120,17 +125,21 @@ class ResNet(nn.Module):
         in_chans: int,
         image_size: int,
         dropout: float,
+        downsample_after: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        ends = tuple(accumulate(hierarchy))
+        halvings = ends[:-1] if downsample_after is None else downsample_after
+        check_downsampling(name, halvings, 0, ends[-1] - 1)
         _, kind, stage_widths = RESNETS[name]
         block = Bottleneck if kind == "bottleneck" else BasicBlock
         channels = scaled(stage_widths[0], width)
         self.stem = Stem(in_chans, channels, image_size >= LARGE_IMAGE, dropout)
         self.stages = nn.ModuleList()
-        for stage, (count, stage_width) in enumerate(zip(hierarchy, stage_widths, strict=True)):
+        for passed, count, stage_width in zip((0, *ends), hierarchy, stage_widths, strict=False):
             blocks: list[nn.Module] = []
             for number in range(count):
-                stride = 2 if stage > 0 and number == 0 else 1
+                stride = 2 if passed + number in halvings else 1
                 blocks.append(block(channels, scaled(stage_width, width), stride, dropout, kind))
                 channels = scaled(stage_width, width) * block.expansion
             self.stages.append(nn.Sequential(*blocks))

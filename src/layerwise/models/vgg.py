@@ -1,14 +1,14 @@
 """VGG networks of any hierarchy (Simonyan & Zisserman 2015; vgg8b and vgg11b from Nøkland & Eidnes 2019).
 
-Every convolution is 3×3 with bias, then batch normalisation, leaky ReLU, channel dropout; a 2×2 maximum pooling ends each
-stage; one hidden fully connected layer and the output layer follow.
+Every convolution is 3×3 with bias, then batch normalisation, leaky ReLU, channel dropout; as published, a 2×2 maximum pooling
+ends each stage; one hidden fully connected layer and the output layer follow.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 
-from layerwise.hierarchy import Hierarchy
+from layerwise.hierarchy import Hierarchy, check_downsampling
 from layerwise.models.normalisation import SLOPE, NormalisedActivation
 
 LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
@@ -59,6 +59,8 @@ class HiddenUnit(nn.Sequential):
 class VGG(nn.Module):
     """A VGG network with ``hierarchy[s]`` convolutions in stage ``s``.
 
+    Maps are halved by a 2×2 maximum pooling after so many convolutions; as published, after the last of every stage.
+
     From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as their authors' do; the others keep 3×3
     convolutions throughout, as on ImageNet. A map of one pixel is not pooled further, so images may be smaller than 32 pixels.
 
@@ -74,12 +76,17 @@ class VGG(nn.Module):
         in_chans: int,
         image_size: int,
         dropout: float,
+        downsample_after: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        ends = tuple(accumulate(hierarchy))
+        halvings = ends if downsample_after is None else downsample_after
+        check_downsampling(name, halvings, 1, ends[-1])
         stage_widths = VGGS[name][1]
         halving_stem = stage_widths is WIDENING and image_size >= LARGE_IMAGE
         channels, size = in_chans, image_size
         self.stages = nn.ModuleList()
+        passed = 0
         for count, (inner, last) in zip(hierarchy, stage_widths, strict=True):
             widths = [scaled(inner, width)] * (count - 1) + [scaled(last, width)]
             units: list[nn.Module] = []
@@ -87,9 +94,10 @@ class VGG(nn.Module):
                 stem = halving_stem and not self.stages and not units
                 units.append(ConvolutionUnit(inputs, outputs, dropout, *((7, 2) if stem else (3, 1))))
                 size = (size + 1) // 2 if stem else size
-            if size > 1:
-                units.append(nn.MaxPool2d(2))
-                size //= 2
+                passed += 1
+                if passed in halvings and size > 1:
+                    units.append(nn.MaxPool2d(2))
+                    size //= 2
             self.stages.append(nn.Sequential(*units))
             channels = widths[-1]
         self.flatten = nn.Flatten()
