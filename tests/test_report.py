@@ -1,5 +1,6 @@
 """The report: what the page holds, what it is robust against, and what it refuses. Runs are made up; see made_runs.py."""
 
+import csv
 import json
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from layerwise.cli import main
 from layerwise.paper import ROWS
 from layerwise.runs import Run
-from layerwise.tables import RUN_COLUMNS
+from layerwise.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
 from tests.made_runs import paper_plan, write_run, write_runs
 
 EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -223,6 +224,17 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert result["finished"] < result["runs"]
     assert (tmp_path / "runs.csv").read_text().splitlines()[0] == ",".join(RUN_COLUMNS)
     assert (tmp_path / "runs-claims.csv").read_text().startswith("setting,claim,")
+    lines = (tmp_path / "runs-separability.csv").read_text().splitlines()
+    assert lines[0] == ",".join(SEPARABILITY_COLUMNS)
+    fourth = next(csv.DictReader([lines[0], lines[4]]))
+    assert (fourth["epoch"], fourth["depth"], fourth["unit"]) == ("1", "3", "stages.2.conv")
+    assert (fourth["resolution"], fourth["gain"], fourth["mismatched"], fourth["nearest_class_mean"]) == (
+        "8×8",
+        "1.25",
+        "yes",
+        "",
+    )
+    assert 20 < float(fourth["linear_probe"]) < 60
     assert r"resnet18\_r4" in (tmp_path / "latex" / "table-5-small.tex").read_text()
 
 

@@ -16,6 +16,7 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -128,6 +129,19 @@ def test_values_are_read_by_touch(browser: Any, address: str) -> None:
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     assert chart.find_element(By.CLASS_NAME, "tip").text.startswith("epoch ")  # stays when the finger is lifted
+
+
+def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str) -> None:
+    open_page(browser, address)
+    index = browser.execute_script("return DATA.runs.findIndex((run) => run.separable)")
+    details = browser.find_element(By.ID, f"run-{index}")
+    browser.execute_script("arguments[0].open = true", details)
+    WebDriverWait(browser, 10).until(lambda _: details.find_elements(By.TAG_NAME, "details"))
+    measured = details.find_elements(By.TAG_NAME, "details")[-1]
+    browser.execute_script("arguments[0].open = true", measured)
+    assert "Separability of the features after epoch 20, on held-out images" in measured.text
+    row = measured.find_elements(By.CSS_SELECTOR, "tbody tr")[3].text.split()
+    assert (row[0], row[1], row[-2:]) == ("stages.2.conv", "8×8", ["1.25", "yes"])
 
 
 def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> None:

@@ -14,6 +14,7 @@ OWN, OWN_TRAINING, PROBE = (
     "accuracy of each unit's own classifier, training images (none were held out)",
     "accuracy of a linear probe of each unit's features",
 )
+MEASURES = ("linear_probe", "nearest_class_mean")  # that a training measures, see ``probing.WATCHED``
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,50 @@ def probe_depth(record: Record) -> Depth | None:
     entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
     measured = [(entry["epoch"], entry["units"]) for entry in entries if isinstance(entry.get("units"), list)]
     return depth(measured, "linear_probe", PROBE)
+
+
+@dataclass(frozen=True)
+class Separable:
+    """How separable the features of a unit were after an epoch; None for what is not known.
+
+    Attributes:
+        index: the unit's; −1 is the image.
+        values: by measure, such as ``linear_probe`` in percent.
+        gain: the first measure less that of the row before; mismatched: see ``gains.add_gains``.
+    """
+
+    epoch: int
+    index: int
+    name: str
+    resolution: tuple[int, ...] | None
+    values: dict[str, float]
+    gain: float | None
+    mismatched: bool | None
+
+
+def separable(record: Record) -> list[Separable]:
+    """Everything that was measured of the features while training, epoch by epoch, from the image on."""
+    found = []
+    for entry in record.separability():
+        rows = entry.get("units")
+        if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
+            continue
+        found += [one(entry["epoch"], row) for row in rows if isinstance(row, dict) and isinstance(row.get("index"), int)]
+    return found
+
+
+def one(epoch: int, row: dict[str, Any]) -> Separable:
+    size, mismatched = row.get("resolution"), row.get("mismatched")
+    values = {name: value for name in MEASURES if (value := number(row.get(name))) is not None}
+    return Separable(
+        epoch,
+        row["index"],
+        str(row.get("name", row["index"])),
+        tuple(size) if isinstance(size, list) and all(isinstance(side, int) for side in size) else None,
+        values,
+        number(row.get("gain")),
+        mismatched if isinstance(mismatched, bool) else None,
+    )
 
 
 def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str) -> Depth | None:

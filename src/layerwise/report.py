@@ -12,7 +12,15 @@ from layerwise.page import MARKER, NO_FIGURES, Picture, render
 from layerwise.paper import TABLES
 from layerwise.records import Broken, read_runs
 from layerwise.runs import replacing
-from layerwise.tables import CLAIM_COLUMNS, RUN_COLUMNS, claims_csv, latex_table, runs_csv
+from layerwise.tables import (
+    CLAIM_COLUMNS,
+    RUN_COLUMNS,
+    SEPARABILITY_COLUMNS,
+    claims_csv,
+    latex_table,
+    runs_csv,
+    separability_csv,
+)
 
 HEAD = 4096  # bytes of a file that say whose it is
 
@@ -23,7 +31,8 @@ def report(
     """Read runs and write the page, and beside it what else is asked for.
 
     Args:
-        figures: folder for every figure as SVG and PNG. csv: file for a line per run; the claims go into another beside it.
+        figures: folder for every figure as SVG and PNG. csv: file for a line per run; the claims go into another beside it, and
+            so does what was measured of the features.
         latex: folder for the paper's tables.
 
     Raises:
@@ -32,8 +41,9 @@ def report(
     check_output("--output", Path(output), MARKER)
     check_folders(figures, latex)
     if csv is not None:
-        check_output("--csv", Path(csv), ",".join(RUN_COLUMNS))
-        check_output("--csv", claims_path(csv), ",".join(CLAIM_COLUMNS))
+        for path, columns in ((Path(csv), RUN_COLUMNS), (beside(csv, "claims"), CLAIM_COLUMNS)):
+            check_output("--csv", path, ",".join(columns))
+        check_output("--csv", beside(csv, "separability"), ",".join(SEPARABILITY_COLUMNS))
     records, broken = read_runs(paths)
     if not records and not broken:
         raise InvalidInput(f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds them, such as runs")
@@ -93,15 +103,20 @@ def figure_files(pictures: Iterable[Picture] | None, folder: str | None) -> Iter
         yield from (Path(folder) / f"{picture.name}{kind}" for picture in pictures or () for kind in (".svg", ".png"))
 
 
-def claims_path(csv: str) -> Path:
-    """Where the claims go beside the runs."""
-    return Path(csv).with_name(f"{Path(csv).stem}-claims{Path(csv).suffix}")
+def beside(csv: str, what: str) -> Path:
+    """Where other tables go beside that of the runs."""
+    return Path(csv).with_name(f"{Path(csv).stem}-{what}{Path(csv).suffix}")
 
 
 def write_csv(evidence: Evidence, path: str | None) -> list[Path]:
     if path is None:
         return []
-    return [write(Path(path), runs_csv(evidence.records)), write(claims_path(path), claims_csv(evidence.records))]
+    texts = {
+        Path(path): runs_csv(evidence.records),
+        beside(path, "claims"): claims_csv(evidence.records),
+        beside(path, "separability"): separability_csv(evidence.records),
+    }
+    return [write(file, text) for file, text in texts.items() if text is not None]
 
 
 def write_latex(evidence: Evidence, folder: str | None) -> list[Path]:

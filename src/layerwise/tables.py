@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.claims import judge_all
+from layerwise.curves import MEASURES, separable
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
 from layerwise.measured import Measured, Setting, measured, settings
@@ -24,6 +25,10 @@ RUN_COLUMNS = (
 CLAIM_COLUMNS = (
     *("setting", "claim", "sentence", "meaning", "verdict", "effect", "standard_error", "seeds", "measured", "comparisons"),
     *("paper_agrees", "note"),
+)
+SEPARABILITY_COLUMNS = (
+    *("run", "rule", "hierarchy", "seed", "epoch", "depth", "unit", "resolution"),
+    *(*MEASURES, "gain", "mismatched"),
 )
 SPECIAL = str.maketrans(
     {
@@ -131,6 +136,31 @@ def claim_lines(records: Sequence[Record], setting: Setting) -> Iterable[dict[st
         }
 
 
+def separability_csv(records: Iterable[Record]) -> str | None:
+    """A line per run, measured epoch and depth, the image first; None where nothing was measured while training.
+
+    Accuracies in percent, gains in points; ``mismatched`` is yes, no, or empty where it is not known.
+    """
+    lines = [
+        {
+            "run": Path(record.path).name,
+            "rule": record.run.rule,
+            "hierarchy": hierarchy(record),
+            "seed": record.run.seed,
+            "epoch": row.epoch,
+            "depth": row.index + 1,
+            "unit": row.name,
+            "resolution": "×".join(map(str, row.resolution or ())),
+            **{name: rounded(row.values.get(name)) for name in MEASURES},
+            "gain": rounded(row.gain),
+            "mismatched": {True: "yes", False: "no", None: ""}[row.mismatched],
+        }
+        for record in records
+        for row in separable(record)
+    ]
+    return written(SEPARABILITY_COLUMNS, lines) if lines else None
+
+
 def rounded(points: float | None) -> float | None:
     """Percentage points to the hundredth, as accuracies are given."""
     return None if points is None else round(points, 2)
@@ -219,6 +249,7 @@ def write_tables(records: Sequence[Record], folder: Path) -> list[Path]:
         The files.
     """
     texts: dict[str, str | None] = {"runs.csv": runs_csv(records), "claims.csv": claims_csv(records)}
+    texts["separability.csv"] = separability_csv(records)
     for setting in settings(records):
         for table in TABLES:
             texts[f"table-{table}-{setting.key}.tex"] = latex_table(records, table, setting)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from layerwise.curves import Curve, Depth, mean_curve, number, probe_depth, sample, unit_depth, units
+from layerwise.curves import MEASURES, Curve, Depth, mean_curve, number, probe_depth, sample, separable, unit_depth, units
 from layerwise.evidence import Evidence
 from layerwise.hierarchy import format_hierarchy
 from layerwise.measured import Setting
@@ -59,6 +59,7 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
         "test": [short(entry.get("test_accuracy")) for entry in chosen],
         "val": [short(entry.get("val_accuracy")) for entry in chosen],
         "last": last_units(record, names),
+        "separable": last_separable(record, names),
         "units": [compact(found, names) for found in (own, probe_depth(record)) if found],
     }
 
@@ -77,6 +78,22 @@ def last_units(record: Record, names: dict[tuple[str, ...], int]) -> dict[str, A
         "names": names.setdefault(tuple(str(unit.get("name")) for unit in found), len(names)),
         "loss": [short(unit.get("loss"), 4) for unit in found],
         "accuracy": [short(unit.get("accuracy"), 1) for unit in found],
+    }
+
+
+def last_separable(record: Record, names: dict[tuple[str, ...], int]) -> dict[str, Any] | None:
+    """The last that was measured of the features: of the image and of every unit's output."""
+    rows = separable(record)
+    rows = [row for row in rows if row.epoch == rows[-1].epoch]
+    if not rows:
+        return None
+    return {
+        "epoch": rows[0].epoch,
+        "names": names.setdefault(tuple(row.name for row in rows), len(names)),
+        "resolution": ["×".join(map(str, row.resolution or ())) for row in rows],
+        "measures": {name: [short(row.values.get(name)) for row in rows] for name in MEASURES},
+        "gain": [short(row.gain) for row in rows],
+        "mismatched": [row.mismatched for row in rows],
     }
 
 

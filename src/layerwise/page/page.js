@@ -71,20 +71,33 @@ function runUnits(box, run) {
   }
 }
 
-function unitTable(box, run) {
-  const last = run.last, names = DATA.names[last.names];
+function unitTable(box, summary, names, columns) {
   if (!names.length) return;
   const whole = element("details", {}, box);
-  element("summary", {}, whole, "Units in the last epoch, on training images");
+  element("summary", {}, whole, summary);
   const table = element("table", {}, element("div", { class: "scroll" }, whole)), head = element("tr", {}, element("thead", {}, table));
-  for (const name of ["unit", "loss", "accuracy, %"]) element("td", {}, head, name);
+  for (const name of ["unit", ...columns.map(([heading]) => heading)]) element("td", {}, head, name);
   const body = element("tbody", {}, table);
   names.forEach((name, unit) => {
-    const row = element("tr", {}, body), loss = last.loss[unit];
+    const row = element("tr", {}, body);
     element("th", { scope: "row" }, row, name);
-    element("td", { class: "number" }, row, loss === null ? "–" : loss.toFixed(4));
-    element("td", { class: "number" }, row, show(last.accuracy[unit]));
+    for (const [, cell] of columns) element("td", { class: "number" }, row, cell(unit));
   });
+}
+
+function unitTables(box, run) {
+  const last = run.last, found = run.separable;
+  unitTable(box, "Units in the last epoch, on training images", DATA.names[last.names], [
+    ["loss", (unit) => (last.loss[unit] === null ? "–" : last.loss[unit].toFixed(4))],
+    ["accuracy, %", (unit) => show(last.accuracy[unit])],
+  ]);
+  if (!found) return;
+  unitTable(box, `Separability of the features after epoch ${found.epoch}, on held-out images`, DATA.names[found.names], [
+    ["resolution", (unit) => found.resolution[unit] || "–"],
+    ...Object.entries(found.measures).map(([name, values]) => [`${name.replaceAll("_", " ")}, %`, (unit) => show(values[unit])]),
+    ["gain, points", (unit) => show(found.gain[unit])],
+    ["mismatched", (unit) => (found.mismatched[unit] ? "yes" : "")],
+  ]);
 }
 
 function openRun(details) {
@@ -94,7 +107,7 @@ function openRun(details) {
   describeRun(box, run);
   runCurves(box, run);
   runUnits(box, run);
-  unitTable(box, run);
+  unitTables(box, run);
 }
 
 function goTo(hash) {
