@@ -408,6 +408,13 @@ def test_tables_are_written_for_the_settings_that_have_numbers(tmp_path):
     assert names == {path.name for path in (tmp_path / "new").iterdir()}
 
 
+def test_global_runs_alone_make_no_table_of_a_local_loss(tmp_path):
+    runs = seeded(row(5, "resnet18"), "layerwise", 50.0, scale="small", loss="pred")
+    runs += seeded(row(1, "vgg8"), "global", 60.0, scale="small")
+    assert {path.name for path in write_tables(runs, tmp_path)} >= {"table-5-small-pred.tex"}
+    assert "table-1-small-pred.tex" not in {path.name for path in tmp_path.iterdir()}
+
+
 def test_none_of_it_imports_torch():
     code = "import sys, layerwise.tables, layerwise.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -53,6 +53,11 @@ class Setting:
         return "-".join(parts)
 
 
+def own_columns(setting: Setting) -> tuple[str, ...]:
+    """The columns whose numbers are of this setting alone: global training knows no loss."""
+    return tuple(COLUMNS) if setting.loss == Run.loss else ("layerwise",)
+
+
 def expected(scale: str) -> Run:
     """A layer-wise run of a scale without any departure, of whichever row."""
     return row_run(ROWS[0], scale, "layerwise")

@@ -12,7 +12,7 @@ from layerwise.claims import judge_all
 from layerwise.curves import MEASURES, separable
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
-from layerwise.measured import Measured, Setting, measured, settings
+from layerwise.measured import Measured, Setting, measured, own_columns, settings
 from layerwise.paper import COLUMNS, ROMAN, ROWS, TABLES
 from layerwise.records import Record
 from layerwise.runs import Run
@@ -182,7 +182,7 @@ def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str 
     """
     rows = [row for row in ROWS if row.table == table]
     numbers = {row: [measured(records, row, column, setting) for column in COLUMNS] for row in rows}
-    if not any(any(found) for found in numbers.values()):
+    if not any(measured(records, row, column, setting) for row in rows for column in own_columns(setting)):
         return None
     lines = [
         " & ".join(

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Sequence
 from layerwise.claims import INCONSISTENCIES, Verdict, rank_correlation
 from layerwise.evidence import Evidence, gap
 from layerwise.hierarchy import format_hierarchy
-from layerwise.measured import Measured, Setting
+from layerwise.measured import Measured, Setting, own_columns
 from layerwise.page.markup import NOTHING, Column, Markup, Number, items, join, percent, points, section, table, tag, uncertain
 from layerwise.page.story import count
-from layerwise.paper import COLUMNS, ROMAN, ROWS, TABLES, Row
-from layerwise.runs import Run
+from layerwise.paper import ROMAN, ROWS, TABLES, Row
 
 MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not measured": "–"}
 PAPER = (Column("layer-wise", "paper, %"), Column("global", "paper, %"), Column("gap", "paper, %", "global less layer-wise"))
@@ -60,8 +59,7 @@ def measured_table(evidence: Evidence, setting: Setting, rows: Sequence[Row]) ->
     departs = f" Departs from this scale by: {'; '.join(setting.departures)}." if setting.departures else ""
     caption = f"Table {ROMAN[rows[0].table - 1]} beside what was measured at {setting.scale} scale.{departs}"
     body = [measured_row(evidence, setting, row) for row in rows]
-    compared = COLUMNS if setting.loss == Run.loss else ("layerwise",)  # global training knows no loss
-    orders = tag("p", " ".join(order(evidence, setting, rows[0].table, column) for column in compared))
+    orders = tag("p", " ".join(order(evidence, setting, rows[0].table, column) for column in own_columns(setting)))
     return join([table(caption, columns, body), orders])
 
 
