@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="folder of the runs at small scale")
     parser.add_argument("--gains", type=Path, default=Path("runs/orders"), help="folder of the bases' short runs")
     parser.add_argument("--parts", nargs="+", help="such as 3-resnet18 (default: all six)")
-    parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES, help="to train by (default: both)")
+    parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES, help="default: both; none: gains only")
     parser.add_argument("--epochs", type=int, default=RUNGS[-1], help="train as far as this (default: 9)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of every hierarchy (default: 1)")
     parser.add_argument("--table-only", action="store_true", help="train nothing: correlate what there is")
@@ -96,8 +96,6 @@ def train_part(rows: Sequence[Row], seed: int, arguments: argparse.Namespace, ex
             folder = folder_of(arguments.runs, row, seed, loss)
             print(f"{row.label} by {loss}, seed {seed}", flush=True)
             train_until(row_run(row, "small", "layerwise", seed, loss=loss), folder, arguments.epochs, execution)
-    if "predsim" not in arguments.losses:
-        return
     run, folder = row_run(rows[0], "small", "layerwise", seed), folder_of(arguments.gains, rows[0], seed)
     measured = {line["epoch"] for line in lines_of(folder)}
     for epochs in RUNGS:
