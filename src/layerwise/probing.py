@@ -29,7 +29,7 @@ from layerwise.units import Carried, Unit
 Row = dict[str, Any]
 
 POOLED_TO = 1024  # numbers an image
-MEMORY = 12 * 10**8  # bytes of pooled features kept at once (a single unit's always are): ResNet50, 10,000 images: two passes
+MEMORY = 24 * 10**8  # bytes of pooled features kept at once (a single unit's always are): all of ResNet50's on 10,000 images
 SAMPLE_SEED = 1
 
 WATCHED = ("linear_probe", "nearest_class_mean")  # cheap enough to be measured while training
