@@ -66,7 +66,7 @@ def lines(key: tuple[str, ...], seeds: list[dict[str, float]]) -> list[dict[str,
     made, before = [], None
     for place in seeds[0]:
         values = [seed[place] for seed in seeds]
-        gains = [] if before is None else [seed[place] - seed[before] for seed in seeds]
+        gains: list[float] = [] if before is None else [seed[place] - seed[before] for seed in seeds]
         made.append(
             dict(zip(("model", "hierarchy", "rule", "loss"), key, strict=True))
             | {"seeds": len(seeds), "after": place}
