@@ -9,7 +9,6 @@ standard error. Nothing is trained.
 """
 
 import argparse
-import csv
 from collections import defaultdict
 from math import sqrt
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from layerwise.curves import separable
 from layerwise.records import Record, read_runs
 from layerwise.runs import replacing
-from layerwise.tables import hierarchy
+from layerwise.tables import hierarchy, written
 
 RULES = {"simultaneous": "layer-wise", "global": "global"}
 
@@ -36,6 +35,8 @@ def main() -> None:
             loss = record.run.loss if record.run.rule == "simultaneous" else ""
             found[record.run.model, hierarchy(record), RULES[record.run.rule], loss].append(values)
     table = [line for key, seeds in sorted(found.items()) for line in lines(key, seeds)]
+    if not table:
+        raise SystemExit("no finished run there was measured: train one with --separability-every, and name its folder")
     for line in table:
         print(
             "  ".join(
@@ -43,10 +44,8 @@ def main() -> None:
             )
         )
     if arguments.csv:
-        with replacing(arguments.csv) as draft, draft.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, table[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        with replacing(arguments.csv) as draft:
+            draft.write_text(written(tuple(table[0]), table))
 
 
 def stage_ends(record: Record) -> dict[str, float]:

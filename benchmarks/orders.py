@@ -16,7 +16,6 @@ The paper's numbers are read at the end, to correlate with. Equal values share t
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations, product
@@ -33,6 +32,7 @@ from layerwise.paper import ROMAN, Row, row_run, select_rows
 from layerwise.progress import Progress
 from layerwise.ranking import rank_by_gain, score
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
+from layerwise.tables import written
 from layerwise.train import train
 
 PARTS = ((3, "resnet18"), (5, "resnet18"), (3, "resnet50"), (5, "resnet50"), (1, "vgg16"), (1, "vgg19"))
@@ -77,10 +77,8 @@ def main() -> None:
     for line in table:
         print("  ".join(f"{value:<{width}}" for value, width in zip(line.values(), (14, 22, 7, 6, 12, 9, 8, 0), strict=True)))
     if arguments.csv:
-        with replacing(arguments.csv) as draft, draft.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, table[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+        with replacing(arguments.csv) as draft:
+            draft.write_text(written(tuple(table[0]), table))
 
 
 def rows_of(part: tuple[int, str]) -> list[Row]:
