@@ -226,3 +226,9 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
 def test_reading_runs_imports_no_torch():
     code = "import sys, layerwise.records, layerwise.paper; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_small_scale_trains_resnet50_at_an_eighth_of_its_width():
+    widths = {row.model: row_run(row, "small", "layerwise").width for row in ROWS}
+    assert widths.pop("resnet50") == 0.125
+    assert set(widths.values()) == {0.25}
