@@ -30,7 +30,7 @@ from layerwise.errors import Busy
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper import ROMAN, Row, row_run, select_rows
 from layerwise.progress import Progress
-from layerwise.ranking import rank_by_gain, score
+from layerwise.ranking import mean_gains, measured_gains, score
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
 from layerwise.tables import written
 from layerwise.train import train
@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RUNGS[-1], help="train as far as this (default: 9)")
     parser.add_argument("--seeds", type=int, default=1, help="seeds of every hierarchy (default: 1)")
     parser.add_argument("--table-only", action="store_true", help="train nothing: correlate what there is")
+    parser.add_argument("--cpu-threads", type=int, help="threads of each operation on a CPU")
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    execution = Execution(data_dir=arguments.data_dir)
+    execution = Execution(data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads)
     parts = [part for part in PARTS if arguments.parts is None or "-".join(map(str, part)) in arguments.parts]
     for seed in range(0 if arguments.table_only else arguments.seeds):
         for part in parts:
@@ -100,8 +101,7 @@ def train_part(rows: Sequence[Row], seed: int, arguments: argparse.Namespace, ex
         if epochs > arguments.epochs or epochs in measured:
             continue
         train_until(run, folder, epochs, execution)
-        gains = rank_by_gain([], folder, execution)[1]
-        folder.append({"epoch": epochs, "gains": gains}, LINE)
+        folder.append({"epoch": epochs, "gains": measured_gains(folder, execution)}, LINE)
 
 
 def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> None:
@@ -137,7 +137,7 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
         folders = [folder_of(arguments.gains, rows[0], seed) for seed in seeds]
         gains = [found["gains"] for folder in folders for found in lines_of(folder) if found["epoch"] == epochs]
         if gains:
-            values = [mean(score(row.hierarchy, one) for one in gains) for row in rows]
+            values = [score(row.hierarchy, mean_gains(gains)) for row in rows]
             yield line(part, "gain", epochs, len(gains), values, published, rows)
     trivial: dict[str, Callable[[Hierarchy], int]] = {
         "parameters": lambda hierarchy: costs.amount("parameters", hierarchy),

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import Tensor
 
 from layerwise.errors import InvalidInput
-from layerwise.measures import ACCURACIES, MEASURES, NEIGHBOURS, SHRINKAGE, STRENGTHS, linear_cka, parts
+from layerwise.measures import ACCURACIES, FOLDS, MEASURES, NEIGHBOURS, SHRINKAGE, STRENGTHS, folds, linear_cka, parts
 
 CLASSES = 10
 
@@ -49,6 +49,25 @@ def test_linear_probe_is_ridge_regression(digits: tuple[Tensor, Tensor]) -> None
     expected = score(RidgeClassifier(alpha=best * scale), features, labels, fit, held)
     assert len(set(tried)) > 1
     assert MEASURES["linear_probe"](features, labels) == pytest.approx(expected, abs=1e-9)
+
+
+def test_cross_fitted_probe_is_ridge_regression_on_every_fold(digits: tuple[Tensor, Tensor]) -> None:
+    features, labels = digits
+    pieces = folds(labels)
+    assert torch.equal(torch.cat(pieces).sort().values, torch.arange(len(labels)))
+    assert all(torch.all((labels[piece].bincount() - labels.bincount() / FOLDS).abs() <= 1) for piece in pieces)
+    right, chosen = 0.0, set()
+    for number, held in enumerate(pieces):
+        others = [pieces[(number + further) % FOLDS] for further in range(1, FOLDS)]
+        choose, fit = others[0], torch.cat(others[1:])
+        values = features[fit].double()
+        scale = float((values - values.mean(0)).square().sum() / features.shape[1])
+        tried = [score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose) for s in STRENGTHS]
+        best = STRENGTHS[int(np.argmax(tried))]
+        chosen.add(best)
+        right += score(RidgeClassifier(alpha=best * scale), features, labels, fit, held) * len(held)
+    assert len(chosen) > 1
+    assert MEASURES["cross_fitted_probe"](features, labels) == pytest.approx(right / len(labels), abs=1e-9)
 
 
 def test_nearest_class_mean_is_nearest_centroid(digits: tuple[Tensor, Tensor]) -> None:

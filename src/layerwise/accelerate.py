@@ -39,6 +39,7 @@ class Search:
         finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
         short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
+        short_seeds: runs of the base that ``gain`` averages over, with seeds from the run's on.
         listed: proposals in the table, for which global memory is computed.
         figure: file for a figure of accuracy against work.
     """
@@ -51,6 +52,7 @@ class Search:
     seeds: int = 1
     short_epochs: int = 0
     final_epochs: int = 0
+    short_seeds: int = 3
     listed: int = 5
     figure: str | None = None
 
@@ -133,7 +135,7 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     short = search.short_epochs or max(1, base.epochs // 40)
     final = search.final_epochs or max(1, base.epochs // 10)
     search = replace(search, short_epochs=short, final_epochs=final)
-    for name in ("candidates", "finalists", "seeds", "short_epochs", "final_epochs", "listed"):
+    for name in ("candidates", "finalists", "seeds", "short_epochs", "short_seeds", "final_epochs", "listed"):
         if getattr(search, name) < 1:
             raise InvalidInput(f"--{name.replace('_', '-')} {getattr(search, name)} is too small: give 1 or more")
     if base.batch_size < 2:
@@ -164,11 +166,11 @@ def rank(
     """The proposals ranked as the search says; and the gains that ``gain`` ranks by."""
     short = replace(base, epochs=search.short_epochs)
     if search.search == "gain":
-        print("short run of the base, to measure what its units gain", flush=True)
-        train_all([short], output / SHORT, execution)
-        ranking, gains = rank_by_gain(
-            [one.hierarchy for one in proposals], RunFolder(output / SHORT / run_name(short)), execution
-        )
+        print("short runs of the base, to measure what its units gain", flush=True)
+        seeds = [replace(short, seed=base.seed + number) for number in range(search.short_seeds)]
+        train_all(seeds, output / SHORT, execution)
+        folders = [RunFolder(output / SHORT / run_name(run)) for run in seeds]
+        ranking, gains = rank_by_gain([one.hierarchy for one in proposals], folders, execution)
         show_gains(gains)
         return ranking, gains
     runs = {}

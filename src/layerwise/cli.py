@@ -158,6 +158,9 @@ def build_parser() -> Parser:
     accelerate.add_argument(
         "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"
     )
+    accelerate.add_argument(
+        "--short-seeds", type=int, default=3, help="runs of the base that the search by gain averages over (%(default)s)"
+    )
     accelerate.add_argument("--final-epochs", type=int, default=0, help="of the finalists (default: a tenth of --epochs)")
     accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")

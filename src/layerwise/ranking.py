@@ -1,4 +1,4 @@
-"""Hierarchies ranked by what a short layer-wise run of the base says of its units: none of the others is trained.
+"""Hierarchies ranked by what short layer-wise runs of the base say of its units: none of the others is trained.
 
 The score of a hierarchy is what its convolutions (or blocks) are expected to add to the accuracy of a linear probe on held-out
 images, in points: the sum of their gains. One that the base has too brings the gain measured there, so that a shallow unit that
@@ -8,13 +8,14 @@ gain of that stage's convolutions after its first (which also downsamples), and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any
 
 from layerwise.hierarchy import Design, Hierarchy
 from layerwise.runs import Execution, RunFolder
 from layerwise.survey import survey
 
-MEASURE = "linear_probe"
+MEASURE = "cross_fitted_probe"  # scores every held-out image, since gains are small beside the error of a few hundred
 IMAGES = 5000  # held-out images, at most
 
 
@@ -39,12 +40,12 @@ class Ranked:
 
 
 def rank_by_gain(
-    proposals: Sequence[Hierarchy], folder: RunFolder, execution: Execution
+    proposals: Sequence[Hierarchy], folders: Sequence[RunFolder], execution: Execution
 ) -> tuple[list[Ranked], list[list[float]]]:
-    """Rank hierarchies by the gains in a trained run of the base; equal scores keep the order of the proposals.
+    """Rank hierarchies by the mean gains in trained runs of the base; equal scores keep the order of the proposals.
 
     Args:
-        folder: of the short run, finished.
+        folders: of the short runs, finished, a seed each.
 
     Returns:
         All of them, the best first; and the gains, per stage and convolution, in points.
@@ -52,10 +53,19 @@ def rank_by_gain(
     Raises:
         InvalidInput: the run held out too few images to measure on.
     """
-    rows = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"]
-    gains = stage_gains(rows)
+    gains = mean_gains([measured_gains(folder, execution) for folder in folders])
     ordered = sorted(proposals, key=lambda hierarchy: -score(hierarchy, gains))
     return [Ranked(Design(one), rank, *scored(one, gains)) for rank, one in enumerate(ordered, start=1)], gains
+
+
+def measured_gains(folder: RunFolder, execution: Execution) -> list[list[float]]:
+    """The gains of a run, per stage and convolution or block, in points."""
+    return stage_gains(survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"])
+
+
+def mean_gains(runs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The gains of several runs of one network, averaged place by place."""
+    return [[mean(places) for places in zip(*stages, strict=True)] for stages in zip(*runs, strict=True)]
 
 
 def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

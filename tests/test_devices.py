@@ -1,0 +1,20 @@
+"""Training on a device that is not the CPU, without one: see ``pretended.py``. On a GPU, ``test_on_a_gpu`` computes too."""
+
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from layerwise.losses import LOSSES
+from layerwise.rules import RULES
+
+
+def test_steps_stay_on_their_device_and_wait_for_no_value_of_it():
+    program = subprocess.run(
+        [sys.executable, "-m", "tests.pretended"], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
+    )
+    assert program.returncode == 0, program.stderr[-2000:]
+    printed = [line.split() for line in program.stdout.splitlines() if line.endswith("True")]
+    wanted = product(("resnet18", "vgg8b"), LOSSES, (name for name, rule in RULES.items() if rule.one_thread))
+    assert {tuple(words[:3]) for words in printed} == set(wanted), program.stdout
+    assert all(int(words[3]) >= 2 for words in printed)
