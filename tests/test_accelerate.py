@@ -19,7 +19,7 @@ from layerwise.models import published_hierarchy
 from layerwise.outcome import gather
 from layerwise.paper import ROWS
 from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
-from layerwise.ranking import Ranked, expected, rank_by_gain, score, stage_gains
+from layerwise.ranking import Ranked, expected, measured_gains, rank_by_gain, score, stage_gains
 from layerwise.runs import Execution, Run, RunFolder
 from tests.test_cli import last_json, refusal
 
@@ -181,6 +181,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --downsample-after 1,2,6", "--downsample-after is what --move downsampling proposes"),
         ("resnet18 --seeds 0", "--seeds 0 is too small"),
         ("resnet18 --short-epochs -1", "--short-epochs -1 is too small"),
+        ("resnet18 --short-seeds 0", "--short-seeds 0 is too small"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
@@ -297,9 +298,16 @@ def test_the_printed_command_trains_the_winner_at_full_length(capsys, tmp_path):
 
 
 def test_ranking_reads_a_run_of_the_base(capsys, tmp_path):
-    main(["train", "vgg8", "--hierarchy", "2,2,1,1,1", *TINY.split()[:8], "--output", str(tmp_path / "run")])
-    ranking, gains = rank_by_gain([(1, 1, 1, 1, 1), (1, 1, 1, 1, 2)], RunFolder(tmp_path / "run"), Execution(device="cpu"))
+    folders = [RunFolder(tmp_path / seed) for seed in "01"]
+    for seed, folder in enumerate(folders):
+        hierarchy = ["--hierarchy", "2,2,1,1,1", "--seed", str(seed)]
+        main(["train", "vgg8", *hierarchy, *TINY.split()[:8], "--output", str(folder.path)])
+    execution = Execution(device="cpu")
+    ranking, gains = rank_by_gain([(1, 1, 1, 1, 1), (1, 1, 1, 1, 2)], folders, execution)
     assert [len(stage) for stage in gains] == [2, 2, 1, 1, 1]
+    single = [measured_gains(folder, execution) for folder in folders]
+    assert single[0] != single[1]
+    assert gains[0][1] == pytest.approx((single[0][0][1] + single[1][0][1]) / 2)
     assert {ranked.rank for ranked in ranking} == {1, 2}
     assert ranking[0].score >= ranking[1].score
 
