@@ -13,6 +13,7 @@ import pytest
 from layerwise import paper, reproduce
 from layerwise.cli import main
 from layerwise.errors import Diverged, InvalidInput
+from layerwise.estimate import Pace, total
 from layerwise.paper import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
 from layerwise.records import read_runs
 from layerwise.runs import Execution, Run, RunFolder
@@ -232,3 +233,11 @@ def test_small_scale_trains_resnet50_at_an_eighth_of_its_width():
     widths = {row.model: row_run(row, "small", "layerwise").width for row in ROWS}
     assert widths.pop("resnet50") == 0.125
     assert set(widths.values()) == {0.25}
+
+
+def test_an_estimate_counts_the_images_of_every_epoch():
+    run = Run(data="cifar10", train_images=15_000, val_fraction=0.1, epochs=2)
+    pace, often = Pace(step=0.01, forward=0.001, work=1e6), Execution()
+    assert total(run, often, pace, 1e6) == pytest.approx(2 * (15_000 * 0.01 + (5_000 + 10_000) * 0.001))
+    assert total(replace(run, train_images=None), often, pace, 2e6) == pytest.approx(4 * (45_000 * 0.01 + 15_000 * 0.001))
+    assert total(run, replace(often, eval_every=2), pace, 1e6) == pytest.approx(2 * (150 + 7.5))

@@ -61,9 +61,9 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
 def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
     """Seconds of a run's epochs: a step for every training image, a forward pass for every held-out and test image."""
     training, test = DATASETS[run.data].images
-    images = min(run.train_images or training, training)
-    held_out = round(images * run.val_fraction)
-    per_epoch = (images - held_out) * pace.step + (held_out + test) * pace.forward / execution.eval_every
+    held_out = round(training * run.val_fraction)
+    images = min(run.train_images or training, training - held_out)
+    per_epoch = images * pace.step + (held_out + test) * pace.forward / execution.eval_every
     return run.epochs * per_epoch * work / pace.work
 
 

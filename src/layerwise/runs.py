@@ -35,7 +35,7 @@ class Run:
     data: str = option("digits", "data set; see `layerwise list datasets`", also=("--dataset",))
     image_size: int | None = option(None, "scale images to this many pixels (default: the data set's)", also=("--img-size",))
     train_images: int | None = option(None, "use only this many training images, evenly over the classes")
-    val_fraction: float = option(0.1, "share of the training images held out to choose the best epoch; 0: none")
+    val_fraction: float = option(0.1, "share of all training images held out to choose the best epoch; 0: none")
     rule: str = option("simultaneous", "order of updates; see `layerwise list rules`")
     loss: str = option("predsim", "local loss; see `layerwise list losses`")
     at: str = option("layer", "where units end: layer, block, a number of units, or module paths joined by commas")
