@@ -1,0 +1,212 @@
+"""What a cheaper head costs, and what it loses: variants of predsim-lite beside predsim, trained over seeds.
+
+A variant is a loss and where the network is cut. Those that the library does not offer are defined here. Each is trained by the
+library's own loop; costs are those of a training step of the network at full width and 32 pixels, batch 128: multiply-adds over
+those of a global step (counted), parameters of the heads, and peak memory counted whole (predicted; nothing is allocated).
+
+    python benchmarks/heads.py --data-dir DATA --runs runs/heads --models resnet18 --seeds 3 --csv results/heads.csv
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import layerwise
+from layerwise.errors import Busy
+from layerwise.losses import LOSSES, Evaluated, Site, Targets
+from layerwise.losses.predsim_lite import PredSimLite
+from layerwise.progress import Progress
+from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
+from layerwise.tables import written
+from layerwise.train import train
+
+GROUPS = 4
+BATCH, SIZE, CLASSES = 128, 32, 10  # of the step whose cost is given
+COUNTED = 4  # images of the step whose multiply-adds are counted; they scale
+
+SMALL = Run(
+    data="cifar10", width=0.25, image_size=16, crop_padding=2, val_fraction=0.0, lr=1e-3, train_images=15_000, epochs=12
+)
+RUNS = {
+    "resnet18": replace(SMALL, model="resnet18", hierarchy="1,1,2,2"),
+    "vgg8b": replace(SMALL, model="vgg8b", train_images=10_000, epochs=8, decoder_dim=2048),
+}
+
+
+class Grouped(PredSimLite):
+    """The similarity convolution in groups of channels."""
+
+    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+        for name, module in list(self.sim.named_modules()):
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                channels = module.out_channels
+                grouped = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=GROUPS)
+                self.sim.set_submodule(name, grouped)
+
+
+class Shared(PredSimLite):
+    """One similarity convolution for all neighbouring units whose maps have one shape; each of them trains it."""
+
+    latest: tuple[tuple[int, ...], nn.Module] | None = None
+
+    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+        known = None if site.index == 0 else Shared.latest
+        if known is not None and known[0] == site.shape:
+            self.sim.transform = known[1]
+        Shared.latest = site.shape, self.sim.transform
+
+
+class EverySecondBatch(PredSimLite):
+    """The similarity loss on every second batch only; between, the prediction loss alone, with its weight."""
+
+    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+        self.batches = 0
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        self.batches += self.training
+        if not self.training or self.batches % 2:
+            return super().forward(features, targets)
+        loss, correct = self.pred(layerwise.losses.pooling.average(features, self.kernel), targets)
+        return Evaluated((1 - self.beta) * loss, correct)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head and where it is put.
+
+    Attributes:
+        loss: the name it is trained under.
+        text: in words.
+        factory: of its own; None: a loss of the library.
+        halved: whether two layers share a unit, and so a head.
+    """
+
+    loss: str
+    text: str
+    factory: Callable[..., nn.Module] | None = None
+    halved: bool = False
+
+
+VARIANTS = (
+    Variant("predsim", "the paper's"),
+    Variant("predsim-lite", "features averaged, few channels"),
+    Variant("grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
+    Variant("shared", "predsim-lite, one convolution for units of one shape", Shared),
+    Variant("every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
+    Variant("predsim-lite", "predsim-lite on every second layer", halved=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", default="data", help="folder that holds the data set's files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/heads"), help="folder of the runs")
+    parser.add_argument("--models", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (default: 3)")
+    parser.add_argument("--cpu-threads", type=int, help="threads of each operation on a CPU")
+    parser.add_argument("--table-only", action="store_true", help="train nothing: show what there is")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    arguments = parser.parse_args()
+    LOSSES.update({variant.loss: variant.factory for variant in VARIANTS if variant.factory is not None})
+    execution = Execution(data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads, eval_every=100)
+    for seed in range(0 if arguments.table_only else arguments.seeds):
+        for model in arguments.models:
+            for variant in VARIANTS:
+                carry_out(run_of(model, variant, seed), arguments.runs, execution)
+    table = [line for model in arguments.models for line in lines(model, arguments)]
+    for line in table:
+        print("  ".join(str(value) for value in line.values()))
+    if arguments.csv:
+        with replacing(arguments.csv) as draft:
+            draft.write_text(written(tuple(table[0]), table))
+
+
+def run_of(model: str, variant: Variant, seed: int) -> Run:
+    base = RUNS[model]
+    at = str((layers(base) + 1) // 2) if variant.halved else "layer"
+    return replace(base, loss=variant.loss, at=at, seed=seed)
+
+
+def layers(run: Run) -> int:
+    return len(learner_of(run, "layer").units)
+
+
+def learner_of(run: Run, at: str | int, loss: str = "pred", width: float = 1 / 16) -> Any:
+    """A learner of the run's network on the CPU, with 32-pixel images."""
+    network = layerwise.create_model(run.model, run.hierarchy, width=width, image_size=SIZE)
+    options: dict[str, Any] = {"decoder_dim": run.decoder_dim} if at != 1 else {}
+    return layerwise.localize(network, torch.zeros(2, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, **options)
+
+
+def carry_out(run: Run, runs: Path, execution: Execution) -> None:
+    folder = RunFolder(runs / run_name(run))
+    print(folder.path.name, flush=True)
+    try:
+        train(run, folder, execution, resume=True, progress=Progress())
+    except Busy:
+        print("  left to the process that trains it", flush=True)
+
+
+def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+    """A line per variant: what it costs, and its accuracy beside predsim's with the same seeds."""
+    whole = counted(learner_of(RUNS[model], 1, width=1.0), 1)
+    reference: dict[int, float] = {}
+    for variant in VARIANTS:
+        found = {}
+        for seed in range(arguments.seeds):
+            folder = RunFolder(arguments.runs / run_name(run_of(model, variant, seed)))
+            if folder.finished:
+                found[seed] = folder.result()["test_accuracy"]
+        reference = reference or found
+        pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
+        run = run_of(model, variant, 0)
+        at = run.at if run.at == "layer" else int(run.at)
+        learner = learner_of(run, at, variant.loss, width=1.0)
+        heads = {id(p): p.numel() for unit in learner.units[:-1] for p in unit.loss.parameters()}
+        yield {
+            "model": model,
+            "head": variant.text,
+            "units": len(learner.units),
+            "multiply-adds over global": f"{counted(learner, 2) / whole:.2f}",
+            "head parameters, millions": f"{sum(heads.values()) / 1e6:.2f}",
+            "peak MB": round(predicted_peak(run, at, variant.loss) / 1e6),
+            "seeds": len(found),
+            "test accuracy, %": in_words(list(found.values())),
+            "less predsim, points": in_words(pairs, "+"),
+        }
+
+
+def counted(learner: Any, steps: int) -> float:
+    """Multiply-adds of a training step on average, for one image."""
+    images, labels = torch.randn(COUNTED, 3, SIZE, SIZE), torch.arange(COUNTED)
+    learner.train()
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(steps):
+            learner.step(images, labels)
+    return counter.get_total_flops() / 2 / steps / COUNTED
+
+
+def predicted_peak(run: Run, at: str | int, loss: str) -> int:
+    network = layerwise.create_model(run.model, run.hierarchy, image_size=SIZE)
+    return layerwise.predict_peak(network, (BATCH, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, decoder_dim=run.decoder_dim)
+
+
+def in_words(values: list[float], sign: str = "") -> str:
+    """Mean ± deviation."""
+    if not values:
+        return ""
+    return f"{mean(values):{sign}.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
