@@ -419,3 +419,11 @@ def test_none_of_it_imports_torch():
     code = "import sys, layerwise.tables, layerwise.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_comparison_of_networks_of_different_widths_says_so():
+    rows = row(5, "resnet18"), row(5, "resnet18_r4"), row(5, "resnet50")
+    runs = [run for one in rows for run in seeded(one, "layerwise", 50.0, 51.0, scale="small")]
+    wide, narrow = (Comparison(number(5, other.name), number(5, "resnet18")) for other in rows[1:])
+    assert "of widths 0.125 and 0.25" in compare(narrow, runs, SMALL).line
+    assert "of widths" not in compare(wide, runs, SMALL).line

@@ -166,7 +166,13 @@ def compare(comparison: Comparison, records: Sequence[Record], setting: Setting)
         Sample(sign, numbers, pooled(records, setting, column, kind, epoch) if column in single else None)
         for (sign, kind, column, _), numbers in zip(groups, values, strict=True)
     ]
-    return replace(decide(comparison, samples), remark=remark)
+    return replace(decide(comparison, samples), remark="; ".join(filter(None, [remark, unlike(groups)])))
+
+
+def unlike(groups: Sequence[tuple[int, str, str, Sequence[Record]]]) -> str:
+    """In words, that a scale gives the networks of a comparison different widths, so that it is of them too."""
+    widths = sorted({record.run.width for *_, runs in groups for record in runs})
+    return f"of widths {' and '.join(f'{width:g}' for width in widths)}" if len(widths) > 1 else ""
 
 
 def decide(comparison: Comparison, samples: Sequence[Sample]) -> Outcome:
