@@ -27,33 +27,17 @@ from scipy.stats import spearmanr
 
 from layerwise.costs import Costs
 from layerwise.errors import Busy
+from layerwise.halving import train_until
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper import ROMAN, Row, row_run, select_rows
-from layerwise.progress import Progress
 from layerwise.ranking import mean_gains, measured_gains, score
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
 from layerwise.tables import written
-from layerwise.train import train
 
 PARTS = ((3, "resnet18"), (5, "resnet18"), (3, "resnet50"), (5, "resnet50"), (1, "vgg16"), (1, "vgg19"))
 LOSSES = ("predsim", "pred")
 RUNGS = (1, 3, 9)  # epochs at which halving compares
 LINE = "gains.jsonl"  # of a base's folder: its stages' gains, a line per rung
-
-
-class Reached(Exception):
-    """The epoch to stop at has been trained, saved and logged."""
-
-
-class Until(Progress):
-    """Stops a training after an epoch; it can go on later."""
-
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        if record["epoch"] >= self.epochs:
-            raise Reached
 
 
 def main() -> None:
@@ -94,24 +78,20 @@ def train_part(rows: Sequence[Row], seed: int, arguments: argparse.Namespace, ex
         for row in rows:
             folder = folder_of(arguments.runs, row, seed, loss)
             print(f"{row.label} by {loss}, seed {seed}", flush=True)
-            train_until(row_run(row, "small", "layerwise", seed, loss=loss), folder, arguments.epochs, execution)
+            train_as_far(row_run(row, "small", "layerwise", seed, loss=loss), folder, arguments.epochs, execution)
     run, folder = row_run(rows[0], "small", "layerwise", seed), folder_of(arguments.gains, rows[0], seed)
     measured = {line["epoch"] for line in lines_of(folder)}
     for epochs in RUNGS:
         if epochs > arguments.epochs or epochs in measured:
             continue
-        train_until(run, folder, epochs, execution)
+        train_as_far(run, folder, epochs, execution)
         folder.append({"epoch": epochs, "gains": measured_gains(folder, execution)}, LINE)
 
 
-def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> None:
+def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> None:
     """Train a run as far as an epoch; one that came further, or that another process trains, is left alone."""
-    if len(log_of(folder)) >= epochs:
-        return
     try:
-        train(run, folder, execution, resume=True, progress=Until(epochs))
-    except Reached:
-        pass
+        train_until(run, folder, epochs, execution)
     except Busy:
         print("  left to the process that trains it", flush=True)
 

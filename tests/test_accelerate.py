@@ -181,7 +181,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --downsample-after 1,2,6", "--downsample-after is what --move downsampling proposes"),
         ("resnet18 --seeds 0", "--seeds 0 is too small"),
         ("resnet18 --short-epochs -1", "--short-epochs -1 is too small"),
-        ("resnet18 --short-seeds 0", "--short-seeds 0 is too small"),
+        ("resnet18 --short-seeds -1", "--short-seeds -1 is too small"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
@@ -326,6 +326,22 @@ def test_successive_halving_gives_up_most_and_resumes(capsys, tmp_path):
     again = capsys.readouterr().out
     assert "short run" not in again
     assert json.loads(again.splitlines()[-1])["ranking"] == found["ranking"]
+
+
+@needs_optuna
+def test_successive_halving_compares_means_over_seeds(capsys, tmp_path):
+    main(command(tmp_path, "--search", "halving", "--budget", "convolutions=-3", "--short-epochs", "3", "--short-seeds", "2"))
+    ranking = last_json(capsys)["ranking"]
+    assert len(ranking) > 1
+    assert all(one["text"].endswith(", 2 seeds") for one in ranking)
+    lengths = set()
+    for one in ranking:
+        text = "-".join(map(str, one["hierarchy"]))
+        logs = [RunFolder(path).log() for path in (tmp_path / "short").glob(f"resnet18-{text}-*")]
+        lengths |= {len(log) for log in logs}
+        assert len(logs) == 2
+        assert one["score"] == pytest.approx(sum(log[-1]["val_accuracy"] for log in logs) / 2)
+    assert lengths == {1, 3}  # compared after epoch 1, then trained to the end
 
 
 @needs_optuna

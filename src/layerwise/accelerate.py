@@ -39,7 +39,8 @@ class Search:
         finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
         short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
-        short_seeds: runs of the base that ``gain`` averages over, with seeds from the run's on.
+        short_seeds: short runs that are averaged over, of the base or of each candidate, with seeds from the run's on; 0: 3 of
+            the base, 1 of each candidate.
         listed: proposals in the table, for which global memory is computed.
         figure: file for a figure of accuracy against work.
     """
@@ -52,7 +53,7 @@ class Search:
     seeds: int = 1
     short_epochs: int = 0
     final_epochs: int = 0
-    short_seeds: int = 3
+    short_seeds: int = 0
     listed: int = 5
     figure: str | None = None
 
@@ -134,7 +135,8 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     check_run(base)
     short = search.short_epochs or max(1, base.epochs // 40)
     final = search.final_epochs or max(1, base.epochs // 10)
-    search = replace(search, short_epochs=short, final_epochs=final)
+    seeds = search.short_seeds or (3 if search.search == "gain" else 1)
+    search = replace(search, short_epochs=short, short_seeds=seeds, final_epochs=final)
     for name in ("candidates", "finalists", "seeds", "short_epochs", "short_seeds", "final_epochs", "listed"):
         if getattr(search, name) < 1:
             raise InvalidInput(f"--{name.replace('_', '-')} {getattr(search, name)} is too small: give 1 or more")
@@ -164,19 +166,18 @@ def rank(
     base: Run, search: Search, proposals: Sequence[Design], output: Path, execution: Execution
 ) -> tuple[list[Ranked], list[list[float]] | None]:
     """The proposals ranked as the search says; and the gains that ``gain`` ranks by."""
-    short = replace(base, epochs=search.short_epochs)
+    seeds = [replace(base, epochs=search.short_epochs, seed=base.seed + number) for number in range(search.short_seeds)]
     if search.search == "gain":
         print("short runs of the base, to measure what its units gain", flush=True)
-        seeds = [replace(short, seed=base.seed + number) for number in range(search.short_seeds)]
         train_all(seeds, output / SHORT, execution)
         folders = [RunFolder(output / SHORT / run_name(run)) for run in seeds]
         ranking, gains = rank_by_gain([one.hierarchy for one in proposals], folders, execution)
         show_gains(gains)
         return ranking, gains
-    runs = {}
-    for design in proposals[: search.candidates]:
-        run = with_design(short, design)
-        runs[design] = run, RunFolder(output / SHORT / run_name(run))
+    runs = {
+        design: [(run, RunFolder(output / SHORT / run_name(run))) for run in (with_design(one, design) for one in seeds)]
+        for design in proposals[: search.candidates]
+    }
     return rank_by_halving(runs, output, execution), None
 
 

@@ -159,7 +159,10 @@ def build_parser() -> Parser:
         "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"
     )
     accelerate.add_argument(
-        "--short-seeds", type=int, default=3, help="runs of the base that the search by gain averages over (%(default)s)"
+        "--short-seeds",
+        type=int,
+        default=0,
+        help="short runs that a ranking averages over (default: 3 of the base for gain, 1 of each candidate for halving)",
     )
     accelerate.add_argument("--final-epochs", type=int, default=0, help="of the finalists (default: a tenth of --epochs)")
     accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")

@@ -1,24 +1,26 @@
 """Hierarchies ranked by successive halving of short trainings, as an Optuna study that can be stopped and shared.
 
-Every proposal is a trial, in the proposals' order. A trial reports its validation accuracy after every epoch and is given up at
-epoch 1, 3, 9 … unless it is among the best third of those that came as far before it (Li et al. 2020, asynchronous successive
-halving; the first trials are therefore compared with few). The study lies in the output folder: a killed one goes on, and
-processes that are given the same command share its trials.
+Every proposal is a trial, in the proposals' order. A trial is trained to epoch 1, 3, 9 … over one or more seeds, reports there
+the mean of their validation accuracies, and is given up unless it is among the best third of those that came as far before it
+(Li et al. 2020, asynchronous successive halving; the first trials are therefore compared with few). The study lies in the
+output folder: a killed one goes on, and processes that are given the same command share its trials.
 """
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from layerwise.errors import Busy, Diverged, InvalidInput
 from layerwise.hierarchy import Design
 from layerwise.progress import Progress, clock
 from layerwise.ranking import Ranked
-from layerwise.runs import LOCK, Execution, Run, RunFolder, described
+from layerwise.runs import LOCK, Execution, Run, RunFolder, described, locked_file
 from layerwise.train import Interrupted, train
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ DATABASE = "study.db"
 CHOICE = "design"  # what the study calls what it chooses from
 FACTOR = 3  # of every three hierarchies one is trained on
 WAIT = 1.0  # seconds between looks at what other processes train
+LOCKS = "study-locks"  # folder of a file per design, locked while a process trains it
 
 
 def check_optuna() -> None:
@@ -42,11 +45,14 @@ def check_optuna() -> None:
         )
 
 
-def rank_by_halving(runs: dict[Design, tuple[Run, RunFolder]], output: Path, execution: Execution) -> list[Ranked]:
+Seeds = list[tuple[Run, RunFolder]]  # the short trainings of a design and their folders
+
+
+def rank_by_halving(runs: dict[Design, Seeds], output: Path, execution: Execution) -> list[Ranked]:
     """Rank hierarchies by short trainings, most of which end early.
 
     Args:
-        runs: each design's short training and its folder, in the proposals' order.
+        runs: each design's short trainings, a seed each and all of one length, in the proposals' order.
         output: folder for the study's file.
 
     Returns:
@@ -65,17 +71,18 @@ def rank_by_halving(runs: dict[Design, tuple[Run, RunFolder]], output: Path, exe
 class Halving:
     """A study over some designs."""
 
-    def __init__(self, runs: dict[Design, tuple[Run, RunFolder]], output: Path, execution: Execution) -> None:
+    def __init__(self, runs: dict[Design, Seeds], output: Path, execution: Execution) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        output.mkdir(parents=True, exist_ok=True)
+        (output / LOCKS).mkdir(parents=True, exist_ok=True)
+        self.locks = output / LOCKS
         self.designs = {design.text: design for design in runs}
         self.runs = {design.text: found for design, found in runs.items()}
         self.execution = execution
         self.study = optuna.create_study(
             storage=f"sqlite:///{output / DATABASE}",
-            study_name=study_name([run for run, _ in runs.values()]),
+            study_name=study_name([run for seeds in runs.values() for run, _ in seeds]),
             direction="maximize",
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR),
             load_if_exists=True,
@@ -85,7 +92,7 @@ class Halving:
         """Carry out trials until every design has one that ended, here or in another process."""
         began, done = time.monotonic(), 0
         while unsettled := self.unsettled():
-            free = [name for name in unsettled if not is_locked(self.runs[name][1])]
+            free = [name for name in unsettled if not self.is_taken(name)]
             if not free:
                 time.sleep(WAIT)
                 continue
@@ -111,13 +118,9 @@ class Halving:
         trial = self.study.ask()
         name = trial.suggest_categorical(CHOICE, list(self.runs))  # another process may have taken ours
         print(f"{place}: {name}", flush=True)
-        run, folder = self.runs[name]
-        reporter = Reporter(trial, run)
         try:
-            for record in folder.log():
-                reporter.epoch(record)
-            train(run, folder, self.execution, resume=True, progress=reporter)
-            self.study.tell(trial, reporter.accuracy)
+            with locked_file(self.lock(name)):
+                self.study.tell(trial, self.climb(trial, self.runs[name]))
         except (GivenUp, Diverged) as reason:
             print(f"  {reason}", flush=True)
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -127,6 +130,31 @@ class Halving:
             self.study.tell(trial, state=TrialState.FAIL)
             raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
 
+    def climb(self, trial: "optuna.trial.Trial", seeds: Seeds) -> float:
+        """Train a design's runs from rung to rung, and return their mean validation accuracy at the last.
+
+        Raises:
+            GivenUp: it is not among the best of those that came as far.
+        """
+        last, accuracy = seeds[0][0].epochs, 0.0
+        for epochs in rungs(last):
+            scores = [train_until(run, folder, epochs, self.execution) for run, folder in seeds]
+            known = [score for score in scores if score is not None]
+            if len(known) < len(scores):  # not evaluated yet, by --eval-every
+                continue
+            accuracy = fmean(known)
+            trial.report(accuracy, epochs)
+            if epochs < last and trial.should_prune():
+                raise GivenUp(f"given up after epoch {epochs} at {accuracy:.2f} % on validation images")
+        return accuracy
+
+    def lock(self, name: str) -> Path:
+        return self.locks / name
+
+    def is_taken(self, name: str) -> bool:
+        """Whether another process trains a design, or one of its runs."""
+        return any(map(is_locked, [self.lock(name), *(folder.file(LOCK) for _, folder in self.runs[name])]))
+
     def ranking(self) -> list[Ranked]:
         found: dict[str, tuple[int, float]] = {}
         for trial in self.ended():
@@ -134,37 +162,64 @@ class Halving:
             found[trial.params[CHOICE]] = max(reached, found.get(trial.params[CHOICE], (0, 0.0)))
         ordered = sorted(found, key=lambda name: (*(-number for number in found[name]), list(self.runs).index(name)))
         return [
-            Ranked(self.designs[name], rank, found[name][1], f"{found[name][1]:.2f} % at epoch {found[name][0]}")
+            Ranked(self.designs[name], rank, found[name][1], self.in_words(name, *found[name]))
             for rank, name in enumerate(ordered, start=1)
         ]
+
+    def in_words(self, name: str, epoch: int, accuracy: float) -> str:
+        count = len(self.runs[name])
+        return f"{accuracy:.2f} % at epoch {epoch}" + (f", {count} seeds" if count > 1 else "")
 
 
 class GivenUp(Exception):
     """A short training that is not among the best of those that came as far."""
 
 
-class Reporter(Progress):
-    """Tells a trial of every epoch, and stops it where it is to be given up."""
+class Reached(Exception):
+    """The epoch to stop at has been trained, saved and logged."""
 
-    def __init__(self, trial: Any, run: Run) -> None:
-        self.trial, self.run = trial, run
-        self.accuracy, self.reached = 0.0, 0
+
+class Until(Progress):
+    """Stops a training after an epoch; it can go on later."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
 
     def epoch(self, record: dict[str, Any]) -> None:
-        if record["val_accuracy"] is None or record["epoch"] <= self.reached:
-            return
-        self.accuracy, self.reached = record["val_accuracy"], record["epoch"]
-        self.trial.report(self.accuracy, self.reached)
-        if self.reached < self.run.epochs and self.trial.should_prune():
-            raise GivenUp(f"given up after epoch {self.reached} at {self.accuracy:.2f} % on validation images")
+        if record["epoch"] >= self.epochs:
+            raise Reached
 
 
-def is_locked(folder: RunFolder) -> bool:
-    """Whether another process trains into a folder."""
-    if not folder.file(LOCK).exists():
+def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> float | None:
+    """Train a run as far as an epoch, and return its validation accuracy in percent then; None where it was not evaluated.
+
+    One that came as far before is not trained.
+
+    Raises:
+        InvalidInput, Diverged, Busy, Interrupted: see ``train``.
+    """
+    if len(folder.log()) < epochs:
+        with contextlib.suppress(Reached):
+            train(run, folder, execution, resume=True, progress=Until(epochs) if epochs < run.epochs else Progress())
+    scores = [record["val_accuracy"] for record in folder.log()[:epochs]]
+    return next((score for score in reversed(scores) if score is not None), None)
+
+
+def rungs(last: int) -> Iterator[int]:
+    """The epochs at which trials are compared: powers of ``FACTOR`` below the last, and the last."""
+    epochs = 1
+    while epochs < last:
+        yield epochs
+        epochs *= FACTOR
+    yield last
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds a file's lock."""
+    if not path.exists():
         return False
     try:
-        with folder.locked():
+        with locked_file(path):
             return False
     except Busy:
         return True

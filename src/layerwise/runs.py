@@ -229,13 +229,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes from training into this folder at the same time."""
-        with refusing_disk_errors(self.path):
-            handle = self.file(LOCK).open("w")
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Busy(f"{self.path} is being trained by another process: wait for it, or stop it first") from None
+        with locked_file(self.file(LOCK)):
             yield
 
     def append(self, record: Mapping[str, Any], name: str = LOG) -> None:
@@ -271,6 +265,23 @@ class RunFolder:
             raise InvalidInput(
                 f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with --resume"
             ) from None
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process at the latest.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    with refusing_disk_errors(path.parent):
+        handle = path.open("w")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy(f"{path.parent} is being trained by another process: wait for it, or stop it first") from None
+        yield
 
 
 @contextlib.contextmanager
