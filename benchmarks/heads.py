@@ -8,7 +8,7 @@ those of a global step (counted), parameters of the heads, and peak memory count
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
+from layerwise.build import parse_cut
 from layerwise.errors import Busy
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
+from layerwise.losses.pooling import average
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.progress import Progress
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
@@ -68,15 +70,17 @@ class Shared(PredSimLite):
 class EverySecondBatch(PredSimLite):
     """The similarity loss on every second batch only; between, the prediction loss alone, with its weight."""
 
+    batches: Tensor
+
     def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
         super().__init__(site, beta=beta, decoder_dim=decoder_dim)
-        self.batches = 0
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
-        self.batches += self.training
-        if not self.training or self.batches % 2:
+        self.batches += int(self.training)
+        if not self.training or int(self.batches) % 2:
             return super().forward(features, targets)
-        loss, correct = self.pred(layerwise.losses.pooling.average(features, self.kernel), targets)
+        loss, correct = self.pred(average(features, self.kernel), targets)
         return Evaluated((1 - self.beta) * loss, correct)
 
 
@@ -88,7 +92,7 @@ class Variant:
         loss: the name it is trained under.
         text: in words.
         factory: of its own; None: a loss of the library.
-        halved: whether two layers share a unit, and so a head.
+        halved: whether heads are on every second layer only, from the first on; the output layer is a unit of its own.
     """
 
     loss: str
@@ -133,15 +137,11 @@ def main() -> None:
 
 def run_of(model: str, variant: Variant, seed: int) -> Run:
     base = RUNS[model]
-    at = str((layers(base) + 1) // 2) if variant.halved else "layer"
-    return replace(base, loss=variant.loss, at=at, seed=seed)
+    names = [unit.name for unit in learner_of(base, "layer").units]
+    return replace(base, loss=variant.loss, at=",".join(names[:-1:2]) if variant.halved else "layer", seed=seed)
 
 
-def layers(run: Run) -> int:
-    return len(learner_of(run, "layer").units)
-
-
-def learner_of(run: Run, at: str | int, loss: str = "pred", width: float = 1 / 16) -> Any:
+def learner_of(run: Run, at: str | int | Sequence[str], loss: str = "pred", width: float = 1 / 16) -> Any:
     """A learner of the run's network on the CPU, with 32-pixel images."""
     network = layerwise.create_model(run.model, run.hierarchy, width=width, image_size=SIZE)
     options: dict[str, Any] = {"decoder_dim": run.decoder_dim} if at != 1 else {}
@@ -170,7 +170,7 @@ def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]
         reference = reference or found
         pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
         run = run_of(model, variant, 0)
-        at = run.at if run.at == "layer" else int(run.at)
+        at = parse_cut(run.at)
         learner = learner_of(run, at, variant.loss, width=1.0)
         heads = {id(p): p.numel() for unit in learner.units[:-1] for p in unit.loss.parameters()}
         yield {
@@ -196,7 +196,7 @@ def counted(learner: Any, steps: int) -> float:
     return counter.get_total_flops() / 2 / steps / COUNTED
 
 
-def predicted_peak(run: Run, at: str | int, loss: str) -> int:
+def predicted_peak(run: Run, at: str | int | Sequence[str], loss: str) -> int:
     network = layerwise.create_model(run.model, run.hierarchy, image_size=SIZE)
     return layerwise.predict_peak(network, (BATCH, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, decoder_dim=run.decoder_dim)
 

@@ -170,12 +170,20 @@ MEASURES: dict[str, Measure] = {
     "fisher": fisher,
     "effective_rank": effective_rank,
 }
-ACCURACIES = ("linear_probe", "cross_fitted_probe", "nearest_class_mean", "nearest_neighbours")  # percent of the scored images
 
 
-def scored_images(measure: str, labels: Tensor) -> int:
-    """How many of the images a measure's accuracy is of."""
-    return len(labels) if measure == "cross_fitted_probe" else len(parts(labels).score)
+def scored_part(labels: Tensor) -> int:
+    """How many images ``parts`` leaves to be scored."""
+    return len(parts(labels).score)
+
+
+# measures that are accuracies in percent -> how many of the images with such labels they are of
+ACCURACIES: dict[str, Callable[[Tensor], int]] = {
+    "linear_probe": scored_part,
+    "cross_fitted_probe": len,
+    "nearest_class_mean": scored_part,
+    "nearest_neighbours": scored_part,
+}
 
 
 def linear_cka(features: Tensor, others: Tensor) -> float:

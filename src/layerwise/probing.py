@@ -23,7 +23,7 @@ from layerwise.loader import Loader
 from layerwise.losses import Targets
 from layerwise.losses.pooling import average, averaged
 from layerwise.losses.pred import pooling_kernel
-from layerwise.measures import MEASURES, check_labels, linear_cka, parts, scored_images, shuffled_ranks
+from layerwise.measures import ACCURACIES, MEASURES, check_labels, linear_cka, parts, shuffled_ranks
 from layerwise.units import Carried, Unit
 
 Row = dict[str, Any]
@@ -176,7 +176,8 @@ def measure_depths(
                 row["cka"] = similarity(tables[place.index], compared.pop(place.index))
             rows.append(row | scores.get(place.index, {}))
             del tables[place.index]
-    add_gains(rows, measures[0], scored_images(measures[0], sample.labels), pushing or {})
+    scored = ACCURACIES[measures[0]](sample.labels) if measures[0] in ACCURACIES else None
+    add_gains(rows, measures[0], scored, pushing or {})
     return rows
 
 

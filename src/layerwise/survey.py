@@ -16,7 +16,7 @@ from layerwise.gains import losses_push
 from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.loader import Loader
-from layerwise.measures import MEASURES, check_labels, parts
+from layerwise.measures import MEASURES, check_labels, parts, scored_part
 from layerwise.probing import POOLED_TO, Depths, Row, Sample, depths_of, measure_depths, network_depths, sample_images
 from layerwise.runs import STATE, Execution, RunFolder
 from layerwise.states import load_state, refuse_other_data
@@ -133,7 +133,7 @@ def survey(
         "epoch": epoch,
         "split": split,
         "images": len(sample.labels),
-        "scored_images": len(parts(sample.labels).score),
+        "scored_images": scored_part(sample.labels),
         "pooled_to": pooled_to,
         "measures": list(measures),
         "against": str(against) if against is not None else None,

@@ -79,7 +79,7 @@ def show(result: dict[str, Any]) -> None:
 def caption(result: dict[str, Any]) -> str:
     text = (
         f"Features are average-pooled to at most {result['pooled_to']} numbers an image, or one per channel. Probes are scored "
-        f"on {result['scored_images']} images that they are not fitted to (the cross-fitted one on all {result['images']}, a "
+        f"on {result['scored_images']} images that they are not fitted to (cross_fitted_probe on all {result['images']}, a "
         "quarter at a time). gain: less the row above. "
     )
     if all(row["mismatched"] is None for row in result["units"]):
