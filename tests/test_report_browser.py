@@ -46,14 +46,19 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def open_page(browser: Any, address: str, width: int = 1280) -> None:
+def show_at(browser: Any, width: int) -> None:
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def open_page(browser: Any, address: str, width: int = 1280) -> None:
+    show_at(browser, width)
     browser.get("about:blank")
     browser.get_log("performance")
     browser.get_log("browser")
     browser.get(address)
     browser.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")  # laid out at this width
 
 
 def requests(browser: Any) -> list[str]:
@@ -116,6 +121,20 @@ def test_values_are_read_by_pointer_and_by_keys(browser: Any, address: str) -> N
     last = tip.text.splitlines()[0]
     svg.send_keys(Keys.ARROW_LEFT)
     assert int(tip.text.splitlines()[0].split()[1]) == int(last.split()[1]) - 1
+
+
+def test_a_chart_that_is_drawn_anew_keeps_what_was_being_read(browser: Any, address: str) -> None:
+    open_page(browser, address, 1280)
+    chart = browser.find_element(By.CSS_SELECTOR, "#charts .chart")
+    svg, tip = chart.find_element(By.TAG_NAME, "svg"), chart.find_element(By.CLASS_NAME, "tip")
+    svg.send_keys(Keys.END)
+    read, room = tip.text, svg.get_dom_attribute("viewBox")
+    show_at(browser, 700)
+    WebDriverWait(browser, 10).until(lambda _: svg.get_dom_attribute("viewBox") != room)
+    assert tip.text == read
+    cursor = chart.find_element(By.CLASS_NAME, "cursor")
+    assert cursor.get_attribute("visibility") == "visible"
+    assert float(cursor.get_attribute("x1")) < float(svg.get_dom_attribute("viewBox").split()[2])
 
 
 def test_values_are_read_by_touch(browser: Any, address: str) -> None:

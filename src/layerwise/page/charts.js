@@ -43,9 +43,11 @@ function lineChart(box, series, options) {
   const legend = element("ul", { class: "legend" }, box);
   const tip = element("div", { class: "tip", role: "status", hidden: "" }, box);
   for (const one of series) legendEntry(legend, one);
-  const draw = () => drawLines(box, frame, tip, series, options);
-  draw();
-  redrawOnResize(box, frame, draw);
+  const svg = element("svg:svg", {
+    tabindex: "0", role: "img", "aria-label": `${options.title}. ${options.y} over ${options.x}. Arrow keys read the values.`,
+  }, frame);
+  const reader = lineReader(box, svg, tip, series, options);
+  drawToFit(box, frame, (room) => reader.place(drawLines(svg, series, room, options)));
 }
 
 function legendEntry(legend, one) {
@@ -57,13 +59,16 @@ function legendEntry(legend, one) {
   entry.append(one.name + (one.seeds > 1 ? ` (${one.seeds} seeds)` : ""));
 }
 
-function redrawOnResize(box, frame, draw) {
-  let width = frame.clientWidth;
-  new ResizeObserver(() => {
-    if (Math.abs(frame.clientWidth - width) < 2) return;
-    width = frame.clientWidth;
-    draw();
-  }).observe(box);
+// a chart is drawn anew when its room changes; its element stays, and so does what is being read in it
+function drawToFit(box, frame, draw) {
+  let drawn = -Infinity;
+  const fit = () => {
+    if (Math.abs(frame.clientWidth - drawn) < 2) return;
+    drawn = frame.clientWidth;
+    draw(Math.max(240, drawn || 320));
+  };
+  fit();
+  new ResizeObserver(fit).observe(box);
 }
 
 function extent(series) {
@@ -78,20 +83,24 @@ function extent(series) {
   return { left: Math.min(...xs), right: Math.max(...xs), low: Math.max(0, low - room), high: high + room };
 }
 
-function drawLines(box, frame, tip, series, options) {
-  frame.replaceChildren();
-  const width = Math.max(240, frame.clientWidth || 320), height = Math.min(300, Math.max(200, width * 0.55));
+// returns where things are, for the one that reads values
+function drawLines(svg, series, width, options) {
+  const height = Math.min(300, Math.max(200, width * 0.55));
   const edge = { left: 46, right: 12, top: 8, bottom: 36 };
   const range = extent(series);
   const x = (value) => edge.left + ((value - range.left) / (range.right - range.left || 1)) * (width - edge.left - edge.right);
   const y = (value) => height - edge.bottom - ((value - range.low) / (range.high - range.low)) * (height - edge.top - edge.bottom);
-  const svg = element("svg:svg", {
-    viewBox: `0 0 ${width} ${height}`, height, tabindex: "0", role: "img",
-    "aria-label": `${options.title}. ${options.y} over ${options.x}. Arrow keys read the values.`,
-  }, frame);
+  fresh(svg, width, height);
   axes(svg, x, y, range, width, height, edge, options);
   for (const one of series) drawOne(svg, one, x, y);
-  readable(box, svg, tip, series, x, width, height, edge, options);
+  const cursor = element("svg:line", { class: "cursor", y1: edge.top, y2: height - edge.bottom, visibility: "hidden" }, svg);
+  return { x, width, cursor };
+}
+
+function fresh(svg, width, height) {
+  svg.replaceChildren();
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("height", height);
 }
 
 function axes(svg, x, y, range, width, height, edge, options) {
@@ -126,10 +135,9 @@ function drawOne(svg, one, x, y) {
 }
 
 // values at the x nearest to the pointer, or at the one that arrow keys moved to
-function readable(box, svg, tip, series, x, width, height, edge, options) {
+function lineReader(box, svg, tip, series, options) {
   const places = [...new Set(series.flatMap((one) => one.xs))].sort((a, b) => a - b);
-  const cursor = element("svg:line", { class: "cursor", y1: edge.top, y2: height - edge.bottom, visibility: "hidden" }, svg);
-  let index = -1;
+  let index = -1, x, width, cursor;
   const hide = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
   const read = (to) => {
     index = Math.max(0, Math.min(places.length - 1, to));
@@ -159,6 +167,12 @@ function readable(box, svg, tip, series, x, width, height, edge, options) {
     event.preventDefault();
     read(moves[event.key]);
   });
+  return {
+    place: (drawn) => {
+      ({ x, width, cursor } = drawn);
+      if (!tip.hidden) read(index);
+    },
+  };
 }
 
 function tell(box, tip, svg, share, text) {
@@ -184,21 +198,20 @@ function mapChart(box, found, options) {
   element("h4", {}, box, options.title);
   const frame = element("div", {}, box);
   const tip = element("div", { class: "tip", role: "status", hidden: "" }, box);
-  const draw = () => drawMap(box, frame, tip, found, options);
-  draw();
-  redrawOnResize(box, frame, draw);
+  const label = `${options.title}. Arrow keys read the values.`;
+  const svg = element("svg:svg", { tabindex: "0", role: "img", "aria-label": label }, frame);
+  const reader = mapReader(box, svg, tip, found);
+  drawToFit(box, frame, (room) => reader.place(drawMap(svg, found, room)));
   const known = found.values.flat().filter((value) => value !== null);
   const range = `dark ${show(Math.min(...known))} %, bright ${show(Math.max(...known))} %`;
   element("p", { class: "faint" }, box, `${range}; depth from left to right, epochs from top to bottom.`);
 }
 
-function drawMap(box, frame, tip, found, options) {
-  frame.replaceChildren();
-  const width = Math.max(240, frame.clientWidth || 320), left = 46, rows = found.epochs.length, columns = found.names.length;
+function drawMap(svg, found, width) {
+  const left = 46, rows = found.epochs.length, columns = found.names.length;
   const high = Math.max(8, Math.min(18, 260 / rows)), wide = (width - left - 8) / columns, height = rows * high + 24;
   const known = found.values.flat().filter((value) => value !== null), low = Math.min(...known), top = Math.max(...known);
-  const label = `${options.title}. Arrow keys read the values.`;
-  const svg = element("svg:svg", { viewBox: `0 0 ${width} ${height}`, height, tabindex: "0", role: "img", "aria-label": label }, frame);
+  fresh(svg, width, height);
   found.epochs.forEach((epoch, row) => {
     if (row % Math.ceil(rows / 6) === 0) element("svg:text", { x: left - 6, y: (row + 0.5) * high + 4, "text-anchor": "end" }, svg, epoch);
     for (let unit = 0; unit < columns; unit += 1) {
@@ -210,11 +223,11 @@ function drawMap(box, frame, tip, found, options) {
   });
   element("svg:text", { x: 11, y: height / 2, "text-anchor": "middle", transform: `rotate(-90 11 ${height / 2})` }, svg, "epoch");
   element("svg:text", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, svg, "depth, units");
-  readableMap(box, svg, tip, found, { width, left, wide, high });
+  return { width, left, wide, high };
 }
 
-function readableMap(box, svg, tip, found, size) {
-  let row = found.epochs.length - 1, unit = 0;
+function mapReader(box, svg, tip, found) {
+  let row = found.epochs.length - 1, unit = 0, size;
   const read = (toRow, toUnit) => {
     row = Math.max(0, Math.min(found.epochs.length - 1, toRow));
     unit = Math.max(0, Math.min(found.names.length - 1, toUnit));
@@ -236,4 +249,10 @@ function readableMap(box, svg, tip, found, size) {
     event.preventDefault();
     read(row + moves[0], unit + moves[1]);
   });
+  return {
+    place: (drawn) => {
+      size = drawn;
+      if (!tip.hidden) read(row, unit);
+    },
+  };
 }
