@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.gradients import LARGE_ELEMENTS, Average
+
 Kernel = tuple[int, int] | None  # None: as it is
 
 
@@ -27,3 +29,15 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
 def average(features: Tensor, kernel: Kernel) -> Tensor:
     """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there."""
     return features if kernel is None else F.avg_pool2d(features, kernel, ceil_mode=True)
+
+
+def average_alone(features: Tensor, kernel: Kernel) -> Tensor:
+    """``average`` of features that nothing else in the loss reads: the gradient of large maps is then never whole.
+
+    It is kept as one number per window, until the unit's last operation takes it in parts.
+    """
+    whole_windows = kernel is not None and features.shape[2] % kernel[0] == features.shape[3] % kernel[1] == 0
+    if not whole_windows or features.numel() < LARGE_ELEMENTS:
+        return average(features, kernel)
+    averages: Tensor = Average.apply(features, kernel)
+    return averages

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.pooling import average, averaging
+from layerwise.losses.pooling import average_alone, averaging
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 
@@ -15,8 +15,9 @@ class PredSimLite(PredSim):
 
     Nearly all of predsim's arithmetic is the 3×3 convolution of its similarity loss at the features' full width and resolution,
     of which only a standard deviation over space is taken. Space can be given up, also by the classifier as long as some is
-    left; mixing of channels cannot, so wide features are mixed into fewer before they are convolved. Since both losses read the
-    averaged features, one gradient of the features' full size is made instead of two. docs/predsim-lite.md has what was tried.
+    left; mixing of channels cannot, so wide features are mixed into fewer before they are convolved. Both losses read the
+    averaged features, so their gradient is one number per window until the unit takes it in parts. docs/predsim-lite.md has
+    what was tried.
 
     Args:
         site, beta, decoder_dim: see ``PredSim``.
@@ -49,4 +50,4 @@ class PredSimLite(PredSim):
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        return super().forward(average(features, self.kernel), targets)
+        return super().forward(average_alone(features, self.kernel), targets)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from layerwise.gradients import LARGE_ELEMENTS, WindowedGradient
+
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
-SMALL_ELEMENTS = 1 << 21  # maps of so many numbers go PyTorch's way: what could be saved is little, and costs time
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
@@ -33,7 +34,7 @@ class NormalisedActivation(nn.BatchNorm2d):
         super().__init__(channels)
 
     def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        large = maps.requires_grad and maps.numel() > SMALL_ELEMENTS
+        large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
         if not self.training or not large or self.momentum is None or self.num_batches_tracked is None:
             normalised = super().forward(maps)
             return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
@@ -79,14 +80,18 @@ class Normalise(torch.autograd.Function):
         ctx.spent = True
         maps, activated, *channels = ctx.saved_tensors
         if for_shortcut := ctx.needs_input_grad[1]:
-            gradient, activated = before_activation(gradient, activated), None
+            before = torch.empty_like(activated)
+            for out, *both in zip(parts(before), parts(gradient), parts(activated), strict=True):
+                out.copy_(before_activation(*both))
+            gradient, activated = before, None
         for_weight, for_bias = write_gradient(gradient, activated, maps, channels)
         return maps, gradient if for_shortcut else None, for_weight, for_bias, None, None, None, None
 
 
 def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
     """The gradient of what the activation was computed from; without an activation, the gradient itself."""
-    return gradient if activated is None else torch.ops.aten.leaky_relu_backward(gradient, activated, SLOPE, True)
+    whole = gradient.whole() if isinstance(gradient, WindowedGradient) else gradient
+    return whole if activated is None else torch.ops.aten.leaky_relu_backward(whole, activated, SLOPE, True)
 
 
 def write_gradient(
@@ -118,5 +123,5 @@ def write_gradient(
 
 def parts(maps: Tensor) -> Sequence[Tensor]:
     """Stretches of examples, at most about ``MOST_PARTS``."""
-    elements = max(PART_ELEMENTS, maps.numel() // MOST_PARTS)
-    return maps.split(max(1, elements // maps[0].numel()))
+    examples = max(1, max(PART_ELEMENTS, maps.numel() // MOST_PARTS) * len(maps) // maps.numel())
+    return maps.stretches(examples) if isinstance(maps, WindowedGradient) else maps.split(examples)

@@ -1,0 +1,99 @@
+"""A gradient kept as one number per window: the same numbers as average pooling's own, wherever it ends up."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.gradients import Average, WindowedGradient
+from layerwise.losses import Site, Targets, create_loss, pooling
+from layerwise.models import normalisation
+from layerwise.models.normalisation import NormalisedActivation
+
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+
+
+def sized(kernel: tuple[int, int], layout: torch.memory_format) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(3, 5, 4 * kernel[0], 3 * kernel[1]).contiguous(memory_format=layout)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (3, 5), (7, 2), (8, 8), (49, 11)])
+def test_the_whole_is_the_gradient_of_average_pooling(kernel: tuple[int, int], layout: torch.memory_format) -> None:
+    maps = sized(kernel, layout).requires_grad_()
+    averages = F.avg_pool2d(maps, kernel)
+    assert torch.equal(Average.apply(maps, kernel), averages)
+    gradient = torch.randn_like(averages)
+    [expected] = torch.autograd.grad(averages, maps, gradient)
+    found = Average.backward(Context(maps, kernel, layout), gradient)[0]
+    assert found.shape == expected.shape
+    assert torch.equal(found.whole(), expected)
+    assert found.whole().is_contiguous(memory_format=layout)
+    stretches = [stretch.whole() for stretch in found.stretches(2)]
+    assert [len(stretch) for stretch in stretches] == [2, 1]
+    assert torch.equal(torch.cat(stretches), expected)
+
+
+class Context:
+    """What ``Average.forward`` leaves for the backward pass."""
+
+    def __init__(self, maps: Tensor, kernel: tuple[int, int], layout: torch.memory_format) -> None:
+        self.shape, self.area, self.memory_format = maps.shape, kernel[0] * kernel[1], layout
+
+
+@pytest.mark.parametrize("twice", [False, True], ids=["read once", "read twice"])
+@pytest.mark.parametrize("operation", [torch.relu, torch.sigmoid, lambda maps: maps * 1, lambda maps: maps.flip(0)[1:]])
+def test_any_other_operation_gets_the_whole(operation: Any, twice: bool) -> None:
+    found = []
+    for average in (F.avg_pool2d, Average.apply):
+        leaf = sized((2, 2), torch.contiguous_format).requires_grad_()
+        maps = operation(leaf)
+        (average(maps, (2, 2)).square().sum() + (maps.cos().sum() if twice else 0)).backward()
+        assert type(leaf.grad) is Tensor
+        found.append(leaf.grad)
+    torch.testing.assert_close(*found)
+
+
+def test_a_leaf_gets_a_gradient_that_an_optimizer_can_use() -> None:
+    leaf = nn.Parameter(sized((2, 2), torch.contiguous_format))
+    before = leaf.detach().clone()
+    Average.apply(leaf, (2, 2)).sum().backward()
+    torch.optim.SGD([leaf], lr=1.0).step()
+    torch.testing.assert_close(leaf.detach(), before - 0.25)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+def test_a_unit_with_the_cheap_head_learns_the_same(
+    shortcut: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(normalisation, "LARGE_ELEMENTS", 0)
+    monkeypatch.setattr(normalisation, "PART_ELEMENTS", 2 * 8 * 16 * 16)
+    labels = torch.arange(6) % 3
+    found, windowed = [], []
+    for small in (1 << 30, 0):  # average pooling's own gradient; the windowed one
+        monkeypatch.setattr(pooling, "LARGE_ELEMENTS", small)
+        torch.manual_seed(0)
+        norm, loss = NormalisedActivation(8), create_loss("predsim-lite", Site(0, 2, (8, 16, 16), 3))
+        maps, added = (torch.randn(6, 8, 16, 16).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
+        features = norm(maps * 1, added if shortcut else None)
+        assert features.grad_fn is not None
+        features.register_hook(lambda gradient: windowed.append(type(gradient) is WindowedGradient))
+        loss(features, Targets(labels, 3)).loss.backward()
+        parameters = [parameter.grad for module in (norm, loss) for parameter in module.parameters()]
+        found.append([maps.grad, *([added.grad] if shortcut else []), *parameters])
+    assert windowed == [False, True]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_windows_that_overhang_are_left_to_average_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "LARGE_ELEMENTS", 0)
+    maps = torch.randn(2, 3, 10, 8, requires_grad=True)
+    assert torch.equal(pooling.average_alone(maps, (4, 4)), pooling.average(maps, (4, 4)))
+    assert "Average" not in type(pooling.average_alone(maps, (4, 4)).grad_fn).__name__
+    assert "Average" in type(pooling.average_alone(maps, (5, 4)).grad_fn).__name__
+    assert pooling.average_alone(maps, None) is maps
