@@ -18,6 +18,7 @@ from layerwise.cli import build_parser, collect
 from layerwise.comparisons import Comparison, compare
 from layerwise.errors import InvalidInput
 from layerwise.measured import Setting, measured, settings
+from layerwise.paired import Scores
 from layerwise.paper import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
 from layerwise.records import Record, read_runs
 from layerwise.runs import Run
@@ -229,13 +230,11 @@ def test_claims_compare_within_a_data_set_and_at_the_depth_they_name():
 @pytest.mark.parametrize(
     ("better", "worse", "expected"),
     [
-        ((52.0, 53.0, 54.0), (49.0, 50.0, 51.0), "holds"),  # 3 points, margin 2.776 × 0.816
-        ((49.0, 50.0, 51.0), (52.0, 53.0, 54.0), "does not hold"),
-        ((51.0, 52.0, 53.0), (49.0, 50.0, 51.0), "undecided"),  # 2 points
-        ((52.0,), (50.0,), "undecided"),  # no row has a deviation
-        ((52.0,), (49.0, 50.0, 51.0), "undecided"),  # 2 points, margin 4.30 × 1.155
-        ((54.0,), (49.0, 50.0, 51.0), "undecided"),  # 4 points: two degrees of freedom only, no second pair
-        ((56.0,), (49.0, 50.0, 51.0), "holds"),
+        ((52.0, 56.2, 60.1), (49.0, 53.0, 57.0), "holds"),  # 3.1 points whatever the seed, which itself makes 8
+        ((49.0, 53.0, 57.0), (52.0, 56.2, 60.1), "does not hold"),
+        ((52.0, 53.0, 57.0), (49.0, 53.0, 57.0), "undecided"),  # 1 ± 1
+        ((52.0,), (50.0,), "undecided"),  # nothing says how far two runs scatter
+        ((56.0,), (49.0, 50.0, 51.0), "undecided"),  # one row with several seeds does not say it either
         ((), (49.0, 50.0, 51.0), "not measured"),
     ],
 )
@@ -245,43 +244,94 @@ def test_seeds_decide(better, worse, expected):
     assert verdict.verdict == expected
     assert verdict.claim.paper_agrees
     if expected != "not measured":
-        assert verdict.effect == pytest.approx(fmean(better) - fmean(worse))
+        assert verdict.effect == pytest.approx(fmean(better) - fmean(worse[: len(better)]))
         assert expected in verdict.detail[0]
 
 
-def test_the_error_is_welchs():
-    from scipy.stats import ttest_ind
+def test_of_two_rows_the_test_is_that_of_pairs():
+    from scipy.stats import ttest_rel
 
-    better, worse = (52.1, 53.4, 51.2, 55.0), (49.0, 50.7)
+    better, worse = (52.1, 53.4, 51.2, 55.0), (49.0, 50.7, 48.9, 54.1, 99.0)  # the last seed has no partner
     runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(row(5, "resnet18_r2"), "layerwise", *worse)
-    (outcome,) = judge(claim("r3-r2"), runs, PAPER).outcomes
-    test = ttest_ind(better, worse, equal_var=False)
+    (outcome,) = judge(claim("r3-r2"), [run for run in runs if run.test_accuracy != 99.0], PAPER).outcomes
+    test = ttest_rel(better, worse[:4])
     low, _ = test.confidence_interval(0.95)
     assert outcome.difference / outcome.error == pytest.approx(test.statistic)
     assert outcome.difference - outcome.margin == pytest.approx(low)
-    assert outcome.seeds == 2
+    assert outcome.chance == pytest.approx(test.pvalue)
+    assert outcome.seeds == 4
+    (other,) = judge(claim("r3-r2"), runs, PAPER).outcomes
+    assert (other.difference, other.seeds) == (pytest.approx(outcome.difference), 4)
 
 
-def test_a_single_seed_gets_the_deviation_of_other_rows_of_its_own_setting_and_column():
+def test_the_scatter_is_of_all_rows_once_row_and_seed_are_accounted_for():
+    values = {"resnet18": (50.0, 53.0, 51.0), "resnet18_r3": (52.0, 55.5, 53.2), "resnet18_r2": (49.0, 51.0, 50.7)}
+    runs = [run for name, numbers in values.items() for run in seeded(row(5, name), "layerwise", *numbers)]
+    (outcome,) = judge(claim("r3-r2"), runs, PAPER).outcomes
+    table = list(values.values())
+    overall = fmean(fmean(line) for line in table)
+    squares = sum(
+        (table[i][j] - fmean(table[i]) - fmean(line[j] for line in table) + overall) ** 2 for i in range(3) for j in range(3)
+    )
+    assert outcome.error == pytest.approx((2 * squares / 4 / 3) ** 0.5)  # two-way analysis of variance, 4 degrees of freedom
+    seed = seeded(row(5, "resnet18_r4"), "layerwise", 80.0)  # a row with one seed adds nothing, and takes nothing away
+    assert judge(claim("r3-r2"), runs + seed, PAPER).outcomes[0].error == pytest.approx(outcome.error)
+
+
+def test_a_single_seed_gets_the_scatter_of_other_rows_of_its_setting_data_and_column_and_says_so():
     pair = [record(row(5, "resnet18_r3"), "layerwise", 53.0), record(row(5, "resnet18_r2"), "layerwise", 50.0)]
-    steady = seeded(row(1, "vgg11"), "layerwise", 70.0, 70.1, 70.2)
     assert judge(claim("r3-r2"), pair, PAPER).verdict == "undecided"
-    found = judge(claim("r3-r2"), pair + steady, PAPER)
-    assert (found.verdict, found.deviation) == ("holds", pytest.approx(0.1 * 2**0.5))
-    elsewhere = seeded(row(1, "vgg11"), "global", 70.0, 70.1, 70.2) + seeded(row(1, "vgg11"), "layerwise", 70.0, 70.1, epochs=9)
-    assert judge(claim("r3-r2"), pair + elsewhere, PAPER).verdict == "undecided"
+
+    def steady(table: int, column: str = "layerwise", **options) -> list[Record]:
+        return [
+            run
+            for name, numbers in (("vgg11", (70.0, 71.0, 72.0)), ("vgg8", (60.1, 60.9, 62.2)))
+            for run in seeded(row(table, name), column, *numbers, **options)
+        ]
+
+    found = judge(claim("r3-r2"), pair + steady(1), PAPER)
+    assert found.verdict == "holds"
+    assert "1 seed; deviation of 2 other rows" in found.detail[0]
+    for elsewhere in (steady(2), steady(1, "global"), steady(1, epochs=9)):
+        assert judge(claim("r3-r2"), pair + elsewhere, PAPER).verdict == "undecided"
 
 
-def test_a_gap_is_global_minus_layerwise_and_adds_the_errors_of_four_means():
-    numbers = {"resnet18": (80.0, 90.0), "resnet50_r4": (85.0, 87.0)}
+def test_without_a_seed_in_common_nothing_is_decided():
+    runs = [record(row(5, "resnet18_r3"), "layerwise", 70.0 + seed / 10, seed) for seed in (0, 1)]
+    runs += [record(row(5, "resnet18_r2"), "layerwise", 50.0 - seed / 10, seed) for seed in (2, 3)]
+    found = judge(claim("r3-r2"), runs, PAPER)
+    assert (found.verdict, found.effect, found.deviation, found.seeds) == ("undecided", pytest.approx(20.3), None, 2)
+    assert "no seed in common" in found.detail[0]
+
+
+def test_a_claim_does_not_fall_by_the_chance_that_many_comparisons_have():
+    families = [row(table, name) for table in (1, 2) for name in ("vgg16", "vgg16_e1", "vgg16_e2", "vgg16_e3")]
+    noise = ((0.0, 0.3, -0.2), (0.1, -0.1, 0.3), (-0.2, 0.0, 0.1), (0.2, 0.1, -0.3))
+
+    def runs(step: float) -> list[Record]:
+        """Every variation 5 points below the one before, but the last a step above."""
+        found = []
+        for place, entry in enumerate(families):
+            mean = {0: 80.0, 1: 75.0, 2: 70.0, 3: 70.0 + step}[place % 4]
+            found += seeded(entry, "layerwise", *(mean + shift for shift in noise[place % 4]))
+        return found
+
+    slight, clear = (judge(claim("deeper-vgg"), runs(step), PAPER) for step in (0.65, 5.0))
+    assert [outcome.verdict for outcome in slight.outcomes].count("does not hold") == 2  # each of the two alone
+    assert slight.verdict == "undecided"  # of six
+    assert clear.verdict == "does not hold"
+
+
+def test_a_gap_is_global_minus_layerwise_seed_by_seed():
+    numbers = {"resnet18": ((80.0, 81.0, 82.0), (90.0, 91.0, 92.0)), "resnet50_r4": ((85.0, 86.0, 87.0), (86.0, 88.0, 90.0))}
     runs = [
         run
-        for name, means in numbers.items()
-        for column, mean in zip(COLUMNS, means, strict=True)
-        for run in seeded(row(5, name), column, mean - 1, mean, mean + 1)
+        for name, sides in numbers.items()
+        for column, accuracies in zip(COLUMNS, sides, strict=True)
+        for run in seeded(row(5, name), column, *accuracies)
     ]
-    outcome = compare(Comparison(number(5, "resnet18", "gap"), number(5, "resnet50_r4", "gap")), runs, PAPER)
-    assert (outcome.difference, outcome.error) == (pytest.approx(8.0), pytest.approx((4 / 3) ** 0.5))
+    outcome = compare(Comparison(number(5, "resnet18", "gap"), number(5, "resnet50_r4", "gap")), Scores(runs, PAPER))
+    assert (outcome.difference, outcome.error) == (pytest.approx(8.0), pytest.approx(3**-0.5))  # of 9, 8 and 7
     assert outcome.verdict == "holds"
     assert outcome.comparison.printed == pytest.approx(92.45 - 86.94 - 90.49 + 89.81)
 
@@ -332,10 +382,11 @@ def test_units_are_compared_within_a_run():
     units = [{"accuracy": 99.0, "val_accuracy": 40.0}, {"accuracy": 50.0}, {"accuracy": 60.0, "val_accuracy": 45.0}]
     runs = [
         replace(run, result={**(run.result or {}), "units": units})
-        for run in seeded(row(3, "resnet18"), "layerwise", 45.0, 45.0)
+        for name in ("resnet18", "resnet50")
+        for run in seeded(row(3, name), "layerwise", 45.0, 45.0)
     ]
     found = judge(claim("separable-deeper"), runs, PAPER)
-    assert (found.verdict, found.effect, found.measured) == ("holds", 5.0, 1)
+    assert (found.verdict, found.effect, found.measured) == ("holds", 5.0, 2)
     odd = [replace(run, result={**(run.result or {}), "units": "lost"}) for run in runs]
     assert judge(claim("separable-deeper"), odd, PAPER).verdict == "not measured"
 
@@ -425,5 +476,5 @@ def test_a_comparison_of_networks_of_different_widths_says_so():
     rows = row(5, "resnet18"), row(5, "resnet18_r4"), row(5, "resnet50")
     runs = [run for one in rows for run in seeded(one, "layerwise", 50.0, 51.0, scale="small")]
     wide, narrow = (Comparison(number(5, other.name), number(5, "resnet18")) for other in rows[1:])
-    assert "of widths 0.125 and 0.25" in compare(narrow, runs, SMALL).line
-    assert "of widths" not in compare(wide, runs, SMALL).line
+    assert "of widths 0.125 and 0.25" in compare(narrow, Scores(runs, SMALL)).line
+    assert "of widths" not in compare(wide, Scores(runs, SMALL)).line

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from layerwise.comparisons import Amount, Comparison, Number
-from layerwise.paper import ROWS, Row
+from layerwise.paper import ROWS, Row, row_run
 
 BY_NAME = {(row.table, row.name): row for row in ROWS}
+DISTINCT = tuple({row_run(row, "paper", "layerwise"): row for row in reversed(ROWS)}.values())[
+    ::-1
+]  # of rows with one run, the first
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from statistics import fmean
 
 from layerwise.claim_list import CLAIMS
 from layerwise.claim_parts import INCONSISTENCIES, Claim, Inconsistency
-from layerwise.comparisons import FAILS, HOLDS, UNDECIDED, UNMEASURED, Outcome, compare
+from layerwise.comparisons import FAILS, HOLDS, UNDECIDED, UNLIKELY, UNMEASURED, Outcome, compare
 from layerwise.errors import InvalidInput
-from layerwise.measured import Setting, gives, measured
+from layerwise.measured import Setting, measured
+from layerwise.paired import Scores
 from layerwise.paper import ROWS, TABLES
 from layerwise.records import Record
 
@@ -35,10 +36,11 @@ class Verdict:
     """What the runs of a setting say of a claim.
 
     Attributes:
-        verdict: ``holds`` where every comparison that was measured does; ``does not hold`` where one does not; ``undecided``
-            otherwise; ``not measured`` where nothing is.
-        effect: percentage points: the smallest difference among the comparisons that have the claim's verdict; None where none
-            is measured. deviation: its standard error; None where no deviation is known. seeds: of the side with fewest.
+        verdict: ``holds`` where every comparison that was measured does; ``does not hold`` where one of them does not, beyond
+            what chance does to so many (Bonferroni); ``undecided`` otherwise; ``not measured`` where nothing is.
+        effect: percentage points: the smallest difference among the comparisons that keep the claim from holding, or among all
+            where it holds; None where none is measured. deviation: its standard error; None where no deviation is known.
+            seeds: that both sides of it have.
         measured: how many of the claim's comparisons are.
         note: the claim's, and how many comparisons are missing.
     """
@@ -69,24 +71,26 @@ class Verdict:
 
 def judge(claim: Claim, records: Sequence[Record], setting: Setting) -> Verdict:
     """Hold a claim against the finished runs of a setting."""
-    outcomes = tuple(compare(comparison, records, setting) for comparison in claim.comparisons)
-    known = [outcome.verdict for outcome in outcomes if outcome.verdict != UNMEASURED]
-    verdict = next((word for word in (FAILS, UNDECIDED, HOLDS) if word in known), UNMEASURED)
-    deciding = [outcome for outcome in outcomes if outcome.verdict == verdict and outcome.difference is not None]
-    weakest = min(deciding, key=lambda outcome: outcome.difference or 0.0, default=None)
-    if weakest is None:
-        return Verdict(claim, verdict, None, None, 0, 0, outcomes)
-    return Verdict(claim, verdict, weakest.difference, weakest.error, weakest.seeds, len(known), outcomes)
+    return weigh(claim, Scores(records, setting))
 
 
 def judge_all(records: Sequence[Record], setting: Setting) -> list[Verdict]:
     """All the paper's claims, in the order of ``CLAIMS``."""
-    mine = [
-        record
-        for record in records
-        if record.match and gives(record, record.match.rows[0], record.match.column, setting)  # one setting's: fewer to look at
-    ]
-    return [judge(claim, mine, setting) for claim in CLAIMS]
+    scores = Scores(records, setting)
+    return [weigh(claim, scores) for claim in CLAIMS]
+
+
+def weigh(claim: Claim, scores: Scores) -> Verdict:
+    """A claim's verdict from those of its comparisons."""
+    outcomes = tuple(compare(comparison, scores) for comparison in claim.comparisons)
+    known = [outcome for outcome in outcomes if outcome.verdict != UNMEASURED]
+    if not known:
+        return Verdict(claim, UNMEASURED, None, None, 0, 0, outcomes)
+    against = [outcome for outcome in known if outcome.verdict != HOLDS]
+    refuting = [one for one in against if one.verdict == FAILS and (one.chance or 0.0) * len(known) < UNLIKELY]
+    verdict = FAILS if refuting else UNDECIDED if against else HOLDS
+    weakest = min(refuting or against or known, key=lambda outcome: outcome.difference or 0.0)
+    return Verdict(claim, verdict, weakest.difference, weakest.error, weakest.seeds, len(known), outcomes)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,32 @@
 """One number above another: what the paper prints of it, what was measured, and whether the seeds decide it. No torch.
 
-The rule: the difference of the means over seeds has the standard error of Welch, from the deviation of either side's seeds. A
-comparison *holds* if the difference exceeds that error times Student's t for 95 % (Satterthwaite's degrees of freedom; about 2
-for many seeds, 2.8 for three on either side that scatter alike), *does not hold* if it is below minus that, and is *undecided*
-between. Where a side has a single seed, both get the deviation pooled over all rows of the same setting and column that have
-several, with its degrees of freedom; where no row has, the comparison is undecided whatever the difference. Nothing corrects
-for the number of comparisons: of those without any difference, one in twenty is decided by chance.
+The rule: runs with the same seed are paired, so a difference is averaged over the seeds that both sides have. Its standard
+error comes from how far runs of the data set scatter once row and seed are accounted for (``paired.Scatter``). A comparison
+*holds* if the difference exceeds that error times Student's t for 95 %, *does not hold* if it is below minus that, and is
+*undecided* between; also where the sides have no seed in common, or no two rows two seeds in common.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import inf, sqrt
-from statistics import fmean, variance
+from math import inf
 
-from layerwise.measured import Setting, gives, measured
+import numpy as np
+
+from layerwise.paired import Measure, Scores, Term, curve
 from layerwise.paper import ROMAN, Row
 from layerwise.records import Record
 
 HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
-LIKELY = 0.975  # quantile of Student's t: 95 % between minus and plus
-TERMS = {"global": ((1, "global"),), "gap": ((1, "global"), (-1, "layerwise"))}  # of every other kind: the layer-wise column
+UNLIKELY = 0.05  # how often chance alone may decide a comparison, or say of a claim that it does not hold
+MEASURES: dict[str, Measure] = {
+    "layerwise": (Term(1, "layerwise"),),
+    "global": (Term(1, "global"),),
+    "gap": (Term(1, "global"), Term(-1, "layerwise")),
+    "quarter": (Term(1, "layerwise", "quarter"),),
+    "curve": (Term(1, "layerwise", "curve"),),
+    "first unit": (Term(1, "layerwise", "first unit"),),
+    "last unit": (Term(1, "layerwise", "last unit"),),
+}
 WORDS = {
     "layerwise": "layer-wise accuracy",
     "global": "global accuracy",
@@ -43,12 +50,7 @@ class Number:
         """What the paper prints; None for what it only draws."""
         if self.kind not in ("layerwise", "global", "gap"):
             return None
-        return sum(sign * self.row.accuracy(column) for sign, column in self.terms)
-
-    @property
-    def terms(self) -> tuple[tuple[int, str], ...]:
-        """The columns that it is the signed sum of."""
-        return TERMS.get(self.kind, ((1, "layerwise"),))
+        return sum(term.sign * self.row.accuracy(term.column) for term in MEASURES[self.kind])
 
     @property
     def text(self) -> str:
@@ -70,7 +72,10 @@ class Amount:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim's smallest part: one number is above another, perhaps by some amount; the verdict is about the sign alone."""
+    """A claim's smallest part: one number is above another, perhaps by some amount; the verdict is about the sign alone.
+
+    The two are the same number of two rows, or two numbers of one row.
+    """
 
     above: Number
     below: Number
@@ -91,6 +96,14 @@ class Comparison:
         return self.printed > 0 and (self.amount is None or self.amount.low <= self.printed <= self.amount.high)
 
     @property
+    def measured(self) -> tuple[Measure, tuple[Row, ...]]:
+        """A measure, and the two rows that it is compared of; or a measure that is itself the difference, and its row."""
+        above, below = MEASURES[self.above.kind], MEASURES[self.below.kind]
+        if above == below:
+            return above, (self.above.row, self.below.row)
+        return above + tuple(replace(term, sign=-term.sign) for term in below), (self.above.row,)
+
+    @property
     def text(self) -> str:
         below = self.below.text if self.below.kind != self.above.kind else f"that of {self.below.where}"
         return f"{self.above.text} above {below} on {self.above.row.data}"
@@ -103,7 +116,8 @@ class Outcome:
     Attributes:
         verdict: one of the four words.
         difference: in points; error: its standard error; margin: what it must exceed. None where unknown.
-        seeds: of the side that has fewest; 0 where nothing is measured.
+        chance: how often so large a difference either way would come of chance alone; None where no error is known.
+        seeds: that both sides have; where they have none in common, of the side that has fewest; 0 where nothing is measured.
         remark: what else there is to say, such as the epoch of the smallest lead.
     """
 
@@ -112,6 +126,7 @@ class Outcome:
     difference: float | None = None
     error: float | None = None
     margin: float | None = None
+    chance: float | None = None
     seeds: int = 0
     remark: str = ""
 
@@ -129,148 +144,61 @@ class Outcome:
         return f"{comparison.text}: {self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}: {self.verdict}"
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Variance between seeds over several rows, and its degrees of freedom."""
-
-    variance: float
-    degrees: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Accuracies over seeds in percent, with the sign that their mean has in a difference; ``pool`` goes before their own
-    deviation."""
-
-    sign: int
-    values: tuple[float, ...]
-    pool: Pool | None
-
-
-def compare(comparison: Comparison, records: Sequence[Record], setting: Setting) -> Outcome:
+def compare(comparison: Comparison, scores: Scores) -> Outcome:
     """Hold a comparison against the finished runs of a setting."""
-    groups = [
-        (side * sign, number.kind, column, found.records if found else ())
-        for side, number in ((1, comparison.above), (-1, comparison.below))
-        for sign, column in number.terms
-        for found in [measured(records, number.row, column, setting)]
-    ]
-    epoch, remark = None, ""
-    if comparison.above.kind == "curve":
-        epoch, remark = smallest_lead([(sign, runs) for sign, _, _, runs in groups])
-    values = [known(value(record, kind, epoch) for record in runs) for _, kind, _, runs in groups]
-    if not all(values):
+    measure, rows = comparison.measured
+    runs = [record for row in rows for record in scores.records(row, measure)]
+    epochs = common_epochs(runs) if comparison.above.kind == "curve" else ()
+    sides = [scores.values(row, measure, epochs) for row in rows]
+    if not all(sides):
         return Outcome(comparison)
-    single = {column for (_, _, column, _), numbers in zip(groups, values, strict=True) if len(numbers) == 1}
-    samples = [
-        Sample(sign, numbers, pooled(records, setting, column, kind, epoch) if column in single else None)
-        for (sign, kind, column, _), numbers in zip(groups, values, strict=True)
-    ]
-    return replace(decide(comparison, samples), remark="; ".join(filter(None, [remark, unlike(groups)])))
+    seeds = sorted(set.intersection(*map(set, sides)))
+    means = [np.mean([side[seed] for seed in seeds or side], axis=0) for side in sides]
+    lead = means[0] - means[1] if len(means) == 2 else means[0]
+    scatter = scores.scatter(rows[0].data, measure, epochs)
+    if not seeds or scatter is None:
+        remark = joined("" if seeds else "no seed in common", unlike(runs))
+        return Outcome(comparison, UNDECIDED, float(lead.min()), seeds=len(seeds) or min(map(len, sides)), remark=remark)
+    errors = np.sqrt(len(sides) * scatter.variance / len(seeds))
+    least = int(np.argmin(lead / errors))
+    difference, error = float(lead[least]), float(errors[least])
+    chance = two_sided(difference / error, scatter.degrees)
+    if difference < 0:  # after one of many epochs, each of which may seem behind by chance
+        chance = min(1.0, len(lead) * chance)
+    verdict = UNDECIDED if chance >= UNLIKELY else HOLDS if difference > 0 else FAILS
+    where = (
+        f"at epoch {epochs[least]}, where it leads least; ahead at {(lead > 0).sum()} of {len(lead)} epochs" if epochs else ""
+    )
+    borrowed = f"deviation of {scatter.rows} other rows" if len(seeds) == 1 else ""
+    margin = quantile(scatter.degrees) * error
+    return Outcome(comparison, verdict, difference, error, margin, chance, len(seeds), joined(where, borrowed, unlike(runs)))
 
 
-def unlike(groups: Sequence[tuple[int, str, str, Sequence[Record]]]) -> str:
+def joined(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def unlike(runs: Iterable[Record]) -> str:
     """In words, that a scale gives the networks of a comparison different widths, so that it is of them too."""
-    widths = sorted({record.run.width for *_, runs in groups for record in runs})
+    widths = sorted({record.run.width for record in runs})
     return f"of widths {' and '.join(f'{width:g}' for width in widths)}" if len(widths) > 1 else ""
 
 
-def decide(comparison: Comparison, samples: Sequence[Sample]) -> Outcome:
-    """Apply the rule."""
-    difference = sum(sample.sign * fmean(sample.values) for sample in samples)
-    seeds = min(len(sample.values) for sample in samples)
-    spread = standard_error(samples)
-    if spread is None:
-        return Outcome(comparison, UNDECIDED, difference, seeds=seeds)
-    error, degrees = spread
-    margin = quantile(degrees) * error
-    verdict = HOLDS if difference > margin else FAILS if difference < -margin else UNDECIDED
-    return Outcome(comparison, verdict, difference, error, margin, seeds)
+def common_epochs(runs: Iterable[Record]) -> tuple[int, ...]:
+    """The epochs after which all of the runs were evaluated on the test images."""
+    evaluated = [set(curve(record)) for record in runs]
+    return tuple(sorted(set.intersection(*evaluated))) if evaluated else ()
 
 
 def quantile(degrees: float) -> float:
     """Student's t that is exceeded either way in one of twenty cases."""
     from scipy.special import stdtrit  # slow to import, and a page without runs needs none
 
-    return float(stdtrit(degrees, LIKELY))
+    return float(stdtrit(degrees, 1 - UNLIKELY / 2))
 
 
-def standard_error(samples: Iterable[Sample]) -> tuple[float, float] | None:
-    """Of a sum of means, in points, by Welch, with Satterthwaite's degrees of freedom; None where a deviation is unknown."""
-    parts: dict[object, tuple[float, int]] = {}
-    for index, sample in enumerate(samples):
-        count = len(sample.values)
-        if sample.pool:  # one estimate for several samples: their parts are added up before degrees are counted
-            parts[sample.pool] = parts.get(sample.pool, (0.0, 0))[0] + sample.pool.variance / count, sample.pool.degrees
-        elif count > 1:
-            parts[index] = variance(sample.values) / count, count - 1
-        else:
-            return None
-    total = sum(part for part, _ in parts.values())
-    doubt = sum(part**2 / degrees for part, degrees in parts.values())
-    return sqrt(total), total**2 / doubt if doubt > 0 else 1.0
+def two_sided(t: float, degrees: float) -> float:
+    """How often Student's t is as far from 0, or farther, by chance."""
+    from scipy.special import stdtr
 
-
-def pooled(records: Iterable[Record], setting: Setting, column: str, kind: str, epoch: int | None) -> Pool | None:
-    """The variance between seeds over all rows of a setting and column that have several; None where none has."""
-    groups: dict[Row, dict[int, float]] = {}
-    for record in records:
-        if record.match and gives(record, record.match.rows[0], column, setting):  # tables that share a row count it once
-            number = value(record, kind, epoch)
-            if number is not None:
-                groups.setdefault(record.match.rows[0], {}).setdefault(record.run.seed, number)
-    several = [tuple(numbers.values()) for numbers in groups.values() if len(numbers) > 1]
-    degrees = sum(len(values) - 1 for values in several)
-    if not degrees:
-        return None
-    return Pool(sum((len(values) - 1) * variance(values) for values in several) / degrees, degrees)
-
-
-def known(values: Iterable[float | None]) -> tuple[float, ...]:
-    return tuple(value for value in values if value is not None)
-
-
-def value(record: Record, kind: str, epoch: int | None = None) -> float | None:
-    """A run's number in percent; None where it was not evaluated."""
-    if kind == "quarter":
-        scores = [accuracy for at, accuracy in curve(record).items() if 4 * at <= record.run.epochs]
-        return scores[-1] if scores else None
-    if kind == "curve":
-        return curve(record).get(epoch) if epoch is not None else None
-    if kind in UNITS:
-        return UNITS[kind](record)
-    return record.test_accuracy
-
-
-def curve(record: Record) -> dict[int, float]:
-    """Test accuracy in percent by epoch, where it was evaluated, in the order of the epochs."""
-    scores = {entry["epoch"]: entry.get("test_accuracy") for entry in record.epochs}
-    return {epoch: accuracy for epoch, accuracy in sorted(scores.items()) if accuracy is not None}
-
-
-def smallest_lead(groups: Sequence[tuple[int, Sequence[Record]]]) -> tuple[int | None, str]:
-    """The epoch at which one side's mean curve is least above the other's, and in words how often it is above."""
-    curves = [(sign, curve(record), len(runs)) for sign, runs in groups for record in runs]
-    epochs = sorted(set.intersection(*(set(scores) for _, scores, _ in curves))) if curves else []
-    leads = {epoch: sum(sign * scores[epoch] / count for sign, scores, count in curves) for epoch in epochs}
-    if not leads:
-        return None, ""
-    lowest = min(leads, key=leads.__getitem__)
-    ahead = sum(lead > 0 for lead in leads.values())
-    return lowest, f"at epoch {lowest}, where it leads least; ahead at {ahead} of {len(leads)} epochs"
-
-
-def unit_accuracy(index: int) -> Callable[[Record], float | None]:
-    """Reads a unit's accuracy of the last epoch in percent: of the held-out images, of the training images where none are."""
-
-    def read(record: Record) -> float | None:
-        try:
-            unit = (record.result or {})["units"][index]
-            return float(unit.get("val_accuracy", unit["accuracy"]))
-        except (KeyError, IndexError, TypeError, AttributeError):  # a result that was altered
-            return None
-
-    return read
-
-
-UNITS = {"first unit": unit_accuracy(0), "last unit": unit_accuracy(-1)}
+    return float(2 * stdtr(degrees, -abs(t)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from layerwise.comparisons import curve
+from layerwise.paired import curve
 from layerwise.records import Record, is_number
 
 SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small

@@ -103,9 +103,11 @@ def claims(evidence: Evidence) -> Markup:
         parts.append(tag("p", "No run decides any: nothing of the paper's tables was measured."))
     rule = tag(
         "p",
-        "A comparison holds where the difference of the means exceeds what the scatter of the seeds explains (95 %, Welch), "
-        "does not hold where it is as far below zero, and is undecided between; a claim holds where all its comparisons do, "
-        "and does not hold where one does not. The effect is the claim's weakest comparison, in points.",
+        "Runs with the same seed are paired. A comparison holds where the difference, averaged over the seeds that both sides "
+        "have, exceeds what their scatter explains (95 %), does not hold where it is as far below zero, and is undecided "
+        "between. The scatter is of all runs of the data set and column once row and seed are accounted for; rows with one "
+        "seed borrow it, and say so. A claim holds where all comparisons that are measured do, and does not hold where one "
+        "does not, beyond what chance does to so many. The effect is the claim's weakest comparison, in points.",
     )
     return section("claims", "Does the paper hold?", rule, *parts, inconsistencies())
 
@@ -117,6 +119,7 @@ def claims_table(setting: Setting, verdicts: Sequence[Verdict]) -> Markup:
         Column("effect"),
         Column("error", note="standard error"),
         Column("seeds"),
+        Column("measured", note="comparisons"),
         Column("in detail"),
     )
     caption = f"The paper's claims at {setting.title}"
@@ -125,14 +128,15 @@ def claims_table(setting: Setting, verdicts: Sequence[Verdict]) -> Markup:
 
 def claim_row(verdict: Verdict) -> tuple[object, ...]:
     effect, error = verdict.effect, verdict.deviation
-    lines = items(verdict.detail)
-    comparisons = tag("details", join([tag("summary", count(len(verdict.outcomes), "comparison")), lines]))
+    known = [outcome.line for outcome in verdict.outcomes if outcome.verdict != "not measured"]
+    comparisons = tag("details", join([tag("summary", count(len(known), "comparison")), items(known)]))
     return (
         mark(verdict),
         quoted(verdict),
         points(effect),
         Number(error, NOTHING if error is None else f"{error:.2f}"),
         Number(verdict.seeds, str(verdict.seeds)),
+        Number(verdict.measured, f"{verdict.measured} of {len(verdict.outcomes)}"),
         comparisons,
     )
 
