@@ -1,5 +1,6 @@
 """``layerwise accelerate``: proposals, budgets, ranking, and complete runs on digits."""
 
+import contextlib
 import itertools
 import json
 import shlex
@@ -21,6 +22,7 @@ from layerwise.paper import ROWS
 from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
 from layerwise.ranking import Ranked, expected, measured_gains, rank_by_gain, score, stage_gains
 from layerwise.runs import Execution, Run, RunFolder
+from layerwise.train import Interrupted
 from tests.test_cli import last_json, refusal
 
 TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --short-epochs 2 --final-epochs 1 --device cpu"
@@ -328,6 +330,66 @@ def test_successive_halving_gives_up_most_and_resumes(capsys, tmp_path):
     assert json.loads(again.splitlines()[-1])["ranking"] == found["ranking"]
 
 
+class Trained:
+    """Stands for a run's folder: what was trained, and nothing on disk."""
+
+    def __init__(self, path):
+        self.path, self.entries = path, []
+
+    def log(self):
+        return self.entries
+
+    def file(self, name):
+        return self.path / name
+
+
+def halved(monkeypatch, path, accuracies, stops=()):
+    """The ranking of made-up accuracies after epochs 1, 3 and 9, stopped at some of the calls for training."""
+    calls, made = itertools.count(), {path / str(place): value for place, value in enumerate(accuracies, start=1)}
+
+    def train_until(run, folder, epochs, execution):
+        if next(calls) in stops:
+            raise Interrupted("stopped")
+        folder.entries += [None] * (epochs - len(folder.entries))
+        value = made[folder.path]
+        return value if isinstance(value, float) else value[epochs]
+
+    monkeypatch.setattr(halving, "train_until", train_until)
+    runs = {Design((place, 2, 2)): [(Run(seed=place, epochs=9), Trained(one))] for place, one in enumerate(made, start=1)}
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return halving.rank_by_halving(runs, path, Execution()), runs
+
+
+@needs_optuna
+@pytest.mark.parametrize("stops", [(), (3,), (0, 4, 5, 9)])
+@pytest.mark.parametrize(
+    "accuracies",
+    [
+        (10.0, 60.0, 59.0, 58.0, 57.0, 40.0, 41.0, 42.0),  # the first goes on whatever it is worth
+        tuple(float(number) for number in range(10, 90, 10)),  # each is best when it comes
+        tuple(float(number) for number in range(80, 0, -10)),
+    ],
+)
+def test_the_ranking_does_not_depend_on_when_trials_were_made(monkeypatch, tmp_path, capsys, accuracies, stops):
+    ranking, runs = halved(monkeypatch, tmp_path, accuracies, stops)
+    assert [ranked.score for ranked in ranking] == sorted(accuracies, reverse=True)
+    assert [ranked.rank for ranked in ranking] == list(range(1, 9))
+    lengths = {ranked.design: len(runs[ranked.design][0][1].log()) for ranked in ranking}
+    assert lengths[ranking[0].design] == 9
+    assert lengths[ranking[1].design] >= 3  # two of eight go on
+
+
+@needs_optuna
+def test_later_epochs_decide_among_those_that_came_so_far(monkeypatch, tmp_path, capsys):
+    flat = [{1: value, 3: value, 9: value} for value in (20.0, 21.0, 22.0, 23.0, 24.0, 25.0)]
+    late, early = {1: 40.0, 3: 70.0, 9: 80.0}, {1: 50.0, 3: 52.0, 9: 53.0}
+    other = {1: 45.0, 3: 51.0, 9: 99.0}
+    ranking, _ = halved(monkeypatch, tmp_path, [early, *flat, other, late])
+    assert [ranked.text for ranked in ranking[:3]] == ["80.00 % at epoch 9", "52.00 % at epoch 3", "51.00 % at epoch 3"]
+    assert [ranked.score for ranked in ranking[3:]] == [25.0, 24.0, 23.0, 22.0, 21.0, 20.0]
+
+
 @needs_optuna
 def test_successive_halving_compares_means_over_seeds(capsys, tmp_path):
     main(command(tmp_path, "--search", "halving", "--budget", "convolutions=-3", "--short-epochs", "3", "--short-seeds", "2"))
@@ -340,7 +402,8 @@ def test_successive_halving_compares_means_over_seeds(capsys, tmp_path):
         logs = [RunFolder(path).log() for path in (tmp_path / "short").glob(f"resnet18-{text}-*")]
         lengths |= {len(log) for log in logs}
         assert len(logs) == 2
-        assert one["score"] == pytest.approx(sum(log[-1]["val_accuracy"] for log in logs) / 2)
+        epoch = int(one["text"].split("at epoch ")[1].split(",")[0])
+        assert one["score"] == pytest.approx(sum(log[epoch - 1]["val_accuracy"] for log in logs) / 2)
     assert lengths == {1, 3}  # compared after epoch 1, then trained to the end
 
 

@@ -167,3 +167,15 @@ def test_probes_need_some_images_of_each_class() -> None:
     for others, sentence in ((torch.ones(9, 4), "are the same"), (torch.randn(8, 4), "of 9 and of 8 images")):
         with pytest.raises(InvalidInput, match=sentence):
             linear_cka(torch.randn(9, 4), others)
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_a_nearly_dead_unit_is_measured(active: int) -> None:
+    """Features that are zero for all images but a few, as behind a ReLU that has all but died."""
+    torch.manual_seed(0)
+    labels = torch.arange(200) % 10
+    for size in (1.0, 1e8):
+        features = torch.zeros(200, 32)
+        features[:active] = size * torch.rand(active, 32)
+        value = MEASURES["cross_fitted_probe"](features, labels)
+        assert 10.0 - 100.0 * active / 200 <= value <= 10.0 + 100.0 * active / 200

@@ -2,8 +2,10 @@
 
 Every proposal is a trial, in the proposals' order. A trial is trained to epoch 1, 3, 9 … over one or more seeds, reports there
 the mean of their validation accuracies, and is given up unless it is among the best third of those that came as far before it
-(Li et al. 2020, asynchronous successive halving; the first trials are therefore compared with few). The study lies in the
-output folder: a killed one goes on, and processes that are given the same command share its trials.
+(Li et al. 2020, asynchronous successive halving). The first trials are compared with few; so at the end those that were given
+up too early go on, and those that went on by luck are ranked where they belong. What comes out is the same in whatever order
+trials were made, however often they were stopped and whoever shared them. The study lies in the output folder: a killed one
+goes on, and processes that are given the same command share its trials.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 DATABASE = "study.db"
 CHOICE = "design"  # what the study calls what it chooses from
+DIVERGED = "diverged"  # and how it marks a trial that did
 FACTOR = 3  # of every three hierarchies one is trained on
 WAIT = 1.0  # seconds between looks at what other processes train
 LOCKS = "study-locks"  # folder of a file per design, locked while a process trains it
@@ -56,7 +59,8 @@ def rank_by_halving(runs: dict[Design, Seeds], output: Path, execution: Executio
         output: folder for the study's file.
 
     Returns:
-        All of them: those trained longest first, among these by validation accuracy.
+        All of them: the best third after the first epoch before the others, among these the best third after the third, and
+        so on; each with its validation accuracy where it was left behind.
 
     Raises:
         InvalidInput: optuna is missing, or a run cannot be carried out.
@@ -80,6 +84,7 @@ class Halving:
         self.designs = {design.text: design for design in runs}
         self.runs = {design.text: found for design, found in runs.items()}
         self.execution = execution
+        self.last = next(iter(runs.values()))[0][0].epochs
         self.study = optuna.create_study(
             storage=f"sqlite:///{output / DATABASE}",
             study_name=study_name([run for seeds in runs.values() for run, _ in seeds]),
@@ -89,21 +94,50 @@ class Halving:
         )
 
     def finish(self) -> None:
-        """Carry out trials until every design has one that ended, here or in another process."""
+        """Carry out trials until every design has one that ended, and those that deserve it have gone on, here or elsewhere."""
         began, done = time.monotonic(), 0
-        while unsettled := self.unsettled():
-            free = [name for name in unsettled if not self.is_taken(name)]
+        while waiting := self.unsettled() or self.given_up_too_early():
+            free = [name for name in waiting if not self.is_taken(name)]
             if not free:
                 time.sleep(WAIT)
                 continue
-            left = f", about {clock((time.monotonic() - began) / done * len(unsettled))} left" if done else ""
-            self.carry_out(free[0], f"short run {len(self.runs) - len(unsettled) + 1} of {len(self.runs)}{left}")
+            left = f", about {clock((time.monotonic() - began) / done * len(waiting))} left" if done else ""
+            unsettled = len(self.unsettled())
+            place = (
+                f"short run {len(self.runs) - unsettled + 1} of {len(self.runs)}{left}" if unsettled else "going on after all"
+            )
+            self.carry_out(free[0], place)
             done += 1
 
     def unsettled(self) -> list[str]:
         """Designs without a trial that came to its end or was given up."""
         settled = {trial.params[CHOICE] for trial in self.ended()}
         return [name for name in self.runs if name not in settled]
+
+    def given_up_too_early(self) -> list[str]:
+        """Designs that are among the best of all that came as far, and were not trained on; those that diverged stay."""
+        diverged = {trial.params[CHOICE] for trial in self.ended() if DIVERGED in trial.user_attrs}
+        early = {name: None for epochs, names in self.standing().items() for name in names if self.reached(name) <= epochs}
+        return [name for name in early if name not in diverged]
+
+    def standing(self) -> dict[int, list[str]]:
+        """By epoch at which trials are compared, before the last: the best of all, whatever was known when they came there."""
+        names, values, found = list(self.runs), self.values(), {}
+        for epochs in list(rungs(self.last))[:-1]:
+            names = found[epochs] = ordered(names, epochs, values)[0]
+        return found
+
+    def reached(self, name: str) -> int:
+        """Epochs that all runs of a design have been trained for."""
+        return min(len(folder.log()) for _, folder in self.runs[name])
+
+    def values(self) -> dict[str, dict[int, float]]:
+        """Every design's mean validation accuracies in percent, by epoch."""
+        found: dict[str, dict[int, float]] = {name: {} for name in self.runs}
+        for trial in self.study.get_trials(deepcopy=False):
+            if CHOICE in trial.params:
+                found[trial.params[CHOICE]] |= trial.intermediate_values
+        return found
 
     def ended(self) -> "list[optuna.trial.FrozenTrial]":
         from optuna.trial import TrialState
@@ -120,9 +154,11 @@ class Halving:
         print(f"{place}: {name}", flush=True)
         try:
             with locked_file(self.lock(name)):
-                self.study.tell(trial, self.climb(trial, self.runs[name]))
+                self.study.tell(trial, self.climb(trial, name))
         except (GivenUp, Diverged) as reason:
             print(f"  {reason}", flush=True)
+            if isinstance(reason, Diverged):
+                trial.set_user_attr(DIVERGED, True)
             self.study.tell(trial, state=TrialState.PRUNED)
         except Busy:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -130,21 +166,23 @@ class Halving:
             self.study.tell(trial, state=TrialState.FAIL)
             raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
 
-    def climb(self, trial: "optuna.trial.Trial", seeds: Seeds) -> float:
+    def climb(self, trial: "optuna.trial.Trial", name: str) -> float:
         """Train a design's runs from rung to rung, and return their mean validation accuracy at the last.
 
         Raises:
             GivenUp: it is not among the best of those that came as far.
         """
-        last, accuracy = seeds[0][0].epochs, 0.0
-        for epochs in rungs(last):
-            scores = [train_until(run, folder, epochs, self.execution) for run, folder in seeds]
+        standing = {} if self.unsettled() else self.standing()
+        kept = {epochs for epochs, names in standing.items() if name in names}
+        accuracy = 0.0
+        for epochs in rungs(self.last):
+            scores = [train_until(run, folder, epochs, self.execution) for run, folder in self.runs[name]]
             known = [score for score in scores if score is not None]
             if len(known) < len(scores):  # not evaluated yet, by --eval-every
                 continue
             accuracy = fmean(known)
             trial.report(accuracy, epochs)
-            if epochs < last and trial.should_prune():
+            if epochs < self.last and epochs not in kept and trial.should_prune():
                 raise GivenUp(f"given up after epoch {epochs} at {accuracy:.2f} % on validation images")
         return accuracy
 
@@ -156,14 +194,16 @@ class Halving:
         return any(map(is_locked, [self.lock(name), *(folder.file(LOCK) for _, folder in self.runs[name])]))
 
     def ranking(self) -> list[Ranked]:
-        found: dict[str, tuple[int, float]] = {}
-        for trial in self.ended():
-            reached = max(trial.intermediate_values.items(), default=(0, 0.0))
-            found[trial.params[CHOICE]] = max(reached, found.get(trial.params[CHOICE], (0, 0.0)))
-        ordered = sorted(found, key=lambda name: (*(-number for number in found[name]), list(self.runs).index(name)))
+        found: list[tuple[str, int]] = []  # a design, and the epoch after which it was behind
+        names, values = list(self.runs), self.values()
+        for epochs in rungs(self.last):
+            names, behind = ordered(names, epochs, values)
+            found = [(name, epochs) for name in behind] + found
+        found = [(name, self.last) for name in names] + found
+        scores = [values[name].get(epochs, 0.0) for name, epochs in found]
         return [
-            Ranked(self.designs[name], rank, found[name][1], self.in_words(name, *found[name]))
-            for rank, name in enumerate(ordered, start=1)
+            Ranked(self.designs[name], rank, score, self.in_words(name, epochs, score))
+            for rank, ((name, epochs), score) in enumerate(zip(found, scores, strict=True), start=1)
         ]
 
     def in_words(self, name: str, epoch: int, accuracy: float) -> str:
@@ -203,6 +243,18 @@ def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) 
             train(run, folder, execution, resume=True, progress=Until(epochs) if epochs < run.epochs else Progress())
     scores = [record["val_accuracy"] for record in folder.log()[:epochs]]
     return next((score for score in reversed(scores) if score is not None), None)
+
+
+def ordered(names: list[str], epochs: int, values: dict[str, dict[int, float]]) -> tuple[list[str], list[str]]:
+    """The best third of some designs after an epoch, at least one, and the others; of equals the first. Best first.
+
+    Where none was evaluated then, all are among the best.
+    """
+    known = sorted((name for name in names if epochs in values[name]), key=lambda name: -values[name][epochs])
+    if not known:
+        return names, []
+    count = max(1, len(known) // FACTOR)
+    return known[:count], known[count:] + [name for name in names if name not in known]
 
 
 def rungs(last: int) -> Iterator[int]:

@@ -20,6 +20,7 @@ from layerwise.errors import InvalidInput
 Measure = Callable[[Tensor, Tensor], float]
 
 STRENGTHS = [10.0**exponent for exponent in range(2, -6, -1)]  # of ridge regression, the strongest first
+CANCELLED = 1e-6  # a share of the scatter; of a smaller one, its difference from two sums has lost what a ridge needs
 NEIGHBOURS = 10
 SHRINKAGE = 0.1  # of the within-class scatter towards a multiple of the identity
 FITTED, CHOSEN = 0.5, 0.6  # of each class: half to fit, a tenth to choose a strength by, the rest to score
@@ -74,6 +75,9 @@ def cross_fitted_probe(features: Tensor, labels: Tensor) -> float:
         mean, share = inputs[fit].mean(0), targets[fit].mean(0)
         gram = grams[fitted].sum(0) - len(fit) * torch.outer(mean, mean)
         moment = moments[fitted].sum(0) - len(fit) * torch.outer(mean, share)
+        if gram.trace() < CANCELLED * grams[fitted].sum(0).trace():  # what varies is elsewhere: the difference is rounding
+            centred = inputs[fit] - mean
+            gram, moment = centred.T @ centred, centred.T @ (targets[fit] - share)
         held = inputs[pieces[chosen]] - mean, labels[pieces[chosen]]
         weights = best_ridge(gram, moment, share, *held)
         right += hits((inputs[score] - mean) @ weights + share, labels[score])
