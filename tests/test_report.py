@@ -56,6 +56,13 @@ def spoil(folder: Path) -> None:
     )
     (folder / "cut" / "run").mkdir(parents=True)
     (folder / "cut" / "run" / "run.json").write_text('{"format": 2, "run"')
+    impossible = folder / "no percentage"
+    write_run(impossible, Run(epochs=4, seed=9), 50.0, 4)
+    (impossible / "result.json").write_text((impossible / "result.json").read_text().replace("50.0", "5300.0"))
+    (folder / "notes").mkdir()
+    (folder / "notes" / "why.txt").write_text("because")
+    (folder / "stray <b>.txt").write_text("?")
+    (folder / "study.db").write_text("of a search")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "result.json").write_bytes(b"\xff\xfe\x00")
     (folder / "notes.txt").write_text("not a run")
@@ -161,8 +168,10 @@ def test_what_is_broken_is_listed_in_words_and_escaped(runs: Path, tmp_path: Pat
     text, _ = written(runs, tmp_path)
     problems = text.split('id="broken"')[1]
     for words in (
-        "lines of log.jsonl are cut short or no JSON",
-        "1 lines of log.jsonl are not of epochs",
+        "lines of log.jsonl that are cut short or no JSON were left out: 4",
+        "lines of log.jsonl that are not of epochs were left out: 1",
+        "result.json has a test accuracy of 5300.01, which is no percentage",
+        "not of a run, and passed over: notes, notes.txt, stray &lt;b&gt;.txt",
         "not finished: 7 of 20 epochs",
         "not finished: 4 of 4 epochs, no result.json",
         "result.json has no test accuracy",

@@ -38,7 +38,8 @@ class Search:
         candidates: the most designs that ``halving`` tries, the first in order.
         finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
-        short_epochs: of a run that only ranks; 0: a fortieth of the run's. final_epochs: of a finalist; 0: a tenth.
+        short_epochs: of a run that only ranks; 0: 1 to measure gains, a fortieth of the run's to halve. final_epochs: of a
+            finalist; 0: a tenth.
         short_seeds: short runs that are averaged over, of the base or of each candidate, with seeds from the run's on; 0: 3 of
             the base, 1 of each candidate.
         listed: proposals in the table, for which global memory is computed.
@@ -133,7 +134,8 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     check_stages(base.model, hierarchy, published_hierarchy(base.model))
     base = replace(base, rule="simultaneous", hierarchy=",".join(map(str, hierarchy)))
     check_run(base)
-    short = search.short_epochs or max(1, base.epochs // 40)
+    # gains foretell the paper's orders best after one epoch (results/orders.csv)
+    short = search.short_epochs or (1 if search.search == "gain" else max(1, base.epochs // 40))
     final = search.final_epochs or max(1, base.epochs // 10)
     seeds = search.short_seeds or (3 if search.search == "gain" else 1)
     search = replace(search, short_epochs=short, short_seeds=seeds, final_epochs=final)

@@ -113,7 +113,9 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(profile, Execution, skip={"data_dir", "workers", "download", *NOT_TRAINED - {"layout"}, *CACHES})
+    add_fields(
+        profile, Execution, skip={"data_dir", "workers", "download", *NOT_TRAINED - {"layout"}, *CACHES - {"cache_limit"}}
+    )
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
@@ -156,7 +158,7 @@ def build_parser() -> Parser:
     accelerate.add_argument("--finalists", type=int, default=3, help="proposals trained beside the base (default: 3)")
     accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
     accelerate.add_argument(
-        "--short-epochs", type=int, default=0, help="of runs that only rank (default: a fortieth of --epochs)"
+        "--short-epochs", type=int, default=0, help="of runs that only rank (default: gain 1, halving a fortieth of --epochs)"
     )
     accelerate.add_argument(
         "--short-seeds",

@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
@@ -28,9 +29,10 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
     """Measure a rule in a fresh process.
 
     Returns:
-        ``steps``, one of the units that learn together: ``units``, ``seconds`` (median), ``peak_bytes`` (counted whole),
-        ``unit_peaks``, ``points`` and ``marks`` of the timeline (see ``memory.Timeline``); ``process_peak_bytes``, the most
-        that the process had resident while training, with Python and PyTorch themselves.
+        ``steps``, one of the units that learn together: ``units``, ``seconds`` (median), ``unit_seconds`` (of each unit; of
+        units that learn together only on a CPU, where nothing overlaps), ``peak_bytes`` (counted whole), ``unit_peaks``,
+        ``points`` and ``marks`` of the timeline (see ``memory.Timeline``); ``process_peak_bytes``, the most that the process
+        had resident while training, with Python and PyTorch themselves.
 
     Raises:
         InvalidInput: there is not enough memory.
@@ -55,13 +57,27 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     learner, options = build(run, num_classes, device), options_of(run)
     lay_out(learner, execution.layout)
     seconds: dict[int, list[float]] = defaultdict(list)
+    unit_seconds: dict[int, list[float]] = defaultdict(list)
     ticks = rule_ticks(run.rule, learner, run.batch_size, TIMED, options)
     while True:
-        started = time.perf_counter()
-        if (tick := next(ticks, None)) is None:
-            break
-        synchronise(device)
-        seconds[tick.first].append(time.perf_counter() - started)
+        marks: list[tuple[float, int]] = []
+
+        def mark(unit: int, phase: str, marks: list[tuple[float, int]] = marks) -> None:
+            marks.append((time.perf_counter(), unit))
+
+        with phases(learner, mark):
+            started = time.perf_counter()
+            if (tick := next(ticks, None)) is None:
+                break
+            synchronise(device)
+            ended = time.perf_counter()
+        seconds[tick.first].append(ended - started)
+        if len(tick.result.loss_tensor()) == 1:
+            turns = {tick.first: ended - started}
+        else:
+            turns = spans(marks, ended) if device.type == "cpu" else {}
+        for unit, spent in turns.items():
+            unit_seconds[unit].append(spent)
     process_peak = process_peak_bytes()  # before the profiler, which needs memory itself
     steps = []
     ticks = rule_ticks(run.rule, learner, run.batch_size, 1, options)
@@ -70,10 +86,12 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
         with measured(device_of(learner)) as peak, phases(learner, profiler_mark):
             tick = next(ticks)
         timeline = peak.timeline
+        units = list(range(tick.first, tick.first + len(tick.result.loss_tensor())))
         steps.append(
             {
-                "units": list(range(tick.first, tick.first + len(tick.result.loss_tensor()))),
+                "units": units,
                 "seconds": median(seconds[tick.first][1:]),
+                "unit_seconds": {unit: median(unit_seconds[unit][1:]) for unit in units if unit in unit_seconds},
                 "peak_bytes": persistent + peak.transient_bytes,
                 "unit_peaks": {unit: persistent + size for unit, size in timeline.unit_peaks().items()},
                 "points": [(at, persistent + size) for at, size in timeline.points],
@@ -81,6 +99,14 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
             }
         )
     return {"steps": steps, "process_peak_bytes": process_peak}
+
+
+def spans(marks: list[tuple[float, int]], ended: float) -> dict[int, float]:
+    """Seconds of each unit's turns, from when phases of it began to when those of another did, or all had ended."""
+    found: dict[int, float] = defaultdict(float)
+    for (began, unit), (ends, _) in pairwise([*marks, (ended, -1)]):
+        found[unit] += ends - began
+    return dict(found)
 
 
 def process_peak_bytes() -> int:

@@ -128,19 +128,19 @@ def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list
     """The rows of some tables whose names match one of the shell patterns.
 
     Raises:
-        InvalidInput: there is no such table, or no row matches.
+        InvalidInput: there is no such table, or a pattern matches no row.
     """
     for table in tables:
         if table not in TABLES:
             raise InvalidInput(f"the paper has no table {table}: give numbers from 1 to 6")
     rows = [row for row in ROWS if row.table in tables]
-    chosen = [row for row in rows if any(fnmatch(row.name, pattern) for pattern in patterns)]
-    if not chosen:
-        names = ", ".join(dict.fromkeys(row.name for row in rows))
-        raise InvalidInput(
-            f"no row of these tables matches {' '.join(patterns)!r}: accepted: {names}, or patterns such as 'resnet18*'"
-        )
-    return chosen
+    for pattern in patterns:
+        if not any(fnmatch(row.name, pattern) for row in rows):
+            names = ", ".join(dict.fromkeys(row.name for row in rows))
+            raise InvalidInput(
+                f"no row of these tables matches {pattern!r}: accepted: {names}, or patterns such as 'resnet18*'"
+            )
+    return [row for row in rows if any(fnmatch(row.name, pattern) for pattern in patterns)]
 
 
 def row_run(row: Row, scale: str, column: str, seed: int = 0, **changes: Any) -> Run:

@@ -82,6 +82,9 @@ def profile(
         InvalidInput: an option is out of range, or not even a batch of 2 fits in ``memory`` by any of the rules.
     """
     limit = parse_size("--memory", memory) if memory is not None else None
+    cache_limit = parse_size("--cache-limit", execution.cache_limit)
+    if base.train_images is not None and base.train_images < 1:
+        raise InvalidInput(f"train_images {base.train_images} is too small: give 1 or more, as many as --cache would keep")
     if base.batch_size < 2:
         raise InvalidInput(f"batch_size {base.batch_size} is too small: give 2 or more")
     for name in names:
@@ -98,9 +101,9 @@ def profile(
     if figure is not None and device.type != "cpu":
         raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
     learners = {name: build(run, num_classes, torch.device("cpu")) for name, run in runs.items()}
-    rules = {name: predicted(run, learners[name]) for name, run in runs.items()}
+    rules = {name: predicted(run, learners[name], cache_limit) for name, run in runs.items()}
     if limit is not None:
-        add_largest_batches(rules, runs, learners, limit)
+        add_largest_batches(rules, runs, learners, limit, cache_limit)
     measurements = {} if predict else {name: measure(run, num_classes, execution) for name, run in runs.items()}
     for name, found in measurements.items():
         add_measured(rules[name], found, base.batch_size)
@@ -131,8 +134,12 @@ def is_rule_option(name: str) -> bool:
     return any(name in accepted_options(rule.order) for rule in RULES.values())
 
 
-def predicted(run: Run, learner: Learner) -> dict[str, Any]:
-    """A rule's predicted numbers, and None for those to be measured."""
+def predicted(run: Run, learner: Learner, cache_limit: int) -> dict[str, Any]:
+    """A rule's predicted numbers, and None for those to be measured.
+
+    Args:
+        cache_limit: bytes of features that are kept at most.
+    """
     steps = predict_steps(run.rule, learner, run.batch_size, options_of(run))
     images = run.train_images or CACHED_IMAGES
     units: list[dict[str, Any]] = []
@@ -151,7 +158,7 @@ def predicted(run: Run, learner: Learner) -> dict[str, Any]:
                     "predicted_peak_bytes": peaks[index],
                     "peak_bytes": None,
                     "seconds": None,
-                    "cache_bytes": step.kept_bytes * images,
+                    "cache_bytes": min(step.kept_bytes * images, cache_limit),
                 }
             )
     return {
@@ -179,7 +186,7 @@ def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -
         for unit in rule["units"]:
             if unit["index"] in step["units"]:
                 unit["peak_bytes"] = step["unit_peaks"].get(str(unit["index"]))
-                unit["seconds"] = step["seconds"] if len(step["units"]) == 1 else None
+                unit["seconds"] = step["unit_seconds"].get(str(unit["index"]))
     rule["seconds"] = sum(step["seconds"] for step in found["steps"])
     rule["images_per_second"] = batch_size / rule["seconds"]
     rule["peak_bytes"] = max(step["peak_bytes"] for step in found["steps"])
@@ -188,7 +195,9 @@ def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -
         rule["peak_unit"] = max(rule["units"], key=lambda unit: unit["peak_bytes"])["name"]
 
 
-def add_largest_batches(rules: dict[str, Any], runs: Mapping[str, Run], learners: Mapping[str, Learner], limit: int) -> None:
+def add_largest_batches(
+    rules: dict[str, Any], runs: Mapping[str, Run], learners: Mapping[str, Learner], limit: int, cache_limit: int
+) -> None:
     needs = {}
     for name, run in runs.items():
 
@@ -199,11 +208,20 @@ def add_largest_batches(rules: dict[str, Any], runs: Mapping[str, Run], learners
 
         rules[name]["largest_batch"] = largest_batch(peak, limit)
         if rules[name]["largest_batch"] is None:
-            needs[name] = predicted(replace(run, batch_size=2), learners[name])
+            least = predicted(replace(run, batch_size=2), learners[name], cache_limit)
+            needs[name] = least["predicted_peak_bytes"] + least["cache_bytes"], in_words(name, least)
     if len(needs) == len(runs):
-        name, least = min(needs.items(), key=lambda item: item[1]["predicted_peak_bytes"] + item[1]["cache_bytes"])
-        need = (least["predicted_peak_bytes"] + least["cache_bytes"]) / 1e6
         raise InvalidInput(
-            f"--memory {limit / 1e6:.1f} MB is too small: even by the rule {name!r} and with a batch of 2, unit "
-            f"{least['peak_unit']} needs {need:.1f} MB; give as much, or lower --width or --image-size"
+            f"--memory {limit / 1e6:.1f} MB is too small: even {min(needs.values())[1]}; give as much, or lower --width or "
+            "--image-size"
         )
+    for _, need in needs.values():
+        print(f"--memory {limit / 1e6:.1f} MB is too small {need}", flush=True)
+
+
+def in_words(name: str, least: dict[str, Any]) -> str:
+    """What a rule needs with a batch of 2."""
+    cache = least["cache_bytes"]
+    of_which = f", of which {cache / 1e6:.1f} MB are a cache (see --cache-limit)" if cache else ""
+    need = (least["predicted_peak_bytes"] + cache) / 1e6
+    return f"by the rule {name!r} and with a batch of 2, where unit {least['peak_unit']} needs {need:.1f} MB{of_which}"

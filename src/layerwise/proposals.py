@@ -146,9 +146,14 @@ def propose_downsampling(
     ]
     kept = [one for one in found if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())]
     if not kept:
+        needs = [
+            (budget, min((amount(budget.kind, base, one.downsample_after) for one in found), default=0)) for budget in budgets
+        ]
+        larger = [f"{budget.kind}={in_words(budget.kind, need)}" for budget, need in needs if need > limits[budget.kind]]
+        advice = f"the least needs --budget {' --budget '.join(larger)}" if larger else "give a larger --budget"
         raise InvalidInput(
-            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 and 8: give a larger "
-            "--budget, a deeper --hierarchy, or --move convolutions"
+            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 and 8: {advice}, a deeper "
+            "--hierarchy, or --move convolutions"
         )
     layers = scale_layers(base)
     return sorted(kept, key=lambda one: (len(halvings(one)), mean_height(one, resolutions[0], layers), halvings(one)))

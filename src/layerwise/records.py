@@ -15,6 +15,7 @@ from layerwise.runs import CONFIGURATION, LOG, RESULT, SEPARABILITY, Run, RunFol
 UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
 WHOLE = b"}]}"  # how such a line ends
 DEEPEST = 6  # folders below one that was named
+SHOWN = 5  # names of files that are of no run
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Broken]]:
     """Read every run in and below some folders.
 
     Returns:
-        The runs in the order of their paths, and what could not be read or only in part: truncated lines, missing results.
+        The runs in the order of their paths, and what could not be read or only in part: truncated lines, missing results,
+        files that belong to no run.
 
     Raises:
         InvalidInput: a path is not a folder.
     """
-    records, broken = [], []
+    records, broken = [], strays(paths)
     for folder in find(paths):
         try:
             record, problems = read_run(folder)
@@ -97,7 +99,9 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
     seen: set[Path] = set()
     for path in map(Path, paths):
         if not path.is_dir():
-            raise InvalidInput(f"{path} is not a folder: give folders of runs, or one that holds them, such as runs")
+            raise InvalidInput(
+                f"there is no folder {path}: give folders of runs, or one that holds them; `layerwise train` makes runs/"
+            )
         for folder in sorted(walk(path, DEEPEST)):
             if folder.resolve() not in seen:
                 seen.add(folder.resolve())
@@ -105,15 +109,40 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
 
 
 def walk(folder: Path, depth: int) -> Iterator[Path]:
-    if any((folder / name).exists() for name in (CONFIGURATION, LOG, RESULT)):
+    if is_run(folder):
         yield folder
         return
+    for entry in entries(folder) if depth else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield from walk(entry, depth - 1)
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONFIGURATION, LOG, RESULT))
+
+
+def entries(folder: Path) -> list[Path]:
     try:
-        inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()] if depth else []
+        return sorted(folder.iterdir())
     except OSError:
-        inner = []  # not ours to read
-    for entry in inner:
-        yield from walk(entry, depth - 1)
+        return []  # not ours to read
+
+
+def strays(paths: Iterable[str | Path]) -> list[Broken]:
+    """What lies beside runs and is of none: a line for each folder of runs that holds such files."""
+    folders = {Path(path) for path in paths} | {folder.parent for folder in find(paths)}
+    found = []
+    for folder in sorted(folder for folder in folders if not is_run(folder)):
+        names = [entry.name for entry in entries(folder) if not known(entry)]
+        if names:
+            others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            found.append(Broken(str(folder), f"not of a run, and passed over: {', '.join(names[:SHOWN])}{others}"))
+    return found
+
+
+def known(entry: Path) -> bool:
+    """Whether it is a run, holds some, or is something that this program keeps beside runs."""
+    return entry.name.startswith((".", "study")) or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
 
 
 def read_run(folder: Path) -> tuple[Record, list[str]]:
@@ -127,13 +156,15 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
     whole = [(record, place) for record, place in lines if is_epoch(record)]
     if len(whole) < len(lines):
-        problems.append(f"{len(lines) - len(whole)} lines of {LOG} are not of epochs and were left out")
+        problems.append(f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}")
     result = None
     if kept.finished:
         try:
             result = kept.result()
             if not is_number(result.get("test_accuracy")):
                 raise InvalidInput(f"{RESULT} has no test accuracy")
+            if not 0 <= result["test_accuracy"] <= 100:
+                raise InvalidInput(f"{RESULT} has a test accuracy of {result['test_accuracy']:g}, which is no percentage")
         except InvalidInput as error:
             result = None
             problems.append(str(error))
@@ -166,7 +197,7 @@ def read_lines(path: Path, stop: bytes | None = None) -> tuple[list[tuple[dict[s
             found.append((record, (begin, end)))
         except ValueError:
             bad += 1
-    return found, [f"{bad} lines of {path.name} are cut short or no JSON, and were left out"] if bad else []
+    return found, [f"lines of {path.name} that are cut short or no JSON were left out: {bad}"] if bad else []
 
 
 def line_places(data: bytes) -> Iterator[tuple[int, int]]:
