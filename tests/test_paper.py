@@ -128,6 +128,19 @@ def test_a_sweep_trains_shows_and_skips(tiny, tmp_path, capsys):
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
+def test_a_sweep_that_cannot_begin_is_refused_before_its_cost_is_estimated(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for arguments, words in (
+        (tiny_sweep(tmp_path / "file"), "is a file: give a folder to keep the runs in"),
+        (["reproduce", "5", "--rows", "resnet18", "--data-dir", str(tmp_path / "none")], "pass --data-dir"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        captured = capsys.readouterr()
+        assert words in captured.err
+        assert "of training on this machine" not in captured.out
+
+
 def test_a_dry_run_writes_nothing(tiny, tmp_path, capsys):
     main(tiny_sweep(tmp_path / "none", "--dry-run"))
     assert {run["state"] for run in last_json(capsys)["runs"]} == {"to do"}
@@ -193,6 +206,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
     [
         (["7"], "no table 7"),
         (["5", "--rows", "vgg*"], "no row of these tables matches"),
+        (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
         (["5", "--rule", "local"], "accepted: layerwise, global, both"),
         (["5", "--scale", "medium"], "accepted: paper, small"),
         (["5", "--seeds", "0"], "seeds 0 is too small"),
@@ -218,9 +232,10 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
     assert [(record.path, len(record.epochs)) for record in records] == [(str(good), 1)]
     assert records[0].units(0)[0]["index"] == 0
     assert records[0].test_accuracy == RunFolder(good).result()["test_accuracy"]
-    assert [item.path for item in broken] == [str(good), str(bad)]
-    assert "1 lines of log.jsonl are cut short" in broken[0].reason
-    with pytest.raises(InvalidInput, match="is not a folder"):
+    assert [item.path for item in broken] == [str(tmp_path), str(good), str(bad)]
+    assert broken[0].reason == "not of a run, and passed over: foreign"
+    assert "cut short or no JSON were left out: 1" in broken[1].reason
+    with pytest.raises(InvalidInput, match="there is no folder"):
         read_runs([tmp_path / "nowhere"])
 
 

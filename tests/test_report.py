@@ -250,7 +250,7 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("{tmp}/none", "is not a folder: give folders of runs"),
+        ("{tmp}/none", "give folders of runs"),
         ("{tmp}", "there is no run in"),
         ("{runs} --output {tmp}", "is a folder: give a file"),
         ("{runs} --output {tmp}/none/report.html", "lies in a folder that does not exist"),

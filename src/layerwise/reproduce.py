@@ -7,11 +7,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from layerwise.build import check_run
-from layerwise.errors import Busy, Diverged
+from layerwise.data import load_data
+from layerwise.errors import Busy, Diverged, InvalidInput
 from layerwise.estimate import estimate
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper import ROWS, SCALES, Planned, Row
@@ -54,6 +56,19 @@ def entries(planned: Sequence[Planned], output: Path) -> list[Entry]:
     for item in planned:
         check_run(item.run)
     return [Entry(item, RunFolder(output / run_name(item.run))) for item in planned]
+
+
+def check_before_estimating(wanted: Sequence[Entry], output: Path, execution: Execution) -> None:
+    """Refuse what the first training would refuse, before models are timed and hours announced.
+
+    Raises:
+        InvalidInput: a data set cannot be read, or runs cannot be kept in ``output``.
+    """
+    if output.exists() and not output.is_dir():
+        raise InvalidInput(f"--output {output} is a file: give a folder to keep the runs in")
+    first = {entry.planned.run.data: entry.planned.run for entry in reversed(wanted) if entry.state != FINISHED}
+    for run in first.values():
+        load_data(run, execution, torch.device("cpu"))
 
 
 def costs(wanted: Sequence[Entry], execution: Execution) -> dict[Run, float]:
@@ -132,6 +147,7 @@ def reproduce(planned: Sequence[Planned], scale: str, output: Path, execution: E
             print(f"{entry.planned.label}: {entry.state}, {entry.folder.path}")
         print(f"{len(wanted)} runs at scale {scale}; nothing was trained", flush=True)
         return {"scale": scale, "runs": [entry.describe() for entry in wanted]}
+    check_before_estimating(wanted, output, execution)
     seconds = costs(wanted, execution)
     announce(wanted, scale, seconds)
     without = sweep(wanted, execution, seconds)
