@@ -337,3 +337,15 @@ def test_a_rounded_cache_can_be_profiled_beside_other_rules(capsys: pytest.Captu
 def test_peaks_that_cannot_be_predicted_are_refused(rule: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         predict_peak(create_model("vgg8b", width=0.125), (4, 3, 32, 32), 10, rule, **options)
+
+
+def test_a_windowed_gradient_that_becomes_whole_is_predicted():
+    """Behind a plain ReLU the gradient of predsim-lite's averages is made whole; with PyTorch's own it always is."""
+    network = nn.Sequential(
+        nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    shape, one_map = (64, 16, 32, 32), 64 * 64 * 32 * 32 * 4  # bytes, of what the first unit computes
+    peak = predict_peak(network, shape, 10, loss="predsim-lite")
+    assert (
+        3.25 * one_map < peak < 3.6 * one_map
+    )  # the unit's map, the gradients of it and of the convolution's; a quarter: the images
