@@ -108,7 +108,7 @@ def build_parser() -> Parser:
     profile.add_argument("--config", "-c", metavar="FILE", help="YAML file of options; the command line goes before it")
     profile.add_argument("--rules", metavar="A,B", help="orders of updates (default: all, sequential-cached too)")
     profile.add_argument("--classes", type=int, default=10, help="classes; no data is read (default: 10)")
-    profile.add_argument("--predict", action="store_true", help="predict only; nothing is computed, for any batch in seconds")
+    profile.add_argument("--predict", action="store_true", help="predict only; nothing is computed, so any batch will do")
     profile.add_argument("--memory", metavar="SIZE", help="find the largest batch that fits into 4GB, 4GiB, 500MB …")
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")

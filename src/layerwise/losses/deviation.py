@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CACHED_ELEMENTS = 1 << 17  # a piece of the maps that stays in a core's cache from one pass over it to the next
+MOST_PARTS = 128  # of very large maps, so that operations stay few; a piece is then less than a hundredth of them
 
 
 def spatial_deviation(maps: Tensor) -> Tensor:
@@ -53,7 +54,9 @@ class Deviation(torch.autograd.Function):
 
 def examples(maps: Tensor) -> int:
     """How many examples are worked on at a time: few on a CPU, for its caches; all elsewhere."""
-    return max(1, CACHED_ELEMENTS // maps[0].numel()) if maps.device.type == "cpu" else len(maps)
+    if maps.device.type != "cpu":
+        return len(maps)
+    return max(1, CACHED_ELEMENTS // maps[0].numel(), -(-len(maps) // MOST_PARTS))
 
 
 def parts(maps: Tensor) -> Iterator[Tensor]:
