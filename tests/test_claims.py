@@ -472,9 +472,13 @@ def test_none_of_it_imports_torch():
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_a_comparison_of_networks_of_different_widths_says_so():
+def test_networks_of_different_widths_are_not_compared():
     rows = row(5, "resnet18"), row(5, "resnet18_r4"), row(5, "resnet50")
     runs = [run for one in rows for run in seeded(one, "layerwise", 50.0, 51.0, scale="small")]
-    wide, narrow = (Comparison(number(5, other.name), number(5, "resnet18")) for other in rows[1:])
-    assert "of widths 0.125 and 0.25" in compare(narrow, Scores(runs, SMALL)).line
-    assert "of widths" not in compare(wide, Scores(runs, SMALL)).line
+    wide, narrow = (
+        compare(Comparison(number(5, other.name), number(5, "resnet18")), Scores(runs, SMALL)) for other in rows[1:]
+    )
+    assert narrow.verdict == "not measured"
+    assert "not measured; the widths are 0.125 and 0.25; paper" in narrow.line
+    assert wide.verdict == "undecided"
+    assert "widths" not in wide.line

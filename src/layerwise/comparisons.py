@@ -3,7 +3,8 @@
 The rule: runs with the same seed are paired, so a difference is averaged over the seeds that both sides have. Its standard
 error comes from how far runs of the data set scatter once row and seed are accounted for (``paired.Scatter``). A comparison
 *holds* if the difference exceeds that error times Student's t for 95 %, *does not hold* if it is below minus that, and is
-*undecided* between; also where the sides have no seed in common, or no two rows two seeds in common.
+*undecided* between; also where the sides have no seed in common, or no two rows two seeds in common. Networks of different
+widths are not compared.
 """
 
 from collections.abc import Iterable
@@ -137,7 +138,7 @@ class Outcome:
         paper = f"; paper {comparison.printed:+.2f}" if comparison.printed is not None else ""
         said = f", in words {comparison.amount.text}" if comparison.amount else ""
         if self.difference is None:
-            return f"{comparison.text}: {self.verdict}{paper}{said}"
+            return f"{comparison.text}: {joined(self.verdict, self.remark)}{paper}{said}"
         error = f"standard error {self.error:.2f}" if self.error is not None else "no deviation known"
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         remark = f"; {self.remark}" if self.remark else ""
@@ -150,14 +151,14 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     runs = [record for row in rows for record in scores.records(row, measure)]
     epochs = common_epochs(runs) if comparison.above.kind == "curve" else ()
     sides = [scores.values(row, measure, epochs) for row in rows]
-    if not all(sides):
-        return Outcome(comparison)
+    if not all(sides) or unlike(runs):
+        return Outcome(comparison, remark=unlike(runs) if all(sides) else "")
     seeds = sorted(set.intersection(*map(set, sides)))
     means = [np.mean([side[seed] for seed in seeds or side], axis=0) for side in sides]
     lead = means[0] - means[1] if len(means) == 2 else means[0]
     scatter = scores.scatter(rows[0].data, measure, epochs)
     if not seeds or scatter is None:
-        remark = joined("" if seeds else "no seed in common", unlike(runs))
+        remark = "" if seeds else "no seed in common"
         return Outcome(comparison, UNDECIDED, float(lead.min()), seeds=len(seeds) or min(map(len, sides)), remark=remark)
     errors = np.sqrt(len(sides) * scatter.variance / len(seeds))
     least = int(np.argmin(lead / errors))
@@ -171,7 +172,7 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     )
     borrowed = f"deviation of {scatter.rows} other rows" if len(seeds) == 1 else ""
     margin = quantile(scatter.degrees) * error
-    return Outcome(comparison, verdict, difference, error, margin, chance, len(seeds), joined(where, borrowed, unlike(runs)))
+    return Outcome(comparison, verdict, difference, error, margin, chance, len(seeds), joined(where, borrowed))
 
 
 def joined(*remarks: str) -> str:
@@ -179,9 +180,9 @@ def joined(*remarks: str) -> str:
 
 
 def unlike(runs: Iterable[Record]) -> str:
-    """In words, that a scale gives the networks of a comparison different widths, so that it is of them too."""
+    """In words, that a scale gives the networks of a comparison different widths, so that it would be of them; mostly empty."""
     widths = sorted({record.run.width for record in runs})
-    return f"of widths {' and '.join(f'{width:g}' for width in widths)}" if len(widths) > 1 else ""
+    return f"the widths are {' and '.join(f'{width:g}' for width in widths)}" if len(widths) > 1 else ""
 
 
 def common_epochs(runs: Iterable[Record]) -> tuple[int, ...]:

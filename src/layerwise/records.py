@@ -82,8 +82,9 @@ def read_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Broken]]:
     Raises:
         InvalidInput: a path is not a folder.
     """
-    records, broken = [], strays(paths)
-    for folder in find(paths):
+    folders = list(find(paths))
+    records, broken = [], strays(paths, folders) if folders else []
+    for folder in folders:
         try:
             record, problems = read_run(folder)
         except (InvalidInput, OSError) as error:
@@ -128,11 +129,12 @@ def entries(folder: Path) -> list[Path]:
         return []  # not ours to read
 
 
-def strays(paths: Iterable[str | Path]) -> list[Broken]:
+def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
     """What lies beside runs and is of none: a line for each folder of runs that holds such files."""
-    folders = {Path(path) for path in paths} | {folder.parent for folder in find(paths)}
+    places = {Path(path) for path in paths if not is_run(Path(path))}
+    places |= {run.parent for run in runs if run not in set(map(Path, paths))}
     found = []
-    for folder in sorted(folder for folder in folders if not is_run(folder)):
+    for folder in sorted(places):
         names = [entry.name for entry in entries(folder) if not known(entry)]
         if names:
             others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -128,7 +128,7 @@ def claims_table(setting: Setting, verdicts: Sequence[Verdict]) -> Markup:
 
 def claim_row(verdict: Verdict) -> tuple[object, ...]:
     effect, error = verdict.effect, verdict.deviation
-    known = [outcome.line for outcome in verdict.outcomes if outcome.verdict != "not measured"]
+    known = [outcome.line for outcome in verdict.outcomes if outcome.verdict != "not measured" or outcome.remark]
     comparisons = tag("details", join([tag("summary", count(len(known), "comparison")), items(known)]))
     return (
         mark(verdict),
