@@ -109,7 +109,7 @@ def draw_map(axes: Axes, depth: Depth, scale: Normalize) -> None:
     axes.pcolormesh(
         [index - 0.5 for index in range(len(depth.names) + 1)], edges, values, norm=scale, cmap="cividis", rasterized=True
     )
-    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_yticks(some(depth.epochs))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(f"depth, units ({depth.names[0]} … {depth.names[-1]})")
 
@@ -131,7 +131,7 @@ def over_epochs(axes: Axes, depths: Sequence[Depth]) -> None:
         points = [(epoch, [depth.values[unit][place] for depth in depths]) for place, epoch in enumerate(first.epochs)]
         draw_line(axes, points, look, f"{unit}: {first.names[unit]}")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xticks(some(first.epochs))
     below(axes)
     faint_grid(axes)
 
@@ -162,6 +162,12 @@ def draw_line(axes: Axes, points: Sequence[tuple[int, Sequence[float | None]]], 
         spreads = [stdev(values) for _, values in whole]
         low, high = ([mean + sign * spread for mean, spread in zip(means, spreads, strict=True)] for sign in (-1, 1))
         axes.fill_between(places, low, high, color=COLOURS[look], alpha=0.18, linewidth=0)
+
+
+def some(epochs: Sequence[int]) -> list[int]:
+    """At most six of the epochs that were measured, evenly, the last among them."""
+    every = -(-len(epochs) // 6)
+    return list(epochs[::-1][::every][::-1])
 
 
 def spaced(count: int) -> list[int]:

@@ -94,10 +94,14 @@ def overview(evidence: Evidence) -> Markup:
 
 def scales(evidence: Evidence) -> Iterator[str]:
     """Every setting in words, with the scale it departs from."""
+    seen: set[str] = set()
     for setting in evidence.settings:
         runs = {record.path for (of, _, _), number in evidence.numbers.items() if of == setting for record in number.records}
+        shared = {path for path in runs if path in seen}
+        seen |= runs
+        again = f" (of which {len(shared)} are above: global training knows no local loss)" if shared else ""
         departs = f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
-        yield f"{setting.scale} scale, {count(len(runs), 'run')}: {SCALES[setting.scale].text}.{departs}"
+        yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {SCALES[setting.scale].text}.{departs}"
 
 
 def places(evidence: Evidence) -> Iterator[str]:
