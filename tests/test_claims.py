@@ -482,3 +482,10 @@ def test_networks_of_different_widths_are_not_compared():
     assert "not measured; the widths are 0.125 and 0.25; paper" in narrow.line
     assert wide.verdict == "undecided"
     assert "widths" not in wide.line
+
+
+def test_global_numbers_alone_say_nothing_of_a_local_loss():
+    runs = [run for name in ("vgg8", "vgg11") for run in seeded(row(1, name), "global", 60.0, 61.0, scale="small")]
+    runs += seeded(row(1, "vgg8"), "layerwise", 50.0, 51.0, scale="small", loss="pred")
+    assert judge(claim("vgg11-vgg8"), runs, replace(SMALL, loss="pred")).verdict == "not measured"
+    assert judge(claim("vgg11-vgg8"), runs, SMALL).measured == 1

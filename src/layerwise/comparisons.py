@@ -148,6 +148,8 @@ class Outcome:
 def compare(comparison: Comparison, scores: Scores) -> Outcome:
     """Hold a comparison against the finished runs of a setting."""
     measure, rows = comparison.measured
+    if not any(term.column in scores.columns for term in measure):
+        return Outcome(comparison)
     runs = [record for row in rows for record in scores.records(row, measure)]
     epochs = common_epochs(runs) if comparison.above.kind == "curve" else ()
     sides = [scores.values(row, measure, epochs) for row in rows]

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from layerwise.measured import Setting, gives
+from layerwise.measured import Setting, gives, own_columns
 from layerwise.paper import Row
 from layerwise.records import Record
 
@@ -45,9 +45,14 @@ class Scatter:
 
 
 class Scores:
-    """The finished runs of a setting; where a seed was trained twice, the first of its runs counts."""
+    """The finished runs of a setting; where a seed was trained twice, the first of its runs counts.
+
+    Attributes:
+        columns: those whose numbers say something of the setting, which global ones do not of a local loss.
+    """
 
     def __init__(self, records: Sequence[Record], setting: Setting) -> None:
+        self.columns = own_columns(setting)
         self.runs: dict[tuple[Row, str], dict[int, Record]] = {}
         self.rows: dict[str, list[Row]] = {}  # by data set; of the rows that share runs the first
         for record in records:
