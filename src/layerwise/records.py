@@ -144,7 +144,8 @@ def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
 
 def known(entry: Path) -> bool:
     """Whether it is a run, holds some, or is something that this program keeps beside runs."""
-    return entry.name.startswith((".", "study", "compare-")) or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
+    ours = entry.name.startswith((".", "study", "compare-"))
+    return ours or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
 
 
 def read_run(folder: Path) -> tuple[Record, list[str]]:
