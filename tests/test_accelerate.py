@@ -19,7 +19,7 @@ from layerwise.hierarchy import Design, downsamples_earlier, fulfils_equation_7,
 from layerwise.models import published_hierarchy
 from layerwise.outcome import gather
 from layerwise.paper import ROWS
-from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
+from layerwise.proposals import candidates, enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
 from layerwise.ranking import Ranked, expected, measured_gains, rank_by_gain, score, stage_gains
 from layerwise.runs import Execution, Run, RunFolder
 from layerwise.train import Interrupted
@@ -77,6 +77,25 @@ def test_proposals_come_in_the_stated_order():
     assert found == proposals("resnet18")
 
 
+def test_halving_tries_some_of_every_shallow_part():
+    base, found = (3, 4, 6, 3), proposals("resnet50")
+    tried = candidates(found, base, 30)
+    assert {one[:2] for one in tried} == {one[:2] for one in found}
+    named = {row.name: row.hierarchy for row in ROWS}
+    assert {named[f"resnet50_r{number}"] for number in (1, 2, 3, 4)} <= set(tried)  # of 376
+    first = {part: next(one for one in found if one[:2] == part) for part in {one[:2] for one in found}}
+    assert set(tried[: len(first)]) == set(first.values())
+    assert sorted(candidates(found, base, 1000)) == sorted(found)
+    assert candidates(found, base, 30) == tried
+
+
+def test_equation_8_and_the_scale_look_at_the_same_layers():
+    for model in ("resnet18", "resnet50", "vgg16"):
+        base, sides = published_hierarchy(model), Costs(Run(model=model, data="cifar10")).resolutions
+        own = shallow_scale(base, sides, scale_layers(base))
+        assert all(shallow_scale(one, sides, scale_layers(base)) < own for one in proposals(model))
+
+
 def test_budgets_hold_together():
     costs = Costs(Run(model="vgg16", data="cifar10"))
     found = proposals("vgg16", "convolutions=+2", "parameters=x1.2", "multiply-adds=-50M")
@@ -122,7 +141,7 @@ def test_every_earlier_halving_is_proposed_and_no_other():
     found = moved("resnet18")
     assert {design.downsample_after for design in found} == wanted
     assert found[2].text == "[2,2,2,2] halved after 1,2,6"
-    keys = [(len(design.downsample_after), mean_height(design, 32, 3)) for design in found]
+    keys = [(len(design.downsample_after), mean_height(design, 32, 4)) for design in found]
     assert keys == sorted(keys)
 
 

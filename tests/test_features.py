@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from layerwise import build
+from layerwise.allocator import free_memory
 from layerwise.encodings import CODECS, Column, Kind
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping, cached_features
@@ -126,19 +128,19 @@ def test_what_exceeds_the_limit_is_computed(name: str, share: float, tmp_path: P
     limit = int(share * whole) + 1
     plain, limited = learner(name), learner(name)
     ticks("sequential", plain, data.train, epochs=2)
-    keeping = Keeping(tmp_path / "features" if share == 0.3 else None, limit, lines.append)
+    keeping = Keeping(tmp_path / "features" if share == 0.3 else None, limit, "the limit", lines.append)
     history = ticks("sequential", limited, data.train, epochs=2, cache=True, keeping=keeping)
     assert same_weights(plain.model, limited.model)
     assert max(tick.kept_bytes for tick in history) <= limit
     assert len(lines) == 1
-    assert f"cache: {format_size(whole)} of features exceed the limit of {format_size(limit)}" in lines[0]
+    assert f"cache: {format_size(whole)} of features exceed the limit" in lines[0]
     assert ("from unit" in lines[0]) == (share > 0)
     assert ("every unit's inputs are computed" in lines[0]) == (share == 0)
 
 
 def test_the_size_is_what_was_said_and_there_is_one_table() -> None:
     data, local, lines = digits(views=3), learner("resnet18"), list[str]()
-    features = cached_features(local, data.train, "uint8", Keeping(None, 10**9, lines.append))()
+    features = cached_features(local, data.train, "uint8", Keeping(None, 10**9, say=lines.append))()
     table = features.rows.data_ptr()
     peak = 0
     for depth in range(len(local.units)):
@@ -164,7 +166,7 @@ def test_a_full_disk_is_no_reason_to_stop(function: str, error: int, tmp_path: P
     plain, other = learner("resnet18"), learner("resnet18")
     ticks("sequential", plain, data.train, epochs=2)
     monkeypatch.setattr(f"layerwise.features.os.{function}", refuse(error), raising=False)
-    keeping = Keeping(tmp_path / "features", None, lines.append)
+    keeping = Keeping(tmp_path / "features", say=lines.append)
     history = ticks("sequential", other, data.train, epochs=2, cache=True, keeping=keeping)
     assert same_weights(plain.model, other.model)
     assert history[-1].kept_bytes == 0
@@ -175,7 +177,7 @@ def test_a_full_disk_is_no_reason_to_stop(function: str, error: int, tmp_path: P
 
 def test_a_full_memory_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     data, lines = digits(views=1), list[str]()
-    make = cached_features(learner("resnet18"), data.train, "float32", Keeping(None, None, lines.append))
+    make = cached_features(learner("resnet18"), data.train, "float32", Keeping(say=lines.append))
 
     def full(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
@@ -304,6 +306,37 @@ def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
     assert process.returncode == 0
     assert errors.count("\n") == 1
     assert "of features exceed the limit of 20 kB: units 1 to" in errors
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", "memory"), ("auto", "memory"), ("cpu", "disk")])
+def test_no_more_is_kept_in_memory_than_is_free(
+    device: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "free_memory", lambda: 10**6)
+    execution = Execution(device=device, cache_place=place, cache_limit="1GB")
+    keeping = build.build_keeping(replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path))
+    scarce = place == "memory" and (device == "cpu" or not torch.cuda.is_available())
+    expected = (800_000, "the 800 kB of free memory that can be spared") if scarce else (10**9, "the limit of 1 GB")
+    assert (keeping.limit, keeping.bound) == expected
+    monkeypatch.setattr(build, "free_memory", lambda: None)
+    assert build.build_keeping(replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)).limit == 10**9
+
+
+def test_free_memory_is_what_the_machine_and_its_group_leave(tmp_path: Path) -> None:
+    assert free_memory(tmp_path) is None
+    proc, group = tmp_path / "proc", tmp_path / "sys/fs/cgroup"
+    proc.mkdir()
+    (proc / "meminfo").write_text("MemTotal:  5000 kB\nMemAvailable:    2000 kB\n")
+    assert free_memory(tmp_path) == 2000 * 1024
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.current").write_text("600\n")
+    (group / "memory.stat").write_text("anon 400\ninactive_file 100\nactive_file 100\n")
+    assert free_memory(tmp_path) == 2000 * 1024
+    (group / "memory.max").write_text("1500\n")
+    assert free_memory(tmp_path) == 1000
+    (group / "memory.max").write_text("100\n")
+    assert free_memory(tmp_path) == 0
 
 
 @pytest.mark.parametrize(

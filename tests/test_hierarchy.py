@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerwise.build import build_learner
 from layerwise.costs import IMAGES, Costs
 from layerwise.data import DATASETS
+from layerwise.footprint import SavedBytes
 from layerwise.hierarchy import (
     Design,
     accelerated,
@@ -21,6 +22,7 @@ from layerwise.hierarchy import (
     shallow,
     shallow_scale,
 )
+from layerwise.memory import phases
 from layerwise.models import create_model, published_hierarchy
 from layerwise.paper import ROWS, Row, row_run
 from layerwise.prediction import predict_steps
@@ -102,6 +104,30 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
         model(torch.empty(1, 3, 32, 32))
     assert found.amount("parameters", hierarchy) == count(model)
     assert 2 * found.amount("multiply-adds", hierarchy) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("row", {(row.model, row.hierarchy, row.data): row for row in ROWS}.values(), ids=lambda row: row.label)
+def test_activations_of_the_papers_rows_are_what_steps_save(row: Row):
+    """Of all 61 rows: bytes that autograd really keeps in steps of narrow networks, layer-wise and global."""
+    found = narrow_costs(row.model, row.data)
+    cost = found.with_global_memory(found.cost(row.hierarchy))
+    assert cost.local_activation_bytes == max(saved_bytes(found, row, "simultaneous"))
+    assert [cost.global_activation_bytes] == saved_bytes(found, row, "global")
+
+
+@cache
+def narrow_costs(model: str, data: str) -> Costs:
+    return Costs(Run(model=model, data=data, width=1 / 16, batch_size=8))
+
+
+def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
+    """What each unit saves in a step of the network itself."""
+    learner = build_learner(found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu"))
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    learner.step(images, labels)  # the first makes optimizer state
+    with SavedBytes(learner) as saved, phases(learner, saved.mark):
+        learner.step(images, labels)
+    return [sum(saved.units[unit.index].values()) for unit in learner.units]
 
 
 LITE = {"data": "digits", "loss": "predsim-lite", "optimizer": "sgd"}

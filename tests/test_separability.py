@@ -20,7 +20,8 @@ from layerwise.cli import main
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import unit_scores
 from layerwise.gains import add_gains, losses_push
-from layerwise.measures import MEASURES
+from layerwise.headings import HEADINGS
+from layerwise.measures import MEASURES, is_accuracy, percent
 from layerwise.probing import Depths, Sample, Watch, depths_of, groups, measure_depths, network_depths, places_of, sample_images
 from layerwise.progress import Progress
 from layerwise.rules import RULES
@@ -33,7 +34,18 @@ SMALL = Run(
     model="resnet18", hierarchy="1,1,1,1", width=1 / 16, batch_size=64, train_images=300, epochs=3, lr=1e-3, dropout=0.1
 )
 WATCHING = Execution(device="cpu", separability_every=2)
-COLUMNS = {"index", "name", "depth", "resolution", "channels", "pooled_resolution", "features", "gain", "mismatched"}
+COLUMNS = {
+    "index",
+    "name",
+    "depth",
+    "resolution",
+    "channels",
+    "pooled_resolution",
+    "features",
+    "gain",
+    "gain_error",
+    "mismatched",
+}
 
 
 def carry_out(run: Run, path: Path, execution: Execution, resume: bool = False) -> RunFolder:
@@ -263,11 +275,62 @@ def test_a_unit_that_died_does_not_hide_the_others() -> None:
 
 
 def test_mismatched_is_no_gain_under_a_loss_that_pushes() -> None:
-    rows = [{"index": index - 1, "linear_probe": value} for index, value in enumerate([50.0, 60.0, 60.5, 55.0, 55.0])]
-    add_gains(rows, "linear_probe", 1000, {0: True, 1: True, 2: True, 3: False})
-    assert [row["mismatched"] for row in rows] == [None, False, True, True, False]
+    right = [hits(500), hits(600), hits(605), hits(550), hits(550)]
+    rows = [{"index": index - 1, "linear_probe": percent(one)} for index, one in enumerate(right)]
+    add_gains(rows, "linear_probe", right, {0: True, 1: True, 2: True, 3: False})
+    assert [row["mismatched"] for row in rows] == [None, False, False, True, False]  # 5 won and none lost is a gain
     log = [{"units": [{"index": 0, "loss": 2.0}, {"index": 1, "loss": 2.0}]}, {"units": [{"index": 1, "loss": 0.01}]}]
     assert losses_push(log) == {0: True, 1: False}
+
+
+def hits(count: int) -> torch.Tensor:
+    return torch.arange(1000) < count
+
+
+def test_a_gain_of_images_won_and_lost_by_chance_is_none() -> None:
+    before = hits(500)
+    now = torch.roll(hits(500), 100) | hits(10)  # 100 won, 90 lost
+    rows: list[dict[str, Any]] = [{"index": index - 1, "linear_probe": percent(one)} for index, one in enumerate([before, now])]
+    add_gains(rows, "linear_probe", [before, now], {0: True})
+    assert rows[1]["gain"] == pytest.approx(1.0)
+    difference = 100 * (now.double() - before.double())
+    assert rows[1]["gain_error"] == pytest.approx(float(difference.std()) / 1000**0.5)
+    assert rows[1]["mismatched"] is True
+
+
+def test_a_measure_that_is_no_accuracy_has_no_error() -> None:
+    rows: list[dict[str, Any]] = [{"index": index - 1, "fisher": value} for index, value in enumerate([1.0, 1.5, 1.5])]
+    add_gains(rows, "fisher", [None] * 3, {0: True, 1: True})
+    assert [row["gain_error"] for row in rows] == [None] * 3
+    assert [row["mismatched"] for row in rows] == [None, False, True]
+
+
+def test_what_was_measured_while_training_is_a_table(runs: dict[str, Path]) -> None:
+    rows = layerwise.separability_over_epochs(runs["simultaneous"])
+    assert [(row["epoch"], row["depth"]) for row in rows] == [(epoch, depth) for epoch in (2, 3) for depth in range(11)]
+    assert {(row["split"], row["pooled_to"]) for row in rows} == {("validation", 256)}
+    lines = RunFolder(runs["simultaneous"]).log(SEPARABILITY)
+    assert [row["linear_probe"] for row in rows] == [unit["linear_probe"] for line in lines for unit in line["units"]]
+
+
+def test_other_measures_can_be_watched(tmp_path: Path) -> None:
+    chosen = replace(WATCHING, separability_every=1, separability_measures="fisher, effective_rank")
+    folder = carry_out(replace(SMALL, epochs=1), tmp_path / "run", chosen)
+    rows = layerwise.separability_over_epochs(folder.path)
+    assert all(row["fisher"] > 0 for row in rows)
+    assert not any("linear_probe" in row for row in rows)
+    assert rows[1]["gain"] == rows[1]["fisher"] - rows[0]["fisher"]
+    with pytest.raises(InvalidInput, match="did you mean 'fisher'"):  # before anything is trained
+        carry_out(SMALL, tmp_path / "other", replace(WATCHING, separability_measures="fischer"))
+    assert not (tmp_path / "other").exists()
+    unwatched = carry_out(replace(SMALL, epochs=1), tmp_path / "unwatched", Execution(device="cpu"))
+    with pytest.raises(InvalidInput, match="was not measured while it trained"):
+        layerwise.separability_over_epochs(unwatched.path)
+
+
+def test_headings_are_of_every_measure() -> None:
+    assert HEADINGS.keys() == {*MEASURES, "auxiliary_accuracy", "cka"}
+    assert all(HEADINGS[name].endswith("%") == is_accuracy(name) for name in MEASURES)
 
 
 def test_bad_input_is_refused(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

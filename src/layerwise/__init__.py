@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from layerwise.models import create_model, list_models
     from layerwise.profile import predict_peak
     from layerwise.rules import RULES
-    from layerwise.survey import separability
+    from layerwise.survey import separability, separability_over_epochs
     from layerwise.units import StepResult, Unit
 
 HOMES = {
@@ -27,7 +27,7 @@ HOMES = {
     "profile": ("predict_peak",),
     "chain": ("Chain", "split"),
     "learner": ("Learner", "localize"),
-    "survey": ("separability",),
+    "survey": ("separability", "separability_over_epochs"),
     "units": ("StepResult", "Unit"),
 }
 
@@ -57,6 +57,7 @@ __all__ = [
     "localize",
     "predict_peak",
     "separability",
+    "separability_over_epochs",
     "split",
 ]
 

@@ -16,7 +16,7 @@ from layerwise.hierarchy import Design, Hierarchy, check_stages, design_of, fulf
 from layerwise.models import MODELS, published_hierarchy
 from layerwise.models.vgg import VGG
 from layerwise.outcome import check_figure, draw, gather, relation, scale, show, show_gains, show_proposals
-from layerwise.proposals import propose, propose_downsampling
+from layerwise.proposals import candidates, propose, propose_downsampling
 from layerwise.ranking import Ranked, rank_by_gain, scored
 from layerwise.runs import Execution, Run, RunFolder, run_name
 from layerwise.tables import command as command_of
@@ -35,7 +35,8 @@ class Search:
         budgets: see ``budgets.parse_budgets``.
         move: a name in ``MOVES``: what proposals change.
         search: a name in ``SEARCHES``; None: gain, or halving for downsampling, which gains say nothing of.
-        candidates: the most designs that ``halving`` tries, the first in order.
+        candidates: the most designs that ``halving`` tries: of hierarchies see ``proposals.candidates``, of earlier halvings
+            the first in order.
         finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
         short_epochs: of a run that only ranks; 0: 1 to measure gains, a fortieth of the run's to halve. final_epochs: of a
@@ -178,9 +179,17 @@ def rank(
         return ranking, gains
     runs = {
         design: [(run, RunFolder(output / SHORT / run_name(run))) for run in (with_design(one, design) for one in seeds)]
-        for design in proposals[: search.candidates]
+        for design in tried(base, search, proposals)
     }
     return rank_by_halving(runs, output, execution), None
+
+
+def tried(base: Run, search: Search, proposals: Sequence[Design]) -> list[Design]:
+    """The proposals that halving tries, in their order."""
+    if search.move != "convolutions":
+        return list(proposals[: search.candidates])
+    chosen = candidates([one.hierarchy for one in proposals], base_hierarchy(base), search.candidates)
+    return [Design(one) for one in chosen]
 
 
 def finals(base: Run, search: Search, chosen: Sequence[Cost]) -> list[Run]:

@@ -1,7 +1,8 @@
-"""How the C library hands out memory. On a CPU this can cost more than what is computed with it."""
+"""How a CPU's memory is handed out, which can cost more than what is computed with it, and how much there is."""
 
 import contextlib
 import ctypes
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # names and numbers of glibc's mallopt(3)
 PADDING = 1 << 26  # bytes that the heap grows by at once
@@ -23,3 +24,25 @@ def keep_freed_memory() -> bool:
         settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, PADDING), (M_ARENA_MAX, 1))
         return min(library.mallopt(*setting) for setting in settings) == 1
     return False
+
+
+def free_memory(system: Path = Path("/")) -> int | None:
+    """Bytes that this process can still use without others being pushed out; None where the system does not say (not Linux).
+
+    The least of what the machine has left (``MemAvailable``) and what its control group, such as a container, may still take.
+    """
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        free = 1024 * entry(system / "proc/meminfo", "MemAvailable:")
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # no groups, or one without a limit, which says "max"
+            group = system / "sys/fs/cgroup"
+            limit, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+            taken -= entry(group / "memory.stat", "inactive_file")  # contents of files, which are given up first
+            free = min(free, limit - taken)
+        return max(free, 0)
+    return None
+
+
+def entry(path: Path, name: str) -> int:
+    """A number of a file that has a name and a number in each line."""
+    words = (line.split() for line in path.read_text().splitlines())
+    return next(int(word[1]) for word in words if word[:1] == [name])

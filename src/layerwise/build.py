@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from layerwise.allocator import keep_freed_memory
+from layerwise.allocator import free_memory, keep_freed_memory
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
@@ -21,7 +21,9 @@ from layerwise.losses import LOSSES, accepted_options
 from layerwise.models import create_model
 from layerwise.rules import RULES, Schedule
 from layerwise.runs import FEATURES, Execution, Run, RunFolder
-from layerwise.sizes import parse_size
+from layerwise.sizes import format_size, parse_size
+
+SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
 
 # fused: one call per unit instead of several per tensor
 OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
@@ -53,7 +55,7 @@ def prepare_device(execution: Execution) -> torch.device:
             raise InvalidInput(f"{option} {getattr(execution, option)} is too small: give {least} or more")
     name = execution.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cpu" if computes_on_cpu(execution) else "cuda"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -152,6 +154,10 @@ def check_run(run: Run) -> None:
     decay(run)
 
 
+def computes_on_cpu(execution: Execution) -> bool:
+    return execution.device == "cpu" or (execution.device == "auto" and not torch.cuda.is_available())
+
+
 def build_keeping(run: Run, execution: Execution, folder: RunFolder) -> Keeping:
     """Where the run keeps features, and how much of them.
 
@@ -164,17 +170,21 @@ def build_keeping(run: Run, execution: Execution, folder: RunFolder) -> Keeping:
                 f"--{option.replace('_', '-')} says where or how much --cache keeps: give --cache, or leave it out"
             )
     limit = parse_size("--cache-limit", execution.cache_limit)
+    bound = f"the limit of {format_size(limit)}"
     place = execution.cache_place or ("memory" if execution.cache_dir is None else "disk")
     if choose("cache_place", place, ("memory", "disk")) == "memory":
-        return Keeping(None, limit)
+        spared = int(SPARED * free) if computes_on_cpu(execution) and (free := free_memory()) is not None else limit
+        if spared < limit:  # more would be promised, and the process killed when it is used
+            return Keeping(None, spared, f"the {format_size(spared)} of free memory that can be spared")
+        return Keeping(None, limit, bound)
     if execution.cache_dir is None:
-        return Keeping(folder.file(FEATURES), limit)
+        return Keeping(folder.file(FEATURES), limit, bound)
     if not os.path.isdir(execution.cache_dir) or not os.access(execution.cache_dir, os.W_OK | os.X_OK):
         raise InvalidInput(
             f"--cache-dir {execution.cache_dir!r} is not a folder that can be written to: make it, or give another"
         )
     digest = hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:12]  # several runs may share the folder
-    return Keeping(Path(execution.cache_dir) / f"{digest}-{FEATURES}", limit)
+    return Keeping(Path(execution.cache_dir) / f"{digest}-{FEATURES}", limit, bound)
 
 
 def decay(run: Run) -> Schedule:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from layerwise.headings import HEADINGS
 from layerwise.paired import curve
 from layerwise.records import Record, is_number
 
@@ -14,7 +15,6 @@ OWN, OWN_TRAINING, PROBE = (
     "accuracy of each unit's own classifier, training images (none were held out)",
     "accuracy of a linear probe of each unit's features",
 )
-MEASURES = ("linear_probe", "nearest_class_mean")  # that a training measures, see ``probing.WATCHED``
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Separable:
     Attributes:
         index: the unit's; −1 is the image.
         values: by measure, such as ``linear_probe`` in percent.
-        gain: the first measure less that of the row before; mismatched: see ``gains.add_gains``.
+        gain: the first measure less that of the row before; gain_error, mismatched: see ``gains.add_gains``.
     """
 
     epoch: int
@@ -113,6 +113,7 @@ class Separable:
     resolution: tuple[int, ...] | None
     values: dict[str, float]
     gain: float | None
+    gain_error: float | None
     mismatched: bool | None
 
 
@@ -129,7 +130,7 @@ def separable(record: Record) -> list[Separable]:
 
 def one(epoch: int, row: dict[str, Any]) -> Separable:
     size, mismatched = row.get("resolution"), row.get("mismatched")
-    values = {name: value for name in MEASURES if (value := number(row.get(name))) is not None}
+    values = {name: value for name in HEADINGS if (value := number(row.get(name))) is not None}
     return Separable(
         epoch,
         row["index"],
@@ -137,6 +138,7 @@ def one(epoch: int, row: dict[str, Any]) -> Separable:
         tuple(size) if isinstance(size, list) and all(isinstance(side, int) for side in size) else None,
         values,
         number(row.get("gain")),
+        number(row.get("gain_error")),
         mismatched if isinstance(mismatched, bool) else None,
     )
 

@@ -71,12 +71,13 @@ class Keeping:
 
     Attributes:
         file: where the file of features is made; None: they are kept in memory, on the device that trains.
-        limit: bytes they may take; None: any number.
+        limit: bytes they may take; None: any number. bound: what sets the limit, in words.
         say: is given one line about what is kept and why not more.
     """
 
     file: Path | None = None
     limit: int | None = None
+    bound: str = "the limit"
     say: Callable[[str], None] = say_on_stderr
 
 
@@ -132,21 +133,20 @@ class CachedFeatures:
 
     def describe(self) -> str:
         """One line: what is kept, and why not more."""
-        file, limit = self.keeping.file, self.keeping.limit
+        file, bound = self.keeping.file, self.keeping.bound
         place = f"in a nameless file in {file.parent}" if file else "in memory"
         least, whole = format_size(self.size(len(self.kinds) - 1)), format_size(self.size(1))
         if self.refusal:
             return f"cache: no room for {whole} {place} ({self.refusal}), so every unit's inputs are computed for every batch"
         if self.rows is None:
             return (
-                f"cache: {whole} of features exceed the limit of {format_size(limit or 0)}, and so do the {least} of the last "
-                "unit, so every unit's inputs are computed for every batch"
+                f"cache: {whole} of features exceed {bound}, and so do the {least} of the last unit, so every unit's inputs "
+                "are computed for every batch"
             )
         if self.first > 1:
             return (
-                f"cache: {whole} of features exceed the limit of {format_size(limit or 0)}: units 1 to {self.first - 1} have "
-                f"their inputs computed for every batch, from unit {self.first} on {format_size(self.size(self.first))} are "
-                f"kept {place}"
+                f"cache: {whole} of features exceed {bound}: units 1 to {self.first - 1} have their inputs computed for every "
+                f"batch, from unit {self.first} on {format_size(self.size(self.first))} are kept {place}"
             )
         return f"cache: {whole} of features are kept {place}"
 

@@ -5,7 +5,8 @@ the mean of their validation accuracies, and is given up unless it is among the 
 (Li et al. 2020, asynchronous successive halving). The first trials are compared with few; so at the end those that were given
 up too early go on, and those that went on by luck are ranked where they belong. What comes out is the same in whatever order
 trials were made, however often they were stopped and whoever shared them. The study lies in the output folder: a killed one
-goes on, and processes that are given the same command share its trials.
+goes on, and processes that are given the same command share its trials, also on several machines that share the folder and
+its file locks.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from layerwise.train import Interrupted, train
 if TYPE_CHECKING:
     import optuna
 
-DATABASE = "study.db"
+STUDY = "study.log"  # a journal, since a database file does not bear several machines
 CHOICE = "design"  # what the study calls what it chooses from
 DIVERGED = "diverged"  # and how it marks a trial that did
 FACTOR = 3  # of every three hierarchies one is trained on
@@ -77,6 +78,7 @@ class Halving:
 
     def __init__(self, runs: dict[Design, Seeds], output: Path, execution: Execution) -> None:
         import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (output / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -85,8 +87,10 @@ class Halving:
         self.runs = {design.text: found for design, found in runs.items()}
         self.execution = execution
         self.last = next(iter(runs.values()))[0][0].epochs
+        journal = str(output / STUDY)
+        backend = JournalFileBackend(journal, JournalFileOpenLock(journal))
         self.study = optuna.create_study(
-            storage=f"sqlite:///{output / DATABASE}",
+            storage=optuna.storages.JournalStorage(backend),
             study_name=study_name([run for seeds in runs.values() for run, _ in seeds]),
             direction="maximize",
             pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=FACTOR),

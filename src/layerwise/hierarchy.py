@@ -178,7 +178,7 @@ def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int)
 
     Args:
         resolutions: pixels a side of the maps of each stage.
-        layers: k; below half of the convolutions of the hierarchy that others are compared with.
+        layers: k; those of the shallow stages of the hierarchy that others are compared with.
     """
     start = deep_start(len(hierarchy))
     heights = [height for count, height in zip(hierarchy[:start], resolutions, strict=False) for _ in range(count)][:layers]

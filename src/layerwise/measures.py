@@ -5,10 +5,12 @@ are (N,), integers from 0 on, every class present. A measure draws nothing from 
 given, and gives the same number for the same arguments. It raises InvalidInput for what it cannot measure (see ``checked``).
 
 Measures that fit something score it on images it was not fitted to: ``parts`` divides the images, alike for all of them, and
-``folds`` where each of them is scored in turn.
+``folds`` where each of them is scored in turn. One that is an accuracy is an ``Accuracy``: a function that says which of the
+scored images were right.
 """
 
 from collections.abc import Callable
+from functools import update_wrapper
 from typing import NamedTuple
 
 import torch
@@ -38,7 +40,24 @@ class Parts(NamedTuple):
     score: Tensor
 
 
-def linear_probe(features: Tensor, labels: Tensor) -> float:
+class Accuracy:
+    """A measure that is an accuracy in percent, made of a function that says of each scored image whether it was right.
+
+    Attributes:
+        right: ``(features, labels)`` -> (scored images,), bool; which images, and in what order, depends on the labels alone,
+            so that two networks' can be compared image by image.
+    """
+
+    def __init__(self, right: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.right = right
+        update_wrapper(self, right)
+
+    def __call__(self, features: Tensor, labels: Tensor) -> float:
+        return percent(self.right(features, labels))
+
+
+@Accuracy
+def linear_probe(features: Tensor, labels: Tensor) -> Tensor:
     """Accuracy of a linear classifier, percent: ridge regression onto the one-hot labels, in closed form.
 
     Weights (X'X + λI)⁻¹X'Y of centred features and labels of the part to fit; λ is that of ``STRENGTHS`` (in multiples of X'X's
@@ -52,10 +71,11 @@ def linear_probe(features: Tensor, labels: Tensor) -> float:
     inputs -= mean
     gram, moments = inputs.T @ inputs, inputs.T @ (targets - share)  # (F, F), (F, classes)
     weights = best_ridge(gram, moments, share, features[choose].double() - mean, labels[choose])
-    return percent((features[score].double() - mean) @ weights + share, labels[score])
+    return hits((features[score].double() - mean) @ weights + share, labels[score])
 
 
-def cross_fitted_probe(features: Tensor, labels: Tensor) -> float:
+@Accuracy
+def cross_fitted_probe(features: Tensor, labels: Tensor) -> Tensor:
     """Accuracy of a linear classifier on all images, percent: of each fold by a probe fitted to the other folds.
 
     A probe as in ``linear_probe``, fitted to two of four folds; its strength is that which does best on the third, and the
@@ -67,7 +87,7 @@ def cross_fitted_probe(features: Tensor, labels: Tensor) -> float:
     inputs, targets = features.double() - features.double().mean(0), F.one_hot(labels).double()
     grams = torch.stack([inputs[piece].T @ inputs[piece] for piece in pieces])  # (FOLDS, F, F)
     moments = torch.stack([inputs[piece].T @ targets[piece] for piece in pieces])  # (FOLDS, F, classes)
-    right = 0
+    right = []
     for number, score in enumerate(pieces):
         chosen = (number + 1) % FOLDS
         fitted = [other for other in range(FOLDS) if other not in (number, chosen)]
@@ -80,8 +100,8 @@ def cross_fitted_probe(features: Tensor, labels: Tensor) -> float:
             gram, moment = centred.T @ centred, centred.T @ (targets[fit] - share)
         held = inputs[pieces[chosen]] - mean, labels[pieces[chosen]]
         weights = best_ridge(gram, moment, share, *held)
-        right += hits((inputs[score] - mean) @ weights + share, labels[score])
-    return 100.0 * right / len(labels)
+        right.append(hits((inputs[score] - mean) @ weights + share, labels[score]))
+    return torch.cat(right)
 
 
 def best_ridge(gram: Tensor, moments: Tensor, share: Tensor, held: Tensor, labels: Tensor) -> Tensor:
@@ -89,7 +109,7 @@ def best_ridge(gram: Tensor, moments: Tensor, share: Tensor, held: Tensor, label
     scale, best, weights = gram.trace() / len(gram), -1, moments
     for strength in STRENGTHS:
         tried = ridge(gram, moments, float(strength * scale))
-        right = hits(held @ tried + share, labels)
+        right = int(hits(held @ tried + share, labels).sum())
         if right > best:
             best, weights = right, tried
     return weights
@@ -102,17 +122,19 @@ def ridge(gram: Tensor, moments: Tensor, strength: float) -> Tensor:
     return torch.cholesky_solve(moments, torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram)))
 
 
-def nearest_class_mean(features: Tensor, labels: Tensor) -> float:
+@Accuracy
+def nearest_class_mean(features: Tensor, labels: Tensor) -> Tensor:
     """Accuracy of taking the class whose mean is nearest (Euclidean), percent; means of the parts to fit and to choose by."""
     features, labels = checked(features, labels)
     fit, choose, score = parts(labels)
     known = torch.cat([fit, choose])
     means = class_means(features[known].double(), labels[known])[0]
     distances = torch.cdist(features[score].double(), means, compute_mode="donot_use_mm_for_euclid_dist")
-    return percent(-distances, labels[score])
+    return hits(-distances, labels[score])
 
 
-def nearest_neighbours(features: Tensor, labels: Tensor) -> float:
+@Accuracy
+def nearest_neighbours(features: Tensor, labels: Tensor) -> Tensor:
     """Accuracy of a vote of the ``NEIGHBOURS`` nearest images (Euclidean), percent; of equal votes the lowest label wins.
 
     Neighbours are of the parts to fit and to choose by.
@@ -126,7 +148,7 @@ def nearest_neighbours(features: Tensor, labels: Tensor) -> float:
     for rows in score.split(ROWS):
         nearest = torch.cdist(features[rows] - centre, references).topk(min(NEIGHBOURS, len(known)), largest=False).indices
         votes.append(F.one_hot(labels[known][nearest], classes).sum(1))  # (rows, classes)
-    return percent(classes * torch.cat(votes) - torch.arange(classes, device=labels.device), labels[score])
+    return hits(classes * torch.cat(votes) - torch.arange(classes, device=labels.device), labels[score])
 
 
 def fisher(features: Tensor, labels: Tensor) -> float:
@@ -176,18 +198,9 @@ MEASURES: dict[str, Measure] = {
 }
 
 
-def scored_part(labels: Tensor) -> int:
-    """How many images ``parts`` leaves to be scored."""
-    return len(parts(labels).score)
-
-
-# measures that are accuracies in percent -> how many of the images with such labels they are of
-ACCURACIES: dict[str, Callable[[Tensor], int]] = {
-    "linear_probe": scored_part,
-    "cross_fitted_probe": len,
-    "nearest_class_mean": scored_part,
-    "nearest_neighbours": scored_part,
-}
+def is_accuracy(name: str) -> bool:
+    """Whether a measure is an accuracy in percent."""
+    return isinstance(MEASURES[name], Accuracy)
 
 
 def linear_cka(features: Tensor, others: Tensor) -> float:
@@ -311,10 +324,11 @@ def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return members.T @ features / counts.unsqueeze(1), counts
 
 
-def percent(scores: Tensor, labels: Tensor) -> float:
-    """Share of images whose highest score is their label's, in percent; shapes (N, classes), (N,)."""
-    return 100.0 * hits(scores, labels) / len(labels)
+def percent(right: Tensor) -> float:
+    """Share of images that were right, in percent; shape (N,), bool."""
+    return 100.0 * int(right.sum()) / len(right)
 
 
-def hits(scores: Tensor, labels: Tensor) -> int:
-    return int(torch.sum(scores.argmax(1) == labels))
+def hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Whether an image's highest score is its label's; shapes (N, classes), (N,) -> (N,), bool."""
+    return scores.argmax(1) == labels

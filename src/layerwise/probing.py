@@ -23,7 +23,7 @@ from layerwise.loader import Loader
 from layerwise.losses import Targets
 from layerwise.losses.pooling import average, averaged
 from layerwise.losses.pred import pooling_kernel
-from layerwise.measures import ACCURACIES, MEASURES, check_labels, linear_cka, parts, shuffled_ranks
+from layerwise.measures import MEASURES, Accuracy, check_labels, linear_cka, parts, percent, shuffled_ranks
 from layerwise.units import Carried, Unit
 
 Row = dict[str, Any]
@@ -32,8 +32,7 @@ POOLED_TO = 1024  # numbers an image
 MEMORY = 24 * 10**8  # bytes of pooled features kept at once (a single unit's always are): all of ResNet50's on 10,000 images
 SAMPLE_SEED = 1
 
-WATCHED = ("linear_probe", "nearest_class_mean")  # cheap enough to be measured while training
-WATCHED_IMAGES = 5000
+WATCHED_IMAGES = 5000  # while training, where time counts
 WATCHED_POOLED_TO = 256
 
 
@@ -167,17 +166,19 @@ def measure_depths(
     places = places_of(depths, sample, pooled_to)[: None if last is None else last + 2]
     others = {place.index: place for place in places_of(*other, pooled_to)} if other else {}
     rows: list[Row] = []
+    right: list[Tensor | None] = []  # which images the first measure had right, to compare each depth with the one before
     for group in groups(places, len(sample.labels) * (2 if other else 1)):
         tables, scores = features_of(depths, sample, group)
         compared = features_of(*other, [others[place.index] for place in group])[0] if other else {}
         for place in group:
-            row = describe(place) | measured(tables[place.index], sample.labels, measures, lenient=place.index >= 0)
+            values, hits = measured(tables[place.index], sample.labels, measures, lenient=place.index >= 0)
+            row = describe(place) | values
+            right.append(hits)
             if place.index in compared:
                 row["cka"] = similarity(tables[place.index], compared.pop(place.index))
             rows.append(row | scores.get(place.index, {}))
             del tables[place.index]
-    scored = ACCURACIES[measures[0]](sample.labels) if measures[0] in ACCURACIES else None
-    add_gains(rows, measures[0], scored, pushing or {})
+    add_gains(rows, measures[0], right, pushing or {})
     return rows
 
 
@@ -246,17 +247,26 @@ def describe(place: Place) -> Row:
     }
 
 
-def measured(features: Tensor, labels: Tensor, measures: Iterable[str], lenient: bool) -> Row:
-    """The measures by name; with ``lenient``, None for what cannot be measured and the reason as ``refused``."""
+def measured(features: Tensor, labels: Tensor, measures: Sequence[str], lenient: bool) -> tuple[Row, Tensor | None]:
+    """The measures by name, and which images the first had right if it is an accuracy.
+
+    With ``lenient``, None for what cannot be measured and the reason as ``refused``.
+    """
     row: Row = {}
-    for name in measures:
+    right = None
+    for number, name in enumerate(measures):
+        measure = MEASURES[name]
         try:
-            row[name] = MEASURES[name](features, labels)
+            if number == 0 and isinstance(measure, Accuracy):
+                right = measure.right(features, labels)
+                row[name] = percent(right)
+            else:
+                row[name] = measure(features, labels)
         except InvalidInput as refusal:
             if not lenient:
                 raise
             row |= {name: None, "refused": str(refusal)}  # such as of a unit that died: the others can still be measured
-    return row
+    return row, right
 
 
 def similarity(features: Tensor, others: Tensor) -> float | None:
@@ -269,11 +279,19 @@ def similarity(features: Tensor, others: Tensor) -> float | None:
 class Watch:
     """Measures a learner while it trains, on images held out for validation (test images where there are none).
 
+    Args:
+        measures: names in ``MEASURES``; gains are of the first.
+
     Raises:
         InvalidInput, CannotSplit: it could not be measured; found out before training.
     """
 
-    def __init__(self, learner: Learner, data: Splits, at: str | int | Sequence[str]) -> None:
+    def __init__(
+        self, learner: Learner, data: Splits, at: str | int | Sequence[str], measures: Sequence[str] = ("linear_probe",)
+    ) -> None:
+        for name in measures:
+            choose("measure", name, MEASURES)
+        self.measures = measures
         depths = depths_of(learner, at)
         self.depths = replace(depths, heads=False)  # the heads' accuracies are in the log
         self.local = depths.heads
@@ -288,6 +306,6 @@ class Watch:
             log: the run's, for the units' losses.
         """
         reached, pushing = (last, losses_push(log)) if self.local else (None, None)
-        rows = measure_depths(self.depths, self.sample, WATCHED, WATCHED_POOLED_TO, reached, pushing=pushing)
+        rows = measure_depths(self.depths, self.sample, self.measures, WATCHED_POOLED_TO, reached, pushing=pushing)
         images = len(self.sample.labels)
         return {"epoch": epoch, "split": self.split, "pooled_to": WATCHED_POOLED_TO, "images": images, "units": rows}

@@ -7,8 +7,8 @@ There are two kinds of move. The first gives up shallow convolutions: a proposal
   after fewer, so that no shallow layer's map is larger than in the base;
 - is within every budget.
 
-The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over fewer than half as many
-layers as the base has); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
+The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over the layers of the base's
+shallow stages); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
 sum of squared differences; then by the numbers from shallow to deep.
 
 The second keeps every convolution and halves the map earlier, by a stride or pooling of 2 between shallow convolutions: a
@@ -23,13 +23,14 @@ The order: first those that halve as often as the base; then the least mean heig
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, combinations, count
+from itertools import accumulate, combinations, count, zip_longest
 
 from layerwise.budgets import Budget, in_words
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import (
     Design,
     Hierarchy,
+    deep,
     deep_start,
     downsamples_earlier,
     downsamplings,
@@ -115,6 +116,22 @@ def fill(begun: Hierarchy, stages: int) -> Hierarchy:
     return shallows + begun[start:] + (max(shallows, default=1),) * (stages - max(start, len(begun)))
 
 
+def candidates(proposals: Sequence[Hierarchy], base: Hierarchy, most: int) -> list[Hierarchy]:
+    """At most so many proposals to be tried, of every kind some: from each shallow part in turn, however many there are.
+
+    Of a shallow part first comes its first in order, which has as many convolutions as the budget allows; then the one with the
+    base's deep part, which only gives convolutions up; then the rest in order.
+    """
+    parts: dict[Hierarchy, list[Hierarchy]] = {}
+    for proposal in proposals:
+        parts.setdefault(shallow(proposal), []).append(proposal)
+    for of_part in parts.values():
+        kept = of_part[0]
+        of_part.sort(key=lambda one: (one != kept, deep(one) != deep(base)))
+    turns = zip_longest(*parts.values())
+    return [proposal for turn in turns for proposal in turn if proposal is not None][:most]
+
+
 def place_in_order(
     hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]
 ) -> tuple[float, bool, int, int, Hierarchy]:
@@ -195,5 +212,8 @@ def mean_height(design: Design, height: int, layers: int) -> float:
 
 
 def scale_layers(base: Hierarchy) -> int:
-    """k of equation 8: below half of the base's convolutions, but not fewer than its shallow stages."""
-    return max((sum(base) - 1) // 2, len(shallow(base)))
+    """k of equation 8: the convolutions or blocks of the base's shallow stages, after which ``downsamples_earlier`` looks too.
+
+    The paper writes k < n/2 of n layers; of its own rows ResNet18 [2,1,1,1] differs from [2,2,2,2] in the fourth of eight.
+    """
+    return sum(shallow(base))

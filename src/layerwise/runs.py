@@ -102,6 +102,10 @@ class Execution:
     save_every: int = option(1, "save the state to resume from after every so many epochs")
     log: str | None = option(None, "also write every epoch's numbers for a viewer, into the run's folder: tensorboard")
     separability_every: int = option(0, "measure separability after every so many epochs and at the end; 0: never")
+    separability_measures: str = option(
+        "linear_probe,nearest_class_mean",
+        "measures of --separability-every; gains are of the first; see `layerwise list measures`",
+    )
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"

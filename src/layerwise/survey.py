@@ -16,9 +16,9 @@ from layerwise.gains import losses_push
 from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.loader import Loader
-from layerwise.measures import MEASURES, check_labels, parts, scored_part
+from layerwise.measures import MEASURES, check_labels, parts
 from layerwise.probing import POOLED_TO, Depths, Row, Sample, depths_of, measure_depths, network_depths, sample_images
-from layerwise.runs import STATE, Execution, RunFolder
+from layerwise.runs import SEPARABILITY, STATE, Execution, RunFolder
 from layerwise.states import load_state, refuse_other_data
 from layerwise.trained import load_network
 
@@ -67,10 +67,10 @@ def separability(
         A row per depth, the image first: ``index`` of the unit (the image: −1), ``name``, ``depth`` (units passed),
         ``resolution`` [H, W] in pixels (None of vectors), ``channels``, ``pooled_resolution``, ``features`` (numbers an image
         after pooling); the measures by name (accuracies in percent; see their docstrings); ``gain``, the first measure less
-        that of the row before; ``mismatched``, whether the gain is negative or nil while the unit's loss still pushes (None
-        where that is not known; see ``gains.add_gains``). Where units have losses of their own, ``auxiliary_accuracy``
-        (percent) and ``auxiliary_loss``; with ``against``, ``cka``, 0 to 1. What cannot be measured of a unit is None, and
-        ``refused`` says why.
+        that of the row before, and ``gain_error``, its standard error if it is an accuracy; ``mismatched``, whether the gain is
+        negative or nil while the unit's loss still pushes (None where that is not known; see ``gains.add_gains``). Where units
+        have losses of their own, ``auxiliary_accuracy`` (percent) and ``auxiliary_loss``; with ``against``, ``cka``, 0 to 1.
+        What cannot be measured of a unit is None, and ``refused`` says why.
 
     Raises:
         InvalidInput: the run has no saved state, the images cannot be measured on, or an argument is out of range.
@@ -91,6 +91,27 @@ def separability(
     execution = replace(own, data_dir=data_dir or own.data_dir, device=device or own.device)
     rows: list[Row] = survey(folder, execution, measures, against, pooled_to, images, split)["units"]
     return rows
+
+
+def separability_over_epochs(run: str | Path) -> list[Row]:
+    """What was measured of a run's features while it trained (``--separability-every N``), finished or not.
+
+    Returns:
+        A row per measured epoch and depth, in that order: the rows of ``separability``, and in each ``epoch``, ``split``,
+        ``images`` and ``pooled_to``. ``pandas.DataFrame`` takes them as they are.
+
+    Raises:
+        InvalidInput: the folder is no run, or nothing was measured.
+    """
+    folder = RunFolder(run)
+    folder.run()
+    lines = folder.log(SEPARABILITY)
+    if not lines:
+        raise InvalidInput(
+            f"{folder.path} was not measured while it trained: train with --separability-every N, or measure it as it is by "
+            "layerwise.separability"
+        )
+    return [{**line, **row} for units, line in ((line.pop("units"), line) for line in lines) for row in units]
 
 
 def survey(
@@ -133,7 +154,7 @@ def survey(
         "epoch": epoch,
         "split": split,
         "images": len(sample.labels),
-        "scored_images": scored_part(sample.labels),
+        "scored_images": len(parts(sample.labels).score),
         "pooled_to": pooled_to,
         "measures": list(measures),
         "against": str(against) if against is not None else None,

@@ -12,11 +12,10 @@ from rich.table import Table
 
 from layerwise.errors import InvalidInput
 from layerwise.gains import NEAR_ZERO
-from layerwise.measures import ACCURACIES, MEASURES
+from layerwise.headings import heading, parse_measures
+from layerwise.measures import MEASURES, is_accuracy
 from layerwise.runs import Execution, RunFolder, replacing
 from layerwise.survey import survey
-
-HEADINGS = {name: f"{name.replace('_', ' ')}, %" for name in (*ACCURACIES, "auxiliary_accuracy")} | {"cka": "CKA"}
 
 
 def show_run(
@@ -32,7 +31,7 @@ def show_run(
     Raises:
         InvalidInput, CannotSplit: see ``survey.separability``; or the file cannot be written, found out before measuring.
     """
-    names = list(dict.fromkeys(name.strip() for name in measures.split(","))) if measures is not None else list(MEASURES)
+    names = list(MEASURES) if measures is None else parse_measures(measures)
     if csv_file is not None:
         refuse_unwritable(Path(csv_file))
     result = survey(folder, execution, names, **choices)
@@ -54,10 +53,10 @@ def show(result: dict[str, Any]) -> None:
     columns = [*result["measures"], *(name for name in ("auxiliary_accuracy", "cka") if any(name in row for row in rows))]
     title = f"{result['run']} after epoch {result['epoch']}: separability on {result['images']} {result['split']} images"
     table = Table(title=title, caption=caption(result))
-    for heading in ("unit", "resolution", "channels", "pooled to"):
-        table.add_column(heading, justify="left" if heading == "unit" else "right")
+    for text in ("unit", "resolution", "channels", "pooled to"):
+        table.add_column(text, justify="left" if text == "unit" else "right")
     for name in columns:
-        table.add_column(HEADINGS.get(name, name.replace("_", " ")), justify="right")
+        table.add_column(heading(name), justify="right")
     table.add_column(f"gain ({first.replace('_', ' ')})", justify="right")
     table.add_column("mismatched")
     for row in rows:
@@ -67,7 +66,7 @@ def show(result: dict[str, Any]) -> None:
             str(row["channels"]),
             size(row["pooled_resolution"]),
             *(number(row.get(name), "{:.3f}" if name in ("cka", "fisher") else "{:.2f}") for name in columns),
-            number(row["gain"], "{:+.2f}"),
+            gain(row),
             "yes" if row["mismatched"] else "",
         )
     Console(width=None if Console().is_terminal else 240).print(table)
@@ -80,18 +79,25 @@ def caption(result: dict[str, Any]) -> str:
     text = (
         f"Features are average-pooled to at most {result['pooled_to']} numbers an image, or one per channel. Probes are scored "
         f"on {result['scored_images']} images that they are not fitted to (cross_fitted_probe on all {result['images']}, a "
-        "quarter at a time). gain: less the row above. "
+        "quarter at a time). gain: less the row above"
     )
+    paired = is_accuracy(result["measures"][0])
+    text += ", ± the standard error over the same images. " if paired else ". "
     if all(row["mismatched"] is None for row in result["units"]):
         return text + "Units have no loss of their own, so none is marked as mismatched."
     return text + (
-        "mismatched: a gain that is negative, or smaller than the accuracy's standard error, while the unit's loss over the "
-        f"last epoch is above {NEAR_ZERO:.0%} of that over its first."
+        f"mismatched: a gain that is not above {'its error' if paired else '0'}, while the unit's loss over the last epoch is "
+        f"above {NEAR_ZERO:.0%} of that over its first."
     )
 
 
 def size(resolution: Sequence[int] | None) -> str:
     return "–" if resolution is None else "×".join(map(str, resolution))
+
+
+def gain(row: Mapping[str, Any]) -> str:
+    error = row["gain_error"]
+    return number(row["gain"], "{:+.2f}") + (f" ± {error:.2f}" if error is not None else "")
 
 
 def number(value: float | None, form: str) -> str:

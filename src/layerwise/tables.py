@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.claims import judge_all
-from layerwise.curves import MEASURES, separable
+from layerwise.curves import separable
 from layerwise.errors import InvalidInput
+from layerwise.headings import HEADINGS
 from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
 from layerwise.measured import Measured, Setting, measured, own_columns, settings
 from layerwise.paper import COLUMNS, ROMAN, ROWS, TABLES
 from layerwise.records import Record
 from layerwise.runs import Run
 
+MEASURES = tuple(name for name in HEADINGS if name not in ("auxiliary_accuracy", "cka"))  # of features alone
 # columns of runs.csv
 RUN_COLUMNS = (
     *("rows", "scale", "departures", "model", "hierarchy", "data", "rule", "loss", "seed", "epochs", "test_accuracy"),
@@ -28,7 +30,7 @@ CLAIM_COLUMNS = (
 )
 SEPARABILITY_COLUMNS = (
     *("run", "rule", "hierarchy", "seed", "epoch", "depth", "unit", "resolution"),
-    *(*MEASURES, "gain", "mismatched"),
+    *(*MEASURES, "gain", "gain_error", "mismatched"),
 )
 SPECIAL = str.maketrans(
     {
@@ -153,6 +155,7 @@ def separability_csv(records: Iterable[Record]) -> str | None:
             "resolution": "×".join(map(str, row.resolution or ())),
             **{name: rounded(row.values.get(name)) for name in MEASURES},
             "gain": rounded(row.gain),
+            "gain_error": rounded(row.gain_error),
             "mismatched": {True: "yes", False: "no", None: ""}[row.mismatched],
         }
         for record in records

@@ -20,6 +20,7 @@ from layerwise.build import (
 from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
+from layerwise.headings import parse_measures
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.layouts import lay_out, summary
 from layerwise.learner import Learner
@@ -67,7 +68,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         learner = build_learner(run, data, device)
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
-        watch = Watch(learner, data, parse_cut(run.at)) if execution.separability_every else None
+        watch = build_watch(run, execution, learner, data)
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
@@ -104,6 +105,13 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         result = {**describe(run, folder), **meter.result(), "sha256": digests}
         write_json(folder.file(RESULT), result)
     return result
+
+
+def build_watch(run: Run, execution: Execution, learner: Learner, data: Splits) -> Watch | None:
+    """What measures separability while training, if that is asked for."""
+    if not execution.separability_every:
+        return None
+    return Watch(learner, data, parse_cut(run.at), parse_measures(execution.separability_measures))
 
 
 def is_due(tick: Tick, every: int) -> bool:

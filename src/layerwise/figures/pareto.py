@@ -24,7 +24,7 @@ def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     for number, rule in enumerate(WAYS):
         draw_points(axes, [(work(row), row["rules"][rule]) for row in known], number, WAYS[rule])
     front = [(work(row), row["rules"]["simultaneous"]["test_accuracy"]) for row in known if row["pareto"]]
-    if front:
+    if len(front) > 1:  # of a single point there is no line to draw
         axes.step(*zip(*sorted(front), strict=True), where="post", color=COLOURS[0], linewidth=0.8, label="Pareto front")
     for row in known:
         place = work(row), row["rules"]["simultaneous"]["test_accuracy"]

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from layerwise.curves import MEASURES, Curve, Depth, mean_curve, number, probe_depth, sample, separable, unit_depth, units
+from layerwise.curves import Curve, Depth, mean_curve, number, probe_depth, sample, separable, unit_depth, units
 from layerwise.evidence import Evidence
+from layerwise.headings import HEADINGS
 from layerwise.hierarchy import format_hierarchy
 from layerwise.measured import Setting
 from layerwise.page.markup import Markup
@@ -91,8 +92,13 @@ def last_separable(record: Record, names: dict[tuple[str, ...], int]) -> dict[st
         "epoch": rows[0].epoch,
         "names": names.setdefault(tuple(row.name for row in rows), len(names)),
         "resolution": ["×".join(map(str, row.resolution or ())) for row in rows],
-        "measures": {name: [short(row.values.get(name)) for row in rows] for name in MEASURES},
+        "measures": {
+            text: [short(row.values.get(name)) for row in rows]
+            for name, text in HEADINGS.items()
+            if any(name in row.values for row in rows)
+        },
         "gain": [short(row.gain) for row in rows],
+        "gain_error": [short(row.gain_error) for row in rows],
         "mismatched": [row.mismatched for row in rows],
     }
 

@@ -94,8 +94,8 @@ function unitTables(box, run) {
   if (!found) return;
   unitTable(box, `Separability of the features after epoch ${found.epoch}, on held-out images`, DATA.names[found.names], [
     ["resolution", (unit) => found.resolution[unit] || "–"],
-    ...Object.entries(found.measures).map(([name, values]) => [`${name.replaceAll("_", " ")}, %`, (unit) => show(values[unit])]),
-    ["gain, points", (unit) => show(found.gain[unit])],
+    ...Object.entries(found.measures).map(([heading, values]) => [heading, (unit) => show(values[unit])]),
+    ["gain, points", (unit) => show(found.gain[unit]) + (found.gain_error[unit] === null ? "" : ` ± ${show(found.gain_error[unit])}`)],
     ["mismatched", (unit) => (found.mismatched[unit] ? "yes" : "")],
   ]);
 }
