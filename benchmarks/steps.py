@@ -44,6 +44,7 @@ Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global")
+ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
 
 
 def learner_for(model: str, loss: str, at: str | int, options: argparse.Namespace, amp: torch.dtype | None) -> Any:
@@ -157,11 +158,16 @@ class Contender:
         try:
             self.refusal = self.channel.recv()
         except EOFError:
-            self.refusal = "its process ended, as happens when memory runs out"
+            self.refusal = ENDED
 
     def step(self) -> None:
-        self.channel.send("step")
-        self.seconds.append(self.channel.recv())
+        if self.refusal is not None:
+            return
+        try:
+            self.channel.send("step")
+            self.seconds.append(self.channel.recv())
+        except (EOFError, BrokenPipeError):
+            self.refusal = ENDED
 
     def finish(self) -> dict[str, Any]:
         self.channel.send("finish")
@@ -236,18 +242,15 @@ def matrix_product(dtype: torch.dtype, device: torch.device, size: int = 4096) -
 
 def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per contender."""
-    taking_part = []
-    for name in options.contenders.split(","):
-        if name == "published predsim" and options.published is None:
-            continue
-        contender = Contender(name, model, options)
-        if contender.refusal is None:
-            taking_part.append(contender)
-        else:
-            print(f"{model}: {name} left out: {contender.refusal}", file=sys.stderr)
+    names = [name for name in options.contenders.split(",") if name != "published predsim" or options.published is not None]
+    contenders = [Contender(name, model, options) for name in names]
     for _ in range(options.repetitions):
-        for contender in taking_part:
+        for contender in contenders:
             contender.step()
+    for contender in contenders:
+        if contender.refusal is not None:
+            print(f"{model}: {contender.name} left out: {contender.refusal}", file=sys.stderr)
+    taking_part = [contender for contender in contenders if contender.refusal is None]
     rows = []
     for contender in taking_part:
         row = {

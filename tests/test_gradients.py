@@ -25,9 +25,12 @@ def sized(kernel: tuple[int, int], layout: torch.memory_format) -> Tensor:
 def test_the_whole_is_the_gradient_of_average_pooling(kernel: tuple[int, int], layout: torch.memory_format) -> None:
     maps = sized(kernel, layout).requires_grad_()
     averages = F.avg_pool2d(maps, kernel)
-    assert torch.equal(Average.apply(maps, kernel), averages)
+    assert torch.equal(Average.apply(maps, kernel, True), averages)
     gradient = torch.randn_like(averages)
     [expected] = torch.autograd.grad(averages, maps, gradient)
+    [dense] = torch.autograd.grad(Average.apply(maps, kernel, False), maps, gradient)
+    assert type(dense) is Tensor
+    assert torch.equal(dense, expected)
     found = Average.backward(Context(maps, kernel, layout), gradient)[0]
     assert found.shape == expected.shape
     assert torch.equal(found.whole(), expected)
@@ -42,13 +45,14 @@ class Context:
 
     def __init__(self, maps: Tensor, kernel: tuple[int, int], layout: torch.memory_format) -> None:
         self.shape, self.area, self.memory_format = maps.shape, kernel[0] * kernel[1], layout
+        self.windowed = True
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["read once", "read twice"])
 @pytest.mark.parametrize("operation", [torch.relu, torch.sigmoid, lambda maps: maps * 1, lambda maps: maps.flip(0)[1:]])
 def test_any_other_operation_gets_the_whole(operation: Any, twice: bool) -> None:
     found = []
-    for average in (F.avg_pool2d, Average.apply):
+    for average in (F.avg_pool2d, lambda maps, kernel: Average.apply(maps, kernel, True)):
         leaf = sized((2, 2), torch.contiguous_format).requires_grad_()
         maps = operation(leaf)
         (average(maps, (2, 2)).square().sum() + (maps.cos().sum() if twice else 0)).backward()
@@ -60,7 +64,7 @@ def test_any_other_operation_gets_the_whole(operation: Any, twice: bool) -> None
 def test_a_leaf_gets_a_gradient_that_an_optimizer_can_use() -> None:
     leaf = nn.Parameter(sized((2, 2), torch.contiguous_format))
     before = leaf.detach().clone()
-    Average.apply(leaf, (2, 2)).sum().backward()
+    Average.apply(leaf, (2, 2), True).sum().backward()
     torch.optim.SGD([leaf], lr=1.0).step()
     torch.testing.assert_close(leaf.detach(), before - 0.25)
 
@@ -74,7 +78,7 @@ def test_a_unit_with_the_cheap_head_learns_the_same(
     monkeypatch.setattr(normalisation, "PART_ELEMENTS", 2 * 8 * 16 * 16)
     labels = torch.arange(6) % 3
     found, windowed = [], []
-    for small in (1 << 30, 0):  # average pooling's own gradient; the windowed one
+    for small in (1 << 30, 0):  # the whole gradient; the windowed one
         monkeypatch.setattr(pooling, "LARGE_ELEMENTS", small)
         torch.manual_seed(0)
         norm, loss = NormalisedActivation(8), create_loss("predsim-lite", Site(0, 2, (8, 16, 16), 3))

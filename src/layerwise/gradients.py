@@ -49,16 +49,21 @@ class WindowedGradient(Tensor):
 
 
 class Average(torch.autograd.Function):
-    """Average pooling without gaps or overlaps, whose gradient is windowed."""
+    """Average pooling without gaps or overlaps, whose gradient is repeated within windows, or windowed.
+
+    PyTorch's own backward pass is up to 18 times slower where maps are channels-last and the gradient, which comes back from a
+    flattened map, is not (docs/log.md, 2026-11-26).
+    """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int]) -> Tensor:
-        ctx.shape, ctx.area = maps.shape, kernel[0] * kernel[1]
+    def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int], windowed: bool) -> Tensor:
+        ctx.shape, ctx.area, ctx.windowed = maps.shape, kernel[0] * kernel[1], windowed
         last = maps.is_contiguous(memory_format=torch.channels_last)
         ctx.memory_format = torch.channels_last if last else torch.contiguous_format
         return F.avg_pool2d(maps, kernel)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         coarse = (gradient / ctx.area).contiguous(memory_format=ctx.memory_format)
-        return WindowedGradient(coarse, ctx.shape), None
+        windowed = WindowedGradient(coarse, ctx.shape)
+        return windowed if ctx.windowed else windowed.whole(), None, None

@@ -26,9 +26,18 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
     return channels, -(-height // kernel[0]), -(-width // kernel[1])
 
 
-def average(features: Tensor, kernel: Kernel) -> Tensor:
-    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there."""
-    return features if kernel is None else F.avg_pool2d(features, kernel, ceil_mode=True)
+def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
+    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there.
+
+    Args:
+        windowed: keep the gradient as one number per window, where windows are whole.
+    """
+    if kernel is None:
+        return features
+    if features.shape[2] % kernel[0] or features.shape[3] % kernel[1]:
+        return F.avg_pool2d(features, kernel, ceil_mode=True)
+    averages: Tensor = Average.apply(features, kernel, windowed)
+    return averages
 
 
 def average_alone(features: Tensor, kernel: Kernel) -> Tensor:
@@ -36,8 +45,4 @@ def average_alone(features: Tensor, kernel: Kernel) -> Tensor:
 
     It is kept as one number per window, until the unit's last operation takes it in parts.
     """
-    whole_windows = kernel is not None and features.shape[2] % kernel[0] == features.shape[3] % kernel[1] == 0
-    if not whole_windows or features.numel() < LARGE_ELEMENTS:
-        return average(features, kernel)
-    averages: Tensor = Average.apply(features, kernel)
-    return averages
+    return average(features, kernel, windowed=features.numel() >= LARGE_ELEMENTS)
