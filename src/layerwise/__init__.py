@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerwise.allocator import keep_freed_memory
     from layerwise.chain import Chain, split
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
+    from layerwise.layouts import lay_out
     from layerwise.learner import Learner, localize
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
     from layerwise.measures import MEASURES, linear_cka
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from layerwise.units import StepResult, Unit
 
 HOMES = {
+    "allocator": ("keep_freed_memory",),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
     "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site", "Targets"),
     "measures": ("MEASURES", "linear_cka"),
@@ -26,6 +29,7 @@ HOMES = {
     "rules": ("RULES",),
     "profile": ("predict_peak",),
     "chain": ("Chain", "split"),
+    "layouts": ("lay_out",),
     "learner": ("Learner", "localize"),
     "survey": ("separability", "separability_over_epochs"),
     "units": ("StepResult", "Unit"),
@@ -52,6 +56,8 @@ __all__ = [
     "Targets",
     "Unit",
     "create_model",
+    "keep_freed_memory",
+    "lay_out",
     "linear_cka",
     "list_models",
     "localize",
