@@ -39,6 +39,7 @@ from layerwise.layouts import lay_out
 from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
 from layerwise.memory import synchronise
+from layerwise.models import convolution
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
@@ -135,6 +136,7 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
+        convolution.FEW_PIXELS = convolution.FEW_PIXELS_HALF = 0  # those that are computed as matrix products count too
         with Convolutions() as convolutions:
             step(images, labels)
         seconds, operations = convolutions.bare(options.bare, device)

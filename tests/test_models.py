@@ -66,7 +66,8 @@ def test_batch_norm_with_the_channels_of_its_convolution_follows_it(name: str) -
     modules = layers(on_meta(name), (nn.Conv2d, nn.BatchNorm2d))
     assert len(modules) % 2 == 0
     for conv, norm in zip(modules[::2], modules[1::2], strict=True):
-        assert (type(conv), isinstance(norm, nn.BatchNorm2d)) == (nn.Conv2d, True)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
         assert conv.out_channels == norm.num_features
         assert (conv.bias is not None) == name.startswith("vgg")
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerwise.errors import CannotSplit, choose
+from layerwise.models.convolution import Convolution
 
 ROOT = "network"  # path of the user's model inside the traced wrapper
 FLAG = "training_flag"  # path of the mode flag in every unit
@@ -48,7 +49,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name == ROOT:
             return False
-        if module_qualified_name in self.leaves or isinstance(m, nn.modules.batchnorm._NormBase):
+        if module_qualified_name in self.leaves or isinstance(m, nn.modules.batchnorm._NormBase | Convolution):
             return True  # a norm of the user's class also writes to its buffers, which only a whole module does
         return super().is_leaf_module(m, module_qualified_name)
 

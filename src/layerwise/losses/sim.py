@@ -9,6 +9,7 @@ from layerwise.errors import InvalidInput
 from layerwise.losses.deviation import spatial_deviation
 from layerwise.losses.pooling import average, averaging
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
+from layerwise.models.convolution import Convolution
 
 
 class Sim(nn.Module):
@@ -36,7 +37,7 @@ class Sim(nn.Module):
         compared = min(channels, similarity_channels or channels)
         self.transform: nn.Module
         if size:
-            self.transform = nn.Conv2d(compared, compared, 3, padding=1, bias=False)
+            self.transform = Convolution(compared, compared, bias=False)
             if compared < channels:
                 self.transform = nn.Sequential(nn.Conv2d(channels, compared, 1, bias=False), self.transform)
         else:

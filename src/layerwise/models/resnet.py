@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.hierarchy import Hierarchy, check_downsampling
+from layerwise.models.convolution import Convolution
 from layerwise.models.normalisation import NormalisedActivation
 from layerwise.models.vgg import LARGE_IMAGE, scaled
 
@@ -29,6 +30,8 @@ RESNETS: dict[str, tuple[Hierarchy, str, tuple[int, ...]]] = {
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    if kernel == 3 and stride == 1:
+        return Convolution(inputs, outputs, bias=False)
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
 

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from torch import Tensor, nn
 
 from layerwise.hierarchy import Hierarchy, check_downsampling
+from layerwise.models.convolution import Convolution
 from layerwise.models.normalisation import SLOPE, NormalisedActivation
 
 LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
@@ -40,7 +41,8 @@ class ConvolutionUnit(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, dropout: float, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        plain = kernel == 3 and stride == 1
+        self.conv = Convolution(inputs, outputs) if plain else nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
         self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
 
