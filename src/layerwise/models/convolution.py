@@ -41,7 +41,8 @@ class Product(torch.autograd.Function):
     """Y = C(X) W, where C(X) has a row for every pixel, of the 3×3 pixels around it.
 
     With G the gradient of Y: ∂W = C(X)' G, and ∂X = C(G) W̃, where W̃ is W mirrored in both directions of space and with inputs
-    and outputs exchanged. Where ``whole`` is not set, PyTorch computes Y and ∂X.
+    and outputs exchanged. Where ``whole`` is not set, PyTorch computes Y and ∂X. C is made of some examples at a time, so that
+    it needs less memory than the gradient of W.
     """
 
     @staticmethod
@@ -50,31 +51,66 @@ class Product(torch.autograd.Function):
         ctx.whole = whole
         if not whole:
             return F.conv2d(maps, weight, bias, padding=1)
-        return as_maps(F.linear(surroundings(maps), rows(weight), bias), maps)
+        return product(maps, rows(weight), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
         of_maps = of_weight = of_bias = None
-        outputs = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))  # (B·H·W, outputs)
+        if ctx.needs_input_grad[0] and ctx.whole:
+            of_maps = product(gradient, mirrored_rows(weight), None)
+        elif ctx.needs_input_grad[0]:
+            of_maps = F.conv2d(gradient, weight.flip(2, 3).transpose(0, 1), padding=1)
         if ctx.needs_input_grad[1]:
-            product = outputs.T @ surroundings(maps)
-            of_weight = product.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2)
+            of_weight = weight_gradient(maps, gradient, weight)
         if ctx.needs_input_grad[2]:
-            of_bias = outputs.sum(0)
-        if ctx.needs_input_grad[0]:
-            mirrored = weight.flip(2, 3).transpose(0, 1)
-            if ctx.whole:
-                of_maps = as_maps(F.linear(surroundings(gradient), rows(mirrored)), maps)
-            else:
-                of_maps = F.conv2d(gradient, mirrored, padding=1)
+            of_bias = gradient.sum((0, 2, 3))
         return of_maps, of_weight, of_bias, None
+
+
+def product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """C(X) W: (B, C, H, W) and (outputs, 9 · C) -> (B, outputs, H, W), in the layout of the maps."""
+    made = maps.new_empty(len(maps), *maps.shape[2:], len(weight))
+    size = examples(maps, len(weight))
+    for part, out in zip(maps.split(size), made.split(size), strict=True):
+        out.copy_(F.linear(surroundings(part), weight, bias).view_as(out))
+    convolved = made.permute(0, 3, 1, 2)
+    return convolved.contiguous() if maps.is_contiguous() else convolved
+
+
+def weight_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
+    """∂W = C(X)' G, summed in float32 at least: (outputs, C, 3, 3)."""
+    outputs, inputs = weight.shape[:2]
+    total = weight.new_zeros(outputs, 9 * inputs, dtype=torch.promote_types(weight.dtype, torch.float32))
+    size = examples(maps, outputs)
+    for part, of_part in zip(maps.split(size), gradient.split(size), strict=True):
+        flat = of_part.permute(0, 2, 3, 1).reshape(-1, outputs).T
+        if total.dtype == flat.dtype:
+            total.addmm_(flat, surroundings(part))
+        else:
+            total += flat @ surroundings(part)
+    return total.to(weight.dtype).view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
+
+
+def examples(maps: Tensor, outputs: int) -> int:
+    """How many are taken at a time: half as many pixels as outputs, so that C(X) is half as large as the weight."""
+    return max(1, outputs // (2 * maps.shape[2] * maps.shape[3]))
 
 
 def rows(weight: Tensor) -> Tensor:
     """(outputs, inputs, 3, 3) -> (outputs, 9 · inputs), in the order of ``surroundings``; of a channels-last weight no copy."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def mirrored_rows(weight: Tensor) -> Tensor:
+    """``rows`` of W̃: (outputs, inputs, 3, 3) -> (inputs, 9 · outputs), in one copy."""
+    outputs, inputs = weight.shape[:2]
+    made = weight.new_empty(inputs, 3, 3, outputs)
+    for row in range(3):
+        for column in range(3):
+            made[:, row, column] = weight[:, :, 2 - row, 2 - column].T
+    return made.view(inputs, -1)
 
 
 def surroundings(maps: Tensor) -> Tensor:
@@ -84,9 +120,3 @@ def surroundings(maps: Tensor) -> Tensor:
     example, row, pixel, channel = padded.stride()
     windows = padded.as_strided((count, height, width, 3, 3, channels), (example, row, pixel, row, pixel, channel))
     return windows.reshape(count * height * width, 9 * channels)
-
-
-def as_maps(pixels: Tensor, like: Tensor) -> Tensor:
-    """(B · H · W, C) -> (B, C, H, W), in the layout of other maps of the same size."""
-    maps = pixels.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
-    return maps.contiguous() if like.is_contiguous() else maps
