@@ -223,6 +223,14 @@ def test_without_matplotlib_there_is_a_page_without_figures(
     assert not (tmp_path / "figures").exists()
 
 
+def test_tables_of_an_earlier_version_are_written_over(runs: Path, tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    for path, columns in ((table, RUN_COLUMNS), (tmp_path / "runs-separability.csv", SEPARABILITY_COLUMNS)):
+        path.write_text(",".join(columns[:-2]) + "\n")  # two columns came later
+    main(["report", str(runs), "--output", str(tmp_path / "r.html"), "--csv", str(table)])
+    assert table.read_text().startswith(",".join(RUN_COLUMNS))
+
+
 def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--csv", str(tmp_path / "runs.csv"), "--latex", str(tmp_path / "latex"), "--json"]
     for _ in range(2):  # what it wrote, it may write over
