@@ -26,9 +26,13 @@ def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     front = [(work(row), row["rules"]["simultaneous"]["test_accuracy"]) for row in known if row["pareto"]]
     if len(front) > 1:  # of a single point there is no line to draw
         axes.step(*zip(*sorted(front), strict=True), where="post", color=COLOURS[0], linewidth=0.8, label="Pareto front")
-    for row in known:
+    most = max((work(row) for row in known), default=0.0)
+    least = min((work(row) for row in known), default=0.0)
+    for row in known:  # below the point, off the front, and into the figure
         place = work(row), row["rules"]["simultaneous"]["test_accuracy"]
-        axes.annotate(design_of(row).text, place, xytext=(5, -3), textcoords="offset points", fontsize=7)
+        right = 2 * place[0] > least + most
+        offset, side = ((-4, -12), "right") if right else ((4, -12), "left")
+        axes.annotate(design_of(row).text, place, offset, textcoords="offset points", fontsize=7, ha=side)
     axes.set(title=title, xlabel="multiply-adds of a forward pass, millions", ylabel="test accuracy, %")
     axes.margins(x=0.15)
     faint_grid(axes)
