@@ -45,6 +45,7 @@ Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global")
+WARM_UP = 5  # steps that are not counted: by then memory is mapped, and the optimizer has its state
 ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
 
 
@@ -120,7 +121,7 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     try:
         made = MAKERS[name](model, options)
         step = made.step if hasattr(made, "units") else made
-        for _ in range(2):  # not counted: first use of memory, optimizer state
+        for _ in range(WARM_UP):
             step(images, labels)
         synchronise(device)
         channel.send(None)

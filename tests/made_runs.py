@@ -94,7 +94,8 @@ def write_probes(folder: Path, globally: bool, final: float, epochs: int, units:
         shares = [0.5 + 0.5 * (index / units) ** (1 if globally else 0.4) for index in range(units + 1)]
         names = ["input", *(f"stages.{index}.conv" for index in range(units))]
         measured = [
-            {"index": i - 1, "name": n, "linear_probe": learned * s, "resolution": [8, 8], "gain": 1.25, "mismatched": i == 3}
+            {"index": i - 1, "name": n, "linear_probe": learned * s, "effective_rank": 2.5 + i, "resolution": [8, 8]}
+            | {"gain": 1.25 if i else -2.0, "mismatched": i == 3}
             for i, (n, s) in enumerate(zip(names, shares, strict=True))
         ]
         lines.append(json.dumps({"epoch": epoch, "units": measured}))

@@ -195,7 +195,13 @@ def test_every_run_is_there_with_its_command(page: tuple[str, Page]) -> None:
     one = next(run for run in data["runs"] if "resnet18-1-1-2-2" in run["path"] and "simultaneous" in run["path"])
     assert one["command"].startswith("layerwise train resnet18 --hierarchy 1,1,2,2")
     assert one["epochs"][-1] == 20
-    assert {found["kind"].split(" ")[2] for found in one["units"]} == {"each", "a"}  # the units' own classifiers and a probe
+    assert [(found["kind"], found["axis"]) for found in one["units"]] == [
+        ("accuracy of each unit's own classifier, held-out images", "accuracy, %"),
+        ("accuracy of a linear probe of each unit's features", "accuracy, %"),
+        ("effective rank of each unit's features", "effective rank"),
+        ("gain of each unit, its output's separability less its input's", "points"),
+    ]
+    assert one["units"][2]["values"][4][0] == 6.5  # the fifth, counting from the image, after the first measured epoch
     assert [f"run-{index}" in parsed.identifiers for index in range(len(data["runs"]))] == [True] * len(data["runs"])
 
 

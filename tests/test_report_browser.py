@@ -156,6 +156,14 @@ def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str
     details = browser.find_element(By.ID, f"run-{index}")
     browser.execute_script("arguments[0].open = true", details)
     WebDriverWait(browser, 10).until(lambda _: details.find_elements(By.TAG_NAME, "details"))
+    charts = {chart.find_element(By.TAG_NAME, "h4").text: chart for chart in details.find_elements(By.CLASS_NAME, "chart")}
+    for kind, range_of_it in (
+        ("effective rank of each unit's features", "dark 2.50, bright 12.50;"),
+        ("gain of each unit, its output's separability less its input's", "dark -2.0 points, bright 1.25 points;"),
+    ):
+        assert charts[f"Over depth: {kind}"].find_elements(By.TAG_NAME, "path")
+        assert range_of_it in charts[f"Over depth and epochs: {kind}"].text
+    assert "-2" in charts[f"Over depth: {kind}"].text.split()  # nothing below 0 is cut off
     measured = details.find_elements(By.TAG_NAME, "details")[-1]
     browser.execute_script("arguments[0].open = true", measured)
     assert "Separability of the features after epoch 20, on held-out images" in measured.text

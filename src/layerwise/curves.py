@@ -10,6 +10,8 @@ from layerwise.paired import curve
 from layerwise.records import Record, is_number
 
 SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small
+ACCURACY = "accuracy, %"
+GAIN = "gain of each unit, its output's separability less its input's"
 OWN, OWN_TRAINING, PROBE = (
     "accuracy of each unit's own classifier, held-out images",
     "accuracy of each unit's own classifier, training images (none were held out)",
@@ -29,17 +31,19 @@ class Curve:
 
 @dataclass(frozen=True)
 class Depth:
-    """Accuracy of every unit, shallow to deep.
+    """Accuracy, or another measure, of every unit, shallow to deep.
 
     Attributes:
-        values: percent, a list per unit with an entry per epoch; None where a unit did not learn then.
-        kind: what the accuracy is of, in words.
+        values: a list per unit with an entry per epoch; None where a unit did not learn then.
+        kind: what the values are of, in words.
+        axis: what an axis of them says: a measure and its unit.
     """
 
     names: tuple[str, ...]
     epochs: tuple[int, ...]
     values: tuple[tuple[float | None, ...], ...]
     kind: str
+    axis: str = ACCURACY
 
 
 def sample(count: int, most: int = SHOWN) -> list[int]:
@@ -92,9 +96,22 @@ def units(record: Record, index: int) -> list[Any]:
 
 def probe_depth(record: Record) -> Depth | None:
     """Accuracy of a linear probe of every unit's features; None where it was not measured."""
+    return depth(measured(record), "linear_probe", PROBE)
+
+
+def measured(record: Record) -> list[tuple[int, list[Any]]]:
+    """The epochs after which features were measured while training, with what was found of each unit."""
     entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
-    measured = [(entry["epoch"], entry["units"]) for entry in entries if isinstance(entry.get("units"), list)]
-    return depth(measured, "linear_probe", PROBE)
+    return [(entry["epoch"], entry["units"]) for entry in entries if isinstance(entry.get("units"), list)]
+
+
+def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
+    """Everything that was measured of the features, a ``Depth`` per measure and one of the gains, at some of the epochs."""
+    found = measured(record)
+    found = [found[index] for index in sample(len(found), most)]
+    kinds = {name: (f"{text.removesuffix(', %')} of each unit's features", text) for name, text in HEADINGS.items()}
+    kinds |= {"linear_probe": (PROBE, ACCURACY), "gain": (GAIN, "points")}
+    return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,7 @@ def one(epoch: int, row: dict[str, Any]) -> Separable:
     )
 
 
-def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str) -> Depth | None:
+def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str = ACCURACY) -> Depth | None:
     """Gather what is a list per epoch into a list per unit."""
     names: dict[int, str] = {}
     by_epoch: dict[int, dict[int, float | None]] = {}
@@ -157,7 +174,7 @@ def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str) -> Depth 
         return None
     epochs, order = sorted(by_epoch), sorted(names)
     values = tuple(tuple(by_epoch[epoch].get(index) for epoch in epochs) for index in order)
-    return Depth(tuple(names[index] for index in order), tuple(epochs), values, kind)
+    return Depth(tuple(names[index] for index in order), tuple(epochs), values, kind, axis)
 
 
 def depth_of(record: Record, most: int = SHOWN) -> Depth | None:

@@ -80,7 +80,8 @@ function extent(series) {
   });
   const values = series.flatMap(spreads);
   const low = Math.min(...values), high = Math.max(...values), room = (high - low || 1) * 0.06;
-  return { left: Math.min(...xs), right: Math.max(...xs), low: Math.max(0, low - room), high: high + room };
+  const floor = low < 0 ? low - room : Math.max(0, low - room); // no room below 0 for what is never negative
+  return { left: Math.min(...xs), right: Math.max(...xs), low: floor, high: high + room };
 }
 
 // returns where things are, for the one that reads values
@@ -186,6 +187,11 @@ function tell(box, tip, svg, share, text) {
 
 const MAP = [[0, 34, 78], [59, 80, 108], [112, 114, 120], [166, 154, 106], [254, 232, 56]]; // Cividis, in five steps
 
+// what follows a value: its axis ends in it, or is it
+function unitOf(found) {
+  return found.axis.endsWith("%") ? " %" : found.axis === "points" ? " points" : "";
+}
+
 function mapColour(share) {
   const place = Math.max(0, Math.min(1, share)) * (MAP.length - 1), low = Math.min(MAP.length - 2, Math.floor(place));
   const mixed = MAP[low].map((value, channel) => Math.round(value + (MAP[low + 1][channel] - value) * (place - low)));
@@ -203,7 +209,7 @@ function mapChart(box, found, options) {
   const reader = mapReader(box, svg, tip, found);
   drawToFit(box, frame, (room) => reader.place(drawMap(svg, found, room)));
   const known = found.values.flat().filter((value) => value !== null);
-  const range = `dark ${show(Math.min(...known))} %, bright ${show(Math.max(...known))} %`;
+  const range = `dark ${show(Math.min(...known))}${unitOf(found)}, bright ${show(Math.max(...known))}${unitOf(found)}`;
   element("p", { class: "faint" }, box, `${range}; depth from left to right, epochs from top to bottom.`);
 }
 
@@ -231,7 +237,7 @@ function mapReader(box, svg, tip, found) {
   const read = (toRow, toUnit) => {
     row = Math.max(0, Math.min(found.epochs.length - 1, toRow));
     unit = Math.max(0, Math.min(found.names.length - 1, toUnit));
-    const text = `${found.names[unit]}\nepoch ${found.epochs[row]}: ${show(found.values[unit][row])} %`;
+    const text = `${found.names[unit]}\nepoch ${found.epochs[row]}: ${show(found.values[unit][row])}${unitOf(found)}`;
     tell(box, tip, svg, (size.left + unit * size.wide) / size.width, text);
   };
   const point = (event) => {

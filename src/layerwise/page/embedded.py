@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from layerwise.curves import Curve, Depth, mean_curve, number, probe_depth, sample, separable, unit_depth, units
+from layerwise.curves import ACCURACY, Curve, Depth, mean_curve, measured_depths, number, sample, separable, unit_depth, units
 from layerwise.evidence import Evidence
 from layerwise.headings import HEADINGS
 from layerwise.hierarchy import format_hierarchy
@@ -47,7 +47,8 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
     """A run; its configuration as far as it differs from the defaults."""
     most = max(10, min(60, OF_CURVES // (2 * runs)))
     chosen = [record.epochs[index] for index in sample(len(record.epochs), most)]
-    own = unit_depth(record, units_shown(record, runs))
+    shown_at = units_shown(record, runs)
+    depths = [own for own in [unit_depth(record, shown_at)] if own] + measured_depths(record, shown_at)
     return {
         "path": record.path,
         "config": {name: shown(value) for name, value in asdict(record.run).items() if value != getattr(Run, name)},
@@ -61,7 +62,7 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
         "val": [short(entry.get("val_accuracy")) for entry in chosen],
         "last": last_units(record, names),
         "separable": last_separable(record, names),
-        "units": [compact(found, names) for found in (own, probe_depth(record)) if found],
+        "units": [compact(found, names) for found in depths],
     }
 
 
@@ -105,8 +106,10 @@ def last_separable(record: Record, names: dict[tuple[str, ...], int]) -> dict[st
 
 def compact(found: Depth, names: dict[tuple[str, ...], int]) -> dict[str, Any]:
     """Units' names are kept once for all runs that share them."""
-    values = [[short(value, 1) for value in of_unit] for of_unit in found.values]
-    return {"names": names.setdefault(found.names, len(names)), "epochs": found.epochs, "values": values, "kind": found.kind}
+    digits = 1 if found.axis == ACCURACY else 2
+    values = [[short(value, digits) for value in of_unit] for of_unit in found.values]
+    kept = names.setdefault(found.names, len(names))
+    return {"names": kept, "epochs": found.epochs, "values": values, "kind": found.kind, "axis": found.axis}
 
 
 def short(value: Any, digits: int = 2) -> float | None:

@@ -66,7 +66,7 @@ function runUnits(box, run) {
       colour: index, dash: DASHES[index],
     })).filter((one) => one.values.some((value) => value !== null));
     const title = `Over depth: ${found.kind}`;
-    lineChart(element("div", {}, box), series, { title, x: "depth, units", y: "accuracy, %", names });
+    lineChart(element("div", {}, box), series, { title, x: "depth, units", y: found.axis, names });
     mapChart(element("div", {}, box), { ...found, names }, { title: `Over depth and epochs: ${found.kind}` });
   }
 }
