@@ -3,7 +3,9 @@
     python benchmarks/memory.py --output results/memory
 
 Memory is counted whole: weights, gradients, optimizer state (Adam), heads, activations, temporaries and the batch. What an
-operation uses inside itself is not seen by a prediction; `layerwise profile` measures it.
+operation uses inside itself is not seen by a prediction; a real step's memory is measured beside it, in both orders of maps, by
+
+    python benchmarks/memory.py --measure resnet18:1024 vgg16:128 --output results/memory-measured
 """
 
 import argparse
@@ -18,6 +20,12 @@ import torch
 
 import layerwise
 from layerwise.hierarchy import format_hierarchy
+from layerwise.layouts import FORMATS
+from layerwise.measurement import measured
+from layerwise.memory import persistent_bytes
+from layerwise.prediction import rule_options
+from layerwise.rehearsal import rule_ticks
+from layerwise.rules import RULES
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "global": ("global", {"loss": "pred"}),
@@ -43,6 +51,34 @@ def peak(model: str, hierarchy: tuple[int, ...] | None, way: str, batch: int) ->
     return layerwise.predict_peak(network, (batch, 3, 32, 32), 10, rule, optimizer=adam, **options)
 
 
+def measured_peak(model: str, way: str, batch: int, layout: str) -> int:
+    """Bytes alive at the peak of a real second step, with random images on a CPU."""
+    rule, options = WAYS[way]
+    torch.manual_seed(0)
+    network = layerwise.create_model(model)
+    adam = partial(torch.optim.Adam, fused=True)
+    learner = layerwise.localize(
+        network, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", optimizer=adam, **options
+    )
+    layerwise.lay_out(learner, layout)
+    steps = rule_ticks(rule, learner, batch, 1, rule_options(rule, {}))
+    next(steps)
+    persistent = persistent_bytes(learner)
+    with measured(torch.device("cpu")) as step:
+        next(steps)
+    return persistent + step.transient_bytes
+
+
+def measured_rows(points: list[str]) -> Any:
+    """A line per network, batch and way: the prediction, and what was measured in each order of maps."""
+    for point, way in itertools.product(points, WAYS):
+        model, batch = point.split(":")
+        predicted = peak(model, None, way, int(batch))
+        found = {layout: measured_peak(model, way, int(batch), layout) for layout in FORMATS}
+        line = {"model": model, "batch_size": batch, "way": way, "predicted, MB": f"{predicted / 1e6:.1f}"}
+        yield line | {f"{layout}, MB": f"{value / 1e6:.1f}" for layout, value in found.items()}
+
+
 def rows() -> Any:
     """Every point once: what it belongs to, the network, and its peak by each way."""
     for model, batch in itertools.product(NETWORKS, (128, 1024)):
@@ -59,8 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv, OUTPUT-depth.svg and OUTPUT-batch.svg")
     parser.add_argument("--parts", default="networks,depth,batch,hierarchies")
+    parser.add_argument("--measure", nargs="+", metavar="MODEL:BATCH", help="measure steps of these instead; writes OUTPUT.csv")
     options = parser.parse_args()
-    found = []
+    found: list[dict[str, Any]] = []
+    if options.measure:
+        for row in measured_rows(options.measure):
+            found.append(row)
+            print(*row.values(), flush=True)
+            if options.output:
+                write(options.output, found)
+        return
     for part, model, hierarchy, batch in rows():
         if part not in options.parts.split(","):
             continue
@@ -72,11 +116,15 @@ def main() -> None:
         found.append(row)
         print(*row.values(), f"({time.perf_counter() - began:.0f} s)", flush=True)
     if options.output:
-        with options.output.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(found)
+        write(options.output, found)
         draw(options.output, found)
+
+
+def write(output: Path, found: list[dict[str, Any]]) -> None:
+    with output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
 
 
 def draw(output: Path, found: list[dict[str, Any]]) -> None:
