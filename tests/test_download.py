@@ -294,7 +294,16 @@ def test_data_directory_that_is_a_file_is_refused(site: Site) -> None:
     assert site.server.seen == []
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, by a shell that has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs a signal sent to one thread")
+@pytest.mark.usefixtures("interruptible")
 def test_interruption_leaves_the_part_for_resumption(site: Site) -> None:
     site.offer("interrupt")
     with pytest.raises(KeyboardInterrupt):
