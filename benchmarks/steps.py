@@ -45,7 +45,7 @@ Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global")
-WARM_UP = 5  # steps that are not counted: by then memory is mapped, and the optimizer has its state
+WARM_UP = 5  # steps that are not counted: by then most memory is mapped, and the optimizer has its state
 ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
 
 

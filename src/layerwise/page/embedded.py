@@ -47,6 +47,7 @@ def one_run(record: Record, runs: int, names: dict[tuple[str, ...], int]) -> dic
     """A run; its configuration as far as it differs from the defaults."""
     most = max(10, min(60, OF_CURVES // (2 * runs)))
     chosen = [record.epochs[index] for index in sample(len(record.epochs), most)]
+    # a run with several measures shows fewer epochs of each
     shown_at = units_shown(record, runs * (1 + len(measured_depths(record, FEWEST))))
     depths = [own for own in [unit_depth(record, shown_at)] if own] + measured_depths(record, shown_at)
     return {
