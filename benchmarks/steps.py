@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerwise
 from layerwise.allocator import keep_freed_memory
+from layerwise.captured import CapturedSteps
 from layerwise.checkpointed import checkpointed_piece
 from layerwise.layouts import lay_out
 from layerwise.machine import describe_machine
@@ -49,19 +50,32 @@ WARM_UP = 5  # steps that are not counted: by then most memory is mapped, and th
 ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
 
 
-def learner_for(model: str, loss: str, at: str | int, options: argparse.Namespace, amp: torch.dtype | None) -> Any:
-    keep_freed_memory()
+def learner_for(
+    model: str,
+    loss: str,
+    at: str | int,
+    options: argparse.Namespace,
+    amp: torch.dtype | None = None,
+    layout: str = "auto",
+    recorded: bool = True,
+    streams: int = 1,
+) -> Any:
+    if options.device == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
-    lay_out(learner, "auto")
+    lay_out(learner, layout)
+    learner.train()
+    if options.device != "cpu" and recorded:
+        learner.captured = CapturedSteps(learner, streams)
     return learner
 
 
 def checkpointed(model: str, options: argparse.Namespace) -> Any:
-    learner = learner_for(model, "pred", 1, options, None)
+    learner = learner_for(model, "pred", 1, options, recorded=False)
     learner.units[0].piece = checkpointed_piece(learner, options.batch_size, None)
     learner.train()
     return learner
@@ -102,13 +116,37 @@ def published(model: str, options: argparse.Namespace) -> Step:
 MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "published predsim": published,
     "plain loop": plain_loop,
-    "global": lambda model, options: learner_for(model, "pred", 1, options, None),
+    "global": lambda model, options: learner_for(model, "pred", 1, options),
     "checkpointed": checkpointed,
-    "predsim": lambda model, options: learner_for(model, "predsim", "layer", options, None),
-    "predsim-lite": lambda model, options: learner_for(model, "predsim-lite", "layer", options, None),
+    "predsim": lambda model, options: learner_for(model, "predsim", "layer", options),
+    "predsim-lite": lambda model, options: learner_for(model, "predsim-lite", "layer", options),
     "global-bfloat16": lambda model, options: learner_for(model, "pred", 1, options, torch.bfloat16),
     "predsim-bfloat16": lambda model, options: learner_for(model, "predsim", "layer", options, torch.bfloat16),
     "predsim-lite-bfloat16": lambda model, options: learner_for(model, "predsim-lite", "layer", options, torch.bfloat16),
+}
+
+
+def predsim_with(
+    deterministic: bool = False, searched: bool = False, **options: Any
+) -> Callable[[str, argparse.Namespace], Any]:
+    """Predsim in bfloat16 with one thing otherwise, on a GPU."""
+
+    def make(model: str, arguments: argparse.Namespace) -> Any:
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = searched
+        return learner_for(model, "predsim", "layer", arguments, **{"amp": torch.bfloat16, **options})
+
+    return make
+
+
+ON_A_GPU: dict[str, Callable[[str, argparse.Namespace], Any]] = {
+    "predsim-eager": predsim_with(amp=None, recorded=False),
+    "predsim-bfloat16-eager": predsim_with(recorded=False),
+    "predsim-bfloat16-contiguous": predsim_with(layout="contiguous"),
+    "predsim-bfloat16-2-streams": predsim_with(streams=2),
+    "predsim-bfloat16-4-streams": predsim_with(streams=4),
+    "predsim-bfloat16-deterministic": predsim_with(deterministic=True),
+    "predsim-bfloat16-searched": predsim_with(searched=True),
 }
 
 
@@ -119,7 +157,7 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     labels = torch.randint(0, 10, (options.batch_size,), device=options.device)
     device = images.device
     try:
-        made = MAKERS[name](model, options)
+        made = (MAKERS | ON_A_GPU)[name](model, options)
         step = made.step if hasattr(made, "units") else made
         for _ in range(WARM_UP):
             step(images, labels)
@@ -130,10 +168,14 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
         return
     while channel.recv() == "step":
         begin = time.perf_counter()
-        step(images, labels)
+        for _ in range(options.burst):
+            step(images, labels)
         synchronise(device)
-        channel.send(time.perf_counter() - begin)
+        channel.send((time.perf_counter() - begin) / options.burst)
     facts: dict[str, Any] = {"process_peak_mb": process_peak_bytes() / 1e6}
+    if step is not made and made.captured is not None:
+        print(name, "recorded:", made.captured.refusal or len(made.captured.recordings), file=sys.stderr)
+        made.captured = None
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
@@ -149,7 +191,7 @@ class Contender:
     """A process that makes training steps when it is told to."""
 
     def __init__(self, name: str, model: str, options: argparse.Namespace) -> None:
-        self.name, self.seconds = name, list[float]()
+        self.name, self.seconds, self.ready = name, list[float](), False
         context = multiprocessing.get_context("spawn")
         self.channel, other = context.Pipe()
         self.process = context.Process(target=work, args=(other, name, model, options), daemon=True)
@@ -158,8 +200,17 @@ class Contender:
         os.environ.update({} if name in ("published predsim", "plain loop") else OURS)  # inherited
         self.process.start()
         other.close()
+        self.refusal: str | None = None
+        if options.device == "cpu":  # on a GPU they start at the same time
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the process is ready."""
+        if self.ready or self.refusal:
+            return
         try:
             self.refusal = self.channel.recv()
+            self.ready = True
         except EOFError:
             self.refusal = ENDED
 
@@ -247,6 +298,8 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per contender."""
     names = [name for name in options.contenders.split(",") if name != "published predsim" or options.published is not None]
     contenders = [Contender(name, model, options) for name in names]
+    for contender in contenders:
+        contender.wait()
     for _ in range(options.repetitions):
         for contender in contenders:
             contender.step()
@@ -284,18 +337,22 @@ COLUMNS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="vgg8b,vgg16,resnet18,resnet50,resnet110")
-    parser.add_argument("--contenders", default=",".join(MAKERS), help="names joined by commas (default: all)")
+    parser.add_argument("--contenders", help="names joined by commas (default: all)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repetitions", type=int, default=5, help="counted steps of each contender")
+    parser.add_argument("--repetitions", type=int, default=5, help="counted turns of each contender")
+    parser.add_argument("--burst", type=int, help="steps of a turn (default: 1, on a GPU 20)")
     parser.add_argument("--bare", type=int, default=2, help="repetitions of each bare convolution; 0: leave them out")
     parser.add_argument("--published", type=Path, help="adapter of the published program")
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.json")
     options = parser.parse_args()
-    unknown = sorted(set(options.contenders.split(",")) - MAKERS.keys())
+    known = MAKERS if options.device == "cpu" else MAKERS | ON_A_GPU
+    options.contenders = options.contenders or ",".join(known)
+    options.burst = options.burst or (1 if options.device == "cpu" else 20)
+    unknown = sorted(set(options.contenders.split(",")) - known.keys())
     if unknown:
-        parser.error(f"unknown contender {unknown[0]!r}: accepted: {', '.join(MAKERS)}")
+        parser.error(f"unknown contender {unknown[0]!r}: accepted: {', '.join(known)}")
     facts = {**describe_machine(torch.device(options.device))}
     products = {str(dtype): matrix_product(dtype, torch.device(options.device)) for dtype in (torch.float32, torch.bfloat16)}
     facts["matrix_product_gflops"] = {dtype: product / 1e9 for dtype, product in products.items()}

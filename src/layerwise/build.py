@@ -50,7 +50,7 @@ def prepare_device(execution: Execution) -> torch.device:
     Raises:
         InvalidInput: there is no such device.
     """
-    for option, least in (("eval_every", 1), ("save_every", 1), ("workers", 0), ("separability_every", 0)):
+    for option, least in (("eval_every", 1), ("save_every", 1), ("workers", 0), ("separability_every", 0), ("streams", 1)):
         if getattr(execution, option) < least:
             raise InvalidInput(f"{option} {getattr(execution, option)} is too small: give {least} or more")
     name = execution.device

@@ -59,6 +59,8 @@ def lay_out(learner: Learner, layout: str, known: Any = None) -> list[str]:
 def fastest(learner: Learner) -> list[str]:
     """The faster layout for each unit, from the trials kept or from new ones."""
     device = device_of(learner)
+    if device.type == "cuda":  # whose tensor cores compute in this order; a trial of a unit would time launches
+        return ["channels-last"] * len(learner.units)
     machine = [torch.__version__, device_name(device), torch.get_num_threads()]
     path = cache_folder() / "layouts.json"
     kept = read(path)

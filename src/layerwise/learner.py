@@ -1,7 +1,7 @@
 """A learner: a network cut into units, each with its loss and its optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from torch.optim import Optimizer
 from layerwise.chain import split
 from layerwise.errors import InvalidInput
 from layerwise.graph import modes_kept
-from layerwise.losses import LossFactory, Site, Targets, create_loss
+from layerwise.losses import Evaluated, LossFactory, Site, Targets, create_loss
 from layerwise.units import Carried, StepResult, Unit, precision, seeded
+
+if TYPE_CHECKING:
+    from layerwise.captured import CapturedSteps
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -28,6 +31,7 @@ class Learner:
         units: its units, in order.
         leaves: paths of the network's modules that are kept whole.
         steps: how many steps have been made.
+        captured: makes the steps in place of the learner, on a GPU that replays them; or None.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Learner:
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps = 0
+        self.captured: CapturedSteps | None = None
         self.training = model.training
 
     def step(self, images: Tensor, labels: Tensor) -> StepResult:
@@ -60,6 +65,12 @@ class Learner:
             )
         if self.training != self.model.training:
             self.train(self.model.training)
+        results = (self.captured or self).step_units(images, labels)
+        self.steps += 1
+        return StepResult(results, len(labels))
+
+    def step_units(self, images: Tensor, labels: Tensor) -> list[Evaluated]:
+        """The work of ``step``, unit after unit, of a batch that was found good."""
         targets = Targets(labels.long(), self.num_classes)
         carried: list[Carried] = [(images.detach(),)]
         results = []
@@ -68,8 +79,7 @@ class Learner:
             carried.append(passed)
             del passed
             results.append(evaluated)
-        self.steps += 1
-        return StepResult(results, len(labels))
+        return results
 
     def train(self, mode: bool = True) -> None:
         """Put the network and all heads in training or evaluation mode."""
@@ -156,6 +166,8 @@ class Learner:
             if unit.scheduler is not None and scheduler is not None:
                 unit.scheduler.load_state_dict(scheduler)
         self.steps = state["steps"]
+        if self.captured is not None:
+            self.captured.forget()  # the optimizers' state lies elsewhere now
 
 
 def difference(module: nn.Module, saved: Mapping[str, Tensor]) -> str | None:

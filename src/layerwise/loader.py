@@ -132,7 +132,8 @@ class Loader:
         self.drawn: tuple[int, Draws] | None = None
 
     def __len__(self) -> int:
-        return len(self.order(0))
+        whole, rest = divmod(len(self.labels), self.batch_size)
+        return whole + (rest > 1)
 
     def order(self, epoch: int) -> list[Tensor]:
         """The indices of every batch of an epoch, shuffled; a last batch of a single image is left out."""

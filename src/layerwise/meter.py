@@ -103,11 +103,13 @@ class Meter:
 
     def check(self) -> None:
         """Name the first unit and step of a loss that is not finite."""
-        for tick in self.unchecked:
-            for offset, loss in enumerate(tick.result.losses):
+        ticks, self.unchecked = self.unchecked, []
+        if not ticks:
+            return
+        for tick, losses in zip(ticks, torch.stack([tick.result.loss_tensor() for tick in ticks]).cpu(), strict=True):
+            for offset, loss in enumerate(losses):
                 step = (tick.after.epoch - tick.ends_epoch) * tick.batches + (tick.after.batch or tick.batches) - 1
-                refuse_divergence(self.learner.units[tick.first + offset], step, torch.tensor(loss))
-        self.unchecked = []
+                refuse_divergence(self.learner.units[tick.first + offset], step, loss)
 
     def running(self) -> tuple[float, float]:
         """Mean loss and accuracy (percent) in this epoch of the last unit that learns; waits for the device."""

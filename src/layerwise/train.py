@@ -17,6 +17,7 @@ from layerwise.build import (
     parse_cut,
     prepare_device,
 )
+from layerwise.captured import CapturedSteps
 from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
@@ -69,6 +70,8 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
         watch = build_watch(run, execution, learner, data)
+        if device.type == "cuda" and execution.graphs:
+            learner.captured = CapturedSteps(learner, execution.streams)
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)

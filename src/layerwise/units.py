@@ -102,14 +102,19 @@ class Unit:
         del carried
         if loss.device.type == "cpu":
             refuse_divergence(self, step, loss)
-        if self.optimizer is not None:
-            loss.backward()
-            if self.clip_grad is not None:
-                groups = self.optimizer.param_groups  # in this order however the unit computes, since sums of norms round
-                nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], self.clip_grad)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+        self.learn(loss)
         return detached(passed), Evaluated(loss.detach(), correct)
+
+    def learn(self, loss: Tensor) -> None:
+        """Backward pass and update, of this unit alone."""
+        if self.optimizer is None:
+            return
+        loss.backward()
+        if self.clip_grad is not None:
+            groups = self.optimizer.param_groups  # in this order however the unit computes, since sums of norms round
+            nn.utils.clip_grad_norm_([parameter for group in groups for parameter in group["params"]], self.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def checked_result(result: Any) -> Evaluated:
@@ -187,9 +192,14 @@ def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iter
     with _generator_locks[device]:
         generator = torch.default_generator if device.type == "cpu" else torch.cuda.default_generators[device.index or 0]
         state = generator.get_state()
-        digest = hashlib.blake2b(f"{seed}/{unit}/{step}".encode(), digest_size=8).digest()
-        generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+        generator.manual_seed(draw_seed(seed, unit, step))
         try:
             yield
         finally:
             generator.set_state(state)
+
+
+def draw_seed(seed: int, unit: object, step: int) -> int:
+    """A seed for the draws of one step of one unit, unrelated to that of any other."""
+    digest = hashlib.blake2b(f"{seed}/{unit}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

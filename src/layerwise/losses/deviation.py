@@ -27,14 +27,8 @@ class Deviation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
-        means, deviations = [], []
-        for part in parts(maps):
-            wide = part.to(torch.promote_types(part.dtype, torch.float32))
-            means.append(wide.mean((2, 3), keepdim=True))
-            squares = (wide - means[-1]).square_().sum((2, 3))
-            deviations.append(squares.div_(maps[0, 0].numel() - 1).sqrt_())
-        deviation = torch.cat(deviations)
-        ctx.save_for_backward(maps, torch.cat(means), deviation)
+        mean, deviation = in_one_pass(maps) if maps.device.type != "cpu" else in_pieces(maps)
+        ctx.save_for_backward(maps, mean, deviation)
         ctx.spent = False
         return deviation
 
@@ -47,15 +41,37 @@ class Deviation(torch.autograd.Function):
         maps, means, deviation = ctx.saved_tensors
         # a channel that is constant over space has no direction to grow in: gradient 0, as of std
         factors = torch.where(deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0)[..., None, None]
+        if maps.device.type != "cpu":
+            return write_at_once(maps, means, factors)
         for part, mean, factor in zip(parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True):
             part.copy_(part.sub(mean).mul_(factor))
         return maps
 
 
+def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32; for a GPU, which does it in one operation."""
+    variance, mean = torch.var_mean(maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True)
+    return mean, variance.sqrt_().flatten(1)
+
+
+def write_at_once(maps: Tensor, means: Tensor, factors: Tensor) -> Tensor:
+    """Write (x − μ) f over the maps x, for a GPU; means and factors are (B, C, 1, 1)."""
+    return torch.addcmul(-means * factors, maps, factors, out=maps)
+
+
+def in_pieces(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``in_one_pass``; for a CPU, a piece that stays in its caches at a time."""
+    means, deviations = [], []
+    for part in parts(maps):
+        wide = part.to(torch.promote_types(part.dtype, torch.float32))
+        means.append(wide.mean((2, 3), keepdim=True))
+        squares = (wide - means[-1]).square_().sum((2, 3))
+        deviations.append(squares.div_(maps[0, 0].numel() - 1).sqrt_())
+    return torch.cat(means), torch.cat(deviations)
+
+
 def examples(maps: Tensor) -> int:
-    """How many examples are worked on at a time: few on a CPU, for its caches; all elsewhere."""
-    if maps.device.type != "cpu":
-        return len(maps)
+    """How many examples are worked on at a time."""
     return max(1, CACHED_ELEMENTS // maps[0].numel(), -(-len(maps) // MOST_PARTS))
 
 

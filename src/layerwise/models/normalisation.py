@@ -20,8 +20,8 @@ MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, 
 class NormalisedActivation(nn.BatchNorm2d):
     """f = LeakyReLU(BatchNorm(z) + s), with the parameters and buffers of ``BatchNorm2d``.
 
-    Of large maps z, while they learn, the gradient is written over them: nothing else may read them after the backward pass,
-    which runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
+    Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may read them after the backward
+    pass, which runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
 
     Shapes: z, s (optional), f: (B, C, H, W).
 
@@ -35,7 +35,8 @@ class NormalisedActivation(nn.BatchNorm2d):
 
     def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        if not self.training or not large or self.momentum is None or self.num_batches_tracked is None:
+        by_parts = self.training and large and maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
+        if not by_parts or self.momentum is None or self.num_batches_tracked is None:
             normalised = super().forward(maps)
             return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
         self._check_input_dim(maps)

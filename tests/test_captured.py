@@ -1,0 +1,124 @@
+"""Steps that are recorded and replayed: as single steps, to the bits where nothing is drawn at random. Most needs a GPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import layerwise
+from layerwise.captured import WARM_UP, CapturedSteps
+from layerwise.cli import main
+from layerwise.errors import InvalidInput
+from layerwise.learner import Learner
+from layerwise.losses import LOSSES
+from layerwise.rules import set_rates
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+STEPS = WARM_UP + 4
+
+
+def build(device: str, model: str = "resnet18", loss: str = "predsim", dropout: float = 0.0, **options) -> Learner:
+    torch.manual_seed(0)
+    network = layerwise.create_model(model, width=0.25, dropout=dropout).to(device)
+    maker = {"optimizer": lambda them: torch.optim.Adam(them, lr=1e-3, fused=True)}
+    sample = torch.zeros(2, 3, 32, 32)
+    return layerwise.localize(network, sample, 10, loss=loss, seed=0, **{**maker, **options})
+
+
+def batches(count: int, size: int = 32) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, size, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (count, size), generator=generator)
+    return list(zip(images.cuda(), labels.cuda(), strict=True))
+
+
+def losses(learner: Learner, given: list[tuple[Tensor, Tensor]]) -> Tensor:
+    results = [
+        learner.step(*batch) for batch in given
+    ]  # read when all are made: a replay must not write over an earlier result
+    return torch.stack([result.loss_tensor() for result in results])
+
+
+def test_a_learner_on_a_cpu_is_refused():
+    with pytest.raises(InvalidInput, match="recorded on a GPU only, and the learner is on cpu"):
+        CapturedSteps(build("cpu"))
+
+
+def test_streams_out_of_range_are_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "--streams", "0", "--output", str(tmp_path / "run")])
+    assert leaving.value.code == 2
+    assert "streams 0 is too small: give 1 or more" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@needs_gpu
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("model", ["resnet18", "vgg8b"])
+def test_replayed_steps_learn_as_single_ones(model, loss, streams):
+    single, replayed = build("cuda", model, loss), build("cuda", model, loss)
+    replayed.captured = CapturedSteps(replayed, streams)
+    given = batches(STEPS)
+    torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-3, atol=2e-4)
+    assert replayed.captured.refusal is None
+    assert len(replayed.captured.recordings) == 1
+    for one, other in zip(single.model.buffers(), replayed.model.buffers(), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=1e-2, atol=1e-2)
+
+
+@needs_gpu
+@pytest.mark.parametrize("options", [{"at": 1}, {"amp": torch.bfloat16}, {"clip_grad": 0.1}, {"optimizer": torch.optim.SGD}])
+def test_other_learners_are_recorded_too(options):
+    if "optimizer" in options:
+        options = {"optimizer": lambda them: torch.optim.SGD(them, lr=0.01, momentum=0.9, fused=True)}
+    single, replayed = build("cuda", **options), build("cuda", **options)
+    replayed.captured = CapturedSteps(replayed)
+    given = batches(STEPS)
+    torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-2, atol=2e-3)
+    assert replayed.captured.refusal is None
+
+
+@needs_gpu
+def test_a_changed_rate_and_another_batch_size_are_recorded_anew():
+    single, replayed = build("cuda"), build("cuda")
+    replayed.captured = CapturedSteps(replayed)
+    for factor in (1.0, 0.1):
+        for learner in (single, replayed):
+            set_rates(learner.units, factor)
+        for size in (32, 20):
+            given = batches(STEPS, size)
+            torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=1e-2, atol=1e-3)
+    assert len(replayed.captured.recordings) == 2  # those with the first rate are forgotten
+
+
+@needs_gpu
+def test_dropout_depends_on_the_step_alone():
+    learner = build("cuda", dropout=0.3)
+    learner.captured = CapturedSteps(learner)
+    given = batches(2 * STEPS)
+    losses(learner, given[:STEPS])
+    state = copy.deepcopy(learner.state_dict())
+    rest = losses(learner, given[STEPS:])
+    again = build("cuda", dropout=0.3)
+    again.captured = CapturedSteps(again)
+    again.load_state_dict(state)
+    torch.testing.assert_close(losses(again, given[STEPS:]), rest, rtol=2e-3, atol=2e-4)
+
+
+@needs_gpu
+def test_what_cannot_be_recorded_is_made_step_by_step():
+    class Looking(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images * float(images.mean() > -1e9)  # waits for the device
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(Looking(), torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10)).cuda()
+    learner = layerwise.localize(network, torch.zeros(2, 3, 32, 32), 10, at=1, leaves=["0"])
+    learner.captured = CapturedSteps(learner)
+    with pytest.warns(UserWarning, match="steps are made one by one"):
+        values = losses(learner, batches(STEPS))
+    assert learner.captured.refusal
+    assert float(values[-1, 0]) != float(values[0, 0])
+    assert bool(torch.isfinite(values).all())
