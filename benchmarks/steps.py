@@ -367,7 +367,9 @@ def main() -> None:
 
 
 def shown(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3f}" if value >= 0.1 else f"{value:.3g}"
 
 
 def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
