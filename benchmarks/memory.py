@@ -6,6 +6,8 @@ Memory is counted whole: weights, gradients, optimizer state (Adam), heads, acti
 operation uses inside itself is not seen by a prediction; a real step's memory is measured beside it, in both orders of maps, by
 
     python benchmarks/memory.py --measure resnet18:1024 vgg16:128 --output results/memory-measured
+
+and with ``--device cuda`` on a GPU, by its allocator.
 """
 
 import argparse
@@ -51,11 +53,11 @@ def peak(model: str, hierarchy: tuple[int, ...] | None, way: str, batch: int) ->
     return layerwise.predict_peak(network, (batch, 3, 32, 32), 10, rule, optimizer=adam, **options)
 
 
-def measured_peak(model: str, way: str, batch: int, layout: str) -> int:
-    """Bytes alive at the peak of a real second step, with random images on a CPU."""
+def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.device) -> int:
+    """Bytes alive at the peak of a real second step, with random images."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
-    network = layerwise.create_model(model)
+    network = layerwise.create_model(model).to(device)
     adam = partial(torch.optim.Adam, fused=True)
     learner = layerwise.localize(
         network, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", optimizer=adam, **options
@@ -64,18 +66,19 @@ def measured_peak(model: str, way: str, batch: int, layout: str) -> int:
     steps = rule_ticks(rule, learner, batch, 1, rule_options(rule, {}))
     next(steps)
     persistent = persistent_bytes(learner)
-    with measured(torch.device("cpu")) as step:
+    with measured(device) as step:
         next(steps)
     return persistent + step.transient_bytes
 
 
-def measured_rows(points: list[str]) -> Any:
-    """A line per network, batch and way: the prediction, and what was measured in each order of maps."""
+def measured_rows(points: list[str], device: torch.device) -> Any:
+    """A line per network, batch and way: the prediction (for a CPU), and what was measured in each order of maps."""
     for point, way in itertools.product(points, WAYS):
         model, batch = point.split(":")
-        predicted = peak(model, None, way, int(batch))
-        found = {layout: measured_peak(model, way, int(batch), layout) for layout in FORMATS}
-        line = {"model": model, "batch_size": batch, "way": way, "predicted, MB": f"{predicted / 1e6:.1f}"}
+        found = {layout: measured_peak(model, way, int(batch), layout, device) for layout in FORMATS}
+        line = {"model": model, "batch_size": batch, "way": way}
+        if device.type == "cpu":
+            line["predicted, MB"] = f"{peak(model, None, way, int(batch)) / 1e6:.1f}"
         yield line | {f"{layout}, MB": f"{value / 1e6:.1f}" for layout, value in found.items()}
 
 
@@ -96,10 +99,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv, OUTPUT-depth.svg and OUTPUT-batch.svg")
     parser.add_argument("--parts", default="networks,depth,batch,hierarchies")
     parser.add_argument("--measure", nargs="+", metavar="MODEL:BATCH", help="measure steps of these instead; writes OUTPUT.csv")
+    parser.add_argument("--device", default="cpu", help="of --measure (default: cpu)")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
     if options.measure:
-        for row in measured_rows(options.measure):
+        for row in measured_rows(options.measure, torch.device(options.device)):
             found.append(row)
             print(*row.values(), flush=True)
             if options.output:

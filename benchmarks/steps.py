@@ -41,9 +41,11 @@ from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
 from layerwise.memory import synchronise
 from layerwise.models import convolution
+from layerwise.runs import Execution
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
+STREAMS = Execution.streams
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global")
 WARM_UP = 5  # steps that are not counted: by then most memory is mapped, and the optimizer has its state
@@ -58,7 +60,7 @@ def learner_for(
     amp: torch.dtype | None = None,
     layout: str = "auto",
     recorded: bool = True,
-    streams: int = 1,
+    streams: int = STREAMS,
 ) -> Any:
     if options.device == "cpu":
         keep_freed_memory()
@@ -143,8 +145,8 @@ ON_A_GPU: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "predsim-eager": predsim_with(amp=None, recorded=False),
     "predsim-bfloat16-eager": predsim_with(recorded=False),
     "predsim-bfloat16-contiguous": predsim_with(layout="contiguous"),
-    "predsim-bfloat16-2-streams": predsim_with(streams=2),
-    "predsim-bfloat16-4-streams": predsim_with(streams=4),
+    "predsim-bfloat16-1-stream": predsim_with(streams=1),
+    "predsim-bfloat16-8-streams": predsim_with(streams=8),
     "predsim-bfloat16-deterministic": predsim_with(deterministic=True),
     "predsim-bfloat16-searched": predsim_with(searched=True),
 }

@@ -108,6 +108,46 @@ def test_dropout_depends_on_the_step_alone():
 
 
 @needs_gpu
+def test_units_that_change_what_they_are_handed_do_not_overlap():
+    def learner() -> Learner:
+        torch.manual_seed(0)
+        layers = (torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True))
+        network = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 30 * 30, 10))
+        return layerwise.localize(network.cuda(), torch.zeros(2, 3, 32, 32), 10, at=["1", "4", "5"])
+
+    single, replayed = learner(), learner()
+    replayed.captured = CapturedSteps(replayed, streams=3)
+    given = batches(STEPS)
+    torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=1e-3, atol=1e-4)
+    assert len(replayed.captured.recordings) == 1
+    assert not replayed.captured.streams
+
+
+@needs_gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)])
+def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
+    deviation_kernels = pytest.importorskip("layerwise.losses.deviation_kernels")
+    torch.manual_seed(0)
+    maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=layout)
+    maps[0, 0] = 3.0  # constant over space: no deviation, and no gradient
+    expected = maps.double().requires_grad_()
+    wanted = expected.std((2, 3))
+    mean, deviations = deviation_kernels.deviation(maps.cuda())
+    torch.testing.assert_close(mean.cpu()[..., 0, 0], expected.mean((2, 3)).float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(deviations.cpu(), wanted.float(), rtol=1e-5, atol=1e-6)
+    gradient = torch.randn(shape[:2])
+    (of_maps,) = torch.autograd.grad(wanted, expected, gradient.double())
+    of_maps[0, 0] = 0.0  # where that of std is not a number
+    given = maps.cuda()
+    written = deviation_kernels.write_gradient(given, mean, deviations, gradient.cuda())
+    assert written.data_ptr() == given.data_ptr()
+    assert float(written[0, 0].abs().max()) == 0.0
+    torch.testing.assert_close(written.cpu().double(), of_maps, rtol=2**-7 if kind == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+@needs_gpu
 def test_what_cannot_be_recorded_is_made_step_by_step():
     class Looking(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:

@@ -97,6 +97,7 @@ class CapturedSteps:
         """Record a step without making it; if that cannot be done, say why in ``refusal``."""
         learner, graph = self.learner, torch.cuda.CUDAGraph()
         if any(known[1] != kind[1] for known in self.recordings):  # the rate has changed: those of before are needed no more
+            torch.cuda.synchronize(self.device)
             self.recordings.clear()
         fixed_images, fixed_labels = images.clone(), labels.clone()
         try:
@@ -107,6 +108,9 @@ class CapturedSteps:
                     evaluated = learner.step_units(fixed_images, fixed_labels)
                 losses = torch.stack([loss.float() for loss, _ in evaluated])
                 correct = torch.stack([correct for _, correct in evaluated])
+        except ChangedInPlace:
+            self.streams = []
+            self.record(kind, images, labels)
         except RuntimeError as error:
             self.refusal = " ".join(str(error).split())[:200]
             warnings.warn(f"steps are made one by one, slower, since they could not be recorded: {self.refusal}", stacklevel=2)
@@ -114,13 +118,19 @@ class CapturedSteps:
             self.recordings[kind] = Recording(graph, fixed_images, fixed_labels, losses, correct)
 
 
+class ChangedInPlace(Exception):
+    """A unit changes what it is handed, which another may still be reading."""
+
+
 def step_overlapping(
     learner: "Learner", images: Tensor, labels: Tensor, streams: Sequence[torch.cuda.Stream]
 ) -> list[Evaluated]:
     """``Learner.step_units`` with units that take turns on several streams.
 
-    A unit begins when the one before has computed its features and loss, beside whose backward pass and update it computes. So
-    units must not change in place what they are handed.
+    A unit begins when the one before has computed its features and loss, beside whose backward pass and update it computes.
+
+    Raises:
+        ChangedInPlace: so units cannot overlap.
     """
     targets = Targets(labels.long(), learner.num_classes)
     kept: list[Carried] = [(images.detach(),)]  # to the end, since memory freed on one stream says nothing of the others
@@ -130,9 +140,13 @@ def step_overlapping(
     for unit, stream in zip(learner.units, cycle(streams)):
         with torch.cuda.stream(stream):
             stream.wait_event(ready)
+            tensors = [value for value in kept[-1] if isinstance(value, Tensor)]
+            versions = [value._version for value in tensors]
             passed, (loss, correct) = unit.evaluate(kept[-1], targets)
             ready = stream.record_event()
             unit.learn(loss)
+        if [value._version for value in tensors] != versions:
+            raise ChangedInPlace(unit.name)
         kept.append(detached(passed))
         results.append(Evaluated(loss.detach(), correct))
     for stream in streams[: len(learner.units)]:

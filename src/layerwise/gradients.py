@@ -35,17 +35,40 @@ class WindowedGradient(Tensor):
 
     def whole(self) -> Tensor:
         """The tensor that it stands for, in the memory format of ``coarse``."""
-        if self.coarse.is_contiguous() and self.device.type == "cpu":  # where interpolation takes several times as long
-            height, width = (size // windows for size, windows in zip(self.shape[2:], self.coarse.shape[2:], strict=True))
-            return self.coarse.repeat_interleave(width, 3).repeat_interleave(height, 2)
+        contiguous = self.coarse.is_contiguous()
+        if self.device.type != "cpu":
+            layout = torch.contiguous_format if contiguous else torch.channels_last
+            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout)
+            windows(made, self.window).copy_(self.coarse[:, :, :, None, :, None])
+            return made
+        if contiguous:  # where interpolation takes several times as long
+            return self.coarse.repeat_interleave(self.window[1], 3).repeat_interleave(self.window[0], 2)
         return F.interpolate(self.coarse, self.shape[2:], mode="nearest-exact")
+
+    def added_to(self, maps: Tensor) -> Tensor:
+        """The sum with a tensor of the same shape, in whose layout it is, without the whole."""
+        return (windows(maps, self.window) + self.coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of the windows."""
+        return self.shape[2] // self.coarse.shape[2], self.shape[3] // self.coarse.shape[3]
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # the stub of Tensor leaves out that it is a class method
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.ops.aten.add.Tensor and len(args) == 2 and not kwargs:  # as gradients from two readers are added
+            windowed, other = args if isinstance(args[0], cls) else reversed(args)
+            if type(other) is not cls and isinstance(other, Tensor) and other.shape == windowed.shape:
+                return windowed.added_to(other)
         args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def windows(maps: Tensor, window: tuple[int, int]) -> Tensor:
+    """A view of maps (B, C, H, W) as (B, C, H / height, height, W / width, width)."""
+    return maps.unflatten(3, (-1, window[1])).unflatten(2, (-1, window[0]))
 
 
 class Average(torch.autograd.Function):
@@ -57,7 +80,8 @@ class Average(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int], windowed: bool) -> Tensor:
-        ctx.shape, ctx.area, ctx.windowed = maps.shape, kernel[0] * kernel[1], windowed
+        ctx.shape, ctx.area = maps.shape, kernel[0] * kernel[1]
+        ctx.windowed = windowed or maps.device.type != "cpu"  # there it is added to other gradients faster than the whole
         last = maps.is_contiguous(memory_format=torch.channels_last)
         ctx.memory_format = torch.channels_last if last else torch.contiguous_format
         return F.avg_pool2d(maps, kernel)

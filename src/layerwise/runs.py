@@ -95,7 +95,7 @@ class Execution:
         "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
     )
     graphs: bool = option(True, "on a GPU: record a training step once and replay it, for it is faster")
-    streams: int = option(1, "on a GPU, with --graphs: streams that units take turns on, so that their steps overlap")
+    streams: int = option(4, "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least memory")
     cache_place: str | None = option(None, "memory, or disk: a file (default: memory, but disk with --cache-dir)")
     cache_dir: str | None = option(None, "folder for the file of --cache-place disk (default: the run's)")
     cache_limit: str = option("4GB", "most that --cache may keep; what exceeds it is computed for every batch")

@@ -1,6 +1,7 @@
 """The standard deviation over space that the similarity loss takes of its maps, without copies of the maps."""
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ class Deviation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
-        mean, deviation = in_one_pass(maps) if maps.device.type != "cpu" else in_pieces(maps)
+        kernels = kernels_for(maps)
+        compute = kernels.deviation if kernels else in_pieces if maps.device.type == "cpu" else in_one_pass
+        mean, deviation = compute(maps)
         ctx.save_for_backward(maps, mean, deviation)
         ctx.spent = False
         return deviation
@@ -39,6 +42,9 @@ class Deviation(torch.autograd.Function):
             raise RuntimeError("the gradient of a similarity loss was asked for twice: the first time overwrote its maps")
         ctx.spent = True
         maps, means, deviation = ctx.saved_tensors
+        if kernels := kernels_for(maps):
+            written: Tensor = kernels.write_gradient(maps, means, deviation, gradient)
+            return written
         # a channel that is constant over space has no direction to grow in: gradient 0, as of std
         factors = torch.where(deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0)[..., None, None]
         if maps.device.type != "cpu":
@@ -46,6 +52,17 @@ class Deviation(torch.autograd.Function):
         for part, mean, factor in zip(parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True):
             part.copy_(part.sub(mean).mul_(factor))
         return maps
+
+
+def kernels_for(maps: Tensor) -> ModuleType | None:
+    """Kernels made for this, where there are any: on a GPU for which Triton is installed and can compile."""
+    if maps.device.type != "cuda":
+        return None
+    try:
+        from layerwise.losses import deviation_kernels
+    except ImportError:
+        return None
+    return deviation_kernels if maps.dtype in deviation_kernels.KINDS and deviation_kernels.usable(maps.device) else None
 
 
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
