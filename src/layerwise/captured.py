@@ -134,7 +134,7 @@ def step_overlapping(
     """
     targets = Targets(labels.long(), learner.num_classes)
     kept: list[Carried] = [(images.detach(),)]  # to the end, since memory freed on one stream says nothing of the others
-    results = []
+    results, changed = [], False
     begun = torch.cuda.current_stream()
     ready = begun.record_event()
     for unit, stream in zip(learner.units, cycle(streams)):
@@ -145,12 +145,13 @@ def step_overlapping(
             passed, (loss, correct) = unit.evaluate(kept[-1], targets)
             ready = stream.record_event()
             unit.learn(loss)
-        if [value._version for value in tensors] != versions:
-            raise ChangedInPlace(unit.name)
+        changed = changed or [value._version for value in tensors] != versions
         kept.append(detached(passed))
         results.append(Evaluated(loss.detach(), correct))
     for stream in streams[: len(learner.units)]:
         begun.wait_stream(stream)
+    if changed:  # only now, since a recording ends with all streams joined
+        raise ChangedInPlace
     return results
 
 
