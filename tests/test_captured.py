@@ -148,15 +148,18 @@ def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
 
 
 @needs_gpu
-def test_what_cannot_be_recorded_is_made_step_by_step():
+@pytest.mark.parametrize("streams", [1, 3])
+def test_what_cannot_be_recorded_is_made_step_by_step(streams):
     class Looking(torch.nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return images * float(images.mean() > -1e9)  # waits for the device
 
     torch.manual_seed(0)
-    network = torch.nn.Sequential(Looking(), torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10)).cuda()
-    learner = layerwise.localize(network, torch.zeros(2, 3, 32, 32), 10, at=1, leaves=["0"])
-    learner.captured = CapturedSteps(learner)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout2d(0.2), Looking(), torch.nn.Flatten(), torch.nn.Linear(4 * 30 * 30, 10)
+    ).cuda()
+    learner = layerwise.localize(network, torch.zeros(2, 3, 32, 32), 10, at=["1", "4"], leaves=["2"], seed=0)
+    learner.captured = CapturedSteps(learner, streams)
     with pytest.warns(UserWarning, match="steps are made one by one"):
         values = losses(learner, batches(STEPS))
     assert learner.captured.refusal

@@ -72,7 +72,6 @@ class CapturedSteps:
         """Record anew from the next steps on."""
         self.recordings: dict[Any, Recording] = {}
         self.made: Counter[Any] = Counter()
-        self.pool = torch.cuda.graph_pool_handle()
 
     def step_units(self, images: Tensor, labels: Tensor) -> list[Evaluated]:
         """As ``Learner.step_units``; what it returns stays as it is when others are made."""
@@ -95,27 +94,39 @@ class CapturedSteps:
 
     def record(self, kind: Any, images: Tensor, labels: Tensor) -> None:
         """Record a step without making it; if that cannot be done, say why in ``refusal``."""
-        learner, graph = self.learner, torch.cuda.CUDAGraph()
         if any(known[1] != kind[1] for known in self.recordings):  # the rate has changed: those of before are needed no more
             torch.cuda.synchronize(self.device)
             self.recordings.clear()
-        fixed_images, fixed_labels = images.clone(), labels.clone()
+        if not self.recordings:
+            self.pool = torch.cuda.graph_pool_handle()  # one whose last recording is gone cannot be used again
         try:
-            with unseeded(learner.units), capturable(learner.units), torch.cuda.graph(graph, pool=self.pool):
-                if self.streams:
-                    evaluated = step_overlapping(learner, fixed_images, fixed_labels, self.streams)
-                else:
-                    evaluated = learner.step_units(fixed_images, fixed_labels)
-                losses = torch.stack([loss.float() for loss, _ in evaluated])
-                correct = torch.stack([correct for _, correct in evaluated])
+            self.recordings[kind] = self.recorded(images.clone(), labels.clone())
         except ChangedInPlace:
             self.streams = []
             self.record(kind, images, labels)
-        except RuntimeError as error:
-            self.refusal = " ".join(str(error).split())[:200]
+        except Exception as error:  # whatever it was, steps are made one by one, where an error of the step's own comes again
+            self.generator.graphsafe_set_state(self.generator.clone_state())  # one that no longer takes part in a recording
+            self.refusal = " ".join(str(first_cause(error)).split())[:200]
             warnings.warn(f"steps are made one by one, slower, since they could not be recorded: {self.refusal}", stacklevel=2)
-        else:
-            self.recordings[kind] = Recording(graph, fixed_images, fixed_labels, losses, correct)
+
+    def recorded(self, images: Tensor, labels: Tensor) -> Recording:
+        """Record a step of a batch, which is kept to be written over."""
+        learner, graph = self.learner, torch.cuda.CUDAGraph()
+        with unseeded(learner.units), capturable(learner.units, self.device), torch.cuda.graph(graph, pool=self.pool):
+            if self.streams:
+                evaluated = step_overlapping(learner, images, labels, self.streams)
+            else:
+                evaluated = learner.step_units(images, labels)
+            losses = torch.stack([loss.float() for loss, _ in evaluated])
+            correct = torch.stack([correct for _, correct in evaluated])
+        return Recording(graph, images, labels, losses, correct)
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """The error that others came of: one inside a recording makes its end fail too."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 class ChangedInPlace(Exception):
@@ -175,12 +186,16 @@ def unseeded(units: Sequence[Unit]) -> Iterator[None]:
 
 
 @contextmanager
-def capturable(units: Sequence[Unit]) -> Iterator[None]:
-    """Tell optimizers that they are recorded; fused ones compute alike whether told or not."""
-    groups = [group for unit in units if unit.optimizer for group in unit.optimizer.param_groups if "capturable" in group]
+def capturable(units: Sequence[Unit], device: torch.device) -> Iterator[None]:
+    """Tell optimizers that they are recorded, and move their counts of steps, which they may keep on the CPU, to the device."""
+    optimizers = [unit.optimizer for unit in units if unit.optimizer]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if "capturable" in group]
     before = [group["capturable"] for group in groups]
     for group in groups:
         group["capturable"] = True
+    for state in (state for optimizer in optimizers for state in optimizer.state.values()):
+        if isinstance(state.get("step"), Tensor):
+            state["step"] = state["step"].to(device)
     try:
         yield
     finally:
