@@ -94,6 +94,14 @@ def test_a_changed_rate_and_another_batch_size_are_recorded_anew():
 
 
 @needs_gpu
+def test_a_copy_of_a_learner_makes_its_own_steps():
+    learner = build("cuda")
+    learner.captured = CapturedSteps(learner)
+    losses(learner, batches(STEPS))
+    assert copy.deepcopy(learner).captured is None
+
+
+@needs_gpu
 def test_dropout_depends_on_the_step_alone():
     learner = build("cuda", dropout=0.3)
     learner.captured = CapturedSteps(learner)

@@ -113,6 +113,23 @@ def test_what_was_chosen_before_is_chosen_again() -> None:
     assert lay_out(learner, "auto", known[: len(learner.units)]) == known[: len(learner.units)]
 
 
+@pytest.mark.parametrize("layout", ["channels-last", "auto"])
+def test_a_narrow_strided_convolution_stays_contiguous(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the other order, a CPU with AVX2 alone writes past the memory of its weight's gradient."""
+    monkeypatch.setattr(layouts, "timed", lambda unit, batch, targets: 1.0 + batch[0].is_contiguous())
+    narrow = layerwise.create_model("resnet18", hierarchy=(1, 1, 1, 1), width=0.0625, image_size=8)
+    learners = [make_learner(model) for model in (narrow, copy.deepcopy(narrow))]
+    for learner in learners:
+        chosen = lay_out(learner, layout)
+        shortcut = [unit.name for unit in learner.units].index("stages.1.0.conv2")  # 4 to 8 channels; those behind it are wider
+        assert [name for index, name in enumerate(chosen) if index != shortcut] == ["channels-last"] * 9
+        assert chosen[shortcut] == "contiguous"
+    for _ in range(3):
+        assert learners[0].step(*batch()).losses == learners[1].step(*batch()).losses
+    for one, other in zip(*(learner.model.parameters() for learner in learners), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_unknown_layout_is_refused() -> None:
     with pytest.raises(InvalidInput, match="unknown layout 'nhwc'"):
         lay_out(make_learner(), "nhwc")

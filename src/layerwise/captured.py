@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
+from layerwise.runs import Execution
 from layerwise.units import Carried, Unit, detached, draw_seed
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ class CapturedSteps:
         self.recordings: dict[Any, Recording] = {}
         self.made: Counter[Any] = Counter()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a learner makes its steps singly, since what is recorded is of the original's tensors."""
+
     def step_units(self, images: Tensor, labels: Tensor) -> list[Evaluated]:
         """As ``Learner.step_units``; what it returns stays as it is when others are made."""
         learner = self.learner
@@ -120,6 +124,15 @@ class CapturedSteps:
             losses = torch.stack([loss.float() for loss, _ in evaluated])
             correct = torch.stack([correct for _, correct in evaluated])
         return Recording(graph, images, labels, losses, correct)
+
+
+def capture(learner: "Learner", execution: Execution) -> str:
+    """Let a learner's steps be recorded if it is on a GPU and the run asks for it; says so in words, or nothing."""
+    learner.captured = None
+    if not execution.graphs or next(learner.model.parameters()).device.type != "cuda":
+        return ""
+    learner.captured = CapturedSteps(learner, execution.streams)
+    return f"recorded steps on {execution.streams} stream{'s' if execution.streams > 1 else ''}"
 
 
 def first_cause(error: BaseException) -> BaseException:

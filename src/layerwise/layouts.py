@@ -30,11 +30,12 @@ LAYOUTS = [*FORMATS, "auto"]
 TRIAL_BATCH = 16
 REPETITIONS = 3  # interleaved, after one that is not counted
 ADVANTAGE = 0.97  # share of the contiguous layout's time below which the other is taken
+REGISTER = 8  # float32 numbers of an AVX2 register
 CACHE = "LAYERWISE_CACHE"  # environment variable: a folder for what is kept between runs
 
 
 def lay_out(learner: Learner, layout: str, known: Any = None) -> list[str]:
-    """Give every unit the layout that is asked for, and return the layouts by name.
+    """Give every unit the layout that is asked for, or the contiguous one where another is not safe; return them by name.
 
     Args:
         layout: a name in ``FORMATS``, or ``auto``.
@@ -51,9 +52,23 @@ def lay_out(learner: Learner, layout: str, known: Any = None) -> list[str]:
         chosen = known
     else:
         chosen = fastest(learner)
+    if device_of(learner).type == "cpu":
+        chosen = ["contiguous" if endangered(unit) else name for unit, name in zip(learner.units, chosen, strict=True)]
     for unit, name in zip(learner.units, chosen, strict=True):
         unit.lay_out(FORMATS[name])
     return chosen
+
+
+def endangered(unit: Unit) -> bool:
+    """Whether a CPU's convolutions could write past their memory in channels-last.
+
+    On processors with AVX2 alone, the weight gradient of a strided 1×1 convolution of fewer channels than a register holds is
+    wrong there, and what lies behind it is overwritten (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    convolutions = (module for part in (unit.piece, unit.loss) for module in part.modules() if isinstance(module, nn.Conv2d))
+    return any(
+        one.kernel_size == (1, 1) and max(one.stride) > 1 and one.in_channels // one.groups < REGISTER for one in convolutions
+    )
 
 
 def fastest(learner: Learner) -> list[str]:
@@ -68,7 +83,9 @@ def fastest(learner: Learner) -> list[str]:
     chosen, tried = [], False
     for unit in learner.units:
         key = fingerprint(unit, carried, machine)
-        if kept.get(key) not in FORMATS:
+        if device.type == "cpu" and endangered(unit):
+            kept[key] = "contiguous"
+        elif kept.get(key) not in FORMATS:
             kept[key], tried = trial(unit, carried, learner.num_classes), True
         chosen.append(kept[key])
         carried = passed(unit, carried)

@@ -16,13 +16,16 @@ from statistics import median
 from typing import Any
 
 from layerwise.build import prepare_device
+from layerwise.captured import capture
 from layerwise.errors import InvalidInput
 from layerwise.layouts import lay_out
 from layerwise.memory import device_of, measured, persistent_bytes, phases, profiler_mark, synchronise
 from layerwise.rehearsal import build, options_of, rule_ticks
+from layerwise.rules import RULES
 from layerwise.runs import Execution, Run
 
 TIMED = 2  # epochs of two steps; the first step of a unit is not counted
+TIMED_RECORDED = 6  # of steps that a GPU records, which the first few are not: their median is that of replays
 
 
 def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
@@ -56,9 +59,10 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     device = prepare_device(execution)
     learner, options = build(run, num_classes, device), options_of(run)
     lay_out(learner, execution.layout)
+    recorded = RULES[run.rule].one_step and bool(capture(learner, execution))
     seconds: dict[int, list[float]] = defaultdict(list)
     unit_seconds: dict[int, list[float]] = defaultdict(list)
-    ticks = rule_ticks(run.rule, learner, run.batch_size, TIMED, options)
+    ticks = rule_ticks(run.rule, learner, run.batch_size, TIMED_RECORDED if recorded else TIMED, options)
     while True:
         marks: list[tuple[float, int]] = []
 
@@ -80,6 +84,7 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
             unit_seconds[unit].append(spent)
     process_peak = process_peak_bytes()  # before the profiler, which needs memory itself
     steps = []
+    learner.captured = None  # a replay allocates nothing: memory is that of steps made singly
     ticks = rule_ticks(run.rule, learner, run.batch_size, 1, options)
     while next(ticks, None) is not None:
         persistent = persistent_bytes(learner)

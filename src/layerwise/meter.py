@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from layerwise.captured import WARM_UP
 from layerwise.learner import Learner
 from layerwise.memory import measured, persistent_bytes
 from layerwise.rules import Tick
@@ -53,9 +54,10 @@ class Meter:
     def next_tick(self, ticks: Iterator[Tick]) -> Tick | None:
         """Let the rule make its next step, and take its measure.
 
-        The second step of each unit is the one whose memory counts: in the first, the optimizer has no state yet.
+        The second step of each unit is the one whose memory counts: in the first, the optimizer has no state yet. Where steps
+        are recorded, those up to the recording count.
         """
-        if self.memory and self.steps_alike == 1:
+        if self.memory and 1 <= self.steps_alike <= (1 if self.learner.captured is None else WARM_UP):
             return self.measured_tick(ticks)
         if self.training_since is None:
             self.training_since = time.perf_counter()
@@ -73,7 +75,7 @@ class Meter:
         with measured(self.device) as peak:
             tick = next(ticks, None)
         if tick is not None:
-            self.step_bytes = persistent_bytes(self.learner) + peak.transient_bytes
+            self.step_bytes = max(self.step_bytes, persistent_bytes(self.learner) + peak.transient_bytes)
             self.add(tick)
         return tick
 

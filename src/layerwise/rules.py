@@ -66,11 +66,13 @@ class Rule:
         order: the generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
         at: a fixed cut: global backpropagation is the chain with one unit.
         one_thread: whether all work is done by the calling thread, whose memory can then be measured on a CPU.
+        one_step: whether all units step together, by ``Learner.step``, which a GPU can record.
     """
 
     order: Callable[..., Iterator[Tick]]
     at: int | None = None
     one_thread: bool = True
+    one_step: bool = True
 
 
 def set_rates(units: list[Unit], factor: float) -> None:
@@ -217,8 +219,8 @@ def parallel(
 
 RULES: dict[str, Rule] = {
     "simultaneous": Rule(simultaneous),
-    "sequential": Rule(sequential),
-    "parallel": Rule(parallel, one_thread=False),
+    "sequential": Rule(sequential, one_step=False),
+    "parallel": Rule(parallel, one_thread=False, one_step=False),
     "global": Rule(simultaneous, at=1),
-    "checkpointed": Rule(checkpointed, at=1),
+    "checkpointed": Rule(checkpointed, at=1, one_step=False),  # segments set random generators, which a recording cannot
 }

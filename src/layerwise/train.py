@@ -17,7 +17,7 @@ from layerwise.build import (
     parse_cut,
     prepare_device,
 )
-from layerwise.captured import CapturedSteps
+from layerwise.captured import capture
 from layerwise.data import Splits, load_data
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
@@ -70,15 +70,14 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
         watch = build_watch(run, execution, learner, data)
-        if device.type == "cuda" and execution.graphs:
-            learner.captured = CapturedSteps(learner, execution.streams)
+        recorded = capture(learner, execution) if RULES[run.rule].one_step else ""
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
         if not resume:
             facts = {"data": data.facts(), "units": meter.names, "layouts": layouts, "execution": asdict(execution)}
             held.enter_context(folder.created(run, {**facts, **describe_machine(device)}))
-        chosen = f"{describe_device(device, run.amp)}, {summary(layouts)}"
+        chosen = ", ".join(filter(None, (describe_device(device, run.amp), summary(layouts), recorded)))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         stop_requested = held.enter_context(stop_requests())
         log = held.enter_context(open_log(execution.log, folder, start.epoch))
