@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerwise.allocator import keep_freed_memory
+    from layerwise.captured import CapturedSteps
     from layerwise.chain import Chain, split
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
     from layerwise.layouts import lay_out
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "allocator": ("keep_freed_memory",),
+    "captured": ("CapturedSteps",),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
     "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site", "Targets"),
     "measures": ("MEASURES", "linear_cka"),
@@ -40,6 +42,7 @@ __all__ = [
     "MEASURES",
     "RULES",
     "CannotSplit",
+    "CapturedSteps",
     "Chain",
     "Diverged",
     "Evaluated",

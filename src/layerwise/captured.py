@@ -47,7 +47,8 @@ class CapturedSteps:
     Random draws are a function of the learner's seed and the step, as those of single steps are, but not the same ones.
 
     Args:
-        learner: on a GPU. Its tensors must stay where they are: after ``load_state_dict`` call ``forget``.
+        learner: on a GPU. Its tensors must stay where they are; ``load_state_dict`` sees to that itself. Settings of its
+            optimizers are part of a recording: where a rate changes at every step, steps are made singly.
         streams: over how many streams the units take turns. With 2 or more, a unit's backward pass and update overlap with the
             next units' passes, and every unit's features stay until the step ends.
 
@@ -82,19 +83,31 @@ class CapturedSteps:
         learner = self.learner
         batch = (images.shape, labels.dtype, learner.training)
         kind = (batch, tuple(map(settings, learner.units)))
-        if self.seed is not None:
-            self.generator.manual_seed(draw_seed(self.seed, "step", learner.steps))
         if kind not in self.recordings and self.refusal is None and self.made[kind] >= WARM_UP:
             self.record(kind, images, labels)
         recording = self.recordings.get(kind)
-        if recording is None:
-            self.made[kind] += 1
-            with unseeded(learner.units):
-                return learner.step_units(images, labels)
-        recording.images.copy_(images)
-        recording.labels.copy_(labels)
-        recording.graph.replay()
+        with self.draws():
+            if recording is None:
+                self.made[kind] += 1
+                with unseeded(learner.units):
+                    return learner.step_units(images, labels)
+            recording.images.copy_(images)
+            recording.labels.copy_(labels)
+            recording.graph.replay()
         return [Evaluated(*both) for both in zip(recording.losses.clone(), recording.correct.clone(), strict=True)]
+
+    @contextmanager
+    def draws(self) -> Iterator[None]:
+        """Draw random numbers as a function of seed and step, and leave the device's generator as it was."""
+        if self.seed is None:
+            yield
+            return
+        state = self.generator.get_state()
+        self.generator.manual_seed(draw_seed(self.seed, "step", self.learner.steps))
+        try:
+            yield
+        finally:
+            self.generator.set_state(state)
 
     def record(self, kind: Any, images: Tensor, labels: Tensor) -> None:
         """Record a step without making it; if that cannot be done, say why in ``refusal``."""
