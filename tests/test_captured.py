@@ -1,4 +1,4 @@
-"""Steps that are recorded and replayed: as single steps, to the bits where nothing is drawn at random. Most needs a GPU."""
+"""Steps that are recorded and replayed learn as single ones do. Most needs a GPU."""
 
 import copy
 
@@ -64,8 +64,11 @@ def test_replayed_steps_learn_as_single_ones(model, loss, streams):
     torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-3, atol=2e-4)
     assert replayed.captured.refusal is None
     assert len(replayed.captured.recordings) == 1
-    for one, other in zip(single.model.buffers(), replayed.model.buffers(), strict=True):
+    for one, other in zip(single.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
         torch.testing.assert_close(one.float(), other.float(), rtol=1e-2, atol=1e-2)
+    for one, other in zip(single.units, replayed.units, strict=True):
+        for state, theirs in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+            assert float(state["step"]) == float(theirs["step"]) == STEPS
 
 
 @needs_gpu
@@ -78,6 +81,36 @@ def test_other_learners_are_recorded_too(options):
     given = batches(STEPS)
     torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-2, atol=2e-3)
     assert replayed.captured.refusal is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", [float, torch.tensor, lambda rate: torch.tensor(rate, device="cuda")])
+def test_a_rate_that_changes_is_followed(kind):
+    single, replayed = (
+        build("cuda", optimizer=lambda them: torch.optim.Adam(them, lr=kind(1e-3), fused=True)) for _ in range(2)
+    )
+    replayed.captured = CapturedSteps(replayed, streams=2)
+    for rate in (1e-3, 1e-2):
+        for learner in (single, replayed):
+            for group in (group for unit in learner.units for group in unit.optimizer.param_groups):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)  # as schedulers do
+                else:
+                    group["lr"] = rate
+        given = batches(STEPS)
+        torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-2, atol=2e-3)
+    assert replayed.captured.refusal is None
+
+
+@needs_gpu
+def test_a_rate_that_changes_at_every_step_keeps_steps_single():
+    learner = build("cuda")
+    learner.captured = CapturedSteps(learner)
+    for number, batch in enumerate(batches(3 * STEPS)):
+        set_rates(learner.units, 1.0 + number % 4)
+        learner.step(*batch)
+    assert not learner.captured.recordings
+    assert len(learner.captured.made) == 1
 
 
 @needs_gpu
@@ -174,5 +207,81 @@ def test_what_cannot_be_recorded_is_made_step_by_step(streams):
     with pytest.warns(UserWarning, match="steps are made one by one"):
         values = losses(learner, batches(STEPS))
     assert learner.captured.refusal
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    learner.captured.forget()
+    assert learner.captured.refusal is None
     assert float(values[-1, 0]) != float(values[0, 0])
     assert bool(torch.isfinite(values).all())
+
+
+class Reading(torch.optim.SGD):
+    """Waits for the device after the backward pass."""
+
+    def step(self, closure=None):
+        if float(next(group["params"][0] for group in self.param_groups).grad.sum()) != 0.123:
+            super().step()
+
+
+class Counting(torch.optim.SGD):
+    """Counts its steps in Python."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            self.state[group["params"][0]]["count"] = self.state[group["params"][0]].get("count", 0) + 1
+        super().step()
+
+
+@needs_gpu
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("kind", [Reading, Counting])
+def test_a_recording_that_fails_leaves_nothing(kind, streams):
+    single, replayed = (build("cuda", optimizer=lambda them: kind(them, lr=0.01)) for _ in range(2))
+    replayed.captured = CapturedSteps(replayed, streams)
+    given = batches(STEPS)
+    with pytest.warns(UserWarning, match="steps are made one by one"):
+        found = losses(replayed, given)
+    torch.testing.assert_close(found, losses(single, given), rtol=1e-3, atol=1e-4)
+    assert all(parameter.grad is None for parameter in replayed.model.parameters())
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    for one, other in zip(single.units, replayed.units, strict=True):
+        counts = [[state.get("count") for state in unit.optimizer.state.values()] for unit in (one, other)]
+        assert counts[0] == counts[1]
+
+
+@needs_gpu
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_stop_while_recording_is_a_stop(streams, monkeypatch):
+    learner = build("cuda", dropout=0.1)
+    learner.captured = CapturedSteps(learner, streams)
+    given = batches(STEPS)
+    losses(learner, given[:WARM_UP])
+
+    def interrupted(loss: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner.units[2], "learn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learner.step(*given[WARM_UP])
+    assert bool(torch.isfinite(losses(learner, given)).all())
+    assert len(learner.captured.recordings) == 1
+
+
+@needs_gpu
+def test_a_state_that_is_loaded_is_gone_on_from():
+    single, replayed = build("cuda"), build("cuda")
+    replayed.captured = CapturedSteps(replayed)
+    given = batches(STEPS)
+    state = copy.deepcopy(single.state_dict())
+    losses(replayed, given)
+    replayed.load_state_dict(state)
+    assert not replayed.captured.recordings
+    torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-3, atol=2e-4)
+
+
+@needs_gpu
+def test_kernels_tell_what_is_no_number():
+    deviation_kernels = pytest.importorskip("layerwise.losses.deviation_kernels")
+    maps = torch.ones(2, 4, 3, 3, device="cuda")
+    maps[1, 2, 0, 1] = float("nan")
+    assert torch.isnan(deviation_kernels.deviation(maps)[1]).nonzero().tolist() == [[1, 2]]

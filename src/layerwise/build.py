@@ -69,6 +69,7 @@ def prepare_device(execution: Execution) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
     if device.type == "cpu" and execution.keep_memory:
         keep_freed_memory()
     if execution.cpu_threads is not None:

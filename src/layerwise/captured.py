@@ -7,7 +7,7 @@ launching them takes a processor longer than computing them takes the GPU. A rep
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -42,13 +42,19 @@ class Recording:
 
 
 class CapturedSteps:
-    """Makes a learner's steps by replaying recordings of them, one for every kind: shape of the batch, mode and settings.
+    """Makes a learner's steps by replaying recordings of them, one for every shape of batch and mode.
 
-    Random draws are a function of the learner's seed and the step, as those of single steps are, but not the same ones.
+    A recording repeats what was done when it was made. Settings of the optimizers and modes of modules are looked at: when they
+    change, steps are recorded anew, and where a rate changes at every step, they are made singly. Of other changes, such as a
+    hook or a parameter that was replaced, it learns by ``forget``, which ``Learner.load_state_dict`` calls.
+
+    With a seed, random draws are a function of it and of the step, as those of single steps are, but not the same ones.
+
+    Attributes:
+        refusal: why steps cannot be recorded, or None.
 
     Args:
-        learner: on a GPU. Its tensors must stay where they are; ``load_state_dict`` sees to that itself. Settings of its
-            optimizers are part of a recording: where a rate changes at every step, steps are made singly.
+        learner: on a GPU.
         streams: over how many streams the units take turns. With 2 or more, a unit's backward pass and update overlap with the
             next units' passes, and every unit's features stay until the step ends.
 
@@ -65,15 +71,20 @@ class CapturedSteps:
         if streams < 1:
             raise InvalidInput(f"streams {streams} is too small: give 1 or more")
         self.streams = [torch.cuda.Stream(self.device) for _ in range(streams)] if streams > 1 else []
+        self.recorder = torch.cuda.Stream(self.device)
         self.seed: int | None = next((unit.seed for unit in learner.units if unit.seed is not None), None)
         self.generator = torch.cuda.default_generators[self.device.index or 0]
-        self.refusal: str | None = None
+        self.recordings: dict[Any, Recording] = {}
         self.forget()
 
     def forget(self) -> None:
         """Record anew from the next steps on."""
-        self.recordings: dict[Any, Recording] = {}
+        if self.recordings:
+            torch.cuda.synchronize(self.device)  # one may still be replayed
+            self.recordings.clear()
         self.made: Counter[Any] = Counter()
+        self.settings: Any = None
+        self.refusal: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a learner makes its steps singly, since what is recorded is of the original's tensors."""
@@ -81,20 +92,25 @@ class CapturedSteps:
     def step_units(self, images: Tensor, labels: Tensor) -> list[Evaluated]:
         """As ``Learner.step_units``; what it returns stays as it is when others are made."""
         learner = self.learner
-        batch = (images.shape, labels.dtype, learner.training)
-        kind = (batch, tuple(map(settings, learner.units)))
-        if kind not in self.recordings and self.refusal is None and self.made[kind] >= WARM_UP:
-            self.record(kind, images, labels)
-        recording = self.recordings.get(kind)
-        with self.draws():
-            if recording is None:
-                self.made[kind] += 1
-                with unseeded(learner.units):
-                    return learner.step_units(images, labels)
-            recording.images.copy_(images)
-            recording.labels.copy_(labels)
-            recording.graph.replay()
-        return [Evaluated(*both) for both in zip(recording.losses.clone(), recording.correct.clone(), strict=True)]
+        kind = (images.shape, images.device, labels.shape, labels.dtype, labels.device)
+        settings = settings_of(learner)
+        with torch.cuda.device(self.device):
+            if settings != self.settings:
+                refusal = self.refusal
+                self.forget()
+                self.settings, self.refusal = settings, refusal
+            if kind not in self.recordings and self.refusal is None and self.made[kind] >= WARM_UP:
+                self.record(kind, images, labels)
+            recording = self.recordings.get(kind)
+            with self.draws():
+                if recording is None:
+                    self.made[kind] += 1
+                    with unseeded(learner.units):
+                        return learner.step_units(images, labels)
+                recording.images.copy_(images)
+                recording.labels.copy_(labels)
+                recording.graph.replay()
+            return [Evaluated(*both) for both in zip(recording.losses.clone(), recording.correct.clone(), strict=True)]
 
     @contextmanager
     def draws(self) -> Iterator[None]:
@@ -111,9 +127,6 @@ class CapturedSteps:
 
     def record(self, kind: Any, images: Tensor, labels: Tensor) -> None:
         """Record a step without making it; if that cannot be done, say why in ``refusal``."""
-        if any(known[1] != kind[1] for known in self.recordings):  # the rate has changed: those of before are needed no more
-            torch.cuda.synchronize(self.device)
-            self.recordings.clear()
         if not self.recordings:
             self.pool = torch.cuda.graph_pool_handle()  # one whose last recording is gone cannot be used again
         try:
@@ -122,20 +135,37 @@ class CapturedSteps:
             self.streams = []
             self.record(kind, images, labels)
         except Exception as error:  # whatever it was, steps are made one by one, where an error of the step's own comes again
-            self.generator.graphsafe_set_state(self.generator.clone_state())  # one that no longer takes part in a recording
-            self.refusal = " ".join(str(first_cause(error)).split())[:200]
+            self.refusal = " ".join(str(error).split())[:200] or type(error).__name__
             warnings.warn(f"steps are made one by one, slower, since they could not be recorded: {self.refusal}", stacklevel=2)
 
     def recorded(self, images: Tensor, labels: Tensor) -> Recording:
-        """Record a step of a batch, which is kept to be written over."""
-        learner, graph = self.learner, torch.cuda.CUDAGraph()
-        with unseeded(learner.units), capturable(learner.units, self.device), torch.cuda.graph(graph, pool=self.pool):
-            if self.streams:
-                evaluated = step_overlapping(learner, images, labels, self.streams)
-            else:
-                evaluated = learner.step_units(images, labels)
-            losses = torch.stack([loss.float() for loss, _ in evaluated])
-            correct = torch.stack([correct for _, correct in evaluated])
+        """Record a step of a batch, which is kept to be written over.
+
+        Raises:
+            BaseException: what happened first; the learner is as before, and recordings of before are gone.
+        """
+        learner, graph, first = self.learner, torch.cuda.CUDAGraph(), None
+        recording = torch.cuda.graph(graph, pool=self.pool, stream=self.recorder, capture_error_mode="thread_local")
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()), unseeded(learner.units), capturable(learner), recording:
+                try:
+                    if self.streams:
+                        evaluated = step_overlapping(learner, images, labels, self.streams)
+                    else:
+                        evaluated = learner.step_units(images, labels)
+                    losses = torch.stack([loss.float() for loss, _ in evaluated])
+                    correct = torch.stack([correct for _, correct in evaluated])
+                except BaseException as error:
+                    first = error
+                    raise
+        except BaseException as error:  # also Ctrl-C, which the end of a recording would hide
+            for unit in learner.units:  # gradients that were recorded and never computed
+                if unit.optimizer is not None:
+                    unit.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.synchronize(self.device)
+            self.recordings.clear()  # they draw from the generator's state of before
+            self.generator.graphsafe_set_state(self.generator.clone_state())  # one that takes part in no recording
+            raise (first or error) from None
         return Recording(graph, images, labels, losses, correct)
 
 
@@ -146,13 +176,6 @@ def capture(learner: "Learner", execution: Execution) -> str:
         return ""
     learner.captured = CapturedSteps(learner, execution.streams)
     return f"recorded steps on {execution.streams} stream{'s' if execution.streams > 1 else ''}"
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """The error that others came of: one inside a recording makes its end fail too."""
-    while error.__context__ is not None:
-        error = error.__context__
-    return error
 
 
 class ChangedInPlace(Exception):
@@ -174,28 +197,42 @@ def step_overlapping(
     results, changed = [], False
     begun = torch.cuda.current_stream()
     ready = begun.record_event()
-    for unit, stream in zip(learner.units, cycle(streams)):
-        with torch.cuda.stream(stream):
-            stream.wait_event(ready)
-            tensors = [value for value in kept[-1] if isinstance(value, Tensor)]
-            versions = [value._version for value in tensors]
-            passed, (loss, correct) = unit.evaluate(kept[-1], targets)
-            ready = stream.record_event()
-            unit.learn(loss)
-        changed = changed or [value._version for value in tensors] != versions
-        kept.append(detached(passed))
-        results.append(Evaluated(loss.detach(), correct))
-    for stream in streams[: len(learner.units)]:
-        begun.wait_stream(stream)
-    if changed:  # only now, since a recording ends with all streams joined
+    used: list[torch.cuda.Stream] = []
+    try:
+        for unit, stream in zip(learner.units, cycle(streams)):
+            with torch.cuda.stream(stream):
+                stream.wait_event(ready)
+                used.append(stream)
+                tensors = [value for value in kept[-1] if isinstance(value, Tensor)]
+                versions = [value._version for value in tensors]
+                passed, (loss, correct) = unit.evaluate(kept[-1], targets)
+                ready = stream.record_event()
+                unit.learn(loss)
+            changed = changed or [value._version for value in tensors] != versions
+            kept.append(detached(passed))
+            results.append(Evaluated(loss.detach(), correct))
+    finally:  # a recording ends with all streams joined, whatever happened
+        with suppress(RuntimeError):  # after an error that ended the recording there is nothing to join
+            for stream in used[-len(streams) :]:
+                begun.wait_stream(stream)
+    if changed:
         raise ChangedInPlace
     return results
 
 
-def settings(unit: Unit) -> tuple[Any, ...]:
-    """What a recording of a unit's update has as fixed numbers."""
-    groups: Sequence[dict[str, Any]] = unit.optimizer.param_groups if unit.optimizer else ()
-    return tuple(value for group in groups for value in group.values() if isinstance(value, int | float | tuple))
+def settings_of(learner: "Learner") -> tuple[Any, ...]:
+    """What a recording has as fixed values: modes, and the numbers that optimizers are set to."""
+    modes = tuple(module.training for unit in learner.units for part in (unit.piece, unit.loss) for module in part.modules())
+    groups = [group for unit in learner.units if unit.optimizer for group in unit.optimizer.param_groups]
+    numbers = tuple(setting(value) for group in groups for name, value in group.items() if name != "params")
+    return modes, tuple(unit.clip_grad for unit in learner.units), numbers
+
+
+def setting(value: Any) -> Any:
+    """A setting as something to compare: a number, the number in a tensor on the CPU, the place of one on the device."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.tolist() if value.device.type == "cpu" else value.data_ptr()
 
 
 @contextmanager
@@ -212,18 +249,32 @@ def unseeded(units: Sequence[Unit]) -> Iterator[None]:
 
 
 @contextmanager
-def capturable(units: Sequence[Unit], device: torch.device) -> Iterator[None]:
-    """Tell optimizers that they are recorded, and move their counts of steps, which they may keep on the CPU, to the device."""
-    optimizers = [unit.optimizer for unit in units if unit.optimizer]
+def capturable(learner: "Learner") -> Iterator[None]:
+    """Tell optimizers that they are recorded, and move their counts of steps, which they may keep on the CPU, to the device.
+
+    Raises:
+        RuntimeError: an optimizer counts in Python, where a replay does not count.
+    """
+    optimizers = [unit.optimizer for unit in learner.units if unit.optimizer]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups if "capturable" in group]
-    before = [group["capturable"] for group in groups]
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    told = [group["capturable"] for group in groups]
+    before = [dict(state) for state in states]
+    device = next(learner.model.parameters()).device
     for group in groups:
         group["capturable"] = True
-    for state in (state for optimizer in optimizers for state in optimizer.state.values()):
+    for state in states:
         if isinstance(state.get("step"), Tensor):
             state["step"] = state["step"].to(device)
     try:
         yield
+        for state, old in zip(states, before, strict=True):
+            if any(isinstance(value, int | float) and value != old.get(name) for name, value in state.items()):
+                raise RuntimeError("an optimizer counts its steps in Python, where a replay does not count")
+    except BaseException:
+        for state, old in zip(states, before, strict=True):
+            state.update(old)
+        raise
     finally:
-        for group, told in zip(groups, before, strict=True):
-            group["capturable"] = told
+        for group, was in zip(groups, told, strict=True):
+            group["capturable"] = was

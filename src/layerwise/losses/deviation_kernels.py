@@ -34,7 +34,8 @@ def deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
     mean, deviations = (torch.empty(count, channels, device=maps.device) for _ in range(2))
     tile = tile_size(maps)
     grid = (count, triton.cdiv(channels, tile[0]))
-    deviation_kernel[grid](maps, mean, deviations, channels, height * width, *strides(maps), *tile)
+    with torch.cuda.device_of(maps):
+        deviation_kernel[grid](maps, mean, deviations, channels, height * width, *strides(maps), *tile)
     return mean[..., None, None], deviations
 
 
@@ -45,7 +46,8 @@ def write_gradient(maps: Tensor, mean: Tensor, deviations: Tensor, gradient: Ten
     tile = tile_size(written)
     grid = (count, triton.cdiv(channels, tile[0]), triton.cdiv(height * width, tile[1]))
     arguments = (mean.contiguous(), deviations.contiguous(), gradient.contiguous())
-    gradient_kernel[grid](written, *arguments, channels, height * width, *strides(written), *tile)
+    with torch.cuda.device_of(maps):
+        gradient_kernel[grid](written, *arguments, channels, height * width, *strides(written), *tile)
     return written
 
 
@@ -98,7 +100,7 @@ def deviation_kernel(
     variance = (squares - total * total / pixels) / (pixels - 1)
     place = example * channels + channel
     tl.store(mean + place, first + total / pixels, mask=there)
-    tl.store(deviations + place, tl.sqrt(tl.maximum(variance, 0.0)), mask=there)
+    tl.store(deviations + place, tl.sqrt(tl.where(variance < 0, 0.0, variance)), mask=there)
 
 
 @triton.jit
