@@ -22,6 +22,7 @@ from layerwise.memory import persistent_tensors
 from layerwise.rules import RULES, Position
 
 BATCH, SIZE = 160, 32  # maps of 16 channels are then large enough for normalisation to work in place
+HIERARCHIES = {"resnet18": (1, 1, 1, 1), "vgg8b": (2, 2, 1, 1)}
 OPTIONS = {"sequential": {"cache": True}}
 
 
@@ -32,7 +33,7 @@ def moved(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def build(model: str, rule: str, loss: str) -> Learner:
-    network = layerwise.create_model(model, width=0.25, dropout=0.1)
+    network = layerwise.create_model(model, HIERARCHIES[model], width=0.25, dropout=0.1)
     sample = torch.zeros(2, 3, SIZE, SIZE)
     at = RULES[rule].at or "block"
     return layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=lambda them: torch.optim.Adam(them, lr=1e-3))
@@ -57,7 +58,7 @@ def steps(rule: str, learner: Learner, loader: Loader) -> Iterator[Tensor]:
 def main() -> None:
     backend_registration._setup_privateuseone_for_python_backend("pretended", backend_module=Module())
     device = torch.device("pretended", 0)
-    for model, loss, rule in product(("resnet18", "vgg8b"), LOSSES, RULES):
+    for model, loss, rule in product(HIERARCHIES, LOSSES, RULES):
         if not RULES[rule].one_thread:  # tensors without contents belong to the thread that made them
             continue
         learner, mode = build(model, rule, loss), FakeTensorMode()

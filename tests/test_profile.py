@@ -190,7 +190,7 @@ def test_largest_batch_of_a_network() -> None:
     def need(batch: int) -> int:
         return peak(predict_steps("simultaneous", local, batch, {}))
 
-    limit = need(100)
+    limit = need(12)
     found = largest_batch(need, limit)
     assert need(found) <= limit < need(found + 1)
 
