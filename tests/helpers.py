@@ -11,9 +11,13 @@ from torch.nn import functional as F
 from layerwise.data import Splits, load_data
 from layerwise.learner import Learner, localize
 from layerwise.loader import Loader
+from layerwise.losses import LOSSES
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import Execution, Run
+
+# a network that is one unit learns from its output, whatever the local loss
+RULES_AND_LOSSES = [(rule, loss) for rule in RULES for loss in LOSSES if RULES[rule].at is None or loss == "predsim"]
 
 CLASSES = 10
 

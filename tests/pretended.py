@@ -17,9 +17,9 @@ from torch.utils import backend_registration
 import layerwise
 from layerwise.learner import Learner
 from layerwise.loader import Augmentation, Loader, PixelsInMemory
-from layerwise.losses import LOSSES
 from layerwise.memory import persistent_tensors
 from layerwise.rules import RULES, Position
+from tests.helpers import RULES_AND_LOSSES
 
 BATCH, SIZE = 160, 32  # maps of 16 channels are then large enough for normalisation to work in place
 HIERARCHIES = {"resnet18": (1, 1, 1, 1), "vgg8b": (2, 2, 1, 1)}
@@ -58,7 +58,7 @@ def steps(rule: str, learner: Learner, loader: Loader) -> Iterator[Tensor]:
 def main() -> None:
     backend_registration._setup_privateuseone_for_python_backend("pretended", backend_module=Module())
     device = torch.device("pretended", 0)
-    for model, loss, rule in product(HIERARCHIES, LOSSES, RULES):
+    for model, (rule, loss) in product(HIERARCHIES, RULES_AND_LOSSES):
         if not RULES[rule].one_thread:  # tensors without contents belong to the thread that made them
             continue
         learner, mode = build(model, rule, loss), FakeTensorMode()

@@ -13,10 +13,8 @@ from layerwise.chain import split
 from layerwise.features import Keeping
 from layerwise.losses import LOSSES, Evaluated, Site, Targets, create_loss
 from layerwise.rules import RULES, Position
-from tests.helpers import CLASSES, NETWORKS, SOME_NETWORKS, digits, learner, network, same_weights, ticks
+from tests.helpers import CLASSES, NETWORKS, RULES_AND_LOSSES, SOME_NETWORKS, digits, learner, network, same_weights, ticks
 
-# a network that is one unit learns from its output, whatever the local loss
-RULES_AND_LOSSES = [(rule, loss) for rule in RULES for loss in LOSSES if RULES[rule].at is None or loss == "predsim"]
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
 
 

@@ -18,7 +18,7 @@ import gzip
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
@@ -311,6 +311,11 @@ def _svhn(data_dir: Path) -> Arrays:
 
 def _digits(data_dir: Path) -> Arrays:
     """The 1797 grey images (N, 1, 8, 8) that come with scikit-learn, a fixed fifth of each class as the test."""
+    return _bundled()
+
+
+@cache  # a quarter of a second to read, which programs that train many small networks would spend on each
+def _bundled() -> Arrays:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
