@@ -70,7 +70,6 @@ def learner_for(
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
     lay_out(learner, layout)
-    learner.train()
     if options.device != "cpu" and recorded:
         learner.captured = CapturedSteps(learner, streams)
     return learner
