@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
 from layerwise.build import parse_cut
 from layerwise.errors import Busy
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
-from layerwise.losses.pooling import average
+from layerwise.losses.pooling import average, averaging
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.progress import Progress
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
@@ -30,6 +31,9 @@ from layerwise.tables import written
 from layerwise.train import train
 
 GROUPS = 4
+RANK = 4  # the low-rank convolution has a rank of so many times fewer than its channels
+SAMPLED_SIZE = 4  # windows a side, of each of which a position is sampled
+STRIDE = 7  # has no factor in common with the pixels of a window, so that every one of them gets its turn
 BATCH, SIZE, CLASSES = 128, 32, 10  # of the step whose cost is given
 COUNTED = 4  # images of the step whose multiply-adds are counted; they scale
 
@@ -42,16 +46,66 @@ RUNS = {
 }
 
 
-class Grouped(PredSimLite):
-    """The similarity convolution in groups of channels."""
+class Replaced(PredSimLite):
+    """Another similarity convolution instead of the 3×3 one, if there is one."""
 
     def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
         super().__init__(site, beta=beta, decoder_dim=decoder_dim)
         for name, module in list(self.sim.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                channels = module.out_channels
-                grouped = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=GROUPS)
-                self.sim.set_submodule(name, grouped)
+                self.sim.set_submodule(name, self.instead(module.out_channels))
+
+    def instead(self, channels: int) -> nn.Module:
+        raise NotImplementedError
+
+
+class Grouped(Replaced):
+    """In groups of channels."""
+
+    def instead(self, channels: int) -> nn.Module:
+        return nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=GROUPS)
+
+
+class LowRank(Replaced):
+    """Of low rank: into few channels, and from these a 1×1 convolution into as many as there were."""
+
+    def instead(self, channels: int) -> nn.Module:
+        few = max(1, channels // RANK)
+        return nn.Sequential(nn.Conv2d(channels, few, 3, padding=1, bias=False), nn.Conv2d(few, channels, 1, bias=False))
+
+
+class SampledConvolution(nn.Conv2d):
+    """A 3×3 convolution computed at one position of every window of a map, another one from batch to batch."""
+
+    batches: Tensor
+
+    def __init__(self, channels: int, window: tuple[int, int]) -> None:
+        super().__init__(channels, channels, 3, padding=1, bias=False)
+        self.window = window
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
+
+    def forward(self, features: Tensor) -> Tensor:
+        height, width = self.window
+        self.batches += int(self.training)
+        row, column = divmod(int(self.batches) * STRIDE % (height * width), width)
+        return F.conv2d(F.pad(features, (1, 1, 1, 1))[:, :, row:, column:], self.weight, stride=self.window)
+
+
+class Sampled(PredSimLite):
+    """The similarity convolution reads features as they are, at as many positions as predsim-lite has averages."""
+
+    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+        window, _ = averaging(site.shape, SAMPLED_SIZE)
+        self.sim.kernel = None
+        for name, module in list(self.sim.named_modules()):
+            if window is not None and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                self.sim.set_submodule(name, SampledConvolution(module.out_channels, window))
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        pred, correct = self.pred(average(features, self.kernel), targets)
+        sim, _ = self.sim.compare(features, targets)
+        return Evaluated(self.beta * sim + (1 - self.beta) * pred, correct)
 
 
 class Shared(PredSimLite):
@@ -89,12 +143,14 @@ class Variant:
     """A head and where it is put.
 
     Attributes:
+        name: for the command line.
         loss: the name it is trained under.
         text: in words.
         factory: of its own; None: a loss of the library.
         halved: whether heads are on every second layer only, from the first on; the output layer is a unit of its own.
     """
 
+    name: str
     loss: str
     text: str
     factory: Callable[..., nn.Module] | None = None
@@ -102,12 +158,14 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("predsim", "the paper's"),
-    Variant("predsim-lite", "features averaged, few channels"),
-    Variant("grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
-    Variant("shared", "predsim-lite, one convolution for units of one shape", Shared),
-    Variant("every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
-    Variant("predsim-lite", "predsim-lite on every second layer", halved=True),
+    Variant("predsim", "predsim", "the paper's"),
+    Variant("predsim-lite", "predsim-lite", "features averaged, few channels"),
+    Variant("grouped", "grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
+    Variant("low-rank", "low-rank", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels and back", LowRank),
+    Variant("sampled", "sampled", "predsim-lite, similarity of positions sampled, not averaged", Sampled),
+    Variant("shared", "shared", "predsim-lite, one convolution for units of one shape", Shared),
+    Variant("every-second-batch", "every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
+    Variant("every-second-layer", "predsim-lite", "predsim-lite on every second layer", halved=True),
 )
 
 
@@ -116,16 +174,18 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's files")
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"), help="folder of the runs")
     parser.add_argument("--models", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
+    parser.add_argument("--heads", nargs="+", choices=[variant.name for variant in VARIANTS], help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (default: 3)")
     parser.add_argument("--cpu-threads", type=int, help="threads of each operation on a CPU")
     parser.add_argument("--table-only", action="store_true", help="train nothing: show what there is")
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     LOSSES.update({variant.loss: variant.factory for variant in VARIANTS if variant.factory is not None})
+    chosen = [variant for variant in VARIANTS if arguments.heads is None or variant.name in arguments.heads]
     execution = Execution(data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads, eval_every=100)
     for seed in range(0 if arguments.table_only else arguments.seeds):
         for model in arguments.models:
-            for variant in VARIANTS:
+            for variant in chosen:
                 carry_out(run_of(model, variant, seed), arguments.runs, execution)
     table = [line for model in arguments.models for line in lines(model, arguments)]
     for line in table:

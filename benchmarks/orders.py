@@ -37,6 +37,7 @@ from layerwise.tables import written
 PARTS = ((3, "resnet18"), (5, "resnet18"), (3, "resnet50"), (5, "resnet50"), (1, "vgg16"), (1, "vgg19"))
 LOSSES = ("predsim", "pred")
 RUNGS = (1, 3, 9)  # epochs at which halving compares
+WHOLE = 20  # epochs of a training at small scale, after which it compares for the last time
 LINE = "gains.jsonl"  # of a base's folder: its stages' gains, a line per rung
 
 
@@ -107,7 +108,7 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
     published = [row.layerwise_accuracy for row in rows]
     costs = Costs(row_run(rows[0], "paper", "layerwise"))
     seeds = range(arguments.seeds)
-    for loss, epochs in product(LOSSES, RUNGS):
+    for loss, epochs in product(LOSSES, (*RUNGS, WHOLE)):
         logs = [[log_of(folder_of(arguments.runs, row, seed, loss)) for seed in seeds] for row in rows]
         whole = [seed for seed in seeds if all(len(log[seed]) >= epochs for log in logs)]
         if whole:

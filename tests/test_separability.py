@@ -328,6 +328,35 @@ def test_other_measures_can_be_watched(tmp_path: Path) -> None:
         layerwise.separability_over_epochs(unwatched.path)
 
 
+@pytest.mark.parametrize("rule", ["simultaneous", "sequential"])
+def test_features_are_compared_with_another_run_while_training(
+    rule: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(SMALL, rule=rule, epochs=1, dropout=0.2)
+    comparing = replace(WATCHING, separability_every=1, separability_against=str(runs["global"]))
+    plain = carry_out(run, tmp_path / "plain", Execution(device="cpu"))
+    watched = carry_out(run, tmp_path / "watched", comparing)
+    assert plain.file(WEIGHTS).read_bytes() == watched.file(WEIGHTS).read_bytes()  # also of dropout's random numbers
+    rows = layerwise.separability_over_epochs(watched.path)
+    assert all(row["cka"] == pytest.approx(1) if row["index"] < 0 else 0 <= row["cka"] < 0.9999 for row in rows)
+    settings = ["--against", str(runs["global"]), "--split", "validation", "--pooled-to", "256", "--measures", "linear_probe"]
+    after = command(capsys, str(watched.path), *settings)["units"]
+    assert [row["cka"] for row in rows[-len(after) :]] == pytest.approx([row["cka"] for row in after])
+
+
+def test_what_cannot_be_compared_is_refused_before_training(runs: dict[str, Path], tmp_path: Path) -> None:
+    against = str(runs["global"])
+    for execution, run, sentence in (
+        (replace(WATCHING, separability_against=str(tmp_path / "none")), SMALL, "none"),
+        (replace(WATCHING, separability_against=against), replace(SMALL, hierarchy="1,1,1,2"), "have no depths in common"),
+        (replace(WATCHING, separability_against=against), replace(SMALL, image_size=4), "its image size differs"),
+        (Execution(device="cpu", separability_against=against), SMALL, "give both, or leave it out"),
+    ):
+        with pytest.raises(InvalidInput, match=sentence):
+            carry_out(run, tmp_path / "refused", execution)
+        assert not (tmp_path / "refused").exists()
+
+
 def test_headings_are_of_every_measure() -> None:
     assert HEADINGS.keys() == {*MEASURES, "auxiliary_accuracy", "cka"}
     assert all(HEADINGS[name].endswith("%") == is_accuracy(name) for name in MEASURES)

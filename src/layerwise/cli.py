@@ -18,7 +18,8 @@ from layerwise.runs import Execution, Run, RunFolder, run_name
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
 # options of training alone
-NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "layout"}
+WATCHES = {"separability_every", "separability_measures", "separability_against"}
+NOT_TRAINED = {"eval_every", "save_every", "log", "layout", *WATCHES}
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs

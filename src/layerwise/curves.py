@@ -17,6 +17,7 @@ OWN, OWN_TRAINING, PROBE = (
     "accuracy of each unit's own classifier, training images (none were held out)",
     "accuracy of a linear probe of each unit's features",
 )
+CKA = "similarity of each unit's features to those of another run"
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
     found = measured(record)
     found = [found[index] for index in sample(len(found), most)]
     kinds = {name: (f"{text.removesuffix(', %')} of each unit's features", text) for name, text in HEADINGS.items()}
-    kinds |= {"linear_probe": (PROBE, ACCURACY), "gain": (GAIN, "points")}
+    kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
     return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
 
 

@@ -282,9 +282,14 @@ class Watch:
     Args:
         measures: names in ``MEASURES``; gains are of the first.
 
+    Attributes:
+        other: a network of as many units, and the same images as it reads them, to compare features with; None: none.
+
     Raises:
         InvalidInput, CannotSplit: it could not be measured; found out before training.
     """
+
+    other: tuple[Depths, Sample] | None = None
 
     def __init__(
         self, learner: Learner, data: Splits, at: str | int | Sequence[str], measures: Sequence[str] = ("linear_probe",)
@@ -296,7 +301,8 @@ class Watch:
         self.depths = replace(depths, heads=False)  # the heads' accuracies are in the log
         self.local = depths.heads
         self.split = "validation" if data.validation else "test"
-        self.sample = sample_images(data.validation or data.test, WATCHED_IMAGES, len(data.class_names))
+        self.loader = data.validation or data.test
+        self.sample = sample_images(self.loader, WATCHED_IMAGES, len(data.class_names))
 
     def record(self, epoch: int, last: int, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The line for an epoch.
@@ -306,6 +312,6 @@ class Watch:
             log: the run's, for the units' losses.
         """
         reached, pushing = (last, losses_push(log)) if self.local else (None, None)
-        rows = measure_depths(self.depths, self.sample, self.measures, WATCHED_POOLED_TO, reached, pushing=pushing)
+        rows = measure_depths(self.depths, self.sample, self.measures, WATCHED_POOLED_TO, reached, self.other, pushing)
         images = len(self.sample.labels)
         return {"epoch": epoch, "split": self.split, "pooled_to": WATCHED_POOLED_TO, "images": images, "units": rows}

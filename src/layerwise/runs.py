@@ -108,6 +108,7 @@ class Execution:
         "linear_probe,nearest_class_mean",
         "measures of --separability-every; gains are of the first; see `layerwise list measures`",
     )
+    separability_against: str | None = option(None, "run whose features --separability-every also compares with, by CKA")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"

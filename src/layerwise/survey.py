@@ -1,7 +1,7 @@
 """Separability at every depth of a trained run or of a network: a Python call, and the command ``layerwise separability``."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,16 +133,13 @@ def survey(
     choose("split", split, SPLITS)
     run, device = folder.run(), prepare_device(execution)
     depths, epoch = trained_depths(folder, device)
-    other, _ = trained_depths(RunFolder(against), device) if against is not None else (None, 0)
     data = load_data(run, execution, device)
     refuse_other_data(folder, data.facts())
     loader = data.test if split == "test" else data.validation
     if loader is None:
         raise InvalidInput(f"{folder.path} held no images out for validation: give --split test")
     sample = sample_images(loader, images, len(data.class_names))
-    pair = None
-    if other is not None and against is not None:
-        pair = (other, sample_images(as_read_by(RunFolder(against), folder, loader), images, len(data.class_names)))
+    pair = compared_run(against, data.facts(), loader, images) if against is not None else None
     refuse_other_depth(depths, pair)
     began = time.perf_counter()
     pushing = losses_push(folder.log()) if depths.heads else None
@@ -214,20 +211,30 @@ def pair_sample(data: Any) -> Sample:
     return Sample(labels.long().to(images.device), classes, lambda: iter(images.tensor_split(-(-len(images) // BATCH))))
 
 
-def as_read_by(other: RunFolder, folder: RunFolder, loader: Loader) -> Loader:
-    """A run's images scaled as another run's network reads them.
+def compared_run(against: str | Path, facts: Mapping[str, Any], loader: Loader, images: int) -> tuple[Depths, Sample]:
+    """The run to compare features with, and a set's images scaled as its network reads them; random generators are left alone.
+
+    Args:
+        against: its folder.
+        facts: of the data that ``loader`` gives; see ``Splits.facts``.
+        images: how many at most; see ``sample_images``.
 
     Raises:
-        InvalidInput: the other run's network reads images of another kind.
+        InvalidInput: the run cannot be measured, or its network reads images of another kind.
     """
-    own, its = folder.facts()["data"], other.facts()["data"]
+    other = RunFolder(against)
+    its = other.facts()["data"]
     for fact in ("class_names", "image_size", "channels"):
-        if own[fact] != its[fact]:
+        if facts[fact] != its[fact]:
             raise InvalidInput(
-                f"{other.path} reads other images than {folder.path} (its {fact.replace('_', ' ')} differs): compare runs of "
-                "one data set and image size"
+                f"{other.path} was trained on other images (its {fact.replace('_', ' ')} differs): compare runs of one data "
+                "set and image size"
             )
-    return Loader(loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size)
+    device = loader.labels.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        depths, _ = trained_depths(other, device)
+    scaled = Loader(loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size)
+    return depths, sample_images(scaled, images, len(facts["class_names"]))
 
 
 def refuse_other_depth(depths: Depths, other: tuple[Depths, Sample] | None) -> None:

@@ -30,7 +30,7 @@ CLAIM_COLUMNS = (
 )
 SEPARABILITY_COLUMNS = (
     *("run", "rule", "hierarchy", "seed", "epoch", "depth", "unit", "resolution"),
-    *(*MEASURES, "gain", "gain_error", "mismatched"),
+    *(*MEASURES, "cka", "gain", "gain_error", "mismatched"),
 )
 SPECIAL = str.maketrans(
     {
@@ -154,6 +154,7 @@ def separability_csv(records: Iterable[Record]) -> str | None:
             "unit": row.name,
             "resolution": "×".join(map(str, row.resolution or ())),
             **{name: rounded(row.values.get(name)) for name in MEASURES},
+            "cka": rounded(row.values.get("cka"), 4),
             "gain": rounded(row.gain),
             "gain_error": rounded(row.gain_error),
             "mismatched": {True: "yes", False: "no", None: ""}[row.mismatched],
@@ -164,9 +165,9 @@ def separability_csv(records: Iterable[Record]) -> str | None:
     return written(SEPARABILITY_COLUMNS, lines) if lines else None
 
 
-def rounded(points: float | None) -> float | None:
-    """Percentage points to the hundredth, as accuracies are given."""
-    return None if points is None else round(points, 2)
+def rounded(number: float | None, digits: int = 2) -> float | None:
+    """A number to so many digits behind the point: percentage points to the hundredth, as accuracies are given."""
+    return None if number is None else round(number, digits)
 
 
 def written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

@@ -28,11 +28,12 @@ from layerwise.learner import Learner
 from layerwise.machine import describe_device, describe_machine
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
-from layerwise.probing import Watch
+from layerwise.probing import WATCHED_IMAGES, Watch
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
 from layerwise.runs import BEST, FEATURES, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
+from layerwise.survey import compared_run, refuse_other_depth
 from layerwise.tensorboard import check_log, open_log
 
 
@@ -112,8 +113,14 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
 def build_watch(run: Run, execution: Execution, learner: Learner, data: Splits) -> Watch | None:
     """What measures separability while training, if that is asked for."""
     if not execution.separability_every:
+        if execution.separability_against is not None:
+            raise InvalidInput("--separability-against is read by --separability-every: give both, or leave it out")
         return None
-    return Watch(learner, data, parse_cut(run.at), parse_measures(execution.separability_measures))
+    watch = Watch(learner, data, parse_cut(run.at), parse_measures(execution.separability_measures))
+    if execution.separability_against is not None:
+        watch.other = compared_run(execution.separability_against, data.facts(), watch.loader, WATCHED_IMAGES)
+        refuse_other_depth(watch.depths, watch.other)
+    return watch
 
 
 def is_due(tick: Tick, every: int) -> bool:
