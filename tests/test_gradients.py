@@ -40,6 +40,30 @@ def test_the_whole_is_the_gradient_of_average_pooling(kernel: tuple[int, int], l
     assert torch.equal(torch.cat(stretches), expected)
 
 
+@LAYOUTS
+@pytest.mark.parametrize("kernel", [None, (1, 2), (2, 2), (3, 5), (7, 2)])
+def test_averages_beside_a_convolution_have_the_same_gradients(
+    kernel: tuple[int, int] | None, layout: torch.memory_format
+) -> None:
+    leaf = sized(kernel or (1, 1), layout).requires_grad_()
+    weight = torch.randn(4, 5, 3, 3)
+    found = []
+    for averages_beside in (pooling.average_beside, lambda maps, kernel: (pooling.average(maps, kernel), maps)):
+        averages, maps = averages_beside(leaf * 1, kernel)
+        (averages.square().sum() + F.conv2d(maps, weight, padding=1).cos().sum()).backward()
+        found.append((averages, leaf.grad))
+        leaf.grad = None
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_window_that_goes_beyond_the_border_is_averaged_beside_too() -> None:
+    leaf = torch.randn(2, 3, 5, 5, requires_grad=True)
+    averages, maps = pooling.average_beside(leaf, (2, 2))
+    assert torch.equal(averages, F.avg_pool2d(leaf, 2, ceil_mode=True))
+    assert maps is leaf
+
+
 class Context:
     """What ``Average.forward`` leaves for the backward pass."""
 

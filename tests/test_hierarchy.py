@@ -22,6 +22,7 @@ from layerwise.hierarchy import (
     shallow,
     shallow_scale,
 )
+from layerwise.layouts import lay_out
 from layerwise.memory import phases
 from layerwise.models import create_model, published_hierarchy
 from layerwise.paper import ROWS, Row, row_run
@@ -126,6 +127,7 @@ def narrow_costs(model: str, data: str) -> Costs:
 def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
     """What each unit saves in a step of the network itself."""
     learner = build_learner(found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu"))
+    lay_out(learner, "channels-last")
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     learner.step(images, labels)  # the first makes optimizer state
     with SavedBytes(learner) as saved, phases(learner, saved.mark):
@@ -178,7 +180,7 @@ def check_steps(design: Design, run: Run) -> None:
         ("global", cost.global_step_multiply_adds, cost.global_activation_bytes, cost.global_peak_bytes),
     ):
         learner = build_learner(found._run(design, rule), found.images, torch.device("cpu"))
-        step = predict_steps(rule, learner, 8, {})[0]
+        step = predict_steps(rule, learner, 8, {}, "channels-last")[0]
         assert work == sum(step.multiply_adds.values())
         assert activations == max(step.saved_bytes.values())
         assert peak == max(step.peaks().values())

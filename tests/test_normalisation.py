@@ -130,9 +130,9 @@ def test_what_it_cannot_normalise_is_refused() -> None:
         made()(torch.zeros(6, 5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("loss", "maps"), [("pred", 4), ("predsim-lite", 3)])
+@pytest.mark.parametrize(("loss", "maps"), [("pred", 5), ("predsim-lite", 4)])
 def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
-    """The unit's input, the convolution's and its own output; by ``pred`` the gradient of that, whole."""
+    """The batch, its copy in channels-last, the convolution's and its own output; by ``pred`` the gradient of that, whole."""
     one_map = 512 * 64 * 32 * 32 * 4  # bytes
     network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), NormalisedActivation(64), nn.Conv2d(64, 10, 1))
     network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten())

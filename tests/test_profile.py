@@ -20,6 +20,7 @@ from layerwise.models import create_model
 from layerwise.prediction import largest_batch, predict_steps, rule_ticks
 from layerwise.profile import PROFILED, predict_peak
 from layerwise.rules import RULES
+from layerwise.workspace import workspace_bytes
 from tests.helpers import SOME_NETWORKS, digits, learner, same_weights, ticks
 
 FLOAT = 4  # bytes
@@ -58,7 +59,7 @@ def test_checkpointed_needs_less_than_other_numbers_of_segments() -> None:
     chosen = peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {}))
     others = [peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {"segments": n})) for n in (1, 2, 4, 8)]
     assert chosen <= min(others)
-    assert chosen < 0.6 * others[0]
+    assert chosen < 0.65 * others[0]
 
 
 class InPlace(nn.Module):
@@ -340,6 +341,49 @@ def test_peaks_that_cannot_be_predicted_are_refused(rule: str, options: dict[str
         predict_peak(create_model("vgg8b", width=0.125), (4, 3, 32, 32), 10, rule, **options)
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="known of processors with AVX-512 only")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size", "kernel", "stride"),
+    [(3, 64, 32, 3, 1), (64, 64, 32, 3, 1), (20, 48, 16, 3, 1), (128, 256, 16, 1, 1), (256, 64, 16, 3, 2), (64, 128, 32, 1, 2)],
+)
+def test_what_convolutions_use_inside_is_reckoned(
+    inputs: int, outputs: int, size: int, kernel: int, stride: int, layout: torch.memory_format
+) -> None:
+    maps = torch.randn(32, inputs, size, size).contiguous(memory_format=layout)
+    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=layout)
+    sizes = [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1
+    gradient = torch.randn_like(torch.ops.aten.convolution(maps, weight, None, *sizes))
+    operations = [(torch.ops.aten.convolution.default, (maps, weight, None, *sizes))]
+    for mask in ([True, True, False], [True, False, False], [False, True, False]):
+        operations.append((torch.ops.aten.convolution_backward.default, (gradient, maps, weight, None, *sizes, mask)))
+    for operation, arguments in operations:
+        with measured(torch.device("cpu")) as found:
+            result = operation(*arguments)
+        assert workspace_bytes(operation, arguments) == pytest.approx(found.transient_bytes, rel=0.08, abs=150_000)
+        del result
+
+
+def test_only_a_cpus_convolutions_of_maps_are_reckoned() -> None:
+    row, weight, sizes = torch.zeros(2, 3, 8), torch.zeros(4, 3, 3), ([1], [1], [1], False, [0], 1)
+    assert workspace_bytes(torch.ops.aten.convolution.default, (row, weight, None, *sizes)) == 0
+    assert workspace_bytes(torch.ops.aten.add.Tensor, (row, row)) == 0
+    maps, kernels = torch.zeros(2, 3, 8, 8, device="meta"), torch.zeros(4, 3, 3, 3, device="meta")
+    arguments = maps, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    assert workspace_bytes(torch.ops.aten.convolution.default, arguments) == 0
+
+
+@pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])
+def test_contiguous_maps_need_more(loss: str) -> None:
+    model, shape = create_model("vgg8b", width=0.25), (64, 3, 32, 32)
+    contiguous, other = (predict_peak(model, shape, 10, loss=loss, layout=name) for name in ("contiguous", "channels-last"))
+    assert contiguous > 1.1 * other
+    assert predict_peak(model, shape, 10, loss=loss, layout="auto") == other
+    assert all(parameter.is_contiguous() for parameter in model.parameters())  # the model is as it was
+    with pytest.raises(InvalidInput, match="channels-last"):
+        predict_peak(model, shape, 10, layout="channel-last")
+
+
 def test_a_windowed_gradient_that_becomes_whole_is_predicted():
     """Behind a plain ReLU the gradient of predsim-lite's averages is made whole; with PyTorch's own it always is."""
     network = nn.Sequential(
@@ -347,6 +391,5 @@ def test_a_windowed_gradient_that_becomes_whole_is_predicted():
     )
     shape, one_map = (64, 16, 32, 32), 64 * 64 * 32 * 32 * 4  # bytes, of what the first unit computes
     peak = predict_peak(network, shape, 10, loss="predsim-lite")
-    assert (
-        3.25 * one_map < peak < 3.6 * one_map
-    )  # the unit's map, the gradients of it and of the convolution's; a quarter: the images
+    # the unit's map, the gradients of it and of the convolution's; a half: the images, and their copy in channels-last
+    assert 3.5 * one_map < peak < 3.85 * one_map

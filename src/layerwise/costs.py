@@ -149,7 +149,7 @@ class Costs:
     def with_global_memory(self, cost: Cost) -> Cost:
         """The cost with the memory of a global step, for which the whole network is looked at: about a second."""
         run = self._run(cost.design, "global")
-        step = predict_steps("global", build_learner(run, self.images, torch.device("cpu")), run.batch_size, {})[0]
+        step = predict_steps("global", build_learner(run, self.images, torch.device("cpu")), run.batch_size, {}, "auto")[0]
         return replace(cost, global_activation_bytes=step.saved_bytes[0], global_peak_bytes=step.peaks()[0])
 
     def amount(self, kind: str, hierarchy: Hierarchy, downsample_after: tuple[int, ...] | None = None) -> int:
@@ -256,7 +256,7 @@ class Costs:
         run = self._run(design, "simultaneous")
         with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
             learner = build_learner(run, self.images, torch.device("cpu"))
-        step = predict_steps(run.rule, learner, run.batch_size, options_of(run))[0]
+        step = predict_steps(run.rule, learner, run.batch_size, options_of(run), "auto")[0]
         peaks = step.peaks()
         for number, index in enumerate(step.units):
             unit = learner.units[index]

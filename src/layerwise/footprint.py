@@ -3,7 +3,7 @@
 A learner is copied onto tensors that have shapes, types and storages but no contents (PyTorch's fake tensors). The copy makes
 the very step that the learner would make, operation by operation, while the storages that are alive are counted. So a large
 network with a large batch is predicted in seconds on a small machine. What an operation uses inside itself and gives back
-before it ends (a convolution's workspace) is not seen.
+before it ends is not seen; for a CPU's convolutions it is reckoned (``workspace``).
 """
 
 import copy
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from layerwise.gradients import WindowedGradient
 from layerwise.learner import Learner
 from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes
+from layerwise.workspace import workspace_bytes
 
 
 class Footprint(TorchDispatchMode):
@@ -63,6 +64,8 @@ class Footprint(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none
             return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
         result = func(*args, **(kwargs or {}))
+        if inside := workspace_bytes(func, args):
+            self.timeline.points += [(self._operations, self._sum + inside), (self._operations, self._sum)]
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._add(value)
@@ -128,9 +131,23 @@ class SavedBytes:
 
 
 @contextmanager
-def pretended(things: Any) -> Iterator[Any]:
-    """A copy, without contents, of a learner, or of a tuple that begins with one; operations inside make no contents either."""
+def pretended(things: Any, memory_format: torch.memory_format | None = None) -> Iterator[Any]:
+    """A copy, without contents, of a learner, or of a tuple that begins with one; operations inside make no contents either.
+
+    Args:
+        memory_format: of the copy's weights and of the optimizer's state of them; None: as they are.
+    """
     learner = things if isinstance(things, Learner) else things[0]
     with FakeTensorMode() as mode:
-        doubles = {id(tensor): mode.from_tensor(tensor) for tensor in persistent_tensors(learner)}
+        doubles: dict[int, Tensor] = {id(tensor): mode.from_tensor(tensor) for tensor in persistent_tensors(learner)}
+        if memory_format is not None:
+            doubles = {key: laid_out_alike(double, memory_format) for key, double in doubles.items()}
         yield copy.deepcopy(things, doubles)
+
+
+def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """A tensor of the same kind whose maps are in a memory format; its contents are not the same."""
+    if tensor.dim() != 4:
+        return tensor
+    made = torch.empty_like(tensor, memory_format=memory_format)
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made

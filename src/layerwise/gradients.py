@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
@@ -37,8 +38,7 @@ class WindowedGradient(Tensor):
         """The tensor that it stands for, in the memory format of ``coarse``."""
         contiguous = self.coarse.is_contiguous()
         if self.device.type != "cpu":
-            layout = torch.contiguous_format if contiguous else torch.channels_last
-            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout)
+            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout(self.coarse))
             windows(made, self.window).copy_(self.coarse[:, :, :, None, :, None])
             return made
         if contiguous:  # where interpolation takes several times as long
@@ -48,6 +48,13 @@ class WindowedGradient(Tensor):
     def added_to(self, maps: Tensor) -> Tensor:
         """The sum with a tensor of the same shape, in whose layout it is, without the whole."""
         return (windows(maps, self.window) + self.coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+
+    def add_to(self, maps: Tensor) -> Tensor:
+        """Add it to a tensor of the same shape, in place."""
+        if maps.device.type == "cpu" and layout(maps) is torch.contiguous_format:  # where windows take several times as long
+            return maps.add_(self.whole())
+        windows(maps, self.window).add_(self.coarse[:, :, :, None, :, None])
+        return maps
 
     @property
     def window(self) -> tuple[int, int]:
@@ -80,10 +87,8 @@ class Average(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int], windowed: bool) -> Tensor:
-        ctx.shape, ctx.area = maps.shape, kernel[0] * kernel[1]
+        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], layout(maps)
         ctx.windowed = windowed or maps.device.type != "cpu"  # there it is added to other gradients faster than the whole
-        last = maps.is_contiguous(memory_format=torch.channels_last)
-        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
         return F.avg_pool2d(maps, kernel)
 
     @staticmethod
@@ -91,3 +96,26 @@ class Average(torch.autograd.Function):
         coarse = (gradient / ctx.area).contiguous(memory_format=ctx.memory_format)
         windowed = WindowedGradient(coarse, ctx.shape)
         return windowed if ctx.windowed else windowed.whole(), None, None
+
+
+class AverageBeside(torch.autograd.Function):
+    """``Average``, and the maps themselves for one other reader, whose gradient the averages' is added to in place.
+
+    The reader must be an operation that makes the gradient and keeps it for nobody else, as a convolution's backward pass does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], layout(maps)
+        return F.avg_pool2d(maps, kernel), maps
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_averages: Tensor, of_maps: Tensor) -> tuple[Tensor, None]:
+        coarse = (of_averages / ctx.area).contiguous(memory_format=ctx.memory_format)
+        whole = of_maps.whole() if isinstance(of_maps, WindowedGradient) else of_maps
+        return WindowedGradient(coarse, ctx.shape).add_to(whole), None
+
+
+def layout(maps: Tensor) -> torch.memory_format:
+    return torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

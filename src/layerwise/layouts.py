@@ -27,6 +27,7 @@ from layerwise.units import Carried, Unit
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 LAYOUTS = [*FORMATS, "auto"]
+UNTRIED = FORMATS | {"auto": torch.channels_last}  # auto without a trial: as trials mostly end
 TRIAL_BATCH = 16
 REPETITIONS = 3  # interleaved, after one that is not counted
 ADVANTAGE = 0.97  # share of the contiguous layout's time below which the other is taken

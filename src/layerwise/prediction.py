@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layerwise.footprint import Footprint, SavedBytes, pretended
+from layerwise.layouts import UNTRIED
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
 from layerwise.memory import Timeline, persistent_bytes, phases, unit_bytes
@@ -41,15 +42,21 @@ class PredictedStep:
         return {unit: self.persistent_bytes + peak for unit, peak in self.timeline.unit_peaks().items()}
 
 
-def predict_steps(rule: str, learner: Learner, batch_size: int, options: dict[str, Any]) -> list[PredictedStep]:
+def predict_steps(
+    rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None = None
+) -> list[PredictedStep]:
     """Predict a rule's steps; of the units that learn together the second, since only then there is optimizer state.
 
     Args:
         options: of the rule.
+        layout: of maps, one of ``UNTRIED``; None: as the learner has it.
     """
     steps = []
-    with pretended(learner) as copied:
+    memory_format = None if layout is None else UNTRIED[layout]
+    with pretended(learner, memory_format) as copied:
         copied.steps = 0
+        for unit in copied.units:
+            unit.memory_format = memory_format or unit.memory_format
         ticks = rule_ticks(rule, copied, batch_size, 1, options)  # before anything is counted: a rule may try steps of its own
         with Footprint(copied) as footprint:
             while tick := next(ticks, None):

@@ -29,7 +29,12 @@ CACHED_IMAGES = 50_000  # images whose features a cache holds unless --train-ima
 
 
 def predict_peak(
-    model: nn.Module, batch_shape: Sequence[int], num_classes: int, rule: str = "simultaneous", **options: Any
+    model: nn.Module,
+    batch_shape: Sequence[int],
+    num_classes: int,
+    rule: str = "simultaneous",
+    layout: str = "channels-last",
+    **options: Any,
 ) -> int:
     """Predict the memory that training needs at once, counted whole, without making a step or changing the model.
 
@@ -37,16 +42,19 @@ def predict_peak(
         model: see ``localize``.
         batch_shape: (B, ...) of the images.
         rule: a name in ``RULES``.
+        layout: in which order maps lie in memory: ``channels-last``; or ``contiguous``, as without ``lay_out``, where a CPU's
+            convolutions copy their maps.
         options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule (``cache``, ``segments``).
 
     Returns:
-        Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and the batch; not of a cache,
-        nor of what an operation uses inside itself (on a CPU, a convolution one or two of its feature maps).
+        Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and the batch; not of a cache. Of
+        what operations use inside themselves, a CPU's convolutions are counted.
 
     Raises:
         InvalidInput, CannotSplit: see ``localize``.
     """
     choose("rule", rule, RULES)
+    choose("layout", layout, LAYOUTS)
     if not RULES[rule].one_thread:
         raise InvalidInput(f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: give another")
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
@@ -57,7 +65,7 @@ def predict_peak(
     for_learner = {"at": RULES[rule].at or "layer"} | {name: value for name, value in options.items() if name not in own}
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
         learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
-    return max(max(step.peaks().values()) for step in predict_steps(rule, learner, batch_shape[0], own))
+    return max(max(step.peaks().values()) for step in predict_steps(rule, learner, batch_shape[0], own, layout))
 
 
 def profile(
@@ -101,9 +109,9 @@ def profile(
     if figure is not None and device.type != "cpu":
         raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
     learners = {name: build(run, num_classes, torch.device("cpu")) for name, run in runs.items()}
-    rules = {name: predicted(run, learners[name], cache_limit) for name, run in runs.items()}
+    rules = {name: predicted(run, learners[name], execution.layout, cache_limit) for name, run in runs.items()}
     if limit is not None:
-        add_largest_batches(rules, runs, learners, limit, cache_limit)
+        add_largest_batches(rules, runs, learners, execution.layout, limit, cache_limit)
     measurements = {} if predict else {name: measure(run, num_classes, execution) for name, run in runs.items()}
     for name, found in measurements.items():
         add_measured(rules[name], found, base.batch_size)
@@ -134,13 +142,14 @@ def is_rule_option(name: str) -> bool:
     return any(name in accepted_options(rule.order) for rule in RULES.values())
 
 
-def predicted(run: Run, learner: Learner, cache_limit: int) -> dict[str, Any]:
+def predicted(run: Run, learner: Learner, layout: str, cache_limit: int) -> dict[str, Any]:
     """A rule's predicted numbers, and None for those to be measured.
 
     Args:
+        layout: of maps; see ``predict_steps``.
         cache_limit: bytes of features that are kept at most.
     """
-    steps = predict_steps(run.rule, learner, run.batch_size, options_of(run))
+    steps = predict_steps(run.rule, learner, run.batch_size, options_of(run), layout)
     images = run.train_images or CACHED_IMAGES
     units: list[dict[str, Any]] = []
     for step in steps:
@@ -196,19 +205,24 @@ def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -
 
 
 def add_largest_batches(
-    rules: dict[str, Any], runs: Mapping[str, Run], learners: Mapping[str, Learner], limit: int, cache_limit: int
+    rules: dict[str, Any],
+    runs: Mapping[str, Run],
+    learners: Mapping[str, Learner],
+    layout: str,
+    limit: int,
+    cache_limit: int,
 ) -> None:
     needs = {}
     for name, run in runs.items():
 
         def peak(batch_size: int, name: str = name, run: Run = run) -> int:
-            steps = predict_steps(run.rule, learners[name], batch_size, options_of(run))
+            steps = predict_steps(run.rule, learners[name], batch_size, options_of(run), layout)
             needed: int = max(max(step.peaks().values()) for step in steps) + rules[name]["cache_bytes"]
             return needed
 
         rules[name]["largest_batch"] = largest_batch(peak, limit)
         if rules[name]["largest_batch"] is None:
-            least = predicted(replace(run, batch_size=2), learners[name], cache_limit)
+            least = predicted(replace(run, batch_size=2), learners[name], layout, cache_limit)
             needs[name] = least["predicted_peak_bytes"] + least["cache_bytes"], in_words(name, least)
     if len(needs) == len(runs):
         raise InvalidInput(

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.gradients import LARGE_ELEMENTS, Average
+from layerwise.gradients import LARGE_ELEMENTS, Average, AverageBeside
 
 Kernel = tuple[int, int] | None  # None: as it is
 
@@ -38,6 +38,14 @@ def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
         return F.avg_pool2d(features, kernel, ceil_mode=True)
     averages: Tensor = Average.apply(features, kernel, windowed)
     return averages
+
+
+def average_beside(features: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+    """``average`` of features, and the features for a convolution that reads them too."""
+    if kernel is None or features.shape[2] % kernel[0] or features.shape[3] % kernel[1]:
+        return average(features, kernel), features
+    averages, maps = AverageBeside.apply(features, kernel)
+    return averages, maps
 
 
 def average_alone(features: Tensor, kernel: Kernel) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.pooling import average, averaged
+from layerwise.losses.pooling import Kernel, average, averaged
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 
 
@@ -43,17 +43,19 @@ class Pred(nn.Module):
             raise InvalidInput(f"decoder_dim {decoder_dim} is too small: give 1 or more")
         check_shape(site)
         pooled = site.shape
-        self.kernel: tuple[int, int] | None = None
-        if len(site.shape) == 3:
-            self.kernel = pooling_kernel(site.shape, decoder_dim)
-            pooled = averaged(site.shape, self.kernel)
+        self.kernel: Kernel = None
+        if len(site.shape) == 3 and (kernel := pooling_kernel(site.shape, decoder_dim)) != (1, 1):
+            self.kernel, pooled = kernel, averaged(site.shape, kernel)
         self.classifier = nn.Linear(prod(pooled), site.num_classes)
         nn.init.zeros_(self.classifier.weight)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        kernel = None if self.kernel == (1, 1) else self.kernel
-        return cross_entropy(self.classifier(average(features, kernel).flatten(1)), targets)
+        return self.classify(average(features, self.kernel), targets)
+
+    def classify(self, averages: Tensor, targets: Targets) -> Evaluated:
+        """The loss of features that are averaged already."""
+        return cross_entropy(self.classifier(averages.flatten(1)), targets)
 
 
 class Output(nn.Module):

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput
+from layerwise.losses.pooling import average_beside
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
@@ -40,6 +41,7 @@ class PredSim(nn.Module):
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        pred, correct = self.pred(features, targets)
-        sim, _ = self.sim.compare(features, targets)
+        averages, maps = average_beside(features, self.pred.kernel)
+        pred, correct = self.pred.classify(averages, targets)
+        sim, _ = self.sim.compare(maps, targets)
         return Evaluated(self.beta * sim + (1 - self.beta) * pred, correct)
