@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.losses.pooling import average_alone
 from layerwise.models import normalisation
-from layerwise.models.normalisation import SLOPE, NormalisedActivation
+from layerwise.models.normalisation import SLOPE, ActivationGradient, Normalisation, NormalisedActivation, before_activation
 from layerwise.profile import predict_peak
 
 SHAPE = (6, 5, 4, 3)
@@ -57,6 +58,53 @@ def test_gradients_are_those_of_the_plain_modules(way: str, shortcut: bool, layo
     found = gradients(norm, NormalisedActivation.__call__, shortcut, layout)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+def test_without_an_activation_it_is_batch_normalisation(way: str, layout: torch.memory_format) -> None:
+    norm = Normalisation(SHAPE[1]).double()
+    expected = gradients(copy.deepcopy(norm), lambda norm, maps, _: nn.BatchNorm2d.forward(norm, maps), False, layout)
+    found = gradients(norm, lambda norm, maps, _: norm(maps), False, layout)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_shortcut_that_is_normalised_too(
+    pooled: bool, way: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is taken in parts, also where what comes back is one number per window."""
+    handed = []
+
+    def noted(gradient: ActivationGradient) -> Tensor:
+        handed.append(gradient.shape)
+        return before_activation(gradient.gradient, gradient.activated)
+
+    monkeypatch.setattr(ActivationGradient, "whole", noted)
+    found = []
+    for plainly in (False, True):
+        norms, torch_seed = (made(), Normalisation(SHAPE[1]).double()), torch.manual_seed(2)
+        leaves = [torch.randn(SHAPE, dtype=torch.float64, generator=torch_seed).contiguous(memory_format=layout) for _ in norms]
+        one, other = (leaf.requires_grad_() for leaf in leaves)
+        if plainly:
+            output = plain(norms[0], one * 1, nn.BatchNorm2d.forward(norms[1], other * 1))
+        else:
+            output = norms[0](one * 1, norms[1](other * 1))
+        (average_alone(output, (2, 3)) if pooled else output).cos().sum().backward()
+        found.append([one.grad, other.grad, *(parameter.grad for norm in norms for parameter in norm.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    assert all(shape[0] < SHAPE[0] for shape in handed) or way == "in place, at once"
+    assert bool(handed) == (way != "small")
+
+
+def test_any_other_operation_gets_the_whole_gradient() -> None:
+    gradient, activated = torch.randn(SHAPE), torch.randn(SHAPE)
+    expected = torch.where(activated > 0, gradient, SLOPE * gradient)
+    found = ActivationGradient(gradient, activated)
+    torch.testing.assert_close(found + 0, expected)
+    torch.testing.assert_close(torch.cat([part + 0 for part in found.stretches(4)]), expected)
 
 
 def test_the_gradient_is_written_over_the_maps(way: str) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from layerwise.gradients import WindowedGradient
+from layerwise.gradients import GradientInParts, made_whole
 from layerwise.learner import Learner
 from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes
 from layerwise.workspace import workspace_bytes
@@ -57,9 +57,9 @@ class Footprint(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if WindowedGradient in types:
+        if any(issubclass(one, GradientInParts) for one in types):
             with self:  # what it makes of itself is counted too
-                args, kwargs = tree_map_only(WindowedGradient, WindowedGradient.whole, (args, kwargs or {}))
+                args, kwargs = made_whole((args, kwargs or {}))
         self._operations += 1
         if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none
             return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1

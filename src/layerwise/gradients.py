@@ -1,4 +1,4 @@
-"""A gradient of maps that is the same within windows, kept as one number per window."""
+"""Gradients of maps that are not made as a whole, such as one that is the same within windows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,35 @@ from torch.utils._pytree import tree_map_only
 LARGE_ELEMENTS = 1 << 21  # of smaller maps little memory could be saved, and saving it costs time
 
 
-class WindowedGradient(Tensor):
-    """What average pooling hands back: a number for each window, which holds for every pixel in it.
+class GradientInParts(Tensor):
+    """Stands for a gradient of maps, a tensor of their shape.
 
-    It stands for a tensor of the maps' shape. Code that knows it takes it in stretches of examples, and the whole never lives;
-    any other operation gets the whole.
+    Code that knows it takes it in stretches of examples, and the whole never lives; any other operation gets the whole.
+    """
+
+    def stretches(self, examples: int) -> Sequence[Tensor]:
+        """As ``split`` along the examples."""
+        raise NotImplementedError
+
+    def whole(self) -> Tensor:
+        """The tensor that it stands for."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # the stub of Tensor leaves out that it is a class method
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = made_whole((args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def made_whole(values: Any) -> Any:
+    """The same lists, tuples and dictionaries of values, without gradients in parts."""
+    return tree_map_only(GradientInParts, lambda gradient: gradient.whole(), values)
+
+
+class WindowedGradient(GradientInParts):
+    """What average pooling hands back: a number for each window, which holds for every pixel in it.
 
     Args:
         coarse: (B, C, H / height, W / width), with the windows' height and width.
@@ -31,11 +55,10 @@ class WindowedGradient(Tensor):
         return made
 
     def stretches(self, examples: int) -> Sequence["WindowedGradient"]:
-        """As ``split`` along the examples."""
         return [WindowedGradient(part, (len(part), *self.shape[1:])) for part in self.coarse.split(examples)]
 
     def whole(self) -> Tensor:
-        """The tensor that it stands for, in the memory format of ``coarse``."""
+        """In the memory format of ``coarse``."""
         contiguous = self.coarse.is_contiguous()
         if self.device.type != "cpu":
             made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout(self.coarse))
@@ -67,10 +90,9 @@ class WindowedGradient(Tensor):
     ) -> Any:
         if func is torch.ops.aten.add.Tensor and len(args) == 2 and not kwargs:  # as gradients from two readers are added
             windowed, other = args if isinstance(args[0], cls) else reversed(args)
-            if type(other) is not cls and isinstance(other, Tensor) and other.shape == windowed.shape:
+            if not isinstance(other, GradientInParts) and isinstance(other, Tensor) and other.shape == windowed.shape:
                 return windowed.added_to(other)
-        args, kwargs = tree_map_only(cls, cls.whole, (args, kwargs or {}))
-        return func(*args, **kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def windows(maps: Tensor, window: tuple[int, int]) -> Tensor:
@@ -113,8 +135,7 @@ class AverageBeside(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_averages: Tensor, of_maps: Tensor) -> tuple[Tensor, None]:
         coarse = (of_averages / ctx.area).contiguous(memory_format=ctx.memory_format)
-        whole = of_maps.whole() if isinstance(of_maps, WindowedGradient) else of_maps
-        return WindowedGradient(coarse, ctx.shape).add_to(whole), None
+        return WindowedGradient(coarse, ctx.shape).add_to(made_whole(of_maps)), None
 
 
 def layout(maps: Tensor) -> torch.memory_format:

@@ -14,9 +14,9 @@ def show(result: dict[str, Any], per_unit: bool) -> None:
     console = Console(width=None if Console().is_terminal else 240)
     caption = (
         f"{first['parameters']:,} parameters. Memory is counted whole: weights, heads, gradients, optimizer state, "
-        "activations, temporaries; the prediction lacks what an operation uses inside itself. saved: the most that is kept "
-        "for a backward pass at once. sequential: one step of each unit, with the frozen units before it; its cache is not in "
-        "the peaks. process: with Python and PyTorch themselves. (…): ratio to global."
+        "activations, temporaries; predicted for maps in channels-last unless --layout contiguous says otherwise. saved: the "
+        "most that is kept for a backward pass at once. sequential: one step of each unit, with the frozen units before it; "
+        "its cache is not in the peaks. process: with Python and PyTorch themselves. (…): ratio to global."
     )
     table = Table(title=f"{result['model']}, batch of {result['batch_size']}, {result['image_size']} pixels", caption=caption)
     columns = {

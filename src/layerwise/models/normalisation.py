@@ -1,4 +1,4 @@
-"""Batch normalisation, the addition of a shortcut and leaky ReLU as one operation, whose backward pass works in place."""
+"""Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU as one operation."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from layerwise.gradients import LARGE_ELEMENTS, WindowedGradient
+from layerwise.gradients import LARGE_ELEMENTS, GradientInParts, made_whole
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
 
-class NormalisedActivation(nn.BatchNorm2d):
-    """f = LeakyReLU(BatchNorm(z) + s), with the parameters and buffers of ``BatchNorm2d``.
+class Normalisation(nn.BatchNorm2d):
+    """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
     Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may read them after the backward
-    pass, which runs once. ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
+    pass, which runs once.
 
-    Shapes: z, s (optional), f: (B, C, H, W).
+    Shapes: z, f: (B, C, H, W).
 
     Raises:
         ValueError: maps of another shape, or one number per channel to learn the statistics from.
@@ -33,24 +33,44 @@ class NormalisedActivation(nn.BatchNorm2d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
 
-    def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.in_place(maps) if self.is_by_parts(maps) else super().forward(maps)
+
+    def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        by_parts = self.training and large and maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
-        if not by_parts or self.momentum is None or self.num_batches_tracked is None:
-            normalised = super().forward(maps)
-            return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
+        on_cpu = maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
+        return self.training and large and on_cpu and self.momentum is not None and self.num_batches_tracked is not None
+
+    def in_place(self, maps: Tensor, shortcut: Tensor | None = None, activates: bool = False) -> Tensor:
         self._check_input_dim(maps)
+        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
-        activated: Tensor = Normalise.apply(maps, shortcut, self.weight, self.bias, *running)
-        return activated
+        projected = shortcut is not None and type(shortcut.grad_fn) is Normalise._backward_cls
+        normalised: Tensor = Normalise.apply(maps, shortcut, activates, projected, self.weight, self.bias, *running)
+        return normalised
+
+
+class NormalisedActivation(Normalisation):
+    """f = LeakyReLU(BatchNorm(z) + s); see ``Normalisation``.
+
+    ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
+
+    Shapes: z, s (optional), f: (B, C, H, W).
+    """
+
+    def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self.is_by_parts(maps):
+            return self.in_place(maps, shortcut, activates=True)
+        normalised = super().forward(maps)
+        return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
 
 
 class Normalise(torch.autograd.Function):
-    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel.
+    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel; or f = γ x + β.
 
     With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
-    The sign of y is that of f, so z and f are all that is kept, and ∂z is written over z.
+    The sign of y is that of f, so z and f are all that is kept (z alone, without an activation), and ∂z is written over z.
     """
 
     @staticmethod
@@ -58,6 +78,8 @@ class Normalise(torch.autograd.Function):
         ctx: Any,
         maps: Tensor,
         shortcut: Tensor | None,
+        activates: bool,
+        projected: bool,
         weight: Tensor,
         bias: Tensor,
         running_mean: Tensor,
@@ -67,10 +89,10 @@ class Normalise(torch.autograd.Function):
     ) -> Tensor:
         activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, running_mean, running_var, True, momentum, eps)
         addends: Iterable[Any] = repeat(None) if shortcut is None else parts(shortcut)
-        for part, addend in zip(parts(activated), addends, strict=False):
+        for part, addend in zip(parts(activated), addends, strict=False) if activates else ():
             F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
-        ctx.save_for_backward(maps, activated, weight, mean, inverse)
-        ctx.spent = False
+        ctx.save_for_backward(maps, activated if activates else None, weight, mean, inverse)
+        ctx.spent, ctx.projected = False, projected
         return activated
 
     @staticmethod
@@ -80,18 +102,46 @@ class Normalise(torch.autograd.Function):
             raise RuntimeError("the gradient of a normalised activation was asked for twice: the first time overwrote its maps")
         ctx.spent = True
         maps, activated, *channels = ctx.saved_tensors
-        if for_shortcut := ctx.needs_input_grad[1]:
+        of_shortcut: Tensor | None = None
+        if ctx.needs_input_grad[1] and ctx.projected:  # what normalised the shortcut takes it in parts, at once
+            of_shortcut = ActivationGradient(gradient, activated)
+        elif ctx.needs_input_grad[1]:
             before = torch.empty_like(activated)
             for out, *both in zip(parts(before), parts(gradient), parts(activated), strict=True):
                 out.copy_(before_activation(*both))
-            gradient, activated = before, None
+            of_shortcut, gradient, activated = before, before, None
         for_weight, for_bias = write_gradient(gradient, activated, maps, channels)
-        return maps, gradient if for_shortcut else None, for_weight, for_bias, None, None, None, None
+        return maps, of_shortcut, None, None, for_weight, for_bias, None, None, None, None
+
+
+class ActivationGradient(GradientInParts):
+    """The gradient of what an activation was computed from.
+
+    Args:
+        gradient, activated: (B, C, H, W).
+    """
+
+    gradient: Tensor
+    activated: Tensor
+
+    def __new__(cls, gradient: Tensor, activated: Tensor) -> "ActivationGradient":
+        made: ActivationGradient = Tensor._make_wrapper_subclass(
+            cls, activated.shape, activated.stride(), dtype=activated.dtype, device=activated.device
+        )
+        made.gradient, made.activated = gradient, activated
+        return made
+
+    def stretches(self, examples: int) -> Sequence[Tensor]:
+        gradients = stretches(self.gradient, examples)
+        return [ActivationGradient(*both) for both in zip(gradients, self.activated.split(examples), strict=True)]
+
+    def whole(self) -> Tensor:
+        return before_activation(self.gradient, self.activated)
 
 
 def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
     """The gradient of what the activation was computed from; without an activation, the gradient itself."""
-    whole = gradient.whole() if isinstance(gradient, WindowedGradient) else gradient
+    whole: Tensor = made_whole(gradient)
     return whole if activated is None else torch.ops.aten.leaky_relu_backward(whole, activated, SLOPE, True)
 
 
@@ -125,4 +175,8 @@ def write_gradient(
 def parts(maps: Tensor) -> Sequence[Tensor]:
     """Stretches of examples, at most about ``MOST_PARTS``."""
     examples = max(1, max(PART_ELEMENTS, maps.numel() // MOST_PARTS) * len(maps) // maps.numel())
-    return maps.stretches(examples) if isinstance(maps, WindowedGradient) else maps.split(examples)
+    return stretches(maps, examples)
+
+
+def stretches(maps: Tensor, examples: int) -> Sequence[Tensor]:
+    return maps.stretches(examples) if isinstance(maps, GradientInParts) else maps.split(examples)

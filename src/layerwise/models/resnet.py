@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from layerwise.hierarchy import Hierarchy, check_downsampling
 from layerwise.models.convolution import Convolution
-from layerwise.models.normalisation import NormalisedActivation
+from layerwise.models.normalisation import Normalisation, NormalisedActivation
 from layerwise.models.vgg import LARGE_IMAGE, scaled
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
@@ -56,7 +56,7 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Modul
         return nn.Identity()
     if kind == "cifar":
         return Subsample(inputs, outputs, stride)
-    return nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), Normalisation(outputs))
 
 
 class Stem(nn.Sequential):
