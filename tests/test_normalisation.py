@@ -99,6 +99,15 @@ def test_a_shortcut_that_is_normalised_too(
     assert bool(handed) == (way != "small")
 
 
+def test_the_gradient_of_a_shortcut_that_others_read_is_whole(way: str) -> None:
+    norms, seen = (made(torch.float32), made(torch.float32)), []
+    first = norms[0](torch.randn(SHAPE, requires_grad=True) * 1)
+    second = norms[1](first * 2, first)
+    second.grad_fn.register_hook(lambda given, _: seen.append(type(given[1])) if way != "small" else None)
+    second.square().sum().backward()
+    assert seen == ([] if way == "small" else [Tensor])
+
+
 def test_any_other_operation_gets_the_whole_gradient() -> None:
     gradient, activated = torch.randn(SHAPE), torch.randn(SHAPE)
     expected = torch.where(activated > 0, gradient, SLOPE * gradient)

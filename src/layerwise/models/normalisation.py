@@ -46,7 +46,7 @@ class Normalisation(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
-        projected = shortcut is not None and type(shortcut.grad_fn) is Normalise._backward_cls
+        projected = getattr(getattr(shortcut, "grad_fn", None), "alone", False)  # by another of these, for this one only
         normalised: Tensor = Normalise.apply(maps, shortcut, activates, projected, self.weight, self.bias, *running)
         return normalised
 
@@ -92,7 +92,7 @@ class Normalise(torch.autograd.Function):
         for part, addend in zip(parts(activated), addends, strict=False) if activates else ():
             F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
         ctx.save_for_backward(maps, activated if activates else None, weight, mean, inverse)
-        ctx.spent, ctx.projected = False, projected
+        ctx.spent, ctx.alone, ctx.projected = False, not activates, projected
         return activated
 
     @staticmethod
