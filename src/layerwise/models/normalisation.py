@@ -71,6 +71,8 @@ class Normalise(torch.autograd.Function):
 
     With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
     The sign of y is that of f, so z and f are all that is kept (z alone, without an activation), and ∂z is written over z.
+    Where ``projected`` is set, s was made for this operation alone: f is written over it, and its gradient is handed back in
+    parts.
     """
 
     @staticmethod
@@ -87,10 +89,20 @@ class Normalise(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
-        activated, mean, inverse = torch.native_batch_norm(maps, weight, bias, running_mean, running_var, True, momentum, eps)
-        addends: Iterable[Any] = repeat(None) if shortcut is None else parts(shortcut)
-        for part, addend in zip(parts(activated), addends, strict=False) if activates else ():
-            F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
+        if shortcut is not None and projected:
+            mean, variance = torch.batch_norm_update_stats(maps, running_mean, running_var, momentum)
+            inverse, activated = (variance + eps).rsqrt(), shortcut
+            for part, out in zip(parts(maps), parts(activated), strict=True):
+                normalised = torch.native_batch_norm(part, weight, bias, mean, variance, False, 0.0, eps)[0]
+                F.leaky_relu_(out.add_(normalised), SLOPE)
+            ctx.mark_dirty(activated)
+        else:
+            activated, mean, inverse = torch.native_batch_norm(
+                maps, weight, bias, running_mean, running_var, True, momentum, eps
+            )
+            addends: Iterable[Any] = repeat(None) if shortcut is None else parts(shortcut)
+            for part, addend in zip(parts(activated), addends, strict=False) if activates else ():
+                F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
         ctx.save_for_backward(maps, activated if activates else None, weight, mean, inverse)
         ctx.spent, ctx.alone, ctx.projected = False, not activates, projected
         return activated
