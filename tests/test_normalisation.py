@@ -90,7 +90,7 @@ def test_a_shortcut_that_is_normalised_too(
         if plainly:
             output = plain(norms[0], one * 1, nn.BatchNorm2d.forward(norms[1], other * 1))
         else:
-            output = norms[0](one * 1, norms[1](other * 1))
+            output = norms[0](one * 1, norms[1](other * 1), spare=True)
         (average_alone(output, (2, 3)) if pooled else output).cos().sum().backward()
         found.append([one.grad, other.grad, *(parameter.grad for norm in norms for parameter in norm.parameters())])
     for one, other in zip(*found, strict=True):
@@ -106,6 +106,18 @@ def test_the_gradient_of_a_shortcut_that_others_read_is_whole(way: str) -> None:
     second.grad_fn.register_hook(lambda given, _: seen.append(type(given[1])) if way != "small" else None)
     second.square().sum().backward()
     assert seen == ([] if way == "small" else [Tensor])
+
+
+def test_a_normalised_shortcut_that_is_not_said_to_be_spare_stays(way: str) -> None:
+    found = []
+    for plainly in (False, True):
+        norms = made(), Normalisation(SHAPE[1]).double()
+        leaf = torch.linspace(-3, 2, 360, dtype=torch.float64).reshape(SHAPE).sin().requires_grad_()
+        shortcut = nn.BatchNorm2d.forward(norms[1], leaf * 1) if plainly else norms[1](leaf * 1)
+        output = plain(norms[0], leaf * 2, shortcut) if plainly else norms[0](leaf * 2, shortcut)
+        (output.square() + 3 * shortcut).sum().backward()
+        found.append((output, leaf.grad, norms[1].weight.grad))
+    torch.testing.assert_close(*found)
 
 
 def test_any_other_operation_gets_the_whole_gradient() -> None:

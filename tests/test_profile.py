@@ -360,17 +360,46 @@ def test_what_convolutions_use_inside_is_reckoned(
     for operation, arguments in operations:
         with measured(torch.device("cpu")) as found:
             result = operation(*arguments)
-        assert workspace_bytes(operation, arguments) == pytest.approx(found.transient_bytes, rel=0.08, abs=150_000)
+        assert workspace_bytes(operation, arguments, result) == pytest.approx(found.transient_bytes, rel=0.08, abs=150_000)
         del result
 
 
-def test_only_a_cpus_convolutions_of_maps_are_reckoned() -> None:
-    row, weight, sizes = torch.zeros(2, 3, 8), torch.zeros(4, 3, 3), ([1], [1], [1], False, [0], 1)
-    assert workspace_bytes(torch.ops.aten.convolution.default, (row, weight, None, *sizes)) == 0
-    assert workspace_bytes(torch.ops.aten.add.Tensor, (row, row)) == 0
-    maps, kernels = torch.zeros(2, 3, 8, 8, device="meta"), torch.zeros(4, 3, 3, 3, device="meta")
-    arguments = maps, kernels, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
-    assert workspace_bytes(torch.ops.aten.convolution.default, arguments) == 0
+def test_of_other_operations_nothing_is_reckoned() -> None:
+    operation, settings = torch.ops.aten.convolution.default, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    maps, weight = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3)
+    assert workspace_bytes(operation, (maps, weight, None, *settings), operation(maps, weight, None, *settings)) > 0
+    for one, other in ((maps.double(), weight.double()), (maps.to("meta"), weight.to("meta"))):
+        assert workspace_bytes(operation, (one, other, None, *settings), operation(one, other, None, *settings)) == 0
+    row, kernel, single = torch.zeros(2, 3, 8), torch.zeros(4, 3, 3), ([1], [1], [1], False, [0], 1)
+    assert workspace_bytes(operation, (row, kernel, None, *single), operation(row, kernel, None, *single)) == 0
+    back = [1, 1], [1, 1], [1, 1], True, [0, 0], 1
+    arguments = maps, weight.transpose(0, 1), None, *back
+    assert workspace_bytes(operation, arguments, operation(*arguments)) == 0
+    assert workspace_bytes(torch.ops.aten.add.Tensor, (maps, maps), maps + maps) == 0
+
+
+def test_convolutions_of_any_setting_are_predicted() -> None:
+    layers = (nn.Conv2d(3, 16, 3, stride=(1,), padding=(1,)), nn.ReLU(), nn.Conv2d(16, 16, 3, dilation=2), nn.ReLU())
+    model = nn.Sequential(*layers, nn.ConvTranspose2d(16, 8, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 24 * 24, 10))
+    for rule in ("simultaneous", "global", "checkpointed"):
+        for layout in ("contiguous", "channels-last"):
+            assert predict_peak(model, (8, 3, 16, 16), 10, rule, layout) > 8 * 8 * 24 * 24 * FLOAT
+
+
+def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:
+    local = quarter("resnet18", "simultaneous")
+    for unit in local.units:
+        for parameter in unit.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    for memory_format in (None, torch.contiguous_format, torch.channels_last):
+        with pretended(local, memory_format) as copied:
+            assert persistent_bytes(copied) == persistent_bytes(local)
+            pairs = zip(copied.model.named_parameters(), local.model.named_parameters(), strict=True)
+            for (name, one), (other_name, other) in pairs:
+                assert (name, one.shape, one.requires_grad) == (other_name, other.shape, other.requires_grad)
+                assert isinstance(one, nn.Parameter)
+                assert one.grad is not None
+                assert memory_format is None or one.dim() != 4 or one.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])

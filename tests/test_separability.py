@@ -340,6 +340,7 @@ def test_features_are_compared_with_another_run_while_training(
     rows = layerwise.separability_over_epochs(watched.path)
     assert all(row["cka"] == pytest.approx(1) if row["index"] < 0 else 0 <= row["cka"] < 0.9999 for row in rows)
     settings = ["--against", str(runs["global"]), "--split", "validation", "--pooled-to", "256", "--measures", "linear_probe"]
+    assert {(line["against"], line["against_epoch"]) for line in watched.log(SEPARABILITY)} == {(str(runs["global"]), 3)}
     after = command(capsys, str(watched.path), *settings)["units"]
     assert [row["cka"] for row in rows[-len(after) :]] == pytest.approx([row["cka"] for row in after])
 

@@ -17,8 +17,9 @@ from layerwise.runs import Execution, Run, RunFolder, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
-# options of training alone
 WATCHES = {"separability_every", "separability_measures", "separability_against"}
+ONE_RUN = {"separability_against"}  # options of a single training
+# options of training alone
 NOT_TRAINED = {"eval_every", "save_every", "log", "layout", *WATCHES}
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
@@ -85,7 +86,7 @@ def build_parser() -> Parser:
     compare.add_argument("--rules", nargs="+", default=["simultaneous", "global"], metavar="RULE", help="default: both kinds")
     compare.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
     add_fields(compare, Run, skip={"model", "hierarchy", "rule"})
-    add_fields(compare, Execution)
+    add_fields(compare, Execution, skip=ONE_RUN)
 
     reproduce = add_command(commands, "reproduce", run_reproduce, "the rows of the paper's tables, each as a run")
     reproduce.add_argument("tables", nargs="+", type=int, metavar="TABLE", help="tables of the paper, 1 to 6")
@@ -96,7 +97,7 @@ def build_parser() -> Parser:
     reproduce.add_argument("--output", "-o", metavar="FOLDER", help="folder that holds the runs (default: runs/ and the scale)")
     reproduce.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
     add_fields(reproduce, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES))
-    add_fields(reproduce, Execution)
+    add_fields(reproduce, Execution, skip=ONE_RUN)
 
     report = add_command(commands, "report", run_report, "runs beside the paper's numbers, as one page")
     report.add_argument("runs", nargs="*", default=["runs"], metavar="RUNS", help="folders of runs (default: runs)")
@@ -173,7 +174,7 @@ def build_parser() -> Parser:
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
     accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
     add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})
-    add_fields(accelerate, Execution, skip=CACHES)
+    add_fields(accelerate, Execution, skip={*CACHES, *ONE_RUN})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")
     predict.add_argument("run", help="folder of a run")

@@ -64,7 +64,7 @@ class Footprint(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:  # a look at a value where there is none
             return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
         result = func(*args, **(kwargs or {}))
-        if inside := workspace_bytes(func, args):
+        if inside := workspace_bytes(func, args, result):
             self.timeline.points += [(self._operations, self._sum + inside), (self._operations, self._sum)]
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
@@ -146,8 +146,12 @@ def pretended(things: Any, memory_format: torch.memory_format | None = None) -> 
 
 
 def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A tensor of the same kind whose maps are in a memory format; its contents are not the same."""
-    if tensor.dim() != 4:
+    """A tensor of the same kind, and its gradient, in a memory format; contents are not the same."""
+    if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
         return tensor
     made = torch.empty_like(tensor, memory_format=memory_format)
-    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    if not isinstance(tensor, nn.Parameter):
+        return made
+    parameter = nn.Parameter(made, tensor.requires_grad)
+    parameter.grad = None if tensor.grad is None else laid_out_alike(tensor.grad, memory_format)
+    return parameter

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from layerwise.footprint import Footprint, SavedBytes, pretended
-from layerwise.layouts import UNTRIED
+from layerwise.layouts import UNTRIED, endangered
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
 from layerwise.memory import Timeline, persistent_bytes, phases, unit_bytes
@@ -55,8 +57,8 @@ def predict_steps(
     memory_format = None if layout is None else UNTRIED[layout]
     with pretended(learner, memory_format) as copied:
         copied.steps = 0
-        for unit in copied.units:
-            unit.memory_format = memory_format or unit.memory_format
+        for unit in copied.units if memory_format else ():
+            unit.memory_format = torch.contiguous_format if endangered(unit) else memory_format
         ticks = rule_ticks(rule, copied, batch_size, 1, options)  # before anything is counted: a rule may try steps of its own
         with Footprint(copied) as footprint:
             while tick := next(ticks, None):

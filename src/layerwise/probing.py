@@ -8,6 +8,7 @@ Measuring leaves everything as it was: weights, buffers, modes and the global ra
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -93,6 +94,15 @@ def depths_of(learner: Learner, at: str | int | Sequence[str]) -> Depths:
         return Depths(learner.model, learner.units, heads=True)
     sample = torch.zeros(2, *learner.image_shape, dtype=learner.image_type, device=next(learner.model.parameters()).device)
     return network_depths(learner.model, at, sample, whole.amp, learner.leaves, whole.memory_format)
+
+
+def without_heads(depths: Depths) -> Depths:
+    """The same units with their layers alone: neither heads nor optimizers, which take memory and would be evaluated."""
+    bare = [
+        Unit(unit.index, unit.name, unit.piece, nn.Identity(), None, amp=unit.amp, memory_format=unit.memory_format)
+        for unit in depths.units
+    ]
+    return Depths(depths.model, bare, heads=False)
 
 
 def network_depths(
@@ -284,12 +294,14 @@ class Watch:
 
     Attributes:
         other: a network of as many units, and the same images as it reads them, to compare features with; None: none.
+        against: what the lines say of it.
 
     Raises:
         InvalidInput, CannotSplit: it could not be measured; found out before training.
     """
 
     other: tuple[Depths, Sample] | None = None
+    against: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, learner: Learner, data: Splits, at: str | int | Sequence[str], measures: Sequence[str] = ("linear_probe",)
@@ -314,4 +326,5 @@ class Watch:
         reached, pushing = (last, losses_push(log)) if self.local else (None, None)
         rows = measure_depths(self.depths, self.sample, self.measures, WATCHED_POOLED_TO, reached, self.other, pushing)
         images = len(self.sample.labels)
-        return {"epoch": epoch, "split": self.split, "pooled_to": WATCHED_POOLED_TO, "images": images, "units": rows}
+        facts = {"epoch": epoch, "split": self.split, "pooled_to": WATCHED_POOLED_TO, "images": images, **self.against}
+        return facts | {"units": rows}

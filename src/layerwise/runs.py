@@ -108,7 +108,7 @@ class Execution:
         "linear_probe,nearest_class_mean",
         "measures of --separability-every; gains are of the first; see `layerwise list measures`",
     )
-    separability_against: str | None = option(None, "run whose features --separability-every also compares with, by CKA")
+    separability_against: str | None = option(None, "run to compare features with at --separability-every, by CKA; '': none")
 
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"

@@ -17,7 +17,17 @@ from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.loader import Loader
 from layerwise.measures import MEASURES, check_labels, parts
-from layerwise.probing import POOLED_TO, Depths, Row, Sample, depths_of, measure_depths, network_depths, sample_images
+from layerwise.probing import (
+    POOLED_TO,
+    Depths,
+    Row,
+    Sample,
+    depths_of,
+    measure_depths,
+    network_depths,
+    sample_images,
+    without_heads,
+)
 from layerwise.runs import SEPARABILITY, STATE, Execution, RunFolder
 from layerwise.states import load_state, refuse_other_data
 from layerwise.trained import load_network
@@ -139,7 +149,7 @@ def survey(
     if loader is None:
         raise InvalidInput(f"{folder.path} held no images out for validation: give --split test")
     sample = sample_images(loader, images, len(data.class_names))
-    pair = compared_run(against, data.facts(), loader, images) if against is not None else None
+    pair = compared_run(against, data.facts(), loader, images)[:2] if against is not None else None
     refuse_other_depth(depths, pair)
     began = time.perf_counter()
     pushing = losses_push(folder.log()) if depths.heads else None
@@ -211,8 +221,10 @@ def pair_sample(data: Any) -> Sample:
     return Sample(labels.long().to(images.device), classes, lambda: iter(images.tensor_split(-(-len(images) // BATCH))))
 
 
-def compared_run(against: str | Path, facts: Mapping[str, Any], loader: Loader, images: int) -> tuple[Depths, Sample]:
-    """The run to compare features with, and a set's images scaled as its network reads them; random generators are left alone.
+def compared_run(against: str | Path, facts: Mapping[str, Any], loader: Loader, images: int) -> tuple[Depths, Sample, int]:
+    """The run to compare features with, a set's images scaled as its network reads them, and how many epochs it had finished.
+
+    Random generators are left alone.
 
     Args:
         against: its folder.
@@ -232,9 +244,9 @@ def compared_run(against: str | Path, facts: Mapping[str, Any], loader: Loader, 
             )
     device = loader.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        depths, _ = trained_depths(other, device)
+        depths, epoch = trained_depths(other, device)
     scaled = Loader(loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size)
-    return depths, sample_images(scaled, images, len(facts["class_names"]))
+    return without_heads(depths), sample_images(scaled, images, len(facts["class_names"])), epoch
 
 
 def refuse_other_depth(depths: Depths, other: tuple[Depths, Sample] | None) -> None:

@@ -70,7 +70,7 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         learner = build_learner(run, data, device)
         layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
-        watch = build_watch(run, execution, learner, data)
+        watch = build_watch(run, execution, learner, data, resume)
         recorded = capture(learner, execution) if RULES[run.rule].one_step else ""
         start = restore(folder, learner, meter, data.facts()) if resume else Position()
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
@@ -110,16 +110,25 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
     return result
 
 
-def build_watch(run: Run, execution: Execution, learner: Learner, data: Splits) -> Watch | None:
-    """What measures separability while training, if that is asked for."""
+def build_watch(run: Run, execution: Execution, learner: Learner, data: Splits, resume: bool) -> Watch | None:
+    """What measures separability while training, if that is asked for.
+
+    Raises:
+        InvalidInput, CannotSplit: it cannot be measured, or the run to compare with cannot.
+    """
     if not execution.separability_every:
-        if execution.separability_against is not None:
+        if execution.separability_against and not resume:  # a run that goes on may be watched no longer
             raise InvalidInput("--separability-against is read by --separability-every: give both, or leave it out")
         return None
     watch = Watch(learner, data, parse_cut(run.at), parse_measures(execution.separability_measures))
-    if execution.separability_against is not None:
-        watch.other = compared_run(execution.separability_against, data.facts(), watch.loader, WATCHED_IMAGES)
-        refuse_other_depth(watch.depths, watch.other)
+    if execution.separability_against:
+        try:
+            depths, sample, epoch = compared_run(execution.separability_against, data.facts(), watch.loader, WATCHED_IMAGES)
+            refuse_other_depth(watch.depths, (depths, sample))
+        except InvalidInput as refusal:
+            raise InvalidInput(f"--separability-against {execution.separability_against}: {refusal}") from None
+        watch.other = depths, sample
+        watch.against = {"against": execution.separability_against, "against_epoch": epoch}
     return watch
 
 

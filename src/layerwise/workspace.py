@@ -12,31 +12,32 @@ from torch import Tensor
 
 BLOCK = 16  # channels
 FEW_CHANNELS = 3  # images are read as they are
+TYPES = (torch.float32, torch.bfloat16)
 
 
-def workspace_bytes(func: Any, args: Sequence[Any]) -> int:
-    """Bytes that such a convolution has alive at once, its result among them but not what it was given; 0 of anything else."""
+def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
+    """Bytes that such a convolution has alive at once, its result among them but not what it was given; 0 of anything else.
+
+    Args:
+        result: what it returned.
+    """
     if func is torch.ops.aten.convolution.default:
         maps, weight = args[:2]
-        return forward_bytes(maps, weight, args) if is_known(maps) else 0
+        return forward_bytes(maps, weight, result) if is_known(maps, transposed=args[6]) else 0
     if func is torch.ops.aten.convolution_backward.default:
         gradient, maps, weight = args[:3]
-        return backward_bytes(gradient, maps, weight, args) if is_known(maps) else 0
+        return backward_bytes(gradient, maps, weight, args) if is_known(maps, transposed=args[7]) else 0
     return 0
 
 
-def is_known(maps: Tensor) -> bool:
-    return maps.device.type == "cpu" and maps.dim() == 4
+def is_known(maps: Tensor, transposed: bool) -> bool:
+    return maps.device.type == "cpu" and maps.dim() == 4 and maps.dtype in TYPES and not transposed
 
 
-def forward_bytes(maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:
-    stride, padding = args[3:5]
-    size = [(maps.shape[2 + i] + 2 * padding[i] - weight.shape[2 + i]) // stride[i] + 1 for i in (0, 1)]
-    convolved = (len(maps), len(weight), *size)
-    result = plain(convolved, maps)
+def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:
     if is_channels_last(maps):
-        return result + weight.nbytes
-    return max(read(maps) + weight.nbytes, result) + blocked(convolved, maps)
+        return result.nbytes + weight.nbytes
+    return max(read(maps) + weight.nbytes, result.nbytes) + blocked(result.shape, maps)
 
 
 def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:

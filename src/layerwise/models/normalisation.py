@@ -41,12 +41,12 @@ class Normalisation(nn.BatchNorm2d):
         on_cpu = maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
         return self.training and large and on_cpu and self.momentum is not None and self.num_batches_tracked is not None
 
-    def in_place(self, maps: Tensor, shortcut: Tensor | None = None, activates: bool = False) -> Tensor:
+    def in_place(self, maps: Tensor, shortcut: Tensor | None = None, activates: bool = False, spare: bool = False) -> Tensor:
         self._check_input_dim(maps)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
-        projected = getattr(getattr(shortcut, "grad_fn", None), "alone", False)  # by another of these, for this one only
+        projected = spare and shortcut is not None and getattr(shortcut.grad_fn, "normalises_alone", False)
         normalised: Tensor = Normalise.apply(maps, shortcut, activates, projected, self.weight, self.bias, *running)
         return normalised
 
@@ -57,11 +57,15 @@ class NormalisedActivation(Normalisation):
     ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
 
     Shapes: z, s (optional), f: (B, C, H, W).
+
+    Args of ``forward``:
+        spare: whether nothing else reads s, not even a hook. Where ``Normalisation`` computed it, of large maps on a CPU while
+            they learn, f is then written over it.
     """
 
-    def forward(self, maps: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    def forward(self, maps: Tensor, shortcut: Tensor | None = None, spare: bool = False) -> Tensor:
         if self.is_by_parts(maps):
-            return self.in_place(maps, shortcut, activates=True)
+            return self.in_place(maps, shortcut, activates=True, spare=spare)
         normalised = super().forward(maps)
         return F.leaky_relu_(normalised if shortcut is None else normalised.add_(shortcut), SLOPE)
 
@@ -71,8 +75,8 @@ class Normalise(torch.autograd.Function):
 
     With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
     The sign of y is that of f, so z and f are all that is kept (z alone, without an activation), and ∂z is written over z.
-    Where ``projected`` is set, s was made for this operation alone: f is written over it, and its gradient is handed back in
-    parts.
+    Where ``projected`` is set, ``Normalisation`` made s for this operation alone: f is written over it, and its gradient is
+    handed back in parts.
     """
 
     @staticmethod
@@ -104,7 +108,7 @@ class Normalise(torch.autograd.Function):
             for part, addend in zip(parts(activated), addends, strict=False) if activates else ():
                 F.leaky_relu_(part if addend is None else part.add_(addend), SLOPE)
         ctx.save_for_backward(maps, activated if activates else None, weight, mean, inverse)
-        ctx.spent, ctx.alone, ctx.projected = False, not activates, projected
+        ctx.spent, ctx.normalises_alone, ctx.projected = False, not activates, projected
         return activated
 
     @staticmethod
