@@ -110,9 +110,9 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
 NETWORKS = list({(row.model, row.hierarchy): row for row in ROWS}.values())
 
 
-@pytest.mark.parametrize("row", NETWORKS[::2], ids=lambda row: row.label)
+@pytest.mark.parametrize("row", NETWORKS[::3], ids=lambda row: row.label)
 def test_activations_of_the_papers_rows_are_what_steps_save(row: Row):
-    """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global; of every second of the 61 rows'."""
+    """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global; of every third of the 61 rows'."""
     found = narrow_costs(row.model, row.data)
     cost = found.with_global_memory(found.cost(row.hierarchy))
     assert cost.local_activation_bytes == max(saved_bytes(found, row, "simultaneous"))
@@ -141,7 +141,7 @@ BLOCKS = {"data": "cifar100", "at": "block"}
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [*((model, {"data": "cifar10"}) for model in ANY), ("resnet18", LITE), ("vgg8b", LITE), ("resnet18", BLOCKS)],
+    [*((model, {"data": "cifar10"}) for model in ANY), ("resnet18", LITE), ("resnet18", BLOCKS)],
 )
 def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
     check_steps(Design(ANY[model]), Run(model=model, width=1 / 16, batch_size=8, **options))

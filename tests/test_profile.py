@@ -47,7 +47,7 @@ def test_checkpointed_is_global(name: str, amp: torch.dtype | None) -> None:
     data = digits()
     plain = learner(name, at=1, amp=amp)
     ticks("global", plain, data.train, epochs=2)
-    for segments in (None, 1, 2):
+    for segments in (None, 1, 2) if amp is None else (None,):
         other = learner(name, at=1, amp=amp)
         piece = other.units[0].piece
         ticks("checkpointed", other, data.train, epochs=2, segments=segments)
