@@ -8,6 +8,7 @@ those of a global step (counted), parameters of the heads, and peak memory count
 """
 
 import argparse
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,8 +56,9 @@ class Replaced(PredSimLite):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 self.sim.set_submodule(name, self.instead(module.out_channels))
 
+    @abstractmethod
     def instead(self, channels: int) -> nn.Module:
-        raise NotImplementedError
+        """What reads and gives so many channels."""
 
 
 class Grouped(Replaced):

@@ -17,10 +17,9 @@ from layerwise.runs import Execution, Run, RunFolder, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
-WATCHES = {"separability_every", "separability_measures", "separability_against"}
 ONE_RUN = {"separability_against"}  # options of a single training
 # options of training alone
-NOT_TRAINED = {"eval_every", "save_every", "log", "layout", *WATCHES}
+NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "layout", *ONE_RUN}
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs

@@ -1,5 +1,6 @@
 """Gradients of maps that are not made as a whole, such as one that is the same within windows."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,13 @@ class GradientInParts(Tensor):
     Code that knows it takes it in stretches of examples, and the whole never lives; any other operation gets the whole.
     """
 
+    @abstractmethod
     def stretches(self, examples: int) -> Sequence[Tensor]:
         """As ``split`` along the examples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self) -> Tensor:
         """The tensor that it stands for."""
-        raise NotImplementedError
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # the stub of Tensor leaves out that it is a class method
@@ -139,4 +140,5 @@ class AverageBeside(torch.autograd.Function):
 
 
 def layout(maps: Tensor) -> torch.memory_format:
+    """The order that maps lie in."""
     return torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

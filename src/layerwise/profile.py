@@ -48,7 +48,7 @@ def predict_peak(
 
     Returns:
         Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and the batch; not of a cache. Of
-        what operations use inside themselves, a CPU's convolutions are counted.
+        what operations use inside themselves, only copies that a CPU's convolutions make in float32 and bfloat16 are counted.
 
     Raises:
         InvalidInput, CannotSplit: see ``localize``.

@@ -41,7 +41,7 @@ RULES: Any = {  # matplotlib's names, of which its types know each
 }
 DPI = 300
 # hundredths of a point are enough, and a third of the size
-PATHS, DECIMALS = re.compile(r' d="[^"]*"'), re.compile(r"(\.\d\d)\d+")
+PLACES, DECIMALS, INDENTATION = re.compile(r' (?:d|x|y)="[^"]*"'), re.compile(r"(\.\d\d)\d+"), re.compile(r"^ +", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def rendered(drawing: Drawing, folder: Path | None) -> str:
         figure = drawing.draw()
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
-        svg = PATHS.sub(lambda path: DECIMALS.sub(r"\1", path[0]), text.getvalue())
+        svg = PLACES.sub(lambda place: DECIMALS.sub(r"\1", place[0]), INDENTATION.sub("", text.getvalue()))
         if folder is not None:
             with replacing(folder / f"{drawing.name}.svg") as draft:
                 draft.write_text(svg, encoding="utf-8")
