@@ -44,14 +44,18 @@ SMALL = Run(
 RUNS = {
     "resnet18": replace(SMALL, model="resnet18", hierarchy="1,1,2,2"),
     "vgg8b": replace(SMALL, model="vgg8b", train_images=10_000, epochs=8, decoder_dim=2048),
+    "resnet50": replace(SMALL, model="resnet50", hierarchy="1,1,1,1", train_images=6_000, epochs=8),
 }
+NARROWED = {"vgg8b": 64, "resnet50": 64}  # channels compared, at a quarter of the width; ResNet18 has few beyond
 
 
 class Replaced(PredSimLite):
     """Another similarity convolution instead of the 3×3 one, if there is one."""
 
-    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+    def __init__(
+        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+    ) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         for name, module in list(self.sim.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 self.sim.set_submodule(name, self.instead(module.out_channels))
@@ -76,6 +80,14 @@ class LowRank(Replaced):
         return nn.Sequential(nn.Conv2d(channels, few, 3, padding=1, bias=False), nn.Conv2d(few, channels, 1, bias=False))
 
 
+class Separable(Replaced):
+    """Of every channel alone, and then a 1×1 convolution that mixes them."""
+
+    def instead(self, channels: int) -> nn.Module:
+        alone = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
+        return nn.Sequential(alone, nn.Conv2d(channels, channels, 1, bias=False))
+
+
 class SampledConvolution(nn.Conv2d):
     """A 3×3 convolution computed at one position of every window of a map, another one from batch to batch."""
 
@@ -96,8 +108,10 @@ class SampledConvolution(nn.Conv2d):
 class Sampled(PredSimLite):
     """The similarity convolution reads features as they are, at as many positions as predsim-lite has averages."""
 
-    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+    def __init__(
+        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+    ) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         window, _ = averaging(site.shape, SAMPLED_SIZE)
         self.sim.kernel = None
         for name, module in list(self.sim.named_modules()):
@@ -115,8 +129,10 @@ class Shared(PredSimLite):
 
     latest: tuple[tuple[int, ...], nn.Module] | None = None
 
-    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+    def __init__(
+        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+    ) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         known = None if site.index == 0 else Shared.latest
         if known is not None and known[0] == site.shape:
             self.sim.transform = known[1]
@@ -128,8 +144,10 @@ class EverySecondBatch(PredSimLite):
 
     batches: Tensor
 
-    def __init__(self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim)
+    def __init__(
+        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+    ) -> None:
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
@@ -164,6 +182,7 @@ VARIANTS = (
     Variant("predsim-lite", "predsim-lite", "features averaged, few channels"),
     Variant("grouped", "grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
     Variant("low-rank", "low-rank", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels and back", LowRank),
+    Variant("separable", "separable", "predsim-lite, its 3×3 convolution channel by channel, then 1×1", Separable),
     Variant("sampled", "sampled", "predsim-lite, similarity of positions sampled, not averaged", Sampled),
     Variant("shared", "shared", "predsim-lite, one convolution for units of one shape", Shared),
     Variant("every-second-batch", "every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
@@ -200,7 +219,9 @@ def main() -> None:
 def run_of(model: str, variant: Variant, seed: int) -> Run:
     base = RUNS[model]
     names = [unit.name for unit in learner_of(base, "layer").units]
-    return replace(base, loss=variant.loss, at=",".join(names[:-1:2]) if variant.halved else "layer", seed=seed)
+    at = ",".join(names[:-1:2]) if variant.halved else "layer"
+    narrowed = None if variant.loss == "predsim" else NARROWED.get(model)
+    return replace(base, loss=variant.loss, at=at, similarity_channels=narrowed, seed=seed)
 
 
 def learner_of(run: Run, at: str | int | Sequence[str], loss: str = "pred", width: float = 1 / 16) -> Any:
