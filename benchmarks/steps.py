@@ -26,6 +26,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
 from layerwise.memory import synchronise
 from layerwise.models import convolution
+from layerwise.models.convolution import FewPixels
 from layerwise.runs import Execution
 
 Step = Callable[[Tensor, Tensor], Any]
@@ -180,8 +182,8 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
-        convolution.FEW_PIXELS = convolution.FEW_PIXELS_HALF = 0  # those that are computed as matrix products count too
-        with Convolutions() as convolutions:
+        no_products = patch.object(convolution, "few_pixels", lambda half: FewPixels(0, 0))
+        with no_products, Convolutions() as convolutions:  # what is computed as matrix products counts too
             step(images, labels)
         seconds, operations = convolutions.bare(options.bare, device)
         facts |= {"gflop": operations / 1e9, "bare_seconds": seconds, "bare_gflops": operations / 1e9 / seconds}

@@ -1,6 +1,7 @@
 """Convolutions of small maps as matrix products: the same numbers as PyTorch's, and only where they are meant to be."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,15 +9,20 @@ from torch import Tensor, nn
 
 import layerwise
 from layerwise.models import convolution
-from layerwise.models.convolution import FEW_PIXELS, FEW_PIXELS_HALF, Convolution
+from layerwise.models.convolution import Convolution, FewPixels, few_pixels
 from tests.helpers import same_weights
 
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
 
 
-@pytest.fixture(autouse=True)
-def any_width(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[True, False], ids=["amx", "no-amx"])
+def any_processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What is computed as products on processors with and without a matrix unit, of convolutions of any width."""
     monkeypatch.setattr(convolution, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+    few_pixels.cache_clear()
+    yield
+    few_pixels.cache_clear()
 
 
 def plain(own: Convolution) -> nn.Conv2d:
@@ -63,23 +69,23 @@ def test_gradients_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "amp", "training", "width", "expected"),
+    ("more", "amp", "training", "width", "expected"),
     [
-        (FEW_PIXELS, False, True, 0, True),
-        (FEW_PIXELS + 1, False, True, 0, False),
-        (FEW_PIXELS_HALF, True, True, 0, True),
-        (FEW_PIXELS_HALF + 1, True, True, 0, False),
-        (1, False, False, 0, False),  # evaluating, as PyTorch does
-        (1, False, True, 1 << 20, False),  # too narrow to make a difference
+        (0, False, True, 0, True),
+        (1, False, True, 0, False),
+        (0, True, True, 0, True),
+        (1, True, True, 0, False),
+        (0, False, False, 0, False),  # evaluating, as PyTorch does
+        (0, False, True, 1 << 20, False),  # too narrow to make a difference
     ],
 )
 def test_only_small_maps_that_learn_are_products(
-    pixels: int, amp: bool, training: bool, width: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+    more: int, amp: bool, training: bool, width: int, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convolution, "LEAST_WEIGHTS", width)
     layer = Convolution(4, 4, bias=False).train(training)
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-        out = layer(torch.randn(2, 4, 1, pixels))
+        out = layer(torch.randn(2, 4, 1, few_pixels(amp).weight + more))
     assert ("Product" in type(out.grad_fn).__name__) == expected
 
 
@@ -89,8 +95,8 @@ def test_networks_learn_the_same(model: str, monkeypatch: pytest.MonkeyPatch) ->
     network = layerwise.create_model(model, width=1 / 16, image_size=16)
     images, labels = torch.randn(12, 3, 16, 16), torch.arange(12) % 10
     found = []
-    for pixels in (FEW_PIXELS, 0):
-        monkeypatch.setattr(convolution, "FEW_PIXELS", pixels)
+    for few in (few_pixels, lambda half: FewPixels(0, 0)):
+        monkeypatch.setattr(convolution, "few_pixels", few)
         learner = layerwise.localize(copy.deepcopy(network), images, 10, seed=0)
         losses = [learner.step(images, labels).losses for _ in range(2)]
         found.append((losses, learner.model))

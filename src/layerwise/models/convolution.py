@@ -1,16 +1,39 @@
 """A convolution by matrix products where maps are a few pixels, for which PyTorch's own takes several times as long."""
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
-# Pixels of a map up to which all three products of a convolution (its output and both gradients) are faster as matrix products,
-# and up to which its weight's gradient is in half precision (docs/log.md, 2026-11-26).
-FEW_PIXELS, FEW_PIXELS_HALF = 9, 16
 LEAST_WEIGHTS = 9 << 14  # of smaller convolutions it makes no difference
+
+
+class FewPixels(NamedTuple):
+    """Pixels of a map up to which matrix products are faster than PyTorch's convolution.
+
+    Attributes:
+        all: for the output and both gradients.
+        weight: for the weight's gradient.
+    """
+
+    all: int
+    weight: int
+
+
+@cache
+def few_pixels(half: bool) -> FewPixels:
+    """What was found on processors with Intel's matrix unit, and on others (docs/log.md, 2026-11-26 and 2026-11-27).
+
+    Args:
+        half: in a number type of half precision.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return FewPixels(all=9, weight=16 if half else 9)
+    return FewPixels(all=0, weight=4)
 
 
 class Convolution(nn.Conv2d):
@@ -30,10 +53,10 @@ class Convolution(nn.Conv2d):
             number_type = torch.get_autocast_dtype("cpu")
             maps, weight = maps.to(number_type), weight.to(number_type)
             bias = None if bias is None else bias.to(number_type)
-        pixels, half = maps.shape[2] * maps.shape[3], weight.dtype.itemsize < 4
-        if pixels > (FEW_PIXELS_HALF if half else FEW_PIXELS):
+        pixels, few = maps.shape[2] * maps.shape[3], few_pixels(weight.dtype.itemsize < 4)
+        if pixels > few.weight:
             return F.conv2d(maps, weight, bias, padding=1)
-        convolved: Tensor = Product.apply(maps, weight, bias, pixels <= FEW_PIXELS)
+        convolved: Tensor = Product.apply(maps, weight, bias, pixels <= few.all)
         return convolved
 
 
@@ -61,7 +84,7 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[0] and ctx.whole:
             of_maps = product(gradient, mirrored_rows(weight), None)
         elif ctx.needs_input_grad[0]:
-            of_maps = F.conv2d(gradient, weight.flip(2, 3).transpose(0, 1), padding=1)
+            of_maps = conv2d_input(maps.shape, weight, gradient, padding=1)
         if ctx.needs_input_grad[1]:
             of_weight = weight_gradient(maps, gradient, weight)
         if ctx.needs_input_grad[2]:
