@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,24 +58,24 @@ class Replaced(PredSimLite):
         super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         for name, module in list(self.sim.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                self.sim.set_submodule(name, self.instead(module.out_channels))
+                self.sim.set_submodule(name, self.instead(module.out_channels, site))
 
     @abstractmethod
-    def instead(self, channels: int) -> nn.Module:
+    def instead(self, channels: int, site: Site) -> nn.Module:
         """What reads and gives so many channels."""
 
 
 class Grouped(Replaced):
     """In groups of channels."""
 
-    def instead(self, channels: int) -> nn.Module:
+    def instead(self, channels: int, site: Site) -> nn.Module:
         return nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=GROUPS)
 
 
 class LowRank(Replaced):
     """Of low rank: into few channels, and from these a 1×1 convolution into as many as there were."""
 
-    def instead(self, channels: int) -> nn.Module:
+    def instead(self, channels: int, site: Site) -> nn.Module:
         few = max(1, channels // RANK)
         return nn.Sequential(nn.Conv2d(channels, few, 3, padding=1, bias=False), nn.Conv2d(few, channels, 1, bias=False))
 
@@ -83,9 +83,29 @@ class LowRank(Replaced):
 class Separable(Replaced):
     """Of every channel alone, and then a 1×1 convolution that mixes them."""
 
-    def instead(self, channels: int) -> nn.Module:
+    def instead(self, channels: int, site: Site) -> nn.Module:
         alone = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
         return nn.Sequential(alone, nn.Conv2d(channels, channels, 1, bias=False))
+
+
+class FewOutputs(Replaced):
+    """Into few channels."""
+
+    def instead(self, channels: int, site: Site) -> nn.Module:
+        return nn.Conv2d(channels, max(4, channels // RANK), 3, padding=1, bias=False)  # of fewer no deviation is taken
+
+
+class Fixed(Replaced):
+    """Never learned: as it was drawn, one for all units of as many channels, which needs no gradient and no optimizer state."""
+
+    drawn: ClassVar[dict[int, nn.Conv2d]] = {}
+
+    def instead(self, channels: int, site: Site) -> nn.Module:
+        if site.index == 0:
+            Fixed.drawn.clear()
+        if channels not in Fixed.drawn:
+            Fixed.drawn[channels] = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+        return Fixed.drawn[channels]
 
 
 class SampledConvolution(nn.Conv2d):
@@ -183,6 +203,8 @@ VARIANTS = (
     Variant("grouped", "grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
     Variant("low-rank", "low-rank", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels and back", LowRank),
     Variant("separable", "separable", "predsim-lite, its 3×3 convolution channel by channel, then 1×1", Separable),
+    Variant("few-outputs", "few-outputs", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels", FewOutputs),
+    Variant("fixed", "fixed", "predsim-lite, its 3×3 convolution as drawn, for all units of as many channels", Fixed),
     Variant("sampled", "sampled", "predsim-lite, similarity of positions sampled, not averaged", Sampled),
     Variant("shared", "shared", "predsim-lite, one convolution for units of one shape", Shared),
     Variant("every-second-batch", "every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
