@@ -18,7 +18,7 @@ import torch
 
 from layerwise import build
 from layerwise.allocator import free_memory
-from layerwise.encodings import CODECS, Column, Kind
+from layerwise.encodings import CODECS, Column, Kind, kind_of
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping, cached_features
 from layerwise.progress import Progress
@@ -84,6 +84,18 @@ def test_what_is_kept_comes_back_within_its_error(name: str, shape: tuple[int, .
     if shape == (5,):
         assert bool((back[:, 2] == 3.0).all())
         assert bool((back[:, 3][values[order, 3] == 0] == 0).all())
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_maps_come_back_in_their_layout(name: str) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(4, 3, 5, 2).contiguous(memory_format=torch.channels_last)
+    kind = kind_of(maps, CODECS[name])
+    column = Column(kind, torch.empty(4, kind.row_bytes, dtype=torch.uint8), 0, 1, maps.device)
+    column.write(maps, 0, 0)
+    back = column.read(torch.tensor([2, 0]), torch.tensor([0, 0]))
+    assert back.is_contiguous(memory_format=torch.channels_last)
+    assert float((back - maps[[2, 0]]).abs().max()) <= {"float32": 0, "bfloat16": 0.02, "uint8": 0.02}[name]
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.float64])

@@ -1,6 +1,7 @@
 """Batch normalisation, shortcut and leaky ReLU as one operation: against PyTorch's modules, and what it refuses."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,9 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.features import Keeping
 from layerwise.losses.pooling import average_alone
 from layerwise.models import normalisation
-from layerwise.models.normalisation import SLOPE, ActivationGradient, Normalisation, NormalisedActivation, before_activation
+from layerwise.models.normalisation import (
+    SLOPE,
+    ActivationGradient,
+    Normalisation,
+    NormalisedActivation,
+    before_activation,
+    spare_maps,
+)
 from layerwise.profile import predict_peak
 
 SHAPE = (6, 5, 4, 3)
@@ -199,6 +208,42 @@ def test_what_it_cannot_normalise_is_refused() -> None:
         made()(torch.zeros(6, 5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize("shortcut", [None, torch.ones(SHAPE)], ids=["alone", "shortcut"])
+def test_spare_maps_are_written_over(shortcut: Tensor | None, layout: torch.memory_format) -> None:
+    norm = made(torch.float32).eval()
+    maps = torch.randn(SHAPE).contiguous(memory_format=layout)
+    with torch.no_grad():
+        expected = plain(norm, maps, shortcut)
+        with spare_maps():
+            found = norm(maps, shortcut)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == maps.data_ptr()
+    assert shortcut is None or bool((shortcut == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("training", "learned_through", "entered"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_maps_that_are_not_spare_stay(training: bool, learned_through: bool, entered: bool) -> None:
+    norm = made(torch.float32).train(training)
+    maps = torch.randn(SHAPE)
+    before = maps.clone()
+    with spare_maps() if entered else nullcontext(), torch.set_grad_enabled(learned_through):
+        norm(maps)
+    assert torch.equal(maps, before)
+
+
+def test_maps_are_spare_only_while_it_is_said() -> None:
+    norm, maps = made(torch.float32).eval(), torch.randn(SHAPE)
+    with pytest.raises(KeyError), spare_maps():
+        raise KeyError
+    before = maps.clone()
+    with torch.no_grad():
+        norm(maps)
+    assert torch.equal(maps, before)
+
+
 @pytest.mark.parametrize(("loss", "maps"), [("pred", 5), ("predsim-lite", 4)])
 def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
     """The batch, its copy in channels-last, the convolution's and its own output; by ``pred`` the gradient of that, whole."""
@@ -207,3 +252,14 @@ def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
     network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     peak = predict_peak(network, (512, 64, 32, 32), 10, loss=loss)
     assert maps * one_map < peak < (maps + 0.4) * one_map
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> None:
+    """Of a unit: what enters, the convolution's output and its own; frozen ones before it need no more."""
+    one_map = 512 * 64 * 32 * 32 * 4  # bytes
+    layers = [layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64))]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    options = {"cache": True, "keeping": Keeping(say=lambda line: None)} if cache else {}
+    peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", loss="predsim-lite", **options)
+    assert 3 * one_map < peak < 3.4 * one_map

@@ -40,17 +40,18 @@ class Quantised:
 
     def encode(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(P, C, ...) -> bytes of the same shape, and the constants (2, C)."""
-        cells = values.float().reshape(len(values), channels(values), -1)
-        low, high = cells.amin((0, 2)), cells.amax((0, 2))
+        cells = values.float()
+        others = [dim for dim in range(values.dim()) if dim != 1]
+        low, high = cells.amin(others, keepdim=True), cells.amax(others, keepdim=True)
         distance = (high - low) / 255
-        levels = (cells - low[:, None]) / distance.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-        return levels.round_().clamp_(0, 255).to(torch.uint8).reshape(values.shape), torch.stack([low, distance])
+        levels = (cells - low) / distance.clamp_min(torch.finfo(torch.float32).tiny)
+        constants = torch.stack([low, distance]).view(2, channels(values))
+        return levels.round_().clamp_(0, 255).to(torch.uint8), constants
 
     def decode(self, kept: Tensor, constants: Tensor, given: torch.dtype) -> Tensor:
         """Bytes (B, C, ...) and each image's constants (B, 2, C) -> values of the same shape."""
-        cells = kept.reshape(len(kept), channels(kept), -1).float()
-        low, distance = constants.unsqueeze(-1).unbind(1)
-        return torch.addcmul(low, cells, distance).to(given).reshape(kept.shape)
+        low, distance = constants.view(len(kept), 2, *kept.shape[1:2], *[1] * (kept.dim() - 2)).unbind(1)
+        return torch.addcmul(low, kept.float(), distance).to(given)
 
 
 def channels(values: Tensor) -> int:
@@ -63,11 +64,16 @@ CODECS: dict[str, Codec] = {"float32": Cast(None), "bfloat16": Cast(torch.bfloat
 
 
 class Kind(NamedTuple):
-    """One of the tensors that enter a unit: for each image, a tensor of this shape and type, kept by this codec."""
+    """One of the tensors that enter a unit: for each image, a tensor of this shape and type, kept by this codec.
+
+    Attributes:
+        channels_last: whether maps lie in this order, and are kept so.
+    """
 
     shape: torch.Size
     type: torch.dtype
     codec: Codec
+    channels_last: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -78,6 +84,12 @@ class Kind(NamedTuple):
     def constant_bytes(self) -> int:
         """Of one part of the images."""
         return 4 * self.codec.constants * (self.shape[0] if self.shape else 1)
+
+
+def kind_of(values: Tensor, codec: Codec) -> Kind:
+    """Of a tensor with an entry per image."""
+    channels_last = values.dim() == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last)
+    return Kind(values.shape[1:], values.dtype, codec, channels_last)
 
 
 class Column:
@@ -91,8 +103,15 @@ class Column:
 
     def write(self, values: Tensor, first: int, part: int) -> None:
         kept, self.constants[part] = self.kind.codec.encode(values)
+        if self.kind.channels_last:
+            kept = kept.permute(0, 2, 3, 1)
         self.cells[first : first + len(kept)] = kept.reshape(len(kept), -1).to(self.cells.device)
 
     def read(self, rows: Tensor, parts: Tensor) -> Tensor:
-        kept = self.cells.index_select(0, rows.to(self.cells.device)).view(-1, *self.kind.shape)
+        kept = self.cells.index_select(0, rows.to(self.cells.device))
+        if self.kind.channels_last:
+            count, height, width = self.kind.shape
+            kept = kept.view(-1, height, width, count).permute(0, 3, 1, 2)
+        else:
+            kept = kept.view(-1, *self.kind.shape)
         return self.kind.codec.decode(kept.to(self.device), self.constants[parts], self.kind.type)

@@ -17,9 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from layerwise.encodings import CODECS, Codec, Column, Kind
+from layerwise.encodings import CODECS, Codec, Column, Kind, kind_of
 from layerwise.errors import InvalidInput, choose
 from layerwise.learner import Learner
+from layerwise.models.normalisation import spare_maps
 from layerwise.sizes import format_size
 from layerwise.units import Carried, Unit
 
@@ -56,8 +57,9 @@ class RecomputedFeatures:
 
 @torch.no_grad()
 def pass_through(units: list[Unit], carried: Carried) -> Carried:
-    for unit in units:
-        carried = unit.forward(carried)
+    with spare_maps():
+        for unit in units:
+            carried = unit.forward(carried)
     return carried
 
 
@@ -223,9 +225,7 @@ def kinds_entering(learner: Learner, source: Batches, codec: Codec) -> list[list
                 "something other than a tensor with an entry per image passes between two units, and may differ from batch to "
                 "batch, so it cannot be cached: leave --cache out"
             )
-        kinds.append(
-            [Kind(value.shape[1:], value.dtype, codec if value.is_floating_point() else CODECS["float32"]) for value in carried]
-        )
+        kinds.append([kind_of(value, codec if value.is_floating_point() else CODECS["float32"]) for value in carried])
         carried = unit.forward(carried)
     return kinds
 

@@ -1,6 +1,8 @@
 """Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU as one operation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -15,6 +17,21 @@ from layerwise.gradients import LARGE_ELEMENTS, GradientInParts, made_whole
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
+
+_spare = ContextVar("spare", default=False)  # whether nothing but a normalisation reads the maps that it is given
+
+
+@contextmanager
+def spare_maps() -> Iterator[None]:
+    """While this is entered, normalisation on a CPU that neither learns nor is learned through writes over its maps.
+
+    So nothing may keep what enters one, not even a hook.
+    """
+    before = _spare.set(True)
+    try:
+        yield
+    finally:
+        _spare.reset(before)
 
 
 class Normalisation(nn.BatchNorm2d):
@@ -34,7 +51,19 @@ class Normalisation(nn.BatchNorm2d):
         super().__init__(channels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.in_place(maps) if self.is_by_parts(maps) else super().forward(maps)
+        if self.is_by_parts(maps):
+            return self.in_place(maps)
+        evaluates = not self.training and not torch.is_grad_enabled() and self.running_mean is not None
+        if _spare.get() and evaluates and maps.device.type == "cpu":
+            return self.written_over(maps)
+        return super().forward(maps)
+
+    def written_over(self, maps: Tensor) -> Tensor:
+        self._check_input_dim(maps)
+        statistics = self.running_mean, self.running_var, False, 0.0, self.eps
+        out = maps, maps.new_empty(0), maps.new_empty(0)  # the others stay empty, being of statistics that it makes
+        torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=out)
+        return maps
 
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
