@@ -34,6 +34,7 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "checkpointed": ("checkpointed", {"loss": "pred"}),
     "predsim": ("simultaneous", {"loss": "predsim"}),
     "predsim-lite": ("simultaneous", {"loss": "predsim-lite"}),
+    "predsim-lite, sequential": ("sequential", {"loss": "predsim-lite"}),
 }
 NETWORKS = ("vgg8b", "vgg16", "resnet18", "resnet50", "resnet110")
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048)
@@ -54,7 +55,7 @@ def peak(model: str, hierarchy: tuple[int, ...] | None, way: str, batch: int, la
 
 
 def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.device) -> int:
-    """Bytes alive at the peak of a real second step, with random images."""
+    """Bytes alive at the peak of a real second step (of the units that learn together, the largest), with random images."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model).to(device)
@@ -63,12 +64,13 @@ def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.d
         network, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", optimizer=adam, **options
     )
     layerwise.lay_out(learner, layout)
-    steps = rule_ticks(rule, learner, batch, 1, rule_options(rule, {}))
-    next(steps)
-    persistent = persistent_bytes(learner)
-    with measured(device) as step:
-        next(steps)
-    return persistent + step.transient_bytes
+    steps, peaks = rule_ticks(rule, learner, batch, 1, rule_options(rule, {})), list[int]()
+    while next(steps, None):
+        persistent = persistent_bytes(learner)
+        with measured(device) as step:
+            next(steps)
+        peaks.append(persistent + step.transient_bytes)
+    return max(peaks)
 
 
 def measured_rows(points: list[str], device: torch.device) -> Any:
@@ -140,7 +142,7 @@ def draw(output: Path, found: list[dict[str, Any]]) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    styles = dict(zip(WAYS, ("k-o", "k--s", "k:^", "k-.D"), strict=True))
+    styles = dict(zip(WAYS, ("k-o", "k--s", "k:^", "k-.D", "k-x"), strict=True))
     for part, label, position in (
         ("depth", "layers of a CIFAR ResNet, batch 128", lambda row: 6 * int(row["hierarchy"].strip("[]").split(",")[0]) + 2),
         ("batch", "images in a batch, ResNet18", lambda row: row["batch_size"]),
