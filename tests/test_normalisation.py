@@ -41,7 +41,7 @@ def plain(norm: NormalisedActivation, maps: Tensor, shortcut: Tensor | None) -> 
 
 def made(dtype: torch.dtype = torch.float64) -> NormalisedActivation:
     torch.manual_seed(0)
-    norm = NormalisedActivation(SHAPE[1]).to(dtype)
+    norm = NormalisedActivation(SHAPE[1], sole_reader=True).to(dtype)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     return norm
@@ -223,10 +223,12 @@ def test_spare_maps_are_written_over(shortcut: Tensor | None, layout: torch.memo
 
 
 @pytest.mark.parametrize(
-    ("training", "learned_through", "entered"), [(True, False, True), (False, True, True), (False, False, False)]
+    ("training", "learned_through", "sole_reader", "entered"),
+    [(True, False, True, True), (False, True, True, True), (False, False, False, True), (False, False, True, False)],
 )
-def test_maps_that_are_not_spare_stay(training: bool, learned_through: bool, entered: bool) -> None:
+def test_maps_that_are_not_spare_stay(training: bool, learned_through: bool, sole_reader: bool, entered: bool) -> None:
     norm = made(torch.float32).train(training)
+    norm.sole_reader = sole_reader
     maps = torch.randn(SHAPE)
     before = maps.clone()
     with spare_maps() if entered else nullcontext(), torch.set_grad_enabled(learned_through):
@@ -258,7 +260,9 @@ def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
 def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> None:
     """Of a unit: what enters, the convolution's output and its own; frozen ones before it need no more."""
     one_map = 512 * 64 * 32 * 32 * 4  # bytes
-    layers = [layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64))]
+    layers = [
+        layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64, True))
+    ]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = {"cache": True, "keeping": Keeping(say=lambda line: None)} if cache else {}
     peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", loss="predsim-lite", **options)

@@ -18,14 +18,14 @@ SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
-_spare = ContextVar("spare", default=False)  # whether nothing but a normalisation reads the maps that it is given
+_spare = ContextVar("spare", default=False)  # whether maps may be written over that only a normalisation reads
 
 
 @contextmanager
 def spare_maps() -> Iterator[None]:
-    """While this is entered, normalisation on a CPU that neither learns nor is learned through writes over its maps.
+    """While this is entered, a ``sole_reader`` on a CPU that neither learns nor is learned through writes over its maps.
 
-    So nothing may keep what enters one, not even a hook.
+    So no hook may keep them.
     """
     before = _spare.set(True)
     try:
@@ -42,19 +42,24 @@ class Normalisation(nn.BatchNorm2d):
 
     Shapes: z, f: (B, C, H, W).
 
+    Args:
+        channels: C.
+        sole_reader: whether no other module ever reads the maps z; see ``spare_maps``.
+
     Raises:
         ValueError: maps of another shape, or one number per channel to learn the statistics from.
         RuntimeError: a second backward pass through the same large maps.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, sole_reader: bool = False) -> None:
         super().__init__(channels)
+        self.sole_reader = sole_reader
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.is_by_parts(maps):
             return self.in_place(maps)
         evaluates = not self.training and not torch.is_grad_enabled() and self.running_mean is not None
-        if _spare.get() and evaluates and maps.device.type == "cpu":
+        if self.sole_reader and _spare.get() and evaluates and maps.device.type == "cpu":
             return self.written_over(maps)
         return super().forward(maps)
 
