@@ -58,24 +58,24 @@ class Replaced(PredSimLite):
         super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
         for name, module in list(self.sim.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
-                self.sim.set_submodule(name, self.instead(module.out_channels, site))
+                self.sim.set_submodule(name, self.instead(module.out_channels))
 
     @abstractmethod
-    def instead(self, channels: int, site: Site) -> nn.Module:
+    def instead(self, channels: int) -> nn.Module:
         """What reads and gives so many channels."""
 
 
 class Grouped(Replaced):
     """In groups of channels."""
 
-    def instead(self, channels: int, site: Site) -> nn.Module:
+    def instead(self, channels: int) -> nn.Module:
         return nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=GROUPS)
 
 
 class LowRank(Replaced):
     """Of low rank: into few channels, and from these a 1×1 convolution into as many as there were."""
 
-    def instead(self, channels: int, site: Site) -> nn.Module:
+    def instead(self, channels: int) -> nn.Module:
         few = max(1, channels // RANK)
         return nn.Sequential(nn.Conv2d(channels, few, 3, padding=1, bias=False), nn.Conv2d(few, channels, 1, bias=False))
 
@@ -83,7 +83,7 @@ class LowRank(Replaced):
 class Separable(Replaced):
     """Of every channel alone, and then a 1×1 convolution that mixes them."""
 
-    def instead(self, channels: int, site: Site) -> nn.Module:
+    def instead(self, channels: int) -> nn.Module:
         alone = nn.Conv2d(channels, channels, 3, padding=1, bias=False, groups=channels)
         return nn.Sequential(alone, nn.Conv2d(channels, channels, 1, bias=False))
 
@@ -91,8 +91,8 @@ class Separable(Replaced):
 class FewOutputs(Replaced):
     """Into few channels."""
 
-    def instead(self, channels: int, site: Site) -> nn.Module:
-        return nn.Conv2d(channels, max(4, channels // RANK), 3, padding=1, bias=False)  # of fewer no deviation is taken
+    def instead(self, channels: int) -> nn.Module:
+        return nn.Conv2d(channels, max(1, channels // RANK), 3, padding=1, bias=False)
 
 
 class Fixed(Replaced):
@@ -100,9 +100,14 @@ class Fixed(Replaced):
 
     drawn: ClassVar[dict[int, nn.Conv2d]] = {}
 
-    def instead(self, channels: int, site: Site) -> nn.Module:
+    def __init__(
+        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+    ) -> None:
         if site.index == 0:
             Fixed.drawn.clear()
+        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+
+    def instead(self, channels: int) -> nn.Module:
         if channels not in Fixed.drawn:
             Fixed.drawn[channels] = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
         return Fixed.drawn[channels]

@@ -57,6 +57,7 @@ def test_the_numbers_are_those_of_pytorch(size: tuple[int, int], bias: bool, amp
         assert one.dtype == true.dtype
         torch.testing.assert_close(one, true, rtol=3e-2 if amp else 1e-5, atol=6e-2 if amp else 1e-5)
     assert found[0].is_contiguous(memory_format=layout)
+    assert found[1].is_contiguous(memory_format=layout)
 
 
 def test_gradients_are_exact() -> None:

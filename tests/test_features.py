@@ -21,6 +21,7 @@ from layerwise.allocator import free_memory
 from layerwise.encodings import CODECS, Column, Kind, kind_of
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping, cached_features
+from layerwise.layouts import lay_out
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position
 from layerwise.runs import FEATURES, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder
@@ -126,6 +127,18 @@ def test_rounded_features_train_alike(name: str, cache_type: str, tmp_path: Path
         means = [sum(tick.result.losses[0] for tick in history[last]) / batches for history in (one, other)]
         assert means[1] == pytest.approx(means[0], rel=0.05), f"unit {unit}"
     assert other[-1].kept_bytes < {"bfloat16": 0.51, "uint8": 0.4}[cache_type] * size_of(name, data.train)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("name", ["resnet18", "vgg8b", "pre-activation"])
+def test_in_mixed_precision_kept_features_are_those_computed(name: str, layout: str) -> None:
+    data = digits(train_images=60, batch_size=20, views=2)
+    computed, kept = learner(name, amp=torch.bfloat16), learner(name, amp=torch.bfloat16)
+    for one, options in ((computed, {}), (kept, {"cache": True, "keeping": Keeping(say=lambda line: None)})):
+        lay_out(one, layout)
+        history = ticks("sequential", one, data.train, 2, **options)
+        assert len(history) == 2 * 3 * len(one.units)
+    assert same_weights(computed.model, kept.model)
 
 
 def size_of(name: str, batches: Any) -> int:

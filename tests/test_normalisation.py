@@ -1,7 +1,6 @@
 """Batch normalisation, shortcut and leaky ReLU as one operation: against PyTorch's modules, and what it refuses."""
 
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.features import Keeping
+from layerwise.features import Keeping, pass_through
+from layerwise.layouts import lay_out
+from layerwise.learner import localize
 from layerwise.losses.pooling import average_alone
 from layerwise.models import normalisation
 from layerwise.models.normalisation import (
@@ -18,9 +19,11 @@ from layerwise.models.normalisation import (
     Normalisation,
     NormalisedActivation,
     before_activation,
-    spare_maps,
+    overwriting,
+    sole_readers,
 )
 from layerwise.profile import predict_peak
+from tests.helpers import learner
 
 SHAPE = (6, 5, 4, 3)
 WAYS = {"small": (1 << 21, 1 << 19), "in place": (0, 2 * 60), "in place, at once": (0, 1 << 19)}
@@ -41,7 +44,7 @@ def plain(norm: NormalisedActivation, maps: Tensor, shortcut: Tensor | None) -> 
 
 def made(dtype: torch.dtype = torch.float64) -> NormalisedActivation:
     torch.manual_seed(0)
-    norm = NormalisedActivation(SHAPE[1], sole_reader=True).to(dtype)
+    norm = NormalisedActivation(SHAPE[1]).to(dtype)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     return norm
@@ -209,41 +212,95 @@ def test_what_it_cannot_normalise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
-@pytest.mark.parametrize("shortcut", [None, torch.ones(SHAPE)], ids=["alone", "shortcut"])
-def test_spare_maps_are_written_over(shortcut: Tensor | None, layout: torch.memory_format) -> None:
-    norm = made(torch.float32).eval()
-    maps = torch.randn(SHAPE).contiguous(memory_format=layout)
+@pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
+@pytest.mark.parametrize(
+    ("of_maps", "of_weights"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2],
+    ids=str,
+)
+def test_it_can_write_over_its_maps(
+    of_maps: torch.dtype, of_weights: torch.dtype, shortcut: bool, layout: torch.memory_format
+) -> None:
+    norm = made(of_weights).eval()
+    maps = torch.randn(SHAPE, dtype=of_maps).contiguous(memory_format=layout)
+    added = torch.ones(SHAPE, dtype=of_maps) if shortcut else None
     with torch.no_grad():
-        expected = plain(norm, maps, shortcut)
-        with spare_maps():
-            found = norm(maps, shortcut)
+        expected = norm(maps, added)
+        with overwriting({norm}):
+            found = norm(maps, added)
     assert torch.equal(found, expected)
     assert found.data_ptr() == maps.data_ptr()
-    assert shortcut is None or bool((shortcut == 1).all())
+    assert added is None or bool((added == 1).all())
 
 
 @pytest.mark.parametrize(
-    ("training", "learned_through", "sole_reader", "entered"),
-    [(True, False, True, True), (False, True, True, True), (False, False, False, True), (False, False, True, False)],
+    ("training", "passes_gradients", "named"), [(True, False, True), (False, True, True), (False, False, False)]
 )
-def test_maps_that_are_not_spare_stay(training: bool, learned_through: bool, sole_reader: bool, entered: bool) -> None:
+def test_elsewhere_maps_stay(training: bool, passes_gradients: bool, named: bool) -> None:
     norm = made(torch.float32).train(training)
-    norm.sole_reader = sole_reader
     maps = torch.randn(SHAPE)
     before = maps.clone()
-    with spare_maps() if entered else nullcontext(), torch.set_grad_enabled(learned_through):
+    with overwriting({norm} if named else {made()}), torch.set_grad_enabled(passes_gradients):
         norm(maps)
-    assert torch.equal(maps, before)
-
-
-def test_maps_are_spare_only_while_it_is_said() -> None:
-    norm, maps = made(torch.float32).eval(), torch.randn(SHAPE)
-    with pytest.raises(KeyError), spare_maps():
+    with pytest.raises(KeyError), overwriting({norm}):
         raise KeyError
-    before = maps.clone()
     with torch.no_grad():
         norm(maps)
     assert torch.equal(maps, before)
+
+
+@pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32", "pre-activation"])
+def test_a_network_says_which_maps_nothing_else_reads(name: str) -> None:
+    for at in ("layer", "block", 1):
+        for unit in learner(name, at=at).units:
+            norms = {module for module in unit.piece.modules() if isinstance(module, Normalisation)}
+            assert sole_readers(unit.piece) == norms
+
+
+class Shared(nn.Module):
+    """What the normalisation reads is also added to what it gives."""
+
+    def __init__(self, convolves: bool) -> None:
+        super().__init__()
+        self.before, self.conv = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1) if convolves else nn.Identity()
+        self.norm, self.out = NormalisedActivation(4), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        before = self.before(images)
+        maps = self.conv(before)
+        return self.out((self.norm(maps) + (maps if isinstance(self.conv, nn.Conv2d) else before)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("convolves", [True, False])
+def test_maps_that_something_else_reads_are_none_of_them(convolves: bool) -> None:
+    units = localize(Shared(convolves), torch.zeros(2, 1, 8, 8), 3, loss="pred").units
+    assert not any(sole_readers(unit.piece) for unit in units)
+
+
+def test_maps_that_a_hook_sees_are_none_of_them() -> None:
+    [first, *_] = learner("vgg8b").units
+    conv, norm = (next(m for m in first.piece.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, Normalisation))
+    assert sole_readers(first.piece) == {norm}
+    for register in (conv.register_forward_hook, norm.register_forward_hook, norm.register_forward_pre_hook):
+        handle = register(lambda *_: None)
+        assert not sole_readers(first.piece)
+        handle.remove()
+    assert sole_readers(first.piece) == {norm}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32"])
+def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, layout: str) -> None:
+    local = learner(name, amp=amp)
+    lay_out(local, layout)
+    local.train(False)
+    carried: tuple[Tensor, ...] = (torch.randn(4, 1, 8, 8),)
+    passed = pass_through(local.units, carried)
+    with torch.no_grad():
+        for unit in local.units:
+            carried = unit.forward(carried)
+    assert all(torch.equal(one, other) for one, other in zip(passed, carried, strict=True))
 
 
 @pytest.mark.parametrize(("loss", "maps"), [("pred", 5), ("predsim-lite", 4)])
@@ -260,9 +317,7 @@ def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
 def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> None:
     """Of a unit: what enters, the convolution's output and its own; frozen ones before it need no more."""
     one_map = 512 * 64 * 32 * 32 * 4  # bytes
-    layers = [
-        layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64, True))
-    ]
+    layers = [layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64))]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = {"cache": True, "keeping": Keeping(say=lambda line: None)} if cache else {}
     peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", loss="predsim-lite", **options)

@@ -20,7 +20,7 @@ from torch import Tensor
 from layerwise.encodings import CODECS, Codec, Column, Kind, kind_of
 from layerwise.errors import InvalidInput, choose
 from layerwise.learner import Learner
-from layerwise.models.normalisation import spare_maps
+from layerwise.models.normalisation import overwriting, sole_readers
 from layerwise.sizes import format_size
 from layerwise.units import Carried, Unit
 
@@ -57,8 +57,8 @@ class RecomputedFeatures:
 
 @torch.no_grad()
 def pass_through(units: list[Unit], carried: Carried) -> Carried:
-    with spare_maps():
-        for unit in units:
+    for unit in units:
+        with overwriting(sole_readers(unit.piece)):
             carried = unit.forward(carried)
     return carried
 

@@ -1,4 +1,4 @@
-"""A convolution by matrix products where maps are a few pixels, for which PyTorch's own takes several times as long."""
+"""A convolution of which some is computed by matrix products where maps are a few pixels and PyTorch's own takes longer."""
 
 from functools import cache
 from typing import Any, NamedTuple
@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
+convolution_backward = torch.ops.aten.convolution_backward
+GEOMETRY = (
+    [1, 1],
+    [1, 1],
+    [1, 1],
+    False,
+    [0, 0],
+    1,
+)  # stride, padding, dilation; not transposed, and so no output padding; groups
 LEAST_WEIGHTS = 9 << 14  # of smaller convolutions it makes no difference
 
 
@@ -37,7 +45,9 @@ def few_pixels(half: bool) -> FewPixels:
 
 
 class Convolution(nn.Conv2d):
-    """A 3×3 convolution of stride 1, as PyTorch's; of small maps on a CPU, while it learns, by matrix products.
+    """A 3×3 convolution of stride 1, as PyTorch's; of small maps on a CPU, while it learns, in part by matrix products.
+
+    Which part depends on the processor (``few_pixels``), and with it how results round and what memory is predicted.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, H, W).
     """
@@ -64,8 +74,8 @@ class Product(torch.autograd.Function):
     """Y = C(X) W, where C(X) has a row for every pixel, of the 3×3 pixels around it.
 
     With G the gradient of Y: ∂W = C(X)' G, and ∂X = C(G) W̃, where W̃ is W mirrored in both directions of space and with inputs
-    and outputs exchanged. Where ``whole`` is not set, PyTorch computes Y and ∂X. C is made of some examples at a time, so that
-    it needs less memory than the gradient of W.
+    and outputs exchanged. Where ``whole`` is not set, PyTorch computes Y and ∂X, and ∂W alone is a product. C is made of some
+    examples at a time, so that it needs less memory than the gradient of W.
     """
 
     @staticmethod
@@ -84,7 +94,7 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[0] and ctx.whole:
             of_maps = product(gradient, mirrored_rows(weight), None)
         elif ctx.needs_input_grad[0]:
-            of_maps = conv2d_input(maps.shape, weight, gradient, padding=1)
+            of_maps = convolution_backward(gradient, maps, weight, None, *GEOMETRY, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             of_weight = weight_gradient(maps, gradient, weight)
         if ctx.needs_input_grad[2]:

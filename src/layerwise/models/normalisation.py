@@ -1,6 +1,6 @@
 """Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU as one operation."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -8,7 +8,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -18,20 +18,39 @@ SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
-_spare = ContextVar("spare", default=False)  # whether maps may be written over that only a normalisation reads
+_overwriting: ContextVar[Set[nn.Module]] = ContextVar("overwriting", default=frozenset())
 
 
 @contextmanager
-def spare_maps() -> Iterator[None]:
-    """While this is entered, a ``sole_reader`` on a CPU that neither learns nor is learned through writes over its maps.
-
-    So no hook may keep them.
-    """
-    before = _spare.set(True)
+def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
+    """While this is entered, these normalisations write over their maps if they are on a CPU and nothing learns."""
+    before = _overwriting.set(modules)
     try:
         yield
     finally:
-        _spare.reset(before)
+        _overwriting.reset(before)
+
+
+def sole_readers(piece: nn.Module) -> set[nn.Module]:
+    """The normalisations in a traced network that alone read what a convolution computes; without hooks that would see it."""
+    found: dict[nn.Module, bool] = {}
+    if not isinstance(piece, fx.GraphModule):
+        return set()
+    for node in piece.graph.nodes:
+        module = called(piece, node)
+        if isinstance(module, Normalisation):
+            maps = node.args[0] if node.args else None
+            maker = called(piece, maps)
+            alone = isinstance(maps, fx.Node) and isinstance(maker, nn.Conv2d) and len(maps.users) == 1
+            hooked = (maker is not None and maker._forward_hooks) or module._forward_hooks or module._forward_pre_hooks
+            found[module] = found.get(module, True) and alone and not hooked
+    return {module for module, alone in found.items() if alone}
+
+
+def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
+    """The module that a node calls, if it does."""
+    calls = isinstance(node, fx.Node) and node.op == "call_module"
+    return piece.get_submodule(str(node.target)) if calls else None
 
 
 class Normalisation(nn.BatchNorm2d):
@@ -42,32 +61,27 @@ class Normalisation(nn.BatchNorm2d):
 
     Shapes: z, f: (B, C, H, W).
 
-    Args:
-        channels: C.
-        sole_reader: whether no other module ever reads the maps z; see ``spare_maps``.
-
     Raises:
         ValueError: maps of another shape, or one number per channel to learn the statistics from.
         RuntimeError: a second backward pass through the same large maps.
     """
 
-    def __init__(self, channels: int, sole_reader: bool = False) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.sole_reader = sole_reader
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.is_by_parts(maps):
             return self.in_place(maps)
-        evaluates = not self.training and not torch.is_grad_enabled() and self.running_mean is not None
-        if self.sole_reader and _spare.get() and evaluates and maps.device.type == "cpu":
-            return self.written_over(maps)
+        evaluates = not self.training and not torch.is_grad_enabled() and maps.device.type == "cpu"
+        if evaluates and self in _overwriting.get() and self.running_mean is not None:
+            return self.written_over(maps, self.running_mean)
         return super().forward(maps)
 
-    def written_over(self, maps: Tensor) -> Tensor:
+    def written_over(self, maps: Tensor, mean: Tensor) -> Tensor:
         self._check_input_dim(maps)
-        statistics = self.running_mean, self.running_var, False, 0.0, self.eps
-        out = maps, maps.new_empty(0), maps.new_empty(0)  # the others stay empty, being of statistics that it makes
-        torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=out)
+        made = mean.new_empty(0), mean.new_empty(0)  # statistics of the maps, which stay empty where those at hand are taken
+        statistics = mean, self.running_var, False, 0.0, self.eps
+        torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=(maps, *made))
         return maps
 
     def is_by_parts(self, maps: Tensor) -> bool:

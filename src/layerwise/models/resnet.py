@@ -56,7 +56,7 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Modul
         return nn.Identity()
     if kind == "cifar":
         return Subsample(inputs, outputs, stride)
-    return nn.Sequential(convolution(inputs, outputs, 1, stride), Normalisation(outputs, sole_reader=True))
+    return nn.Sequential(convolution(inputs, outputs, 1, stride), Normalisation(outputs))
 
 
 class Stem(nn.Sequential):
@@ -65,7 +65,7 @@ class Stem(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, large: bool, dropout: float) -> None:
         super().__init__()
         self.conv = convolution(inputs, outputs, 7, 2) if large else convolution(inputs, outputs, 3)
-        self.norm = NormalisedActivation(outputs, sole_reader=True)
+        self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
         if large:
             self.pool = nn.MaxPool2d(3, 2, padding=1)
@@ -78,8 +78,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
         super().__init__()
-        self.conv1, self.norm1 = convolution(inputs, width, 3, stride), NormalisedActivation(width, sole_reader=True)
-        self.conv2, self.norm2 = convolution(width, width, 3), NormalisedActivation(width, sole_reader=True)
+        self.conv1, self.norm1 = convolution(inputs, width, 3, stride), NormalisedActivation(width)
+        self.conv2, self.norm2 = convolution(width, width, 3), NormalisedActivation(width)
         self.shortcut = make_shortcut(inputs, width, stride, kind)
         self.projects = isinstance(self.shortcut, nn.Sequential)
         self.dropout = nn.Dropout2d(dropout)
@@ -97,9 +97,9 @@ class Bottleneck(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, dropout: float, kind: str) -> None:
         super().__init__()
         outputs = self.expansion * width
-        self.conv1, self.norm1 = convolution(inputs, width, 1), NormalisedActivation(width, sole_reader=True)
-        self.conv2, self.norm2 = convolution(width, width, 3, stride), NormalisedActivation(width, sole_reader=True)
-        self.conv3, self.norm3 = convolution(width, outputs, 1), NormalisedActivation(outputs, sole_reader=True)
+        self.conv1, self.norm1 = convolution(inputs, width, 1), NormalisedActivation(width)
+        self.conv2, self.norm2 = convolution(width, width, 3, stride), NormalisedActivation(width)
+        self.conv3, self.norm3 = convolution(width, outputs, 1), NormalisedActivation(outputs)
         self.shortcut = make_shortcut(inputs, outputs, stride, kind)
         self.projects = isinstance(self.shortcut, nn.Sequential)
         self.dropout = nn.Dropout2d(dropout)

@@ -43,7 +43,7 @@ class ConvolutionUnit(nn.Sequential):
         super().__init__()
         plain = kernel == 3 and stride == 1
         self.conv = Convolution(inputs, outputs) if plain else nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
-        self.norm = NormalisedActivation(outputs, sole_reader=True)
+        self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
 
 
