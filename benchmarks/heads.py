@@ -49,13 +49,24 @@ RUNS = {
 NARROWED = {"vgg8b": 64, "resnet50": 64}  # channels compared, at a quarter of the width; ResNet18 has few beyond
 
 
-class Replaced(PredSimLite):
-    """Another similarity convolution instead of the 3×3 one, if there is one."""
+class Changed(PredSimLite):
+    """predsim-lite with something about it changed."""
 
     def __init__(
         self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
     ) -> None:
         super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+        self.change(site)
+
+    @abstractmethod
+    def change(self, site: Site) -> None:
+        """Change what was made for this site."""
+
+
+class Replaced(Changed):
+    """Another similarity convolution instead of the 3×3 one, if there is one."""
+
+    def change(self, site: Site) -> None:
         for name, module in list(self.sim.named_modules()):
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 self.sim.set_submodule(name, self.instead(module.out_channels))
@@ -100,12 +111,10 @@ class Fixed(Replaced):
 
     drawn: ClassVar[dict[int, nn.Conv2d]] = {}
 
-    def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
-    ) -> None:
+    def change(self, site: Site) -> None:
         if site.index == 0:
             Fixed.drawn.clear()
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+        super().change(site)
 
     def instead(self, channels: int) -> nn.Module:
         if channels not in Fixed.drawn:
@@ -130,13 +139,10 @@ class SampledConvolution(nn.Conv2d):
         return F.conv2d(F.pad(features, (1, 1, 1, 1))[:, :, row:, column:], self.weight, stride=self.window)
 
 
-class Sampled(PredSimLite):
+class Sampled(Changed):
     """The similarity convolution reads features as they are, at as many positions as predsim-lite has averages."""
 
-    def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
-    ) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+    def change(self, site: Site) -> None:
         window, _ = averaging(site.shape, SAMPLED_SIZE)
         self.sim.kernel = None
         for name, module in list(self.sim.named_modules()):
@@ -149,30 +155,24 @@ class Sampled(PredSimLite):
         return Evaluated(self.beta * sim + (1 - self.beta) * pred, correct)
 
 
-class Shared(PredSimLite):
+class Shared(Changed):
     """One similarity convolution for all neighbouring units whose maps have one shape; each of them trains it."""
 
     latest: tuple[tuple[int, ...], nn.Module] | None = None
 
-    def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
-    ) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+    def change(self, site: Site) -> None:
         known = None if site.index == 0 else Shared.latest
         if known is not None and known[0] == site.shape:
             self.sim.transform = known[1]
         Shared.latest = site.shape, self.sim.transform
 
 
-class EverySecondBatch(PredSimLite):
+class EverySecondBatch(Changed):
     """The similarity loss on every second batch only; between, the prediction loss alone, with its weight."""
 
     batches: Tensor
 
-    def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
-    ) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+    def change(self, site: Site) -> None:
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:

@@ -3,9 +3,10 @@
 Every part of a table that varies one network's hierarchy on CIFAR-10 is ranked by what ``layerwise accelerate`` ranks by, and
 by what needs no measurement at all:
 
-- ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise training by that loss (what
-  ``--search halving`` compares), averaged over seeds; the runs are those of ``layerwise reproduce --scale small``, which go on
-  from where this leaves them;
+- ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise training by that loss,
+  averaged over seeds; the runs are those of ``layerwise reproduce --scale small``, which go on from where this leaves them;
+- ``halving``: the order in which ``--search halving`` would leave them by the same accuracies by predsim, with so many epochs
+  at most;
 - ``gain``: the gains of the base's units after as many epochs (what ``--search gain`` ranks by), averaged likewise;
 - ``parameters``, ``convolutions``, ``shallow convolutions``: fewer first. A random order has 0 on average; ``chance`` is the
   share of all orders that do at least as well.
@@ -27,7 +28,7 @@ from scipy.stats import spearmanr
 
 from layerwise.costs import Costs
 from layerwise.errors import Busy
-from layerwise.halving import train_until
+from layerwise.halving import places, rungs, train_until
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper import ROMAN, Row, row_run, select_rows
 from layerwise.ranking import mean_gains, measured_gains, score
@@ -114,6 +115,8 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
         if whole:
             values = [mean(log[seed][epochs - 1]["val_accuracy"] for seed in whole) for log in logs]
             yield line(part, loss, epochs, len(whole), values, published, rows)
+            if loss == LOSSES[0] and epochs > 1:
+                yield line(part, "halving", epochs, len(whole), halved(logs, whole, epochs), published, rows)
     for epochs in RUNGS:
         folders = [folder_of(arguments.gains, rows[0], seed) for seed in seeds]
         gains = [found["gains"] for folder in folders for found in lines_of(folder) if found["epoch"] == epochs]
@@ -127,6 +130,20 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
     }
     for name, amount in trivial.items():
         yield line(part, name, "", "", [-amount(row.hierarchy) for row in rows], published, rows)
+
+
+def halved(logs: Sequence[Sequence[Any]], seeds: Sequence[int], last: int) -> list[float]:
+    """What ranks rows as halving does: a number each, the largest for the best.
+
+    Args:
+        logs: of each row, by seed.
+    """
+    values = {
+        str(index): {epochs: mean(log[seed][epochs - 1]["val_accuracy"] for seed in seeds) for epochs in rungs(last)}
+        for index, log in enumerate(logs)
+    }
+    order = [name for name, _ in places(list(values), last, values)]
+    return [-float(order.index(name)) for name in values]
 
 
 def folder_of(place: Path, row: Row, seed: int, loss: str = "predsim") -> RunFolder:

@@ -198,12 +198,8 @@ class Halving:
         return any(map(is_locked, [self.lock(name), *(folder.file(LOCK) for _, folder in self.runs[name])]))
 
     def ranking(self) -> list[Ranked]:
-        found: list[tuple[str, int]] = []  # a design, and the epoch after which it was behind
-        names, values = list(self.runs), self.values()
-        for epochs in rungs(self.last):
-            names, behind = ordered(names, epochs, values)
-            found = [(name, epochs) for name in behind] + found
-        found = [(name, self.last) for name in names] + found
+        values = self.values()
+        found = places(list(self.runs), self.last, values)
         scores = [values[name].get(epochs, 0.0) for name, epochs in found]
         return [
             Ranked(self.designs[name], rank, score, self.in_words(name, epochs, score))
@@ -247,6 +243,20 @@ def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) 
             train(run, folder, execution, resume=True, progress=Until(epochs) if epochs < run.epochs else Progress())
     scores = [record["val_accuracy"] for record in folder.log()[:epochs]]
     return next((score for score in reversed(scores) if score is not None), None)
+
+
+def places(names: list[str], last: int, values: dict[str, dict[int, float]]) -> list[tuple[str, int]]:
+    """Designs by how far they came, the best first, each with the epoch after which it was behind.
+
+    Args:
+        last: the epoch at which the last are compared.
+        values: validation accuracies of each, by epoch.
+    """
+    found: list[tuple[str, int]] = []
+    for epochs in rungs(last):
+        names, behind = ordered(names, epochs, values)
+        found = [(name, epochs) for name in behind] + found
+    return [(name, last) for name in names] + found
 
 
 def ordered(names: list[str], epochs: int, values: dict[str, dict[int, float]]) -> tuple[list[str], list[str]]:

@@ -1,11 +1,13 @@
 """Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU as one operation."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import repeat
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +20,7 @@ SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
+_pairs: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()  # looked for once in a network
 _overwriting: ContextVar[Set[nn.Module]] = ContextVar("overwriting", default=frozenset())
 
 
@@ -33,18 +36,25 @@ def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
 
 def sole_readers(piece: nn.Module) -> set[nn.Module]:
     """The normalisations in a traced network that alone read what a convolution computes; without hooks that would see it."""
-    found: dict[nn.Module, bool] = {}
-    if not isinstance(piece, fx.GraphModule):
-        return set()
+    if piece not in _pairs:
+        _pairs[piece] = lone_pairs(piece) if isinstance(piece, fx.GraphModule) else []
+    return {
+        norm for maker, norm in _pairs[piece] if not (maker._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+    }
+
+
+def lone_pairs(piece: fx.GraphModule) -> list[tuple[nn.Module, nn.Module]]:
+    """Convolutions and the normalisations that alone read what they compute, of those that are called once."""
+    calls = Counter(node.target for node in piece.graph.nodes)
+    pairs = list[tuple[nn.Module, nn.Module]]()
     for node in piece.graph.nodes:
-        module = called(piece, node)
-        if isinstance(module, Normalisation):
-            maps = node.args[0] if node.args else None
+        norm = called(piece, node)
+        if isinstance(norm, Normalisation) and calls[node.target] == 1 and node.args:
+            maps = node.args[0]
             maker = called(piece, maps)
-            alone = isinstance(maps, fx.Node) and isinstance(maker, nn.Conv2d) and len(maps.users) == 1
-            hooked = (maker is not None and maker._forward_hooks) or module._forward_hooks or module._forward_pre_hooks
-            found[module] = found.get(module, True) and alone and not hooked
-    return {module for module, alone in found.items() if alone}
+            if isinstance(maker, nn.Conv2d) and len(maps.users) == 1:
+                pairs.append((maker, norm))
+    return pairs
 
 
 def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
