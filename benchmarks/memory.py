@@ -150,12 +150,12 @@ def draw(output: Path, found: list[dict[str, Any]]) -> None:
         points = [row for row in found if row["part"] == part]
         if not points:
             continue
-        figure, axes = pyplot.subplots(figsize=(5.2, 3.6), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(5.8, 3.8), layout="constrained")
         for way, style in styles.items():
             axes.plot([position(row) for row in points], [float(row[f"{way}, MB"]) for row in points], style, label=way, ms=4)
         axes.set(xlabel=label, ylabel="peak memory, MB", yscale="log", xscale="log" if part == "batch" else "linear")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
         for ending in ("svg", "png"):
             figure.savefig(output.with_name(f"{output.name}-{part}.{ending}"), dpi=150)
         pyplot.close(figure)
