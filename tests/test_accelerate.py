@@ -1,32 +1,35 @@
 """``layerwise accelerate``: proposals, budgets, ranking, and complete runs on digits."""
 
-import contextlib
 import itertools
 import json
 import shlex
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from layerwise import halving
 from layerwise.budgets import parse_budget, parse_budgets
 from layerwise.cli import build_parser, main
 from layerwise.costs import Costs
 from layerwise.hierarchy import Design, downsamples_earlier, fulfils_equation_7, segments, shallow_scale
 from layerwise.models import published_hierarchy
-from layerwise.outcome import gather
 from layerwise.paper import ROWS
-from layerwise.proposals import candidates, enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
-from layerwise.ranking import Ranked, expected, measured_gains, rank_by_gain, score, stage_gains
+from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
+from layerwise.ranking import (
+    Ranked,
+    expected,
+    mean_gains,
+    measured_gains,
+    rank_by_count,
+    rank_by_gain,
+    score,
+    stage_gains,
+)
+from layerwise.results import gather
 from layerwise.runs import Execution, Run, RunFolder
-from layerwise.train import Interrupted
 from tests.test_cli import last_json, refusal
 
-TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --short-epochs 2 --final-epochs 1 --device cpu"
-needs_optuna = pytest.mark.skipif(find_spec("optuna") is None, reason="needs optuna")
+TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --final-epochs 1 --device cpu"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 def proposals(model: str, *budgets: str, **options) -> list[tuple[int, ...]]:
@@ -77,18 +80,6 @@ def test_proposals_come_in_the_stated_order():
     assert found == proposals("resnet18")
 
 
-def test_halving_tries_some_of_every_shallow_part():
-    base, found = (3, 4, 6, 3), proposals("resnet50")
-    tried = candidates(found, base, 30)
-    assert {one[:2] for one in tried} == {one[:2] for one in found}
-    named = {row.name: row.hierarchy for row in ROWS}
-    assert {named[f"resnet50_r{number}"] for number in (1, 2, 3, 4)} <= set(tried)  # of 376
-    first = {part: next(one for one in found if one[:2] == part) for part in {one[:2] for one in found}}
-    assert set(tried[: len(first)]) == set(first.values())
-    assert sorted(candidates(found, base, 1000)) == sorted(found)
-    assert candidates(found, base, 30) == tried
-
-
 def test_equation_8_and_the_scale_look_at_the_same_layers():
     for model in ("resnet18", "resnet50", "vgg16"):
         base, sides = published_hierarchy(model), Costs(Run(model=model, data="cifar10")).resolutions
@@ -113,14 +104,23 @@ def test_budgets_hold_together():
 def test_memory_is_a_budget():
     run = Run(model="resnet18", data="digits", width=0.25, batch_size=16)
     costs, base = Costs(run), (2, 2, 2, 2)
-    limit = 0.9 * costs.cost(base).local_peak_bytes
-    found = propose(base, parse_budgets(["memory=x0.9"]), costs.amount, costs.resolutions)
-    assert found
-    assert set(found) == {
-        one
-        for one in propose(base, parse_budgets([]), costs.amount, costs.resolutions)
-        if costs.cost(one).local_peak_bytes <= limit
-    } | {one for one in found if sum(one) > 8}
+    budgets = parse_budgets(["memory=x0.9"])
+    assert [budget.text for budget in budgets] == ["convolutions=+0", "memory=x0.9"]
+    limit = budgets[1].limit(costs.cost(base).local_peak_bytes)
+    designs = [Design(one) for one in propose(base, budgets, costs.amount, costs.resolutions)]
+    within = list(costs.within_memory(designs, limit))
+    assert within == [
+        one for one in designs if costs.cost(one.hierarchy).local_peak_bytes <= limit
+    ]
+    assert 0 < len(within) < len(designs)
+
+
+def test_memory_is_not_predicted_of_what_is_larger_than_too_large(monkeypatch):
+    costs, looked_at = Costs(Run(model="resnet18", data="digits")), []
+    monkeypatch.setattr(costs, "amount", lambda kind, *design: looked_at.append(design[0]) or 10)
+    designs = [Design((1, 1, 2, 2)), Design((1, 1, 3, 2)), Design((1, 1, 1, 4))]
+    assert list(costs.within_memory(designs, 9)) == []
+    assert looked_at == [(1, 1, 2, 2), (1, 1, 1, 4)]
 
 
 def moved(model: str, *budgets: str) -> list[Design]:
@@ -186,7 +186,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --budget parameters=1M", "has 4902090; give parameters=4902090 or more"),
         ("resnet18 --budget convolutions=3", "give convolutions=4 or more"),
         ("resnet18 --budget memory=1MB", "give memory="),
-        ("resnet18 --budget memory=100GB", "add --budget convolutions=+0"),
+        ("resnet18 --budget multiply-adds=1000000G", "add --budget convolutions=+0"),
         ("resnet18 --budget flops=3", "unknown kind of budget 'flops'"),
         ("resnet18 --budget convolutions", "has no amount"),
         ("resnet18 --budget convolutions=many", "is not understood"),
@@ -195,14 +195,15 @@ def test_enumeration_ends_where_nothing_fits():
         ("vgg11", "one convolution in every shallow stage"),
         ("resnet18 --hierarchy 2,2,2", "has 3 stages"),
         ("resnet19", "did you mean 'resnet18'"),
-        ("resnet18 --search grid", "accepted: gain, halving"),
+        ("resnet18 --rank grid", "accepted: count, gain"),
+        ("resnet18 --rank gain", "--dry-run trains nothing"),
         ("resnet18 --move strides", "accepted: convolutions, downsampling"),
-        ("resnet18 --move downsampling --search gain", "give --search halving with --move downsampling"),
+        ("resnet18 --move downsampling --rank gain", "leave it out with --move downsampling"),
+        ("resnet18 --move downsampling --budget memory=1MB", "no proposal is within --budget memory=1MB"),
         ("resnet18 --move downsampling --budget convolutions=7", "no earlier halving of [2,2,2,2] is within the budgets"),
         ("resnet18 --downsample-after 1,2,6", "--downsample-after is what --move downsampling proposes"),
         ("resnet18 --seeds 0", "--seeds 0 is too small"),
-        ("resnet18 --short-epochs -1", "--short-epochs -1 is too small"),
-        ("resnet18 --short-seeds -1", "--short-seeds -1 is too small"),
+        ("resnet18 --final-epochs -1", "--final-epochs -1 is too small"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
@@ -217,21 +218,17 @@ def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
     assert not (tmp_path / "runs").exists()
 
 
-def test_missing_optuna_is_said(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(halving, "find_spec", lambda name: None)
-    assert "pip install 'layerwise[search]'" in refusal(capsys, *command(tmp_path, "--search", "halving"))
-
-
 def test_a_dry_run_lists_costs_and_trains_nothing(capsys, tmp_path):
-    main(command(tmp_path / "none", "--dry-run", "--budget", "convolutions=-2"))
+    main(command(tmp_path / "none", "--dry-run", "--budget", "convolutions=-2", "--listed", "2"))
     found = last_json(capsys)
-    assert [one["hierarchy"] for one in found["proposals"]][:2] == [[1, 1, 2, 2], [1, 1, 1, 3]]
+    assert [one["hierarchy"] for one in found["proposals"]] == [[1, 1, 2, 2], [1, 1, 1, 3]]
+    counts = [ranked["score"] for ranked in found["ranking"]]
+    assert counts == sorted(counts)
+    assert len(counts) == 6
     assert found["base"]["hierarchy"] == [2, 2, 2, 2]
     first, second = found["proposals"][:2]
     assert (first["equation_7"], second["equation_7"], second["equation_7_weakly"]) == (True, False, True)
     assert first["global_peak_bytes"] > 0
-    assert second["global_peak_bytes"] is None  # not listed
-    assert second["local_peak_bytes"] > 0
     assert found["budgets"] == [{"budget": "convolutions=-2", "kind": "convolutions", "limit": 6.0}]
     assert found["winner"] is None
     assert not (tmp_path / "none").exists()
@@ -273,24 +270,27 @@ def test_the_pareto_front_and_what_is_gained():
         for rule in ("simultaneous", "global")
     ]
     ranked = [Ranked(Design((1, 1, 2, 2)), 1, 2.0, "+2.00 points")]
-    rows = gather([costs.cost(one) for one in hierarchies], ranked, results[:-1])
-    assert [row["pareto"] for row in rows] == [False, True, True, None]  # the last has only one of its two runs
-    assert [row["gain"] for row in rows] == [0.0, 5.0, -10.0, None]
+    rows = gather([costs.cost(one) for one in hierarchies], ranked, results)
+    assert [row["pareto"] for row in rows] == [False, True, True, False]
+    assert [row["gain"] for row in rows] == [0.0, 5.0, -10.0, 4.0]
     assert [row["predicted_rank"] for row in rows] == [None, 1, None, None]
     assert rows[1]["rules"]["simultaneous"]["seeds"] == 1
 
 
 def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
     figure = tmp_path / "front.svg"
-    arguments = command(tmp_path / "runs", "--budget", "convolutions=-2", "--seeds", "2", "--figure", str(figure))
+    more = ["--rank", "gain", "--budget", "convolutions=-2", "--seeds", "2"]
+    arguments = command(tmp_path / "runs", *more, "--figure", str(figure))
     main(arguments)
     printed = capsys.readouterr().out
     found = json.loads(printed.splitlines()[-1])
-    assert [row["hierarchy"] for row in found["outcome"]] == [[2, 2, 2, 2], found["ranking"][0]["hierarchy"]]
-    assert [ranked["rank"] for ranked in found["ranking"]] == list(range(1, len(found["proposals"]) + 1))
+    hierarchies = [row["hierarchy"] for row in found["results"]]
+    assert hierarchies == [[2, 2, 2, 2], found["ranking"][0]["hierarchy"]]
+    assert [ranked["rank"] for ranked in found["ranking"]] == [1, 2, 3, 4, 5, 6]
+    assert found["proposals"][0]["hierarchy"] == found["ranking"][0]["hierarchy"]
     assert [len(stage) for stage in found["gains"]] == [2, 2, 2, 2]
-    assert all(row["rules"]["simultaneous"]["seeds"] == 2 for row in found["outcome"])
-    assert found["winner"]["hierarchy"] in [row["hierarchy"] for row in found["outcome"]]
+    assert all(row["rules"]["simultaneous"]["seeds"] == 2 for row in found["results"])
+    assert found["winner"]["hierarchy"] in hierarchies
     assert "<svg" in figure.read_text()
     for words in ("run 8 of 8, about 0:0", "stage 1 gains, points:", "Pareto front", found["command"]):
         assert words in printed
@@ -299,7 +299,7 @@ def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
     before = [path.stat().st_mtime_ns for path in results]
     main(arguments)
     again = last_json(capsys)
-    assert again["outcome"] == found["outcome"]
+    assert again["results"] == found["results"]
     assert again["ranking"] == found["ranking"]
     assert [path.stat().st_mtime_ns for path in results] == before
     results[0].unlink()
@@ -324,143 +324,83 @@ def test_ranking_reads_a_run_of_the_base(capsys, tmp_path):
         hierarchy = ["--hierarchy", "2,2,1,1,1", "--seed", str(seed)]
         main(["train", "vgg8", *hierarchy, *TINY.split()[:8], "--output", str(folder.path)])
     execution = Execution(device="cpu")
-    ranking, gains = rank_by_gain([(1, 1, 1, 1, 1), (1, 1, 1, 1, 2)], folders, execution)
-    assert [len(stage) for stage in gains] == [2, 2, 1, 1, 1]
     single = [measured_gains(folder, execution) for folder in folders]
+    gains = mean_gains(single)
+    ranking = rank_by_gain([Design((1, 1, 1, 1, 1)), Design((1, 1, 1, 1, 2))], gains)
+    assert [len(stage) for stage in gains] == [2, 2, 1, 1, 1]
     assert single[0] != single[1]
     assert gains[0][1] == pytest.approx((single[0][0][1] + single[1][0][1]) / 2)
     assert {ranked.rank for ranked in ranking} == {1, 2}
     assert ranking[0].score >= ranking[1].score
 
 
-@needs_optuna
-def test_successive_halving_gives_up_most_and_resumes(capsys, tmp_path):
-    arguments = command(tmp_path, "--search", "halving", "--budget", "convolutions=-2", "--short-epochs", "4")
-    main(arguments)
-    printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
-    assert "short run 6 of 6" in printed
-    assert "given up after epoch" in printed
-    assert len(found["ranking"]) == 6
-    assert found["ranking"][0]["text"].endswith("% at epoch 4")
-    main(arguments)
-    again = capsys.readouterr().out
-    assert "short run" not in again
-    assert json.loads(again.splitlines()[-1])["ranking"] == found["ranking"]
+def test_fewest_shallow_convolutions_come_first():
+    ordered = [(2, 1, 2, 2), (1, 1, 2, 2), (1, 2, 2, 2), (1, 1, 3, 3)]
+    ranking = rank_by_count([Design(one) for one in ordered])
+    hierarchies = [ranked.design.hierarchy for ranked in ranking]
+    assert hierarchies == [(1, 1, 2, 2), (1, 1, 3, 3), (2, 1, 2, 2), (1, 2, 2, 2)]
+    assert [(ranked.rank, ranked.score) for ranked in ranking] == [(1, 2), (2, 2), (3, 3), (4, 3)]
+    assert ranking[3].text == "3 shallow"
 
 
-class Trained:
-    """Stands for a run's folder: what was trained, and nothing on disk."""
-
-    def __init__(self, path):
-        self.path, self.entries = path, []
-
-    def log(self):
-        return self.entries
-
-    def file(self, name):
-        return self.path / name
-
-
-def halved(monkeypatch, path, accuracies, stops=()):
-    """The ranking of made-up accuracies after epochs 1, 3 and 9, stopped at some of the calls for training."""
-    calls, made = itertools.count(), {path / str(place): value for place, value in enumerate(accuracies, start=1)}
-
-    def train_until(run, folder, epochs, execution):
-        if next(calls) in stops:
-            raise Interrupted("stopped")
-        folder.entries += [None] * (epochs - len(folder.entries))
-        value = made[folder.path]
-        return value if isinstance(value, float) else value[epochs]
-
-    monkeypatch.setattr(halving, "train_until", train_until)
-    runs = {Design((place, 2, 2)): [(Run(seed=place, epochs=9), Trained(one))] for place, one in enumerate(made, start=1)}
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            return halving.rank_by_halving(runs, path, Execution()), runs
-
-
-@needs_optuna
-@pytest.mark.parametrize("stops", [(), (3,), (0, 4, 5, 9)])
-@pytest.mark.parametrize(
-    "accuracies",
-    [
-        (10.0, 60.0, 59.0, 58.0, 57.0, 40.0, 41.0, 42.0),  # the first goes on whatever it is worth
-        tuple(float(number) for number in range(10, 90, 10)),  # each is best when it comes
-        tuple(float(number) for number in range(80, 0, -10)),
-    ],
-)
-def test_the_ranking_does_not_depend_on_when_trials_were_made(monkeypatch, tmp_path, capsys, accuracies, stops):
-    ranking, runs = halved(monkeypatch, tmp_path, accuracies, stops)
-    assert [ranked.score for ranked in ranking] == sorted(accuracies, reverse=True)
-    assert [ranked.rank for ranked in ranking] == list(range(1, 9))
-    lengths = {ranked.design: len(runs[ranked.design][0][1].log()) for ranked in ranking}
-    assert lengths[ranking[0].design] == 9
-    assert lengths[ranking[1].design] >= 3  # two of eight go on
-
-
-@needs_optuna
-def test_later_epochs_decide_among_those_that_came_so_far(monkeypatch, tmp_path, capsys):
-    flat = [{1: value, 3: value, 9: value} for value in (20.0, 21.0, 22.0, 23.0, 24.0, 25.0)]
-    late, early = {1: 40.0, 3: 70.0, 9: 80.0}, {1: 50.0, 3: 52.0, 9: 53.0}
-    other = {1: 45.0, 3: 51.0, 9: 99.0}
-    ranking, _ = halved(monkeypatch, tmp_path, [early, *flat, other, late])
-    assert [ranked.text for ranked in ranking[:3]] == ["80.00 % at epoch 9", "52.00 % at epoch 3", "51.00 % at epoch 3"]
-    assert [ranked.score for ranked in ranking[3:]] == [25.0, 24.0, 23.0, 22.0, 21.0, 20.0]
-
-
-@needs_optuna
-def test_successive_halving_compares_means_over_seeds(capsys, tmp_path):
-    main(command(tmp_path, "--search", "halving", "--budget", "convolutions=-3", "--short-epochs", "3", "--short-seeds", "2"))
-    ranking = last_json(capsys)["ranking"]
-    assert len(ranking) > 1
-    assert all(one["text"].endswith(", 2 seeds") for one in ranking)
-    lengths = set()
-    for one in ranking:
-        text = "-".join(map(str, one["hierarchy"]))
-        logs = [RunFolder(path).log() for path in (tmp_path / "short").glob(f"resnet18-{text}-*")]
-        lengths |= {len(log) for log in logs}
-        assert len(logs) == 2
-        epoch = int(one["text"].split("at epoch ")[1].split(",")[0])
-        assert one["score"] == pytest.approx(sum(log[epoch - 1]["val_accuracy"] for log in logs) / 2)
-    assert lengths == {1, 3}  # compared after epoch 1, then trained to the end
-
-
-@needs_optuna
 def test_a_search_for_earlier_halvings_is_complete(capsys, tmp_path):
-    arguments = [*command(tmp_path / "runs"), "--move", "downsampling", "--candidates", "2", "--short-epochs", "1"]
+    arguments = [*command(tmp_path / "runs"), "--move", "downsampling"]
     main(arguments)
-    printed = capsys.readouterr().out
-    found = json.loads(printed.splitlines()[-1])
-    assert [one["downsample_after"] for one in found["ranking"]] in ([[0, 1, 6], [0, 2, 6]], [[0, 2, 6], [0, 1, 6]])
-    assert found["outcome"][0]["downsample_after"] is None
-    assert found["outcome"][1]["downsample_after"] == found["ranking"][0]["downsample_after"]
-    assert found["proposals"][0]["local_peak_bytes"] > 0
-    assert found["proposals"][1]["local_peak_bytes"] is None  # not listed
+    found = last_json(capsys)
+    places = [one["downsample_after"] for one in found["ranking"]]
+    assert places[:2] == [[0, 1, 6], [0, 2, 6]]
+    assert [row["downsample_after"] for row in found["results"]] == [None, [0, 1, 6]]
+    assert [one["downsample_after"] for one in found["proposals"]] == [[0, 1, 6]]  # listed
     assert found["proposals"][0]["segments"] == [0, 1, 5, 2]
-    result = json.loads(next((tmp_path / "runs").glob("*halved*simultaneous*/result.json")).read_text())
-    assert result["downsample_after"] == found["ranking"][0]["downsample_after"]
+    result = next((tmp_path / "runs").glob("*halved*simultaneous*/result.json"))
+    assert json.loads(result.read_text())["downsample_after"] == [0, 1, 6]
     words = shlex.split(found["command"])
     winner = found["winner"]["downsample_after"]
     assert ("--downsample-after" in words) == (winner is not None)
     main(arguments)
-    assert last_json(capsys)["outcome"] == found["outcome"]
+    assert last_json(capsys)["results"] == found["results"]
 
 
-@needs_optuna
-def test_two_processes_share_a_study_that_one_was_killed_in(tmp_path):
-    arguments = command(tmp_path, "--search", "halving", "--budget", "convolutions=-2")
-    program = [sys.executable, "-m", "layerwise", *arguments]
-    killed = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
-    for line in killed.stdout:
-        if line.startswith("short run 2"):
-            break
-    killed.kill()
-    killed.wait()
-    both = [subprocess.Popen(program, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    rankings = [json.loads(text.splitlines()[-1])["ranking"] for text in printed]
-    assert rankings[0] == rankings[1]
-    assert len(rankings[0]) == 6
-    assert all("short run" in text for text in printed)
+def test_a_budget_of_memory_limits_what_is_shown(capsys, tmp_path):
+    main(command(tmp_path, "--dry-run", "--budget", "memory=x1.0", "--listed", "3"))
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    limit = found["base"]["local_peak_bytes"]
+    assert "convolutions=+0, the first within memory=x1.0" in printed
+    assert [budget["limit"] for budget in found["budgets"]] == [8, limit]
+    assert len(found["proposals"]) == 3
+    assert all(one["local_peak_bytes"] <= limit for one in found["proposals"])
+
+
+def test_halving_in_the_benchmarks_ranks_by_how_far_designs_came(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import halving
+
+    flat = {f"flat {value}": dict.fromkeys((1, 3, 9), value) for value in (20.0, 21.0, 22.0)}
+    values = {
+        "early": {1: 50.0, 3: 52.0, 9: 53.0},
+        **flat,
+        "rival": {1: 45.0, 3: 51.0, 9: 99.0},
+        "late": {1: 40.0, 3: 70.0, 9: 80.0},
+        **{f"more {value}": dict.fromkeys((1, 3, 9), value) for value in (23.0, 24.0, 25.0)},
+    }
+    ranking = halving.places(list(values), 9, values)
+    assert ranking[:3] == [("late", 9), ("early", 3), ("rival", 3)]
+    assert [name for name, _ in ranking[3:6]] == ["more 25.0", "more 24.0", "more 23.0"]
+    assert {epochs for _, epochs in ranking[3:]} == {1}
+    assert list(halving.rungs(9)) == [1, 3, 9]
+
+
+def test_halving_in_the_benchmarks_trains_fewer_and_fewer_and_goes_on(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import halving
+
+    sizes = {"data": "digits", "width": 1 / 16, "train_images": 120, "batch_size": 16}
+    base, designs = Run(model="vgg8", epochs=3, **sizes), [(1, 1, 1, 1, n) for n in (1, 2, 3)]
+    arguments = base, [Design(one) for one in designs], tmp_path, Execution(device="cpu")
+    values, ranking = halving.halve(*arguments)
+    lengths = sorted(len(RunFolder(path).log()) for path in tmp_path.iterdir())
+    assert lengths == [1, 1, 3]
+    assert [epochs for _, epochs in ranking] == [3, 1, 1]
+    assert values[ranking[1][0]][1] >= values[ranking[2][0]][1]
+    assert halving.halve(*arguments) == (values, ranking)

@@ -114,7 +114,7 @@ NETWORKS = list({(row.model, row.hierarchy): row for row in ROWS}.values())
 def test_activations_of_the_papers_rows_are_what_steps_save(row: Row):
     """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global; of every third of the 61 rows'."""
     found = narrow_costs(row.model, row.data)
-    cost = found.with_global_memory(found.cost(row.hierarchy))
+    cost = found.cost(row.hierarchy)
     assert cost.local_activation_bytes == max(saved_bytes(found, row, "simultaneous"))
     assert [cost.global_activation_bytes] == saved_bytes(found, row, "global")
 
@@ -174,7 +174,7 @@ def where(design: Design) -> tuple:
 
 def check_steps(design: Design, run: Run) -> None:
     found = Costs(run)
-    cost = found.with_global_memory(found.cost(design.hierarchy, design.downsample_after))
+    cost = found.cost(design.hierarchy, design.downsample_after)
     for rule, work, activations, peak in (
         ("simultaneous", cost.local_step_multiply_adds, cost.local_activation_bytes, cost.local_peak_bytes),
         ("global", cost.global_step_multiply_adds, cost.global_activation_bytes, cost.global_peak_bytes),

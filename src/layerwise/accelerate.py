@@ -1,8 +1,9 @@
-"""``layerwise accelerate``: propose hierarchies that downsample earlier, rank them, train the best, say what was gained."""
+"""``layerwise accelerate``: hierarchies that downsample earlier, ranked, the best of them trained."""
 
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,226 +12,257 @@ from layerwise.build import check_run
 from layerwise.compare import train_all
 from layerwise.costs import IMAGES, Cost, Costs, base_hierarchy, with_design
 from layerwise.errors import InvalidInput, choose
-from layerwise.halving import check_optuna, rank_by_halving
-from layerwise.hierarchy import Design, Hierarchy, check_stages, design_of, fulfils_equation_7, segments
+from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, published_hierarchy
 from layerwise.models.vgg import VGG
-from layerwise.outcome import check_figure, draw, gather, relation, scale, show, show_gains, show_proposals
-from layerwise.proposals import candidates, propose, propose_downsampling
-from layerwise.ranking import Ranked, rank_by_gain, scored
+from layerwise.proposals import propose, propose_downsampling
+from layerwise.ranking import (
+    RANKINGS,
+    SHORT_EPOCHS,
+    SHORT_SEEDS,
+    Ranked,
+    mean_gains,
+    measured_gains,
+    rank_by_count,
+    rank_by_gain,
+)
+from layerwise.results import (
+    GLOBAL,
+    LOCAL,
+    check_figure,
+    describe,
+    draw,
+    gather,
+    show,
+    show_gains,
+    show_proposals,
+)
 from layerwise.runs import Execution, Run, RunFolder, run_name
 from layerwise.tables import command as command_of
 
-SEARCHES = ("gain", "halving")
 MOVES = ("convolutions", "downsampling")
-RULES = ("simultaneous", "global")
-SHORT = "short"  # folder of the runs that only rank, in the output folder
+SHORT = "short"  # folder of the runs that gains are measured in, in the output folder
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for, and how long.
+    """Designs to look for, and trainings to compare them by.
 
     Attributes:
         budgets: see ``budgets.parse_budgets``.
         move: a name in ``MOVES``: what proposals change.
-        search: a name in ``SEARCHES``; None: gain, or halving for downsampling, which gains say nothing of.
-        candidates: the most designs that ``halving`` tries: of hierarchies see ``proposals.candidates``, of earlier halvings
-            the first in order.
+        rank: a name in ``RANKINGS``.
         finalists: the designs that are trained beside the base, layer-wise and globally.
         seeds: of each, from the run's on.
-        short_epochs: of a run that only ranks; 0: 1 to measure gains, a fortieth of the run's to halve. final_epochs: of a
-            finalist; 0: a tenth.
-        short_seeds: short runs that are averaged over, of the base or of each candidate, with seeds from the run's on; 0: 3 of
-            the base, 1 of each candidate.
-        listed: proposals in the table, for which global memory is computed.
+        final_epochs: of a finalist; 0: a tenth of the run's.
+        listed: proposals in the table.
         figure: file for a figure of accuracy against work.
     """
 
     budgets: tuple[str, ...] = ()
     move: str = "convolutions"
-    search: str | None = None
-    candidates: int = 30
+    rank: str = "count"
     finalists: int = 3
     seeds: int = 1
-    short_epochs: int = 0
     final_epochs: int = 0
-    short_seeds: int = 0
     listed: int = 5
     figure: str | None = None
 
 
-def accelerate(base: Run, search: Search, output: Path, execution: Execution, dry_run: bool) -> dict[str, Any]:
-    """Find a design that learns better layer-wise than the base's within budgets. What is finished is not trained again.
+def accelerate(
+    base: Run, search: Search, output: Path, execution: Execution, dry_run: bool
+) -> dict[str, Any]:
+    """Find a design within budgets that learns better layer-wise than the base's.
+
+    Finished runs are not trained again.
 
     Args:
-        base: the run to improve on; its hierarchy is the base, its epochs those of a full-length training.
-        output: folder that holds all runs and the study.
+        base: the run to improve on; its epochs are those of a full-length training.
+        output: folder that holds all runs.
         dry_run: list the proposals with their costs and train nothing.
 
     Returns:
-        ``base`` and ``proposals``: costs (see ``costs.Cost``) and how each relates to the base; ``ranking``, ``gains`` (by
-        stage, of ``gain``), ``outcome`` (see ``outcome.gather``), ``winner`` and ``command``, None in a dry run.
+        ``base`` and ``proposals``, those listed or trained: costs (see ``costs.Cost``) and how
+        each relates to the base; ``ranking``, of all within the budgets but that of memory;
+        ``gains``, by stage; ``results`` (see ``results.gather``), ``winner`` and ``command``,
+        None in a dry run.
 
     Raises:
-        InvalidInput: an option cannot be used, or no hierarchy is within the budgets.
+        InvalidInput: an option cannot be used, or no design is within the budgets.
         KeyboardInterrupt: stopped by a signal; the same command goes on.
     """
     base, search = checked(base, search, dry_run)
-    costs = Costs(base)
-    hierarchy, budgets = base_hierarchy(base), parse_budgets(search.budgets)
+    costs, budgets = Costs(base), parse_budgets(search.budgets)
     proposals = propose_designs(base, search.move, budgets, costs)
-    designs = [Design(hierarchy), *proposals]
-    counted = [costs.cost(one.hierarchy, one.downsample_after, number <= search.listed) for number, one in enumerate(designs)]
-    listed = [costs.with_global_memory(cost) for cost in counted[: search.listed + 1]]
-    show_proposals(base, listed, len(proposals), [budget.text for budget in budgets])
-    result = {
+    gains = short_gains(base, output, execution) if search.rank == "gain" else None
+    ranking = rank_by_count(proposals) if gains is None else rank_by_gain(proposals, gains)
+    own = costs.cost(base_hierarchy(base))
+    first = first_costs(ranking, max(search.listed, search.finalists), budgets, costs, own)
+    show_proposals(base, own, first, in_words(budgets, len(proposals)))
+    report = {
         "model": base.model,
         "data": base.data,
-        "budgets": [describe_budget(budget, costs, hierarchy) for budget in budgets],
+        "budgets": [describe_budget(budget, costs, own) for budget in budgets],
         "move": search.move,
-        "base": describe(listed[0], listed[0]),
-        "proposals": [describe(cost, listed[0]) for cost in [*listed[1:], *counted[search.listed + 1 :]]],
-        **dict.fromkeys(("ranking", "gains", "outcome", "winner", "command")),
+        "base": describe(own, own),
+        "proposals": [describe(cost, own) for cost in first],
+        "ranking": [ranked.describe() for ranked in ranking],
+        "gains": gains,
+        **dict.fromkeys(("results", "winner", "command")),
     }
     if dry_run:
         print("nothing was trained", flush=True)
-        return result
-    ranking, gains = rank(base, search, proposals, output, execution)
-    known = {cost.design: cost for cost in counted}
-    chosen = [counted[0], *(known[ranked.design] for ranked in ranking[: search.finalists])]
-    wanted = finals(base, search, chosen)
-    results = train_all(wanted, output, execution, shared=True)
-    scores = [*ranking, *([Ranked(Design(hierarchy), 0, *scored(hierarchy, gains))] if gains else [])]
-    rows = gather(chosen, scores, results)
+        return report
+    chosen = [own, *first[: search.finalists]]
+    results = train_all(finals(base, search, chosen), output, execution)
+    rows = gather(chosen, ranking, results)
     show(base, search.final_epochs, search.seeds, rows)
-    # with runs missing that other processes train, designs would be compared over different seeds
-    winner = max(rows, key=lambda row: row["val_accuracy"]) if len(results) == len(wanted) else None
     if search.figure is not None:
         draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
         print(f"written: {search.figure}", flush=True)
-    result |= {"ranking": [ranked.describe() for ranked in ranking], "gains": gains, "outcome": rows}
-    return result | announce(base, winner, execution)
+    return report | {"results": rows} | announce(base, rows, execution)
 
 
 def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
-    """The base trained layer-wise and the search with its epochs, all refusals made that need no data.
+    """The base trained layer-wise and the search with its epochs.
+
+    All refusals that need no data are made here.
 
     Raises:
         InvalidInput: naming the option.
     """
     choose("data set", base.data, IMAGES)
-    choose("move", search.move, MOVES)
-    moves_convolutions = search.move == "convolutions"
-    search = replace(search, search=search.search or ("gain" if moves_convolutions else "halving"))
-    choose("search", str(search.search), SEARCHES)
-    if search.search == "gain" and not moves_convolutions:
-        raise InvalidInput(
-            "--search gain ranks by what convolutions add, which says nothing of where maps are halved: give --search halving "
-            "with --move downsampling"
-        )
+    check_search(search, dry_run)
     if base.downsample_after is not None:
         raise InvalidInput("--downsample-after is what --move downsampling proposes: leave it out")
     hierarchy = base_hierarchy(base)
     check_stages(base.model, hierarchy, published_hierarchy(base.model))
-    base = replace(base, rule="simultaneous", hierarchy=",".join(map(str, hierarchy)))
+    base = replace(base, rule=LOCAL, hierarchy=",".join(map(str, hierarchy)))
     check_run(base)
-    # gains foretell the paper's orders best after one epoch (results/orders.csv)
-    short = search.short_epochs or (1 if search.search == "gain" else max(1, base.epochs // 40))
-    final = search.final_epochs or max(1, base.epochs // 10)
-    seeds = search.short_seeds or (3 if search.search == "gain" else 1)
-    search = replace(search, short_epochs=short, short_seeds=seeds, final_epochs=final)
-    for name in ("candidates", "finalists", "seeds", "short_epochs", "short_seeds", "final_epochs", "listed"):
-        if getattr(search, name) < 1:
-            raise InvalidInput(f"--{name.replace('_', '-')} {getattr(search, name)} is too small: give 1 or more")
     if base.batch_size < 2:
-        raise InvalidInput(f"batch_size {base.batch_size} is too small: give 2 or more, since local losses compare images")
+        raise InvalidInput(
+            f"batch_size {base.batch_size} is too small: "
+            "give 2 or more, since local losses compare images"
+        )
     if base.at not in ("layer", "block"):
-        raise InvalidInput(f"--at {base.at} cuts different hierarchies at different places: give layer or block")
+        raise InvalidInput(
+            f"--at {base.at} cuts different hierarchies at different places: give layer or block"
+        )
+    if not dry_run and not 0 < base.val_fraction < 1:
+        raise InvalidInput(
+            f"--val-fraction {base.val_fraction} holds no images out to rank by: "
+            "give a share such as 0.1"
+        )
+    return base, replace(search, final_epochs=search.final_epochs or max(1, base.epochs // 10))
+
+
+def check_search(search: Search, dry_run: bool) -> None:
+    """Refuse options of a search that cannot be used.
+
+    Raises:
+        InvalidInput: naming the option.
+    """
+    choose("move", search.move, MOVES)
+    choose("rank", search.rank, RANKINGS)
+    if search.rank == "gain" and search.move != "convolutions":
+        raise InvalidInput(
+            "--rank gain ranks by what convolutions add, which says nothing of where maps are "
+            "halved: leave it out with --move downsampling"
+        )
+    if search.rank == "gain" and dry_run:
+        raise InvalidInput(
+            "--rank gain trains the base, and --dry-run trains nothing: leave one of them out"
+        )
+    for name, least in (("finalists", 1), ("seeds", 1), ("listed", 1), ("final_epochs", 0)):
+        if getattr(search, name) < least:
+            option = f"--{name.replace('_', '-')} {getattr(search, name)}"
+            raise InvalidInput(f"{option} is too small: give 1 or more")
     if search.figure is not None:
         check_figure(search.figure)
-    if not dry_run and not 0 < base.val_fraction < 1:
-        raise InvalidInput(f"--val-fraction {base.val_fraction} holds no images out to rank by: give a share such as 0.1")
-    if not dry_run and search.search == "halving":
-        check_optuna()
-    return base, search
 
 
 def propose_designs(base: Run, move: str, budgets: Sequence[Budget], costs: Costs) -> list[Design]:
     """The proposals of either kind of move, in order."""
-    hierarchy = base_hierarchy(base)
+    arguments = base_hierarchy(base), budgets, costs.amount, costs.resolutions
     if move == "convolutions":
-        return [Design(one) for one in propose(hierarchy, budgets, costs.amount, costs.resolutions)]
-    pools = MODELS[base.model][0] is VGG
-    return propose_downsampling(hierarchy, budgets, costs.amount, costs.resolutions, pools)
+        return [Design(hierarchy) for hierarchy in propose(*arguments)]
+    return propose_downsampling(*arguments, pools=MODELS[base.model][0] is VGG)
 
 
-def rank(
-    base: Run, search: Search, proposals: Sequence[Design], output: Path, execution: Execution
-) -> tuple[list[Ranked], list[list[float]] | None]:
-    """The proposals ranked as the search says; and the gains that ``gain`` ranks by."""
-    seeds = [replace(base, epochs=search.short_epochs, seed=base.seed + number) for number in range(search.short_seeds)]
-    if search.search == "gain":
-        print("short runs of the base, to measure what its units gain", flush=True)
-        train_all(seeds, output / SHORT, execution)
-        folders = [RunFolder(output / SHORT / run_name(run)) for run in seeds]
-        ranking, gains = rank_by_gain([one.hierarchy for one in proposals], folders, execution)
-        show_gains(gains)
-        return ranking, gains
-    runs = {
-        design: [(run, RunFolder(output / SHORT / run_name(run))) for run in (with_design(one, design) for one in seeds)]
-        for design in tried(base, search, proposals)
-    }
-    return rank_by_halving(runs, output, execution), None
+def short_gains(base: Run, output: Path, execution: Execution) -> list[list[float]]:
+    """The mean gains of the base's units, after short runs of the base."""
+    print("short runs of the base, to measure what its units gain", flush=True)
+    runs = [
+        replace(base, epochs=SHORT_EPOCHS, seed=base.seed + number) for number in range(SHORT_SEEDS)
+    ]
+    train_all(runs, output / SHORT, execution)
+    folders = [RunFolder(output / SHORT / run_name(run)) for run in runs]
+    gains = mean_gains([measured_gains(folder, execution) for folder in folders])
+    show_gains(gains)
+    return gains
 
 
-def tried(base: Run, search: Search, proposals: Sequence[Design]) -> list[Design]:
-    """The proposals that halving tries, in their order."""
-    if search.move != "convolutions":
-        return list(proposals[: search.candidates])
-    chosen = candidates([one.hierarchy for one in proposals], base_hierarchy(base), search.candidates)
-    return [Design(one) for one in chosen]
+def first_costs(
+    ranking: Sequence[Ranked], most: int, budgets: Sequence[Budget], costs: Costs, own: Cost
+) -> list[Cost]:
+    """The costs of the best of a ranking, at most so many, that are within a budget of memory.
+
+    Raises:
+        InvalidInput: none is.
+    """
+    designs = (ranked.design for ranked in ranking)
+    memory = next((budget for budget in budgets if budget.kind == "memory"), None)
+    if memory is not None:
+        designs = costs.within_memory(designs, memory.limit(own.local_peak_bytes))
+    chosen = list(islice(designs, most))
+    if not chosen and memory is not None:
+        raise InvalidInput(f"no proposal is within --budget {memory.text}: give more memory")
+    return [costs.cost(design.hierarchy, design.downsample_after) for design in chosen]
+
+
+def in_words(budgets: Sequence[Budget], count: int) -> str:
+    """How many designs are within the budgets; memory is only looked at of the first."""
+    counted = ", ".join(budget.text for budget in budgets if budget.kind != "memory")
+    memory = [f", the first within {budget.text}" for budget in budgets if budget.kind == "memory"]
+    return f"{count:,} designs with downsampling accelerated within {counted}" + "".join(memory)
 
 
 def finals(base: Run, search: Search, chosen: Sequence[Cost]) -> list[Run]:
     """The runs that are compared: seed by seed, each design layer-wise and globally."""
     return [
-        replace(with_design(base, cost.design), rule=rule, seed=base.seed + number, epochs=search.final_epochs)
+        replace(
+            with_design(base, cost.design),
+            rule=rule,
+            seed=base.seed + number,
+            epochs=search.final_epochs,
+        )
         for number in range(search.seeds)
         for cost in chosen
-        for rule in RULES
+        for rule in (LOCAL, GLOBAL)
     ]
 
 
-def announce(base: Run, winner: dict[str, Any] | None, execution: Execution) -> dict[str, Any]:
-    """Say which design did best layer-wise on validation images, and how to train it at full length."""
-    if winner is None:
-        print("no winner yet: other processes train some of these runs; give the same command again", flush=True)
-        return {"winner": None, "command": None}
+def announce(base: Run, rows: Sequence[dict[str, Any]], execution: Execution) -> dict[str, Any]:
+    """Say which design did best layer-wise on validation images, and how to train it in full."""
+    winner = max(rows, key=lambda row: row["val_accuracy"])
     design = design_of(winner)
     command = train_command(with_design(base, design), execution)
-    how = "the base itself" if design == Design(base_hierarchy(base)) else f"{winner['gain']:+.2f} points on test images"
-    print(f"best layer-wise on validation images: {design.text} ({how}); at full length:\n{command}", flush=True)
+    gained = f"{winner['gain']:+.2f} points on test images"
+    how = "the base itself" if winner is rows[0] else gained
+    print(
+        f"best layer-wise on validation images: {design.text} ({how}); at full length:\n{command}",
+        flush=True,
+    )
     return {"winner": design.describe(), "command": command}
 
 
 def train_command(run: Run, execution: Execution) -> str:
     """The command that trains a run, and where its data are."""
-    place = [] if execution.data_dir == Execution.data_dir else ["--data-dir", execution.data_dir]
-    return " ".join([command_of(run), *([shlex.join(place)] if place else [])])
+    elsewhere = execution.data_dir != Execution.data_dir
+    place = [shlex.join(["--data-dir", execution.data_dir])] if elsewhere else []
+    return " ".join([command_of(run), *place])
 
 
-def describe(cost: Cost, base: Cost) -> dict[str, Any]:
-    """A proposal as the command's JSON shows it."""
-    between = segments(cost.design)
-    return cost.describe() | {
-        "relation": relation(cost, base),
-        "segments": list(between),
-        "equation_7": fulfils_equation_7(between),
-        "equation_7_weakly": fulfils_equation_7(between, strict=False),
-        "shallow_scale": scale(cost, base),
-    }
-
-
-def describe_budget(budget: Budget, costs: Costs, base: Hierarchy) -> dict[str, Any]:
-    return {"budget": budget.text, "kind": budget.kind, "limit": budget.limit(costs.amount(budget.kind, base))}
+def describe_budget(budget: Budget, costs: Costs, own: Cost) -> dict[str, Any]:
+    limit = budget.limit(costs.amount(budget.kind, own.hierarchy))
+    return {"budget": budget.text, "kind": budget.kind, "limit": limit}

@@ -14,7 +14,8 @@ KINDS = {
     "multiply-adds": "multiply-adds of the network's forward pass on an image",
     "memory": "peak memory of a layer-wise training step, counted whole",
 }
-DEFAULT = ("convolutions=+0",)
+COUNTED = ("convolutions", "parameters", "multiply-adds")  # of every hierarchy at no cost
+DEFAULT = "convolutions=+0"
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 EXAMPLES = "such as +2, -1, x1.2 (of the base's), or an amount"
 
@@ -37,20 +38,23 @@ class Budget:
 
     def limit(self, base: int) -> float:
         """The most allowed, given what the base has."""
-        return {"+": base + self.amount, "-": base - self.amount, "x": base * self.amount}.get(self.sign, self.amount)
+        return {"+": base + self.amount, "-": base - self.amount, "x": base * self.amount}.get(
+            self.sign, self.amount
+        )
 
 
 def parse_budgets(texts: Iterable[str]) -> list[Budget]:
-    """Read budgets; without any, at most as many convolutions as the base.
+    """Read budgets; without any but of memory, at most as many convolutions as the base.
 
     Raises:
         InvalidInput: a kind is unknown or given twice, or an amount cannot be read.
     """
-    budgets = [parse_budget(text) for text in list(texts) or DEFAULT]
-    for number, budget in enumerate(budgets):
-        if budget.kind in [other.kind for other in budgets[:number]]:
-            raise InvalidInput(f"--budget {budget.kind} is given twice: give each kind once")
-    return budgets
+    budgets = [parse_budget(text) for text in texts]
+    kinds = [budget.kind for budget in budgets]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise InvalidInput(f"--budget {kind} is given twice: give each kind once")
+    return budgets if set(kinds) & set(COUNTED) else [parse_budget(DEFAULT), *budgets]
 
 
 def parse_budget(text: str) -> Budget:
@@ -61,8 +65,15 @@ def parse_budget(text: str) -> Budget:
         raise InvalidInput(f"--budget {text!r} has no amount: give {kind}= and one {EXAMPLES}")
     sign = match[1].replace("×", "x")
     if kind == "memory" and sign != "x":
-        none = re.fullmatch(r"0[a-z]*", match[2], re.IGNORECASE)  # +0: as much as the base, but no size in itself
-        return Budget(kind, sign, 0 if sign and none else parse_size(f"--budget {text}: memory", match[2]), text)
+        none = re.fullmatch(
+            r"0[a-z]*", match[2], re.IGNORECASE
+        )  # +0: as much as the base, but no size in itself
+        return Budget(
+            kind,
+            sign,
+            0 if sign and none else parse_size(f"--budget {text}: memory", match[2]),
+            text,
+        )
     return Budget(kind, sign, parse_number(text, match[2]), text)
 
 
@@ -70,12 +81,16 @@ def parse_number(text: str, amount: str) -> float:
     """A number that may end in k, M or G, powers of a thousand."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMG]?)", amount)
     if match is None:
-        raise InvalidInput(f"--budget {text!r} is not understood: give an amount {EXAMPLES} such as 16, 11M or 4GB")
+        raise InvalidInput(
+            f"--budget {text!r} is not understood: give an amount {EXAMPLES} such as 16, 11M or 4GB"
+        )
     return float(match[1]) * SUFFIXES[match[2].upper()]
 
 
 def in_words(kind: str, amount: float) -> str:
     """An amount as a budget would say it, never below it."""
     if kind == "memory":
-        return f"{-(-int(amount) // 10**5) / 10:g}MB" if amount >= 10**6 else format_size(int(amount))
+        return (
+            f"{-(-int(amount) // 10**5) / 10:g}MB" if amount >= 10**6 else format_size(int(amount))
+        )
     return f"{int(amount)}"

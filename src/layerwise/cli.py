@@ -146,7 +146,7 @@ def build_parser() -> Parser:
         default=[],
         metavar="KIND=AMOUNT",
         help="at most so many convolutions, parameters or multiply-adds, or bytes of memory: convolutions=+2, memory=4GB, "
-        "parameters=x1.2; may be repeated (default: convolutions=+0, as many as the base)",
+        "parameters=x1.2; may be repeated (default, also beside memory: convolutions=+0, as many as the base)",
     )
     accelerate.add_argument(
         "--move",
@@ -154,22 +154,14 @@ def build_parser() -> Parser:
         help="convolutions: fewer in shallow stages; downsampling: maps halved earlier (default: convolutions)",
     )
     accelerate.add_argument(
-        "--search", help="how to rank: gain, or halving (needs optuna; default: gain, with --move downsampling halving)"
+        "--rank",
+        default="count",
+        help="count: fewest shallow convolutions first; gain: by what the base's units add, trained shortly (%(default)s)",
     )
-    accelerate.add_argument("--candidates", type=int, default=30, help="most proposals that halving tries (%(default)s)")
     accelerate.add_argument("--finalists", type=int, default=3, help="proposals trained beside the base (default: 3)")
     accelerate.add_argument("--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)")
-    accelerate.add_argument(
-        "--short-epochs", type=int, default=0, help="of runs that only rank (default: gain 1, halving a fortieth of --epochs)"
-    )
-    accelerate.add_argument(
-        "--short-seeds",
-        type=int,
-        default=0,
-        help="short runs that a ranking averages over (default: 3 of the base for gain, 1 of each candidate for halving)",
-    )
     accelerate.add_argument("--final-epochs", type=int, default=0, help="of the finalists (default: a tenth of --epochs)")
-    accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")
+    accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5)")
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
     accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
     add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layerwise.build import check_run
-from layerwise.errors import Busy, InvalidInput, choose
+from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import published_hierarchy
 from layerwise.progress import clock, shown
@@ -61,15 +61,14 @@ def compare(
     return table
 
 
-def train_all(plan: Sequence[Run], output: Path, execution: Execution, shared: bool = False) -> list[dict[str, Any]]:
+def train_all(plan: Sequence[Run], output: Path, execution: Execution) -> list[dict[str, Any]]:
     """Train every run of a plan that is not finished, and return their results.
 
     Args:
         output: folder that holds the runs, each under its name.
-        shared: leave a run that another process trains to it, and its result out.
 
     Raises:
-        InvalidInput, Diverged: see ``train``.
+        InvalidInput, Diverged, Busy: see ``train``.
         KeyboardInterrupt: stopped by a signal; everything is saved.
     """
     results: list[dict[str, Any]] = []
@@ -82,11 +81,6 @@ def train_all(plan: Sequence[Run], output: Path, execution: Execution, shared: b
         try:
             with shown(units=False) as progress:
                 results.append(train(run, folder, execution, resume=True, progress=progress))
-        except Busy:
-            if not shared:
-                raise
-            print("  left to the process that trains it", flush=True)
-            continue
         except Interrupted as interruption:
             raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
         seconds += [time.monotonic() - began] if fresh else []

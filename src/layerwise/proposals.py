@@ -5,7 +5,7 @@ There are two kinds of move. The first gives up shallow convolutions: a proposal
 - fulfils equation 7 at least with ≤: no shallow stage has more convolutions than any deep stage;
 - fulfils equation 8 relative to the base: no shallow stage ends after more convolutions than the base's, and at least one ends
   after fewer, so that no shallow layer's map is larger than in the base;
-- is within every budget.
+- is within every budget, of memory excepted (see ``Costs.within_memory``).
 
 The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over the layers of the base's
 shallow stages); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
@@ -17,20 +17,19 @@ too), such that
 
 - equation 7 holds at least with ≤ of the convolutions between two halvings;
 - equation 8 holds: no shallow convolution has a larger map than in the base, and at least one a smaller;
-- no map would be smaller than a pixel, and every budget is kept.
+- no map would be smaller than a pixel, and every budget is kept, of memory excepted.
 
 The order: first those that halve as often as the base; then the least mean height of the shallow part; then by the places.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, combinations, count, zip_longest
+from itertools import accumulate, combinations, count
 
-from layerwise.budgets import Budget, in_words
+from layerwise.budgets import COUNTED, Budget, in_words
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import (
     Design,
     Hierarchy,
-    deep,
     deep_start,
     downsamples_earlier,
     downsamplings,
@@ -43,10 +42,14 @@ from layerwise.hierarchy import (
 
 MOST = 20_000  # proposals, which take seconds to find; more are no help
 
-Amount = Callable[[str, Hierarchy], int]  # what a hierarchy has of a budget's kind; grows with every stage's number
+Amount = Callable[
+    [str, Hierarchy], int
+]  # what a hierarchy has of a budget's kind; grows with every stage's number
 
 
-def propose(base: Hierarchy, budgets: Sequence[Budget], amount: Amount, resolutions: Sequence[int]) -> list[Hierarchy]:
+def propose(
+    base: Hierarchy, budgets: Sequence[Budget], amount: Amount, resolutions: Sequence[int]
+) -> list[Hierarchy]:
     """Every proposal, in order.
 
     Args:
@@ -66,7 +69,7 @@ def propose(base: Hierarchy, budgets: Sequence[Budget], amount: Amount, resoluti
         refuse_too_small(budget, limits[budget.kind], amount(budget.kind, least), least)
 
     def within(hierarchy: Hierarchy) -> bool:
-        return all(amount(kind, hierarchy) <= limit for kind, limit in limits.items())
+        return all(amount(kind, hierarchy) <= limits[kind] for kind in limits if kind in COUNTED)
 
     found = []
     for hierarchy in enumerate_within(base, within):
@@ -113,23 +116,9 @@ def fill(begun: Hierarchy, stages: int) -> Hierarchy:
     """The least that a begun hierarchy can become: 1 in every shallow stage, in deep ones as equation 7 says."""
     start = deep_start(stages)
     shallows = begun[:start] + (1,) * (start - len(begun))
-    return shallows + begun[start:] + (max(shallows, default=1),) * (stages - max(start, len(begun)))
-
-
-def candidates(proposals: Sequence[Hierarchy], base: Hierarchy, most: int) -> list[Hierarchy]:
-    """At most so many proposals to be tried, of every kind some: from each shallow part in turn, however many there are.
-
-    Of a shallow part first comes its first in order, which has as many convolutions as the budget allows; then the one with the
-    base's deep part, which only gives convolutions up; then the rest in order.
-    """
-    parts: dict[Hierarchy, list[Hierarchy]] = {}
-    for proposal in proposals:
-        parts.setdefault(shallow(proposal), []).append(proposal)
-    for of_part in parts.values():
-        kept = of_part[0]
-        of_part.sort(key=lambda one: (one != kept, deep(one) != deep(base)))
-    turns = zip_longest(*parts.values())
-    return [proposal for turn in turns for proposal in turn if proposal is not None][:most]
+    return (
+        shallows + begun[start:] + (max(shallows, default=1),) * (stages - max(start, len(begun)))
+    )
 
 
 def place_in_order(
@@ -142,7 +131,11 @@ def place_in_order(
 
 
 def propose_downsampling(
-    base: Hierarchy, budgets: Sequence[Budget], amount: Callable[..., int], resolutions: Sequence[int], pools: bool
+    base: Hierarchy,
+    budgets: Sequence[Budget],
+    amount: Callable[..., int],
+    resolutions: Sequence[int],
+    pools: bool,
 ) -> list[Design]:
     """Every proposal of the second kind, in order.
 
@@ -155,25 +148,50 @@ def propose_downsampling(
         InvalidInput: there is none.
     """
     published = published_downsampling(base, pools)
+    budgets = [budget for budget in budgets if budget.kind in COUNTED]
     limits = {budget.kind: budget.limit(amount(budget.kind, base)) for budget in budgets}
     found = [
         Design(base, places)
         for places in earlier_places(base, published, first=int(pools))
-        if resolutions[0] >> len(places) and fulfils_equation_7(segments(Design(base, places)), strict=False)
+        if resolutions[0] >> len(places)
+        and fulfils_equation_7(segments(Design(base, places)), strict=False)
     ]
-    kept = [one for one in found if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())]
+    kept = [
+        one
+        for one in found
+        if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())
+    ]
     if not kept:
         needs = [
-            (budget, min((amount(budget.kind, base, one.downsample_after) for one in found), default=0)) for budget in budgets
+            (
+                budget,
+                min((amount(budget.kind, base, one.downsample_after) for one in found), default=0),
+            )
+            for budget in budgets
         ]
-        larger = [f"{budget.kind}={in_words(budget.kind, need)}" for budget, need in needs if need > limits[budget.kind]]
-        advice = f"the least needs --budget {' --budget '.join(larger)}" if larger else "give a larger --budget"
+        larger = [
+            f"{budget.kind}={in_words(budget.kind, need)}"
+            for budget, need in needs
+            if need > limits[budget.kind]
+        ]
+        advice = (
+            f"the least needs --budget {' --budget '.join(larger)}"
+            if larger
+            else "give a larger --budget"
+        )
         raise InvalidInput(
             f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 and 8: {advice}, a deeper "
             "--hierarchy, or --move convolutions"
         )
     layers = scale_layers(base)
-    return sorted(kept, key=lambda one: (len(halvings(one)), mean_height(one, resolutions[0], layers), halvings(one)))
+    return sorted(
+        kept,
+        key=lambda one: (
+            len(halvings(one)),
+            mean_height(one, resolutions[0], layers),
+            halvings(one),
+        ),
+    )
 
 
 def published_downsampling(base: Hierarchy, pools: bool) -> tuple[int, ...]:
@@ -182,10 +200,15 @@ def published_downsampling(base: Hierarchy, pools: bool) -> tuple[int, ...]:
     return ends if pools else ends[:-1]
 
 
-def earlier_places(base: Hierarchy, published: tuple[int, ...], first: int) -> Iterator[tuple[int, ...]]:
+def earlier_places(
+    base: Hierarchy, published: tuple[int, ...], first: int
+) -> Iterator[tuple[int, ...]]:
     """Places as many as published, or one more, of which the shallow ones come earlier."""
     depth = sum(shallow(base))
-    own, later = [place for place in published if place <= depth], [place for place in published if place > depth]
+    own, later = (
+        [place for place in published if place <= depth],
+        [place for place in published if place > depth],
+    )
     for number in (len(own), len(own) + 1):
         for places in combinations(range(first, depth + 1), number):
             pairs = [(passed(places, layer), passed(own, layer)) for layer in range(depth)]

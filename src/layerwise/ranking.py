@@ -1,9 +1,13 @@
-"""Hierarchies ranked by what short layer-wise runs of the base say of its units: none of the others is trained.
+"""Designs ranked without training any of them: by shallow convolutions, or by what the base's gain.
 
-The score of a hierarchy is what its convolutions (or blocks) are expected to add to the accuracy of a linear probe on held-out
-images, in points: the sum of their gains. One that the base has too brings the gain measured there, so that a shallow unit that
-adds nothing, or takes something away, costs nothing to give up. The m-th one that the base lacks brings 1/(m + 1) of the mean
-gain of that stage's convolutions after its first (which also downsamples), and takes away as much where that is negative.
+Count: the fewer shallow convolutions, the better. It needs no training, and nothing that was
+measured foretells the paper's orders better (docs/accelerate.md).
+
+Gain: the score of a hierarchy is the sum of its convolutions' (or blocks') gains, which is what
+they are expected to add to the accuracy of a linear probe on held-out images, in points. One that
+the base has too brings the gain measured there, so that a shallow unit that adds nothing costs
+nothing to give up. The m-th one that the base lacks brings 1/(m + 1) of the mean gain of that
+stage's convolutions after its first (which also downsamples), negative too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +15,14 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from layerwise.hierarchy import Design, Hierarchy
+from layerwise.hierarchy import Design, Hierarchy, shallow
 from layerwise.runs import Execution, RunFolder
 from layerwise.survey import survey
 
-MEASURE = "cross_fitted_probe"  # scores every held-out image, since gains are small beside the error of a few hundred
+RANKINGS = ("count", "gain")
+SHORT_EPOCHS = 1  # of runs of the base that gains are measured in; later gains foretell less
+SHORT_SEEDS = 3  # such runs, which are averaged
+MEASURE = "cross_fitted_probe"  # scores every held-out image, since gains are small
 IMAGES = 5000  # held-out images, at most
 
 
@@ -24,52 +31,68 @@ class Ranked:
     """A design's place.
 
     Attributes:
-        rank: from 1; 0 of the base, which is no proposal.
-        score: what it is ranked by; None where none is known.
+        rank: from 1.
+        score: shallow convolutions, or the sum of gains in points.
         text: the score in words.
     """
 
     design: Design
     rank: int
-    score: float | None
+    score: float
     text: str
 
     def describe(self) -> dict[str, Any]:
         """As the command's JSON shows it."""
-        return self.design.describe() | {"rank": self.rank, "score": self.score, "text": self.text}
+        score = {"rank": self.rank, "score": self.score, "text": self.text}
+        return self.design.describe() | score
 
 
-def rank_by_gain(
-    proposals: Sequence[Hierarchy], folders: Sequence[RunFolder], execution: Execution
-) -> tuple[list[Ranked], list[list[float]]]:
-    """Rank hierarchies by the mean gains in trained runs of the base; equal scores keep the order of the proposals.
+def rank_by_count(designs: Sequence[Design]) -> list[Ranked]:
+    """Designs with the fewest shallow convolutions or blocks first; of equals the first first."""
+
+    def count(design: Design) -> int:
+        return sum(shallow(design.hierarchy))
+
+    ordered = enumerate(sorted(designs, key=count), start=1)
+    return [Ranked(one, rank, count(one), f"{count(one)} shallow") for rank, one in ordered]
+
+
+def rank_by_gain(designs: Sequence[Design], gains: Sequence[Sequence[float]]) -> list[Ranked]:
+    """Designs with the largest sum of gains first; of equals the first first.
 
     Args:
-        folders: of the short runs, finished, a seed each.
+        gains: of the base, per stage and convolution, in points.
+    """
 
-    Returns:
-        All of them, the best first; and the gains, per stage and convolution, in points.
+    def points(design: Design) -> float:
+        return score(design.hierarchy, gains)
+
+    ordered = enumerate(sorted(designs, key=points, reverse=True), start=1)
+    return [Ranked(one, rank, points(one), f"{points(one):+.2f} points") for rank, one in ordered]
+
+
+def measured_gains(folder: RunFolder, execution: Execution) -> list[list[float]]:
+    """The gains of a run, per stage and convolution or block, in points.
 
     Raises:
         InvalidInput: the run held out too few images to measure on.
     """
-    gains = mean_gains([measured_gains(folder, execution) for folder in folders])
-    ordered = sorted(proposals, key=lambda hierarchy: -score(hierarchy, gains))
-    return [Ranked(Design(one), rank, *scored(one, gains)) for rank, one in enumerate(ordered, start=1)], gains
-
-
-def measured_gains(folder: RunFolder, execution: Execution) -> list[list[float]]:
-    """The gains of a run, per stage and convolution or block, in points."""
-    return stage_gains(survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")["units"])
+    measured = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")
+    return stage_gains(measured["units"])
 
 
 def mean_gains(runs: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
     """The gains of several runs of one network, averaged place by place."""
-    return [[mean(places) for places in zip(*stages, strict=True)] for stages in zip(*runs, strict=True)]
+    return [
+        [mean(places) for places in zip(*stages, strict=True)] for stages in zip(*runs, strict=True)
+    ]
 
 
 def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """The gains of each stage's convolutions or blocks (the sum of its units'); what was not measured counts as nil."""
+    """The gains of each stage's convolutions or blocks, sums over their units.
+
+    A gain that was not measured counts as nil.
+    """
     gains: dict[tuple[int, int], float] = {}
     for row in rows:
         path = row["name"].split(".")
@@ -82,17 +105,13 @@ def stage_gains(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 def score(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> float:
     """The sum of the gains of a hierarchy's convolutions; see the head of this file."""
-    return sum(expected(number, measured) for number, measured in zip(hierarchy, gains, strict=True))
-
-
-def scored(hierarchy: Hierarchy, gains: Sequence[Sequence[float]]) -> tuple[float, str]:
-    """The score, also in words."""
-    points = score(hierarchy, gains)
-    return points, f"{points:+.2f} points"
+    pairs = zip(hierarchy, gains, strict=True)
+    return sum(expected(number, measured) for number, measured in pairs)
 
 
 def expected(number: int, measured: Sequence[float]) -> float:
-    """What so many convolutions of a stage bring, given what each of the base's brings."""
+    """The gains of so many convolutions of a stage, given that of each of the base's."""
     later = measured[1:] or measured
     further = sum(later) / len(later)
-    return sum(measured[:number]) + sum(further / (m + 1) for m in range(1, number - len(measured) + 1))
+    lacking = range(1, number - len(measured) + 1)
+    return sum(measured[:number]) + sum(further / (m + 1) for m in lacking)

@@ -16,9 +16,9 @@ def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Layer-wise and global test accuracy over multiply-adds, mean and deviation, and the Pareto front of the layer-wise ones.
 
     Args:
-        rows: of ``outcome.gather``; those without results are left out.
+        rows: of ``results.gather``.
     """
-    known = sorted((row for row in rows if row["rules"]), key=lambda row: row["multiply_adds"])
+    known = sorted(rows, key=lambda row: row["multiply_adds"])
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, rule in enumerate(WAYS):
