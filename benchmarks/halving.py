@@ -4,8 +4,8 @@ After epochs 1, 3, 9 … the best third by validation accuracy goes on, and the 
 it (Jamieson & Talwalkar 2016). This is how the designs in results/accelerate-*.json were ranked;
 their ``ranking`` names those that were tried. The same command goes on where it was stopped.
 
-    python benchmarks/halving.py vgg13 --designs results/accelerate-vgg13.json --data cifar10 \
-        --width 0.25 --image-size 16 --train-images 15000 --crop-padding 2 --lr 1e-3 --amp --epochs 3
+    python benchmarks/halving.py vgg13 --designs results/accelerate-vgg13.json --epochs 3 --amp \
+        --data cifar10 --width 0.25 --image-size 16 --train-images 15000 --crop-padding 2 --lr 1e-3
 """
 
 import contextlib

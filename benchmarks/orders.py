@@ -5,8 +5,8 @@ by what needs no measurement at all:
 
 - ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise training by that loss,
   averaged over seeds; the runs are those of ``layerwise reproduce --scale small``, which go on from where this leaves them;
-- ``halving``: the order in which successive halving (``halving.py``) would leave them by the same accuracies by predsim, with so
-  many epochs at most;
+- ``halving``: the order in which successive halving (``halving.py``) would leave them by the same accuracies by predsim,
+  with so many epochs at most;
 - ``gain``: the gains of the base's units after as many epochs (what ``--rank gain`` ranks by), averaged likewise;
 - ``parameters``, ``convolutions``, ``shallow convolutions`` (what ``--rank count`` ranks by): fewer
   first. A random order has 0 on average; ``chance`` is the share of all orders that do at least as well.
@@ -24,9 +24,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from halving import places, rungs, train_until
 from scipy.stats import spearmanr
 
+from halving import places, rungs, train_until
 from layerwise.costs import Costs
 from layerwise.errors import Busy
 from layerwise.hierarchy import Hierarchy, shallow

@@ -109,9 +109,7 @@ def test_memory_is_a_budget():
     limit = budgets[1].limit(costs.cost(base).local_peak_bytes)
     designs = [Design(one) for one in propose(base, budgets, costs.amount, costs.resolutions)]
     within = list(costs.within_memory(designs, limit))
-    assert within == [
-        one for one in designs if costs.cost(one.hierarchy).local_peak_bytes <= limit
-    ]
+    assert within == [one for one in designs if costs.cost(one.hierarchy).local_peak_bytes <= limit]
     assert 0 < len(within) < len(designs)
 
 

@@ -1,4 +1,4 @@
-"""``layerwise accelerate``: hierarchies that downsample earlier, ranked, the best of them trained."""
+"""``layerwise accelerate``: designs that downsample earlier, ranked, the best of them trained."""
 
 import shlex
 from collections.abc import Sequence

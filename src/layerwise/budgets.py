@@ -1,4 +1,4 @@
-"""Budgets of a hierarchy in words, such as ``convolutions=+2``, ``parameters=x1.2`` and ``memory=4GB``. No torch."""
+"""Budgets of a hierarchy in words, such as ``convolutions=+2`` and ``memory=4GB``. No torch."""
 
 import re
 from collections.abc import Iterable

@@ -23,7 +23,7 @@ from layerwise.profile import count
 from layerwise.rehearsal import options_of
 from layerwise.runs import Run
 
-# data set -> classes, channels, pixels a side. The classes of a folder are unknown before it is read.
+# data set -> classes, channels, pixels a side. A folder's classes are unknown before it is read.
 IMAGES = {
     "digits": (10, 1, 8),
     "cifar10": (10, 3, 32),

@@ -1,25 +1,26 @@
-"""Networks with downsampling accelerated, within budgets: which there are, and in which order. No torch.
+"""Networks with downsampling accelerated, within budgets, and their order. No torch.
 
-There are two kinds of move. The first gives up shallow convolutions: a proposal is a hierarchy of the base's network that
+There are two kinds of move. The first gives up shallow convolutions. A proposal
 
 - fulfils equation 7 at least with ≤: no shallow stage has more convolutions than any deep stage;
-- fulfils equation 8 relative to the base: no shallow stage ends after more convolutions than the base's, and at least one ends
-  after fewer, so that no shallow layer's map is larger than in the base;
-- is within every budget, of memory excepted (see ``Costs.within_memory``).
+- fulfils equation 8 relative to the base: no shallow stage ends after more convolutions than the
+  base's, and at least one ends after fewer, so that no shallow layer's map is larger;
+- is within every budget but that of memory (see ``Costs.within_memory``).
 
-The order: first the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over the layers of the base's
-shallow stages); then those that fulfil equation 7 strictly; then more convolutions; then the nearest to the base by the
-sum of squared differences; then by the numbers from shallow to deep.
+The order: the least scale of the shallow part (equation 8, ``hierarchy.shallow_scale`` over the
+layers of the base's shallow stages); then those that fulfil equation 7 strictly; then more
+convolutions; then the least sum of squared differences from the base; then the numbers.
 
-The second keeps every convolution and halves the map earlier, by a stride or pooling of 2 between shallow convolutions: a
-proposal halves it after other shallow convolutions than the base, as often or once more (then every later map is half as large
-too), such that
+The second keeps every convolution and halves the map earlier, by a stride or pooling of 2 between
+shallow convolutions: as often as the base, or once more (then later maps are half as large too).
+A proposal
 
-- equation 7 holds at least with ≤ of the convolutions between two halvings;
-- equation 8 holds: no shallow convolution has a larger map than in the base, and at least one a smaller;
-- no map would be smaller than a pixel, and every budget is kept, of memory excepted.
+- fulfils equation 7 at least with ≤, of the convolutions between two halvings;
+- fulfils equation 8: no shallow convolution has a larger map than in the base, one a smaller;
+- halves no map of a single pixel, and is within every budget but that of memory.
 
-The order: first those that halve as often as the base; then the least mean height of the shallow part; then by the places.
+The order: as often as the base first; then the least mean height of the shallow part; then the
+places.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +63,8 @@ def propose(
     least = (1,) * len(base)
     if not downsamples_earlier(least, base):
         raise InvalidInput(
-            f"{format_hierarchy(base)} has one convolution in every shallow stage, so that none downsamples earlier: give a "
-            "deeper --hierarchy to begin with"
+            f"{format_hierarchy(base)} has one convolution in every shallow stage, "
+            "so that none downsamples earlier: give a deeper --hierarchy to begin with"
         )
     for budget in budgets:
         refuse_too_small(budget, limits[budget.kind], amount(budget.kind, least), least)
@@ -77,7 +78,8 @@ def propose(
             found.append(hierarchy)
         if len(found) > MOST:
             raise InvalidInput(
-                f"more than {MOST:,} hierarchies are within the budgets: add --budget convolutions=+0 or a lower one"
+                f"more than {MOST:,} hierarchies are within the budgets: "
+                "add --budget convolutions=+0 or a lower one"
             )
     return sorted(found, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
 
@@ -86,13 +88,13 @@ def refuse_too_small(budget: Budget, limit: float, need: int, least: Hierarchy) 
     if need > limit:
         nearest = in_words(budget.kind, need)
         raise InvalidInput(
-            f"no hierarchy is within --budget {budget.text}: the one with the least, {format_hierarchy(least)}, has "
-            f"{nearest}; give {budget.kind}={nearest} or more"
+            f"no hierarchy is within --budget {budget.text}: the one with the least, "
+            f"{format_hierarchy(least)}, has {nearest}; give {budget.kind}={nearest} or more"
         )
 
 
 def enumerate_within(base: Hierarchy, within: Callable[[Hierarchy], bool]) -> Iterator[Hierarchy]:
-    """Hierarchies that fulfil equation 7 with ≤, end no shallow stage later than the base, and are within the budgets."""
+    """Hierarchies within budgets that fulfil equation 7 with ≤ and end no shallow stage later."""
     start, ends = deep_start(len(base)), downsamplings(base)
 
     def extend(begun: Hierarchy) -> Iterator[Hierarchy]:
@@ -113,7 +115,7 @@ def enumerate_within(base: Hierarchy, within: Callable[[Hierarchy], bool]) -> It
 
 
 def fill(begun: Hierarchy, stages: int) -> Hierarchy:
-    """The least that a begun hierarchy can become: 1 in every shallow stage, in deep ones as equation 7 says."""
+    """The least that a begun hierarchy can become: 1 in shallow stages, then by equation 7."""
     start = deep_start(stages)
     shallows = begun[:start] + (1,) * (start - len(begun))
     return (
@@ -142,7 +144,8 @@ def propose_downsampling(
     Args:
         amount: of a budget's kind, of a hierarchy and where its maps are halved.
         resolutions: pixels a side of the maps of each stage of the base.
-        pools: whether maps are halved behind a convolution, also the last, and not by the next one's stride.
+        pools: whether maps are halved behind a convolution, also the last, and not by the next
+            one's stride.
 
     Raises:
         InvalidInput: there is none.
@@ -162,26 +165,9 @@ def propose_downsampling(
         if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())
     ]
     if not kept:
-        needs = [
-            (
-                budget,
-                min((amount(budget.kind, base, one.downsample_after) for one in found), default=0),
-            )
-            for budget in budgets
-        ]
-        larger = [
-            f"{budget.kind}={in_words(budget.kind, need)}"
-            for budget, need in needs
-            if need > limits[budget.kind]
-        ]
-        advice = (
-            f"the least needs --budget {' --budget '.join(larger)}"
-            if larger
-            else "give a larger --budget"
-        )
         raise InvalidInput(
-            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 and 8: {advice}, a deeper "
-            "--hierarchy, or --move convolutions"
+            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 "
+            "and 8: give larger budgets, a deeper --hierarchy, or --move convolutions"
         )
     layers = scale_layers(base)
     return sorted(
@@ -195,7 +181,7 @@ def propose_downsampling(
 
 
 def published_downsampling(base: Hierarchy, pools: bool) -> tuple[int, ...]:
-    """After how many convolutions or blocks the published network halves its maps: where stages end."""
+    """The ends of stages, in convolutions or blocks: where published networks halve maps."""
     ends = tuple(accumulate(base))
     return ends if pools else ends[:-1]
 
@@ -217,7 +203,7 @@ def earlier_places(
 
 
 def passed(places: Sequence[int], layer: int) -> int:
-    """How often the map was halved before a convolution or block, or by its stride; the first is 0."""
+    """Halvings of the map before a convolution or block, or by its stride; the first is 0."""
     return sum(place <= layer for place in places)
 
 
@@ -226,7 +212,7 @@ def halvings(design: Design) -> tuple[int, ...]:
 
 
 def mean_height(design: Design, height: int, layers: int) -> float:
-    """Scale(X_i), i ≤ k, of equation 8: the mean height of the maps of the first ``layers`` convolutions, in pixels.
+    """Scale(X_i), i ≤ k, of equation 8: the mean height of the first ``layers`` maps, in pixels.
 
     Args:
         height: of the maps before any was halved.
@@ -235,8 +221,9 @@ def mean_height(design: Design, height: int, layers: int) -> float:
 
 
 def scale_layers(base: Hierarchy) -> int:
-    """k of equation 8: the convolutions or blocks of the base's shallow stages, after which ``downsamples_earlier`` looks too.
+    """k of equation 8: the convolutions or blocks of the base's shallow stages.
 
-    The paper writes k < n/2 of n layers; of its own rows ResNet18 [2,1,1,1] differs from [2,2,2,2] in the fourth of eight.
+    The paper writes k < n/2 of n layers, but of its own rows ResNet18 [2,1,1,1] differs from
+    [2,2,2,2] in the fourth of eight.
     """
     return sum(shallow(base))
