@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.build import build_learner
 from layerwise.data import FOLDER_SIZE
+from layerwise.data import ImageFormat as Images
 from layerwise.hierarchy import Design, Hierarchy, parse_hierarchy
 from layerwise.models import MODELS, create_model, published_hierarchy
 from layerwise.models.resnet import ResNet
@@ -76,15 +77,6 @@ class Cost:
     def describe(self) -> dict[str, Any]:
         """As the command's JSON shows it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Images:
-    """What a network needs to know of a data set."""
-
-    class_names: tuple[str, ...]
-    channels: int
-    image_size: int
 
 
 class UnitCost(NamedTuple):
