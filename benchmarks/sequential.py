@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from layerwise import create_model, localize
+from layerwise.data.loader import Loader, PixelsInMemory
 from layerwise.encodings import CODECS
 from layerwise.features import Keeping
 from layerwise.learner import Learner
-from layerwise.loader import Loader, PixelsInMemory
 from layerwise.rules import RULES, Tick
 
 CLASSES = 10

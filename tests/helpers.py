@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.data import Splits, load_data
+from layerwise.data.loader import Loader
 from layerwise.learner import Learner, localize
-from layerwise.loader import Loader
 from layerwise.losses import LOSSES
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES, Position, Tick

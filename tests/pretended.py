@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import backend_registration
 
 import layerwise
+from layerwise.data.loader import Augmentation, Loader, PixelsInMemory
 from layerwise.learner import Learner
-from layerwise.loader import Augmentation, Loader, PixelsInMemory
 from layerwise.memory import persistent_tensors
 from layerwise.rules import RULES, Position
 from tests.helpers import RULES_AND_LOSSES

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from layerwise import folder
 from layerwise.data import Splits, hold_out, load_data, resize
+from layerwise.data.loader import Augmentation, Draws, ImageSet, Loader, PixelsInMemory, crop_and_flip, cut_out
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.loader import Augmentation, Draws, ImageSet, Loader, PixelsInMemory, crop_and_flip, cut_out
 from layerwise.runs import Execution, Run
 from tests.helpers import digits
 

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from layerwise.formats import FASHION, KUZUSHIJI, READERS, Arrays, Part
 
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.formats import FASHION, KUZUSHIJI, READERS, Arrays, Part
 
 Alter = Callable[[bytes], bytes]
 

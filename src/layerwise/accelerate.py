@@ -10,7 +10,8 @@ from typing import Any
 from layerwise.budgets import Budget, parse_budgets
 from layerwise.build import check_run
 from layerwise.compare import train_all
-from layerwise.costs import IMAGES, Cost, Costs, base_hierarchy, with_design
+from layerwise.data import DATASETS
+from layerwise.costs import Cost, Costs, base_hierarchy, with_design
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, published_hierarchy
@@ -131,7 +132,7 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     Raises:
         InvalidInput: naming the option.
     """
-    choose("data set", base.data, IMAGES)
+    choose("data set", base.data, DATASETS)
     check_search(search, dry_run)
     if base.downsample_after is not None:
         raise InvalidInput("--downsample-after is what --move downsampling proposes: leave it out")

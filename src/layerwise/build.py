@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from layerwise.allocator import free_memory, keep_freed_memory
+from layerwise.data import ImageFormat
 from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
@@ -31,17 +32,6 @@ OPTIMIZERS: dict[str, Callable[[Run], Callable[..., torch.optim.Optimizer]]] = {
     "adamw": lambda run: partial(torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay, fused=True),
     "sgd": lambda run: partial(torch.optim.SGD, lr=run.lr, weight_decay=run.weight_decay, momentum=run.momentum, fused=True),
 }
-
-
-class Images(Protocol):
-    """What a network needs to know of a data set."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
 
 
 def prepare_device(execution: Execution) -> torch.device:
@@ -82,7 +72,7 @@ def prepare_device(execution: Execution) -> torch.device:
     return device
 
 
-def build_learner(run: Run, data: Images, device: torch.device) -> Learner:
+def build_learner(run: Run, images: ImageFormat, device: torch.device) -> Learner:
     """The run's network, cut and given losses and optimizers.
 
     Raises:
@@ -96,16 +86,16 @@ def build_learner(run: Run, data: Images, device: torch.device) -> Learner:
         run.model,
         run.hierarchy,
         run.width,
-        len(data.class_names),
-        data.channels,
-        data.image_size,
+        images.num_classes,
+        images.channels,
+        images.image_size,
         run.dropout,
         run.downsample_after,
     ).to(device)
     return localize(
         model,
-        torch.zeros(2, data.channels, data.image_size, data.image_size),
-        num_classes=len(data.class_names),
+        torch.zeros(2, images.channels, images.image_size, images.image_size),
+        num_classes=images.num_classes,
         loss=run.loss,
         at=rule.at or parse_cut(run.at),
         optimizer=OPTIMIZERS[run.optimizer](run),

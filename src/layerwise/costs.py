@@ -15,25 +15,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.build import build_learner
-from layerwise.data import FOLDER_SIZE
+from layerwise.data import DATASETS
 from layerwise.hierarchy import Design, Hierarchy, parse_hierarchy
 from layerwise.models import create_model, published_hierarchy
 from layerwise.prediction import PredictedStep, predict_steps
 from layerwise.profile import count
 from layerwise.rehearsal import options_of
 from layerwise.runs import Run
-
-# data set -> classes, channels, pixels a side. A folder's classes are unknown before it is read.
-IMAGES = {
-    "digits": (10, 1, 8),
-    "cifar10": (10, 3, 32),
-    "cifar100": (100, 3, 32),
-    "mnist": (10, 1, 28),
-    "fashion-mnist": (10, 1, 28),
-    "kmnist": (10, 1, 28),
-    "svhn": (10, 3, 32),
-    "folder": (10, 3, FOLDER_SIZE),
-}
 
 
 @dataclass(frozen=True)
@@ -82,13 +70,6 @@ class Cost:
         }
 
 
-@dataclass(frozen=True)
-class Images:
-    """Facts of a data set that a network is built for."""
-
-    class_names: tuple[str, ...]
-    channels: int
-    image_size: int
 
 
 class Counted(NamedTuple):
@@ -106,9 +87,8 @@ class Costs:
     """
 
     def __init__(self, run: Run) -> None:
-        classes, channels, size = IMAGES[run.data]
         self.run = run
-        self.images = Images(tuple(map(str, range(classes))), channels, run.image_size or size)
+        self.images = DATASETS[run.data].expected(run.image_size)
         self.stages = len(published_hierarchy(run.model))
 
     def cost(self, hierarchy: Hierarchy, downsample_after: tuple[int, ...] | None = None) -> Cost:

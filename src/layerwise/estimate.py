@@ -9,16 +9,16 @@ from statistics import median
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerwise.build import amp_type, prepare_device
+from layerwise.build import amp_type, build_learner, prepare_device
 from layerwise.data import DATASETS
 from layerwise.layouts import lay_out
 from layerwise.memory import synchronise
 from layerwise.models import create_model
-from layerwise.rehearsal import build, image_size, options_of, rule_ticks
+from layerwise.rehearsal import options_of, rule_ticks
 from layerwise.runs import Execution, Run
 from layerwise.units import precision
 
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
+UNCOUNTED = (50_000, 10_000)  # training and test images, where the table does not say how many
 ENOUGH = 5.0  # seconds: a first step that takes longer is not repeated
 
 
@@ -60,7 +60,7 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
 
 def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
     """Seconds of a run's epochs: a step for every training image, a forward pass for every held-out and test image."""
-    training, test = DATASETS[run.data].images
+    training, test = DATASETS[run.data].images or UNCOUNTED
     held_out = round(training * run.val_fraction)
     images = min(run.train_images or training, training - held_out)
     per_epoch = images * pace.step + (held_out + test) * pace.forward / execution.eval_every
@@ -69,18 +69,19 @@ def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
 
 def forward_work(run: Run) -> float:
     """Multiply-adds of the network's forward pass on one image; nothing is computed for it."""
-    size = image_size(run)
+    images = DATASETS[run.data].expected(run.image_size)
+    sizes = images.num_classes, images.channels, images.image_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         halvings = run.downsample_after
-        model = create_model(run.model, run.hierarchy, run.width, CLASSES[run.data], 3, size, downsample_after=halvings).eval()
-        model(torch.empty(1, 3, size, size))
+        model = create_model(run.model, run.hierarchy, run.width, *sizes, downsample_after=halvings)
+        model.eval()(torch.empty(1, images.channels, images.image_size, images.image_size))
     return counter.get_total_flops() / 2
 
 
 def time_steps(run: Run, execution: Execution, work: float) -> Pace:
     """Time a few steps and a forward pass, on random images."""
     device = prepare_device(execution)
-    learner = build(run, CLASSES[run.data], device)
+    learner = build_learner(run, DATASETS[run.data].expected(run.image_size), device)
     lay_out(learner, execution.layout)
     ticks = rule_ticks(run.rule, learner, run.batch_size, 2, options_of(run))
     seconds: list[float] = []

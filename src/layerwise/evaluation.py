@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from layerwise.data.loader import Loader
 from layerwise.graph import modes_kept
 from layerwise.learner import Learner
-from layerwise.loader import Loader
 from layerwise.losses import Targets
 from layerwise.units import Carried, precision
 

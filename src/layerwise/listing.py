@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from layerwise.data import DATASETS, FOLDER
+from layerwise.data import DATASETS
 from layerwise.hierarchy import format_hierarchy
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
@@ -23,10 +23,7 @@ def listing(what: str) -> dict[str, Any]:
             name: first_line(rule.order) if name != "global" else "Global backpropagation: the chain with one unit."
             for name, rule in RULES.items()
         },
-        "datasets": {
-            **{name: f"crops with padding {data.padding}{', flips' * data.flip}" for name, data in DATASETS.items()},
-            FOLDER: "class folders of images under --data-dir, or train/ and test/ that hold them",
-        },
+        "datasets": {name: data.describe() for name, data in DATASETS.items()},
         "measures": {name: first_line(measure) for name, measure in MEASURES.items()},
     }[what]
     width = max(map(len, rows))

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from layerwise.chain import split
 from layerwise.data import Splits
+from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose
 from layerwise.gains import add_gains, losses_push
 from layerwise.graph import modes_kept
 from layerwise.learner import Learner, feature_shapes
-from layerwise.loader import Loader
 from layerwise.losses import Targets
 from layerwise.losses.pooling import average, averaged
 from layerwise.losses.pred import pooling_kernel

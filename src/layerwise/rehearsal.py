@@ -1,13 +1,13 @@
 """A rule's steps on random images, without any data: for what is predicted, measured or timed before a run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from layerwise.build import build_learner, options_for
+from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping
 from layerwise.learner import Learner
@@ -16,15 +16,6 @@ from layerwise.rules import RULES, Tick
 from layerwise.runs import Run
 
 UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a network needs to know of a data set; none is read."""
-
-    class_names: tuple[str, ...]
-    image_size: int
-    channels: int = 3
 
 
 def image_size(run: Run) -> int:
@@ -45,7 +36,8 @@ def build(run: Run, num_classes: int, device: torch.device) -> Learner:
     """
     if num_classes < 2:
         raise InvalidInput(f"classes {num_classes} is too small: give 2 or more")
-    return build_learner(run, Shape(tuple(map(str, range(num_classes))), image_size(run)), device)
+    images = ImageFormat(tuple(map(str, range(num_classes))), 3, image_size(run))
+    return build_learner(run, images, device)
 
 
 class RandomBatches:

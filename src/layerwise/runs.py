@@ -1,7 +1,6 @@
 """What a run is, and the folder it is kept in. No torch: reports and the command line read runs without it."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
+
+from filelock import FileLock, Timeout
 
 from layerwise.errors import Busy, InvalidInput
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
@@ -281,13 +282,12 @@ def locked_file(path: Path) -> Iterator[None]:
     Raises:
         Busy: another process holds it.
     """
-    with refusing_disk_errors(path.parent):
-        handle = path.open("w")
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Busy(f"{path.parent} is being trained by another process: wait for it, or stop it first") from None
+    with contextlib.ExitStack() as held:
+        with refusing_disk_errors(path.parent):
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                raise Busy(f"{path.parent} is being trained by another process: wait for it, or stop it first") from None
         yield
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.build import build_learner, parse_cut, prepare_device
-from layerwise.data import load_data
+from layerwise.data import ImageFormat, load_data
+from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose
 from layerwise.gains import losses_push
 from layerwise.layouts import lay_out
 from layerwise.learner import Learner
-from layerwise.loader import Loader
 from layerwise.measures import MEASURES, check_labels, parts
 from layerwise.probing import (
     POOLED_TO,
@@ -35,15 +35,6 @@ from layerwise.trained import load_network
 IMAGES = 10_000
 SPLITS = ("test", "validation")
 BATCH = 128  # images of a pair that pass the network at once
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a network needs to know of its data, read from its run."""
-
-    class_names: tuple[str, ...]
-    image_size: int
-    channels: int
 
 
 def separability(
@@ -182,8 +173,9 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
             f"{folder.path} has no saved state ({STATE} is not there): train it for an epoch at least, with layerwise train "
             f"--resume {folder.path}"
         )
-    shape = Shape(tuple(facts["data"]["class_names"]), facts["data"]["image_size"], facts["data"]["channels"])
-    learner = build_learner(run, shape, device)
+    data = facts["data"]
+    images = ImageFormat(tuple(data["class_names"]), data["channels"], data["image_size"])
+    learner = build_learner(run, images, device)
     if folder.file(STATE).exists():
         state = load_state(folder.file(STATE))
         lay_out(learner, "auto", facts.get("layouts"))

@@ -9,9 +9,9 @@ from torch import nn
 
 from layerwise.build import amp_type, build_learner, prepare_device
 from layerwise.data import load_data
+from layerwise.data.image_folder import read_image
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
-from layerwise.folder import read_image
 from layerwise.layouts import lay_out
 from layerwise.models import create_model
 from layerwise.runs import BEST, STATE, WEIGHTS, Execution, Run, RunFolder

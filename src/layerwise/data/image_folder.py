@@ -1,4 +1,4 @@
-"""Data sets that are folders of class folders of images: in memory when they fit, else read by workers for every batch."""
+"""Image files: class folders as a data set, in memory if they fit, else read for every batch."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from layerwise.data.dataset import Arrays
+from layerwise.data.loader import Pixels, PixelsInMemory
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.loader import ImageSet, Pixels, PixelsInMemory
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MEMORY_SHARE = 0.25  # of the machine's memory that decoded images may take
 TEST_NAMES = ("test", "val", "valid", "validation")
-TEST_SHARE = 0.2  # of the images, when the folder has no test part of its own
 
 
 def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
@@ -32,12 +32,22 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
             image = picture.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
         raise InvalidInput(f"{path} does not exist: give the path of an image file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InvalidInput(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise InvalidInput(
+            f"{path} cannot be read as an image ({error}): remove or replace it"
+        ) from error
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
     left, top = (wide - size) // 2, (high - size) // 2
-    image = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    image = image.resize((wide, high), Image.Resampling.BILINEAR).crop(
+        (left, top, left + size, top + size)
+    )
     pixels = np.asarray(image)
     return pixels.transpose(2, 0, 1).copy() if channels == 3 else pixels[None].copy()
 
@@ -45,14 +55,14 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
 class Files(Dataset[Tensor]):
     """Image files by number, for torch's workers."""
 
-    def __init__(self, paths: Sequence[str], size: int) -> None:
-        self.paths, self.size = paths, size
+    def __init__(self, paths: Sequence[str], size: int, channels: int) -> None:
+        self.paths, self.size, self.channels = paths, size, channels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(read_image(self.paths[index], self.size))
+        return torch.from_numpy(read_image(self.paths[index], self.size, self.channels))
 
 
 def leave_signals(worker: int) -> None:
@@ -64,8 +74,8 @@ def leave_signals(worker: int) -> None:
 class PixelsInFiles:
     """Images that are decoded when they are needed, by workers that read ahead."""
 
-    def __init__(self, paths: Sequence[str], size: int, workers: int) -> None:
-        self.paths, self.size, self.workers = paths, size, workers
+    def __init__(self, paths: Sequence[str], size: int, channels: int, workers: int) -> None:
+        self.paths, self.size, self.channels, self.workers = paths, size, channels, workers
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -73,7 +83,7 @@ class PixelsInFiles:
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         # its own generator: a loader draws from the global one when it starts, and training must not depend on that
         yield from DataLoader(
-            Files(self.paths, self.size),
+            Files(self.paths, self.size, self.channels),
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers if len(batches) > 1 else 0,
             generator=torch.Generator(),
@@ -81,48 +91,61 @@ class PixelsInFiles:
         )
 
     def pick(self, indices: Tensor) -> "PixelsInFiles":
-        return PixelsInFiles([self.paths[index] for index in indices.tolist()], self.size, self.workers)
+        paths = [self.paths[index] for index in indices.tolist()]
+        return PixelsInFiles(paths, self.size, self.channels, self.workers)
 
     def to(self, device: torch.device) -> "PixelsInFiles":
         return self
 
 
-def load_folder(root: Path, size: int, workers: int) -> tuple[ImageSet, ImageSet | None, tuple[str, ...]]:
-    """Training set, test set and names of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+def pixels_of_files(paths: Sequence[str], size: int, channels: int, workers: int) -> Pixels:
+    """Images of files, decoded at once where they take a small part of the memory."""
+    pixels = PixelsInFiles(paths, size, channels, workers)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if len(paths) * channels * size * size > MEMORY_SHARE * memory:
+        return pixels
+    return PixelsInMemory(torch.cat(list(pixels.stream(list(torch.arange(len(paths)).split(256))))))
 
-    The test part may be called test, val, valid or validation. Without such folders, ``root/CLASS/*`` is read, for training.
+
+def read_folder(root: Path) -> Arrays:
+    """Paths and labels of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+
+    The test part may be called test, val, valid or validation. Without such folders,
+    ``root/CLASS/*`` is read, for training.
 
     Raises:
         MissingData: there is no such folder, or it holds no class folders with images.
     """
     parts = [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    if not (root / "train").is_dir() or not parts:
-        whole = root / "train" if (root / "train").is_dir() else root
-        classes = class_folders(whole)
-        return read_part(whole, classes, size, workers), None, tuple(classes)
-    classes = class_folders(root / "train")
-    train, test = (read_part(part, classes, size, workers) for part in (root / "train", parts[0]))
-    return train, test, tuple(classes)
+    train = root / "train" if (root / "train").is_dir() else root
+    classes = class_folders(train)
+    arrays = Arrays(*labelled_paths(train, classes), class_names=tuple(classes))
+    if train == root or not parts:
+        return arrays
+    test_images, test_labels = labelled_paths(parts[0], classes)
+    return arrays._replace(test_images=test_images, test_labels=test_labels)
 
 
 def class_folders(root: Path) -> list[str]:
     """Names of the folders with images, sorted."""
-    found = []
+    names = []
     if root.is_dir():
-        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and any(image_files(entry)))
-    if len(found) < 2:
+        names = sorted(
+            entry.name for entry in root.iterdir() if entry.is_dir() and any(image_files(entry))
+        )
+    if len(names) < 2:
         raise MissingData(
-            f"{root.absolute()} holds {len(found)} class folders with images: give a --data-dir with two or more, such as "
+            f"{root.absolute()} holds {len(names)} class folders with images: give a --data-dir with two or more, such as "
             "cats/ and dogs/, or train/ and test/ that hold them"
         )
-    return found
+    return names
 
 
 def image_files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
 
 
-def read_part(root: Path, classes: Sequence[str], size: int, workers: int) -> ImageSet:
+def labelled_paths(root: Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
     paths, labels = [], []
     for label, name in enumerate(classes):
         files = [str(path) for path in image_files(root / name)]
@@ -130,10 +153,7 @@ def read_part(root: Path, classes: Sequence[str], size: int, workers: int) -> Im
         labels += [label] * len(files)
     if not paths:
         raise MissingData(
-            f"{root.absolute()} holds no images of the classes {', '.join(classes[:5])}: put them in folders of that name"
+            f"{root.absolute()} holds no images of the classes {', '.join(classes[:5])}: put them "
+            "in folders of that name"
         )
-    pixels: Pixels = PixelsInFiles(paths, size, workers)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if len(paths) * 3 * size * size <= MEMORY_SHARE * memory:
-        pixels = PixelsInMemory(torch.cat(list(pixels.stream(list(torch.arange(len(paths)).split(256))))))
-    return ImageSet(pixels, torch.tensor(labels))
+    return paths, np.array(labels, np.int64)

@@ -17,7 +17,9 @@ class Pixels(Protocol):
     """Images by number: a tensor in memory, or files that are read when needed."""
 
     def __len__(self) -> int: ...
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]: ...  # indices -> (B, C, H, W) uint8
+    def stream(
+        self, batches: Sequence[Tensor]
+    ) -> Iterator[Tensor]: ...  # indices -> (B, C, H, W) uint8
     def pick(self, indices: Tensor) -> "Pixels": ...
     def to(self, device: torch.device) -> "Pixels": ...
 
@@ -86,9 +88,13 @@ def crop_and_flip(pixels: Tensor, draws: Draws) -> Tensor:
     rows = draws.offsets[:, :1] + torch.arange(height, device=pixels.device)  # (B, H)
     columns = draws.offsets[:, 1:] + torch.arange(width, device=pixels.device)  # (B, W)
     columns = torch.where(draws.flips[:, None], columns.flip(1), columns)
-    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
     batch = torch.arange(count, device=pixels.device)[:, None, None]
-    picked = pixels[batch, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]  # (B, H, W, C)
+    picked = pixels[
+        batch, :, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+    ]  # (B, H, W, C)
     return (picked * inside[..., None]).permute(0, 3, 1, 2)
 
 
@@ -97,7 +103,9 @@ def cut_out(images: Tensor, draws: Draws, side: int) -> Tensor:
     _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) - draws.centres[:, :1] + side // 2  # (B, H)
     columns = torch.arange(width, device=images.device) - draws.centres[:, 1:] + side // 2
-    blank = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+    blank = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[
+        :, None, :
+    ]
     return images.masked_fill(blank[:, None], 0.0)
 
 
@@ -149,7 +157,9 @@ class Loader:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in the set's order, not augmented."""
-        order = list(torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size))
+        order = list(
+            torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size)
+        )
         for indices, pixels in zip(order, self.pixels.stream(order), strict=True):
             yield self.normalise(pixels), self.labels[indices]
 
@@ -162,19 +172,25 @@ class Loader:
             return self.normalise(pixels)
         draws = self.draws(epoch).pick(indices)
         images = self.normalise(crop_and_flip(pixels.to(self.labels.device), draws))
-        return cut_out(images, draws, self.augmentation.cutout) if self.augmentation.cutout else images
+        return (
+            cut_out(images, draws, self.augmentation.cutout) if self.augmentation.cutout else images
+        )
 
     def draws(self, epoch: int) -> Draws:
         view = epoch % self.views if self.views else epoch
         if self.drawn is None or self.drawn[0] != view:
             assert self.augmentation is not None
             seed = derived_seed(self.seed, "augmentation", view)
-            draws = self.augmentation.draw(len(self.labels), self.image_size, seed).to(self.labels.device)
+            draws = self.augmentation.draw(len(self.labels), self.image_size, seed).to(
+                self.labels.device
+            )
             self.drawn = (view, draws)
         return self.drawn[1]
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        images = pixels.to(self.labels.device, non_blocking=True).to(torch.float32, memory_format=torch.contiguous_format)
+        images = pixels.to(self.labels.device, non_blocking=True).to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
         return images.sub_(self.mean).mul_(self.scale)
 
 

@@ -1,0 +1,216 @@
+"""From an entry of the table to loaders: read, held out, scaled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels
+from layerwise.data.download import download
+from layerwise.data.image_folder import pixels_of_files
+from layerwise.data.loader import (
+    Augmentation,
+    ImageSet,
+    Loader,
+    Pixels,
+    PixelsInMemory,
+    derived_seed,
+)
+from layerwise.errors import InvalidInput
+from layerwise.runs import Execution, Run
+
+TEST_SHARE = 0.2  # of the images, where a data set has no test part of its own
+
+
+@dataclass(frozen=True)
+class Splits(ImageFormat):
+    """A data set ready to train on: the format of its images, and loaders.
+
+    Attributes:
+        train, validation, test: loaders; validation is None when nothing is held out.
+        mean, std: per channel, of pixel values from 0 to 255.
+    """
+
+    train: Loader
+    validation: Loader | None
+    test: Loader
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def facts(self) -> dict[str, object]:
+        """What is needed to show the network an image."""
+        parts = self.train, self.validation, self.test
+        return {
+            "class_names": list(self.class_names),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "image_size": self.image_size,
+            "channels": self.channels,
+            "images": [len(part.labels) if part else 0 for part in parts],
+        }
+
+
+def make_splits(dataset: DataSet, run: Run, execution: Execution, device: torch.device) -> Splits:
+    """Read a data set, hold out a validation part, and make the loaders.
+
+    Raises:
+        InvalidInput: files are missing, altered or too few, or an option is out of range.
+    """
+    check_options(run)
+    size = run.image_size or dataset.format.image_size
+    augmentation = choose_augmentation(run, dataset.padding_at(size), dataset.flip, size)
+    train, test, images = read(dataset, size, execution)
+    train, validation = hold_out(
+        train, run.val_fraction, run.train_images, images.num_classes, run.seed
+    )
+    mean, std = statistics(train.pixels)
+
+    def loader(part: ImageSet, augment: Augmentation | None = None) -> Loader:
+        pixels, labels = part.pixels.to(device), part.labels.to(device)
+        views = run.views if augment else None
+        return Loader(pixels, labels, mean, std, size, run.batch_size, run.seed, augment, views)
+
+    return Splits(
+        images.class_names,
+        images.channels,
+        size,
+        loader(train, augmentation),
+        loader(validation) if len(validation.labels) else None,
+        loader(test),
+        mean,
+        std,
+    )
+
+
+def check_options(run: Run) -> None:
+    if not 0 <= run.val_fraction < 1:
+        raise InvalidInput(
+            f"val_fraction {run.val_fraction} is out of range: give 0 up to but not including 1"
+        )
+    if run.image_size is not None and run.image_size < 1:
+        raise InvalidInput(f"image_size {run.image_size} is too small: give 1 pixel or more")
+    if run.batch_size < 2:
+        raise InvalidInput(
+            f"batch_size {run.batch_size} is too small: give 2 or more, since local losses "
+            "compare images"
+        )
+
+
+def read(
+    dataset: DataSet, size: int, execution: Execution
+) -> tuple[ImageSet, ImageSet, ImageFormat]:
+    """Training set and test set, scaled to ``size`` pixels, and their format."""
+    folder = Path(execution.data_dir)
+    try:
+        arrays = dataset.arrays(folder)
+    except InvalidInput:  # missing or damaged
+        if not execution.download or not dataset.files:
+            raise
+        download(dataset.files, folder)
+        arrays = dataset.arrays(folder)
+    channels = dataset.format.channels
+    images = ImageFormat(arrays.class_names, channels, size)
+
+    def scaled(pixels: Images, labels: Labels) -> ImageSet:
+        numbers = torch.from_numpy(labels.astype(np.int64, copy=False))
+        if isinstance(pixels, np.ndarray):
+            scaled_pixels = resize(torch.from_numpy(pixels), size)
+            return ImageSet(PixelsInMemory(scaled_pixels), numbers)
+        files = pixels_of_files(pixels, size, channels, execution.workers)
+        return ImageSet(files, numbers)
+
+    train = scaled(arrays.train_images, arrays.train_labels)
+    if arrays.test_images is None or arrays.test_labels is None:
+        return *hold_out(train, TEST_SHARE, None, images.num_classes, seed=0), images
+    return train, scaled(arrays.test_images, arrays.test_labels), images
+
+
+def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmentation:
+    """The data set's augmentation, changed as the run says."""
+    for label, value, limit in (
+        ("crop_padding", run.crop_padding, size),
+        ("cutout", run.cutout, 2 * size),
+    ):
+        if value is not None and not 0 <= value <= limit:
+            raise InvalidInput(
+                f"{label} {value} does not fit images of {size} pixels: give 0 to {limit}"
+            )
+    if run.views is not None and run.views < 1:
+        raise InvalidInput(
+            f"views {run.views} is too small: give 1 or more, or leave it out for new augmentations each epoch"
+        )
+    if not run.augment:
+        if run.cutout:
+            raise InvalidInput(f"cutout {run.cutout} is an augmentation: leave out --no-augment")
+        return Augmentation()
+    return Augmentation(
+        padding if run.crop_padding is None else run.crop_padding,
+        flip if run.flip is None else run.flip,
+        run.cutout,
+    )
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk, bilinear when enlarged."""
+    if images.shape[-1] == size:
+        return images.contiguous()
+    mode = (
+        {"mode": "area"}
+        if images.shape[-1] % size == 0
+        else {"mode": "bilinear", "antialias": True}
+    )
+    scaled = [
+        F.interpolate(part.float(), (size, size), **mode).round().clamp(0, 255).byte()
+        for part in images.split(1024)
+    ]
+    return torch.cat(scaled)
+
+
+def hold_out(
+    images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int
+) -> tuple[ImageSet, ImageSet]:
+    """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images) and what is held out."""
+    labels = images.labels.numpy()
+    order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
+    train, held = [], []
+    for label in range(classes):
+        members = order[labels[order] == label]
+        count = round(fraction * len(members))
+        held.append(members[:count])
+        train.append(members[count:])
+    if limit is not None:
+        total = sum(map(len, train))
+        if not classes <= limit <= total:
+            raise InvalidInput(
+                f"train_images {limit} is out of range: give {classes} (one per class) to {total}, or leave it out"
+            )
+        # whole shares first, then one more for the first classes, so that the sum is the limit for equal classes
+        shares = [limit * len(part) // total for part in train]
+        for number in range(limit - sum(shares)):
+            shares[number % classes] += 1
+        train = [part[:share] for part, share in zip(train, shares, strict=True)]
+    kept = torch.from_numpy(np.sort(np.concatenate(train)))
+    if len(kept) < 2:
+        raise InvalidInput(
+            f"{len(kept)} training images are left: give more images, or a smaller val_fraction"
+        )
+    return images.pick(kept), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
+
+
+def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of pixel values from 0 to 255, over evenly spaced images."""
+    indices = torch.arange(0, len(pixels), max(1, len(pixels) // sample))
+    count, total, squares = 0, torch.zeros(1), torch.zeros(1)
+    for part in pixels.stream(list(indices.split(256))):
+        values = part.double().transpose(0, 1).flatten(1)
+        count, total, squares = (
+            count + values.shape[1],
+            total + values.sum(1),
+            squares + (values**2).sum(1),
+        )
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=1.0).sqrt()  # a constant channel is not blown up
+    return tuple(mean.tolist()), tuple(std.tolist())
