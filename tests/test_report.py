@@ -1,4 +1,7 @@
-"""The report: what the page holds, what it is robust against, and what it refuses. Runs are made up; see made_runs.py."""
+"""The report: what the page holds, what it is robust against, and what it refuses.
+
+Most runs are made up, see made_runs.py; the last test trains its own.
+"""
 
 import csv
 import json
@@ -160,7 +163,7 @@ def test_claims_and_the_papers_contradiction_are_shown(page: tuple[str, Page]) -
     text, parsed = page
     verdicts = {row[0].split(" ", 1)[1] for row in parsed.tables["The paper's claims at small scale"][1:]}
     assert verdicts <= {"holds", "does not hold", "undecided"}
-    assert "rank correlation of the rows&#x27; order with the paper&#x27;s" in text
+    assert "rank correlation of the rows&#39; order with the paper&#39;s" in text
     assert "62.32 %" in text.split("Where the paper contradicts itself")[1]
 
 
@@ -185,13 +188,13 @@ def test_what_is_broken_is_listed_in_words_and_escaped(runs: Path, tmp_path: Pat
     assert text.count("</script>") == 2
     assert "<i>" not in text
     assert "result.json has no test accuracy" in capsys.readouterr().out
-    data = json.loads(text.split('id="data">')[1].split("</script>")[0], parse_constant=pytest.fail)
+    data = embedded(text)
     assert EVIL in [run["config"].get("data") for run in data["runs"]]
 
 
 def test_every_run_is_there_with_its_command(page: tuple[str, Page]) -> None:
     text, parsed = page
-    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    data = embedded(text)
     one = next(run for run in data["runs"] if "resnet18-1-1-2-2" in run["path"] and "simultaneous" in run["path"])
     assert one["command"].startswith("layerwise train resnet18 --hierarchy 1,1,2,2")
     assert one["epochs"][-1] == 20
@@ -218,15 +221,56 @@ def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-def test_without_matplotlib_there_is_a_page_without_figures(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_only_files_of_figures_need_matplotlib(
+    page: tuple[str, Page],
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("layerwise.report.find_spec", lambda name: None)
-    text, _ = written(runs, tmp_path)
-    assert "pip install &#x27;layerwise[plots]&#x27;" in text
-    assert "data:image/svg" not in text
+    assert written(runs, tmp_path)[0] == page[0]
     assert "pip install 'layerwise[plots]'" in refusal(capsys, str(runs), "--figures", str(tmp_path / "figures"))
     assert not (tmp_path / "figures").exists()
+
+
+def embedded(text: str) -> dict[str, Any]:
+    """What the page's script reads."""
+    data: dict[str, Any] = json.loads(text.split('id="data">')[1].split("</script>")[0], parse_constant=pytest.fail)
+    return data
+
+
+def test_every_figure_is_on_the_page_as_charts(page: tuple[str, Page], runs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    text, parsed = page
+    figures = embedded(text)["figures"]
+    written(runs, tmp_path, "--figures", str(tmp_path / "figures"))
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(figures)
+    assert {f"figure-{name}" for name in figures} <= set(parsed.identifiers)
+    assert {figure["kind"] for figure in figures.values()} == {"bars", "lines", "depths"}
+    assert "data:image/" not in text
+
+
+def test_charts_hold_the_numbers_of_the_figures(page: tuple[str, Page]) -> None:
+    text, parsed = page
+    data = embedded(text)
+    printed = data["figures"]["figure-1-paper"]["panels"][1]
+    resnet18 = printed["labels"].index(["resnet18", "[2,2,2,2]"])
+    assert [bar["values"][resnet18] for bar in printed["bars"]] == [62.32, 72.45]  # CIFAR-100, Table IV
+
+    row = parsed.tables["Table V beside what was measured at small scale."][2]
+    line = data["figures"]["figure-4-small"]["panels"][0]["series"][0]
+    assert (row[0], line["name"], line["seeds"]) == ("resnet18", "resnet18 [2,2,2,2]", 2)
+    assert 100 - line["values"][-1] == pytest.approx(float(row[5].split()[0]), abs=0.011)
+    assert line["spread"][-1] == pytest.approx(float(row[5].split()[2]), abs=0.011)
+
+    layerwise, globally = data["figures"]["depth-5-resnet18-small"]["panels"]
+    assert (layerwise["kind"], globally["kind"]) == ("layer-wise", "global")
+    probed = [run for run in data["runs"] if "resnet18-2-2-2-2" in run["path"] and "simultaneous" in run["path"]]
+    deepest = [run["separable"]["measures"]["linear probe, %"][-1] for run in probed]
+    assert len(deepest) == 2
+    assert layerwise["values"][-1][-1] == pytest.approx(sum(deepest) / 2, abs=0.06)
+    assert layerwise["spread"][-1][-1] == pytest.approx(abs(deepest[0] - deepest[1]) / 2**0.5, abs=0.06)
 
 
 def test_tables_of_an_earlier_version_are_written_over(runs: Path, tmp_path: Path) -> None:
@@ -303,7 +347,7 @@ def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys, time; from layerwise.cli import main; "
         f"main(['report', {str(tmp_path / 'runs')!r}, '--output', {str(tmp_path / 'report.html')!r}]); "
-        "assert 'torch' not in sys.modules; print(time.process_time())"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules); print(time.process_time())"
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -311,3 +355,42 @@ def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
     assert float(done.stdout.splitlines()[-1]) < 10
     assert time.monotonic() - began < 60  # hangs only
     assert (tmp_path / "report.html").stat().st_size < 4e6
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that ``layerwise train`` wrote: a layer-wise one and a global one."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny = "--data digits --width 0.125 --epochs 2 --train-limit 256 --batch-size 64 --lr 1e-3"
+    for rule in ("simultaneous", "global"):
+        arguments = f"train vgg8 {tiny} --rule {rule} --separability-every 1 --output {folder / rule}"
+        main(arguments.split())
+    return folder
+
+
+@pytest.mark.parametrize("rule", ["simultaneous", "global"])
+def test_a_page_of_trained_runs_shows_their_numbers(rule: str, trained: Path, tmp_path: Path) -> None:
+    text, parsed = written(trained, tmp_path)
+    result = json.loads((trained / rule / "result.json").read_text())
+    epochs = [json.loads(line) for line in (trained / rule / "log.jsonl").read_text().splitlines()]
+    lines = (trained / rule / "separability.jsonl").read_text().splitlines()
+    data = embedded(text)
+    run = next(run for run in data["runs"] if Path(run["path"]).name == rule)
+
+    row = next(row for row in parsed.tables["All runs; each name leads to its details"] if row[3] == rule)
+    assert row[8:10] == ["2 of 2", f"{result['test_accuracy']:.2f}"]
+    assert run["test"] == [round(epoch["test_accuracy"], 2) for epoch in epochs]
+    assert run["result"]["parameters"] == result["parameters"]
+    assert data["names"][run["last"]["names"]] == [unit["name"] for unit in epochs[-1]["units"]]
+    assert run["last"]["loss"] == [round(unit["loss"], 4) for unit in epochs[-1]["units"]]
+
+    measured = json.loads(lines[-1])["units"]
+    separable = run["separable"]
+    assert len(lines) == len(epochs) == separable["epoch"] == 2
+    assert data["names"][separable["names"]] == [unit["name"] for unit in measured]
+    assert len(measured) > 2
+    probes = [round(unit["linear_probe"], 2) for unit in measured]
+    assert separable["measures"]["linear probe, %"] == probes
+    depth = next(depth for depth in run["units"] if "linear probe" in depth["kind"])
+    assert [values[-1] for values in depth["values"]] == pytest.approx(probes, abs=0.051)
+    assert "Everything in the folders was read in full." in text

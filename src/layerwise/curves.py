@@ -84,33 +84,55 @@ def unit_depth(record: Record, most: int = SHOWN) -> Depth | None:
     """
     held_out = record.run.val_fraction > 0
     key = "val_accuracy" if held_out else "accuracy"
-    found = [(record.epochs[index]["epoch"], units(record, index)) for index in sample(len(record.epochs), most)]
-    return depth(((epoch, entries) for epoch, entries in found if entries), key, OWN if held_out else OWN_TRAINING)
+    found = [
+        (record.epochs[index]["epoch"], units(record, index))
+        for index in sample(len(record.epochs), most)
+    ]
+    return depth(
+        ((epoch, entries) for epoch, entries in found if entries),
+        key,
+        OWN if held_out else OWN_TRAINING,
+    )
 
 
 def units(record: Record, index: int) -> list[Any]:
     try:
         return list(record.units(index))
-    except (ValueError, KeyError, TypeError, OSError):  # a line that was altered, or a log that is gone
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        OSError,
+    ):  # a line that was altered, or a log that is gone
         return []
 
 
-def probe_depth(record: Record) -> Depth | None:
-    """Accuracy of a linear probe of every unit's features; None where it was not measured."""
-    return depth(measured(record), "linear_probe", PROBE)
+def probe_depth(record: Record, most: int = SHOWN) -> Depth | None:
+    """Accuracy of a linear probe of every unit's features at some of the epochs; None where it was not measured."""
+    return depth(some(measured(record), most), "linear_probe", PROBE)
+
+
+def some(entries: Sequence[tuple[int, list[Any]]], most: int) -> list[tuple[int, list[Any]]]:
+    return [entries[index] for index in sample(len(entries), most)]
 
 
 def measured(record: Record) -> list[tuple[int, list[Any]]]:
     """The epochs after which features were measured while training, with what was found of each unit."""
     entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
-    return [(entry["epoch"], entry["units"]) for entry in entries if isinstance(entry.get("units"), list)]
+    return [
+        (entry["epoch"], entry["units"])
+        for entry in entries
+        if isinstance(entry.get("units"), list)
+    ]
 
 
 def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
     """Everything that was measured of the features, a ``Depth`` per measure and one of the gains, at some of the epochs."""
-    found = measured(record)
-    found = [found[index] for index in sample(len(found), most)]
-    kinds = {name: (f"{text.removesuffix(', %')} of each unit's features", text) for name, text in HEADINGS.items()}
+    found = some(measured(record), most)
+    kinds = {
+        name: (f"{text.removesuffix(', %')} of each unit's features", text)
+        for name, text in HEADINGS.items()
+    }
     kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
     return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
 
@@ -142,7 +164,11 @@ def separable(record: Record) -> list[Separable]:
         rows = entry.get("units")
         if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
             continue
-        found += [one(entry["epoch"], row) for row in rows if isinstance(row, dict) and isinstance(row.get("index"), int)]
+        found += [
+            one(entry["epoch"], row)
+            for row in rows
+            if isinstance(row, dict) and isinstance(row.get("index"), int)
+        ]
     return found
 
 
@@ -153,7 +179,9 @@ def one(epoch: int, row: dict[str, Any]) -> Separable:
         epoch,
         row["index"],
         str(row.get("name", row["index"])),
-        tuple(size) if isinstance(size, list) and all(isinstance(side, int) for side in size) else None,
+        tuple(size)
+        if isinstance(size, list) and all(isinstance(side, int) for side in size)
+        else None,
         values,
         number(row.get("gain")),
         number(row.get("gain_error")),
@@ -161,7 +189,9 @@ def one(epoch: int, row: dict[str, Any]) -> Separable:
     )
 
 
-def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str = ACCURACY) -> Depth | None:
+def depth(
+    found: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str = ACCURACY
+) -> Depth | None:
     """Gather what is a list per epoch into a list per unit."""
     names: dict[int, str] = {}
     by_epoch: dict[int, dict[int, float | None]] = {}
@@ -176,8 +206,3 @@ def depth(found: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str
     epochs, order = sorted(by_epoch), sorted(names)
     values = tuple(tuple(by_epoch[epoch].get(index) for epoch in epochs) for index in order)
     return Depth(tuple(names[index] for index in order), tuple(epochs), values, kind, axis)
-
-
-def depth_of(record: Record, most: int = SHOWN) -> Depth | None:
-    """What is known of accuracy over depth: by a linear probe where it was measured, else by the units' classifiers."""
-    return probe_depth(record) or unit_depth(record, most)

@@ -1,14 +1,15 @@
-"""Runs as one page, with figures and tables beside it. No torch; matplotlib only where it is installed."""
+"""Runs as one page, with figures and tables beside it. No torch; matplotlib only for the files of figures."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.evidence import Evidence
-from layerwise.page import MARKER, NO_FIGURES, Picture, render
+from layerwise.figure_data import all_figures
+from layerwise.page import MARKER, render
 from layerwise.paper import TABLES
 from layerwise.records import Broken, read_runs
 from layerwise.runs import replacing
@@ -27,7 +28,11 @@ FIRST_COLUMNS = 4  # that a table is known by; an earlier version's may have few
 
 
 def report(
-    paths: Sequence[str], output: str, figures: str | None = None, csv: str | None = None, latex: str | None = None
+    paths: Sequence[str],
+    output: str,
+    figures: str | None = None,
+    csv: str | None = None,
+    latex: str | None = None,
 ) -> dict[str, Any]:
     """Read runs and write the page, and beside it what else is asked for.
 
@@ -51,12 +56,13 @@ def report(
             check_output("--csv", path, ",".join(columns[:FIRST_COLUMNS]))
     records, broken = read_runs(paths)
     if not records and not broken:
-        raise InvalidInput(f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds them, such as runs")
+        raise InvalidInput(
+            f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds them, such as runs"
+        )
     evidence = Evidence(records, broken)
-    pictures = draw_all(evidence, figures)
-    files = [write(Path(output), render(evidence, pictures))]
-    files += write_csv(evidence, csv) + write_latex(evidence, latex) + list(figure_files(pictures, figures))
-    say(evidence, files, pictures)
+    files = [write(Path(output), render(evidence))]
+    files += write_csv(evidence, csv) + write_latex(evidence, latex) + draw(evidence, figures)
+    say(evidence, files)
     return summary(evidence, files)
 
 
@@ -70,9 +76,13 @@ def check_output(option: str, path: Path, mark: str) -> None:
         InvalidInput: as said, or its folder does not exist.
     """
     if path.is_dir():
-        raise InvalidInput(f"{option} {path} is a folder: give a file, such as {path / 'report.html'}")
+        raise InvalidInput(
+            f"{option} {path} is a folder: give a file, such as {path / 'report.html'}"
+        )
     if not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{option} {path} lies in a folder that does not exist: make it first, or give another path")
+        raise InvalidInput(
+            f"{option} {path} lies in a folder that does not exist: make it first, or give another path"
+        )
     if path.exists():
         with path.open("rb") as file:
             if mark.encode() not in file.read(HEAD):
@@ -91,21 +101,18 @@ def check_folders(figures: str | None, latex: str | None) -> None:
         if path is not None and Path(path).exists() and not Path(path).is_dir():
             raise InvalidInput(f"{option} {path} is a file: give a folder")
     if figures is not None and find_spec("matplotlib") is None:
-        raise InvalidInput("--figures needs matplotlib: install it with pip install 'layerwise[plots]', or leave --figures out")
+        raise InvalidInput(
+            "--figures needs matplotlib: install it with pip install 'layerwise[plots]', or leave --figures out"
+        )
 
 
-def draw_all(evidence: Evidence, folder: str | None) -> list[Picture] | None:
-    """Every figure as the page shows it, and as files where a folder is named; None without matplotlib."""
-    if find_spec("matplotlib") is None:
-        return None
-    from layerwise.figures import draw
+def draw(evidence: Evidence, folder: str | None) -> list[Path]:
+    """Files of every figure, where a folder is named."""
+    if folder is None:
+        return []
+    from layerwise.figures import write_figures
 
-    return draw(evidence, Path(folder) if folder is not None else None)
-
-
-def figure_files(pictures: Iterable[Picture] | None, folder: str | None) -> Iterable[Path]:
-    if folder is not None:
-        yield from (Path(folder) / f"{picture.name}{kind}" for picture in pictures or () for kind in (".svg", ".png"))
+    return write_figures(all_figures(evidence), Path(folder))
 
 
 def beside(csv: str, what: str) -> Path:
@@ -140,18 +147,18 @@ def write_latex(evidence: Evidence, folder: str | None) -> list[Path]:
 def write(path: Path, text: str) -> Path:
     """Write a file whole or not at all."""
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8", errors="replace")  # a path may hold bytes that are no text
+        draft.write_text(
+            text, encoding="utf-8", errors="replace"
+        )  # a path may hold bytes that are no text
     return path
 
 
-def say(evidence: Evidence, files: Sequence[Path], pictures: Sequence[Picture] | None) -> None:
+def say(evidence: Evidence, files: Sequence[Path]) -> None:
     """Print what was read and what was written."""
     finished = sum(record.result is not None for record in evidence.records)
     print(f"{len(evidence.records)} runs read, {finished} of them finished")
     for item in evidence.broken:
         print(f"  {printable(item)}")
-    if pictures is None:
-        print(NO_FIGURES)
     print(f"written: {files[0]} ({files[0].stat().st_size / 1e6:.2f} MB)")
     for folder, number in Counter(path.parent for path in files[1:]).items():
         print(f"written: {number} files in {folder}", flush=True)
@@ -174,7 +181,9 @@ def summary(evidence: Evidence, files: Sequence[Path]) -> dict[str, Any]:
         "settings": [
             {
                 "setting": setting.title,
-                "claims": {verdict.claim.key: verdict.verdict for verdict in evidence.verdicts[setting]},
+                "claims": {
+                    verdict.claim.key: verdict.verdict for verdict in evidence.verdicts[setting]
+                },
             }
             for setting in evidence.settings
         ],

@@ -1,20 +1,24 @@
-"""The paper's figures from runs, and the one it does not print. Needs matplotlib; nothing in them is random or dated."""
+"""Files of the figures that the report's page draws as charts. Needs matplotlib; nothing in them is random or dated."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from layerwise.evidence import Evidence
+import matplotlib
+
+from layerwise.figure_data import Bars, Depths, Errors, Figure
 from layerwise.figures import bars, depth, errors
-from layerwise.figures.style import rendered
-from layerwise.page import Picture
+from layerwise.figures.style import RULES, save
+
+DRAW = {Bars: bars.draw, Errors: errors.draw, Depths: depth.draw}
 
 
-def draw(evidence: Evidence, folder: Path | None = None) -> list[Picture]:
-    """Every figure that the runs give, as the page shows it.
+def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
+    """Write every figure as ``name.svg`` and ``name.png``.
 
-    Args:
-        folder: also write ``name.svg`` and ``name.png`` there.
+    Returns:
+        The files.
     """
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    drawings = [drawing for module in (bars, errors, depth) for drawing in module.drawings(evidence)]
-    return [Picture(drawing.name, drawing.caption, rendered(drawing, folder)) for drawing in drawings]
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(RULES):
+        drawn = ((DRAW[type(figure)](figure), folder / figure.name) for figure in figures)
+        return [path for figure, place in drawn for path in save(figure, place)]

@@ -2,12 +2,9 @@
 
 import io
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +13,15 @@ from layerwise.runs import replacing
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes and markers do without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (9, 2)), "-", (0, (3, 1)))
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (9, 2)),
+    "-",
+    (0, (3, 1)),
+)
 MARKERS = ("o", "s", "^", "D", "v", "x", "P")
 LAYERWISE: dict[str, Any] = {"facecolor": "#0072B2", "edgecolor": "black"}
 GLOBAL: dict[str, Any] = {"facecolor": "#F4D9A6", "edgecolor": "black", "hatch": "////"}
@@ -41,31 +46,26 @@ RULES: Any = {  # matplotlib's names, of which its types know each
 }
 DPI = 300
 # hundredths of a point are enough, and a third of the size
-PLACES, DECIMALS, INDENTATION = re.compile(r' (?:d|x|y)="[^"]*"'), re.compile(r"(\.\d\d)\d+"), re.compile(r"^ +", re.MULTILINE)
+PLACES, DECIMALS, INDENTATION = (
+    re.compile(r' (?:d|x|y)="[^"]*"'),
+    re.compile(r"(\.\d\d)\d+"),
+    re.compile(r"^ +", re.MULTILINE),
+)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure to be drawn: its file's name, what it shows in words, and what draws it."""
-
-    name: str
-    caption: str
-    draw: Callable[[], Figure]
-
-
-def rendered(drawing: Drawing, folder: Path | None) -> str:
-    """Draw a figure, also into ``name.svg`` and ``name.png`` of a folder where one is given, and return it as SVG."""
-    with matplotlib.rc_context(RULES):
-        figure = drawing.draw()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        svg = PLACES.sub(lambda place: DECIMALS.sub(r"\1", place[0]), INDENTATION.sub("", text.getvalue()))
-        if folder is not None:
-            with replacing(folder / f"{drawing.name}.svg") as draft:
-                draft.write_text(svg, encoding="utf-8")
-            with replacing(folder / f"{drawing.name}.png") as draft:
-                figure.savefig(draft, format="png", dpi=DPI, metadata={"Software": None})
-    return svg
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure beside ``path`` as SVG and PNG."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = PLACES.sub(
+        lambda place: DECIMALS.sub(r"\1", place[0]), INDENTATION.sub("", text.getvalue())
+    )
+    files = [path.parent / f"{path.name}{kind}" for kind in (".svg", ".png")]
+    with replacing(files[0]) as draft:
+        draft.write_text(svg, encoding="utf-8")
+    with replacing(files[1]) as draft:
+        figure.savefig(draft, format="png", dpi=DPI, metadata={"Software": None})
+    return files
 
 
 def line(axes: Axes, curve: Curve, index: int, label: str) -> None:

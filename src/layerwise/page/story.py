@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from layerwise.claims import VERDICTS
 from layerwise.evidence import Evidence, gap
 from layerwise.hierarchy import format_hierarchy
-from layerwise.page.markup import Column, Markup, items, join, percent, points, section, table, tag
+from layerwise.page.cells import Column, Table, count, percent, points
 from layerwise.paper import ROMAN, ROWS, SCALES, Row
 from layerwise.tables import machine
 
@@ -21,27 +22,32 @@ SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
 MOST_BROKEN = 200  # lines
 
 
-def headline(evidence: Evidence) -> Markup:
-    """What moving convolutions out of the shallow stages does, in the paper and as measured; the verdicts counted."""
+HEADLINE_COLUMNS = (
+    Column("network"),
+    Column("numbers"),
+    Column("before", "layer-wise, %"),
+    Column("after", "layer-wise, %"),
+    Column("change", "layer-wise, %"),
+    Column("before", "gap to global, points"),
+    Column("after", "gap to global, points"),
+)
+HEADLINE_CAPTION = (
+    "Downsampling acceleration: convolutions moved from the shallow stages to the deep ones. "
+    "Test accuracy of the last epoch; the gap is global less layer-wise."
+)
+
+
+def headline(evidence: Evidence) -> dict[str, Any]:
+    """The effect of moving convolutions out of the shallow stages, printed and measured, and the verdicts counted."""
     by_name = {(row.table, row.name): row for row in ROWS}
-    rows = []
-    for number, before, after in ACCELERATED:
-        pair = by_name[number, before], by_name[number, after]
-        rows += list(changes(evidence, *pair))
-    columns = (
-        Column("network"),
-        Column("numbers"),
-        Column("before", "layer-wise, %"),
-        Column("after", "layer-wise, %"),
-        Column("change", "layer-wise, %"),
-        Column("before", "gap to global, points"),
-        Column("after", "gap to global, points"),
-    )
-    caption = (
-        "Downsampling acceleration: convolutions moved from the shallow stages to the deep ones. Test accuracy of the last "
-        "epoch; the gap is global less layer-wise."
-    )
-    return section("headline", "Headline", items(verdict_counts(evidence)), table(caption, columns, rows))
+    pairs = [
+        (by_name[table, before], by_name[table, after]) for table, before, after in ACCELERATED
+    ]
+    rows = [cells for pair in pairs for cells in changes(evidence, *pair)]
+    return {
+        "verdicts": list(verdict_counts(evidence)),
+        "table": Table(HEADLINE_CAPTION, HEADLINE_COLUMNS, rows),
+    }
 
 
 def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[object, ...]]:
@@ -52,14 +58,20 @@ def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[objec
     for setting in evidence.settings:
         found = []
         for row in (before, after):
-            local, globally = (evidence.number(setting, row, column) for column in ("layerwise", "global"))
+            local, globally = (
+                evidence.number(setting, row, column) for column in ("layerwise", "global")
+            )
             found.append((local.mean if local else None, globally.mean if globally else None))
         if all(local is not None for local, _ in found):
-            seeds = min(len(evidence.numbers[setting, row, "layerwise"].seeds) for row in (before, after))
+            seeds = min(
+                len(evidence.numbers[setting, row, "layerwise"].seeds) for row in (before, after)
+            )
             yield line(name, f"measured, {setting.title}; {count(seeds, 'seed')}", found)
 
 
-def line(name: str, source: str, pair: Sequence[tuple[float | None, float | None]]) -> tuple[object, ...]:
+def line(
+    name: str, source: str, pair: Sequence[tuple[float | None, float | None]]
+) -> tuple[object, ...]:
     (first, _), (second, _) = pair
     change = second - first if first is not None and second is not None else None
     gaps = [gap(*one) for one in pair]
@@ -76,54 +88,56 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
         yield "No finished run gives a number of the paper's tables; what is shown of them below is the paper's alone."
 
 
-def overview(evidence: Evidence) -> Markup:
-    """Counts, scales, machines and commits."""
+def overview(evidence: Evidence) -> list[str]:
+    """Counts, scales, machines and commits, a line each."""
     records = evidence.records
     finished = sum(record.result is not None for record in records)
     counted = sum(record.match is not None and record.result is not None for record in records)
-    lines: list[str | Markup] = [
-        f"{count(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; {counted} of the finished "
-        "give a number of the paper's tables.",
-        *scales(evidence),
-        *places(evidence),
-    ]
-    if evidence.broken:
-        lines.append(join([tag("a", f"{count(len(evidence.broken), 'problem')} with what was read", href="#broken"), "."]))
-    return section("runs-read", "What was run", items(lines))
+    counts = (
+        f"{count(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
+        f"{counted} of the finished give a number of the paper's tables."
+    )
+    return [counts, *scales(evidence), *places(evidence)]
 
 
 def scales(evidence: Evidence) -> Iterator[str]:
     """Every setting in words, with the scale it departs from."""
     seen: set[str] = set()
     for setting in evidence.settings:
-        runs = {record.path for (of, _, _), number in evidence.numbers.items() if of == setting for record in number.records}
+        runs = {
+            record.path
+            for (of, _, _), number in evidence.numbers.items()
+            if of == setting
+            for record in number.records
+        }
         shared = {path for path in runs if path in seen}
         seen |= runs
-        again = f" (of which {len(shared)} are above: global training knows no local loss)" if shared else ""
-        departs = f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
+        again = (
+            f" (of which {len(shared)} are above: global training knows no local loss)"
+            if shared
+            else ""
+        )
+        departs = (
+            f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
+        )
         yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {SCALES[setting.scale].text}.{departs}"
 
 
 def places(evidence: Evidence) -> Iterator[str]:
     """Machines and commits with the number of runs of each."""
     found = Counter(machine(record.facts) or "not noted" for record in evidence.records)
-    yield from (f"Machine: {name} ({count(number, 'run')})." for name, number in found.most_common())
+    yield from (
+        f"Machine: {name} ({count(number, 'run')})." for name, number in found.most_common()
+    )
     commits = Counter(str(record.facts.get("commit") or "not noted") for record in evidence.records)
     listed = ", ".join(f"{name} ({count(number, 'run')})" for name, number in commits.most_common())
     if listed:
         yield f"Commits (+: changed since): {listed}."
 
 
-def count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def broken(evidence: Evidence) -> Markup:
-    """What could not be read, or only in part."""
-    if not evidence.broken:
-        return section("broken", "Problems", tag("p", "Everything in the folders was read in full."))
-    lines = [join([tag("code", item.path), " ", item.reason]) for item in evidence.broken[:MOST_BROKEN]]
-    if len(evidence.broken) > MOST_BROKEN:
-        lines.append(Markup(f"and {len(evidence.broken) - MOST_BROKEN:,} more"))
-    intro = tag("p", "What could not be read, or only in part. What could be read of these runs is shown.")
-    return section("broken", "Problems", intro, items(lines))
+def problems(evidence: Evidence) -> dict[str, Any]:
+    """The first of what could not be read, or only in part, and how many more there are."""
+    return {
+        "listed": evidence.broken[:MOST_BROKEN],
+        "more": max(0, len(evidence.broken) - MOST_BROKEN),
+    }

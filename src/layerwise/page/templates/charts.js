@@ -1,5 +1,5 @@
 "use strict";
-// Lines over epochs or depth, and maps of depth over epochs; their values are read by pointer, touch or arrow keys.
+// Elements, scales and lines over epochs or depth, whose values are read by pointer, touch or arrow keys.
 const DASHES = ["", "7 4", "2 3", "9 3 2 3", "12 4", "4 2"];
 const MARKS = ["circle", "square", "triangle", "diamond", "cross", "ring", "bar"];
 const SVG = "http://www.w3.org/2000/svg";
@@ -35,7 +35,8 @@ function mark(kind, x, y, index, parent) {
   element("svg:path", { d: shapes[kind], style }, parent);
 }
 
-// series: [{name, xs, values, spread, colour, dash}]; options: {title, x, y, names: label of an x}
+// series: [{name, xs, values, spread, colour, dash}]
+// options: {title, x, y, names: label of an x, range: lowest and highest value where charts share an axis}
 function lineChart(box, series, options) {
   box.classList.add("chart");
   element("h4", {}, box, options.title);
@@ -71,14 +72,14 @@ function drawToFit(box, frame, draw) {
   new ResizeObserver(fit).observe(box);
 }
 
-function extent(series) {
+function extent(series, shared) {
   const xs = series.flatMap((one) => one.xs);
   const spreads = (one) => one.values.flatMap((value, index) => {
     if (value === null) return [];
     const half = one.spread ? one.spread[index] : 0;
     return [value - half, value + half];
   });
-  const values = series.flatMap(spreads);
+  const values = shared || series.flatMap(spreads);
   const low = Math.min(...values), high = Math.max(...values), room = (high - low || 1) * 0.06;
   const floor = low < 0 ? low - room : Math.max(0, low - room); // no room below 0 for what is never negative
   return { left: Math.min(...xs), right: Math.max(...xs), low: floor, high: high + room };
@@ -88,7 +89,7 @@ function extent(series) {
 function drawLines(svg, series, width, options) {
   const height = Math.min(300, Math.max(200, width * 0.55));
   const edge = { left: 46, right: 12, top: 8, bottom: 36 };
-  const range = extent(series);
+  const range = extent(series, options.range);
   const x = (value) => edge.left + ((value - range.left) / (range.right - range.left || 1)) * (width - edge.left - edge.right);
   const y = (value) => height - edge.bottom - ((value - range.low) / (range.high - range.low)) * (height - edge.top - edge.bottom);
   fresh(svg, width, height);
@@ -183,82 +184,4 @@ function tell(box, tip, svg, share, text) {
   const at = share * box.clientWidth + (share > 0.5 ? -tip.offsetWidth - 12 : 12);
   tip.style.left = `${Math.max(0, Math.min(room, at))}px`;
   tip.style.top = `${svg.getBoundingClientRect().top - box.getBoundingClientRect().top + 10}px`;
-}
-
-const MAP = [[0, 34, 78], [59, 80, 108], [112, 114, 120], [166, 154, 106], [254, 232, 56]]; // Cividis, in five steps
-
-// what follows a value: its axis ends in it, or is it
-function unitOf(found) {
-  return found.axis.endsWith("%") ? " %" : found.axis === "points" ? " points" : "";
-}
-
-function mapColour(share) {
-  const place = Math.max(0, Math.min(1, share)) * (MAP.length - 1), low = Math.min(MAP.length - 2, Math.floor(place));
-  const mixed = MAP[low].map((value, channel) => Math.round(value + (MAP[low + 1][channel] - value) * (place - low)));
-  return `rgb(${mixed.join(",")})`;
-}
-
-// depth from left to right, epochs from top to bottom
-function mapChart(box, found, options) {
-  box.classList.add("chart");
-  element("h4", {}, box, options.title);
-  const frame = element("div", {}, box);
-  const tip = element("div", { class: "tip", role: "status", hidden: "" }, box);
-  const label = `${options.title}. Arrow keys read the values.`;
-  const svg = element("svg:svg", { tabindex: "0", role: "img", "aria-label": label }, frame);
-  const reader = mapReader(box, svg, tip, found);
-  drawToFit(box, frame, (room) => reader.place(drawMap(svg, found, room)));
-  const known = found.values.flat().filter((value) => value !== null);
-  const range = `dark ${show(Math.min(...known))}${unitOf(found)}, bright ${show(Math.max(...known))}${unitOf(found)}`;
-  element("p", { class: "faint" }, box, `${range}; depth from left to right, epochs from top to bottom.`);
-}
-
-function drawMap(svg, found, width) {
-  const left = 46, rows = found.epochs.length, columns = found.names.length;
-  const high = Math.max(8, Math.min(18, 260 / rows)), wide = (width - left - 8) / columns, height = rows * high + 24;
-  const known = found.values.flat().filter((value) => value !== null), low = Math.min(...known), top = Math.max(...known);
-  fresh(svg, width, height);
-  found.epochs.forEach((epoch, row) => {
-    if (row % Math.ceil(rows / 6) === 0) element("svg:text", { x: left - 6, y: (row + 0.5) * high + 4, "text-anchor": "end" }, svg, epoch);
-    for (let unit = 0; unit < columns; unit += 1) {
-      const value = found.values[unit][row];
-      if (value === null) continue;
-      const fill = mapColour((value - low) / (top - low || 1));
-      element("svg:rect", { x: left + unit * wide, y: row * high, width: wide + 0.4, height: high + 0.4, fill }, svg);
-    }
-  });
-  element("svg:text", { x: 11, y: height / 2, "text-anchor": "middle", transform: `rotate(-90 11 ${height / 2})` }, svg, "epoch");
-  element("svg:text", { x: (left + width) / 2, y: height - 5, "text-anchor": "middle" }, svg, "depth, units");
-  return { width, left, wide, high };
-}
-
-function mapReader(box, svg, tip, found) {
-  let row = found.epochs.length - 1, unit = 0, size;
-  const read = (toRow, toUnit) => {
-    row = Math.max(0, Math.min(found.epochs.length - 1, toRow));
-    unit = Math.max(0, Math.min(found.names.length - 1, toUnit));
-    const text = `${found.names[unit]}\nepoch ${found.epochs[row]}: ${show(found.values[unit][row])}${unitOf(found)}`;
-    tell(box, tip, svg, (size.left + unit * size.wide) / size.width, text);
-  };
-  const point = (event) => {
-    const frame = svg.getBoundingClientRect(), scale = size.width / frame.width;
-    const across = (event.clientX - frame.left) * scale - size.left, down = (event.clientY - frame.top) * scale;
-    read(Math.floor(down / size.high), Math.floor(across / size.wide));
-  };
-  svg.addEventListener("pointermove", point);
-  svg.addEventListener("pointerdown", point);
-  svg.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") tip.hidden = true; });
-  svg.addEventListener("blur", () => { tip.hidden = true; });
-  svg.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
-    if (!moves) return;
-    event.preventDefault();
-    read(row + moves[0], unit + moves[1]);
-  });
-  return {
-    place: (drawn) => {
-      size = drawn;
-      if (!tip.hidden) read(row, unit);
-    },
-  };
 }

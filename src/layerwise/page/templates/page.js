@@ -57,18 +57,10 @@ function runCurves(box, run) {
   else element("p", { class: "faint" }, box, "No epoch of it was evaluated.");
 }
 
+const withNames = (panel) => ({ ...panel, names: DATA.names[panel.names] });
+
 function runUnits(box, run) {
-  for (const found of run.units) {
-    const names = DATA.names[found.names], last = found.epochs.length - 1;
-    const chosen = [...new Set([0, Math.floor(last / 3), Math.floor((2 * last) / 3), last])];
-    const series = chosen.map((place, index) => ({
-      name: `epoch ${found.epochs[place]}`, xs: names.map((_, unit) => unit), values: found.values.map((of) => of[place]),
-      colour: index, dash: DASHES[index],
-    })).filter((one) => one.values.some((value) => value !== null));
-    const title = `Over depth: ${found.kind}`;
-    lineChart(element("div", {}, box), series, { title, x: "depth, units", y: found.axis, names });
-    mapChart(element("div", {}, box), { ...found, names }, { title: `Over depth and epochs: ${found.kind}` });
-  }
+  for (const panel of run.units) depthCharts(element("div", { class: "charts" }, box), [withNames(panel)]);
 }
 
 function unitTable(box, summary, names, columns) {
@@ -133,15 +125,26 @@ function findRuns(words) {
   document.getElementById("found").textContent = wanted.length ? `${shown} of ${DATA.runs.length}` : "";
 }
 
+function epochChart(box, chart) {
+  const series = chart.series.map((one) => ({ ...one, xs: one.epochs, dash: one.dashed ? "7 4" : "" }));
+  lineChart(box, series, { title: chart.title, x: "epoch", y: chart.y });
+}
+
+const FIGURES = {
+  bars: (box, panels) => panels.forEach((panel) => barChart(element("div", {}, box), panel)),
+  lines: (box, panels) => panels.forEach((panel) => epochChart(element("div", {}, box), panel)),
+  depths: (box, panels) => depthCharts(box, panels.map(withNames)),
+};
+
 function start() {
   for (const button of document.querySelectorAll("table.sortable thead button")) {
     button.addEventListener("click", () => sortTable(button));
   }
   const charts = document.getElementById("charts");
   if (!DATA.charts.length) element("p", {}, charts, "No finished run of a row of the paper.");
-  for (const chart of DATA.charts) {
-    const series = chart.series.map((one) => ({ ...one, xs: one.epochs, dash: one.dashed ? "7 4" : "" }));
-    lineChart(element("div", {}, charts), series, { title: chart.title, x: "epoch", y: "test accuracy, %" });
+  for (const chart of DATA.charts) epochChart(element("div", {}, charts), chart);
+  for (const [name, figure] of Object.entries(DATA.figures)) {
+    FIGURES[figure.kind](document.querySelector(`[id="figure-${name}"] .charts`), figure.panels);
   }
   for (const details of document.querySelectorAll("#details > details")) {
     details.addEventListener("toggle", () => openRun(details));
