@@ -41,8 +41,7 @@ from layerwise.layouts import lay_out
 from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
 from layerwise.memory import synchronise
-from layerwise.models import convolution
-from layerwise.models.convolution import FewPixels
+from layerwise.ops import small_conv
 from layerwise.runs import Execution
 
 Step = Callable[[Tensor, Tensor], Any]
@@ -182,7 +181,7 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
-        no_products = patch.object(convolution, "few_pixels", lambda half: FewPixels(0, 0))
+        no_products = patch.object(small_conv, "has_matrix_unit", lambda: False)
         with no_products, Convolutions() as convolutions:  # what is computed as matrix products counts too
             step(images, labels)
         seconds, operations = convolutions.bare(options.bare, device)

@@ -20,7 +20,7 @@ from torch import Tensor
 from layerwise.encodings import CODECS, Codec, Column, Kind, kind_of
 from layerwise.errors import InvalidInput, choose
 from layerwise.learner import Learner
-from layerwise.models.normalisation import overwriting, sole_readers
+from layerwise.ops.batch_norm import overwriting, sole_readers
 from layerwise.sizes import format_size
 from layerwise.units import Carried, Unit
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from layerwise.gradients import GradientInParts, made_whole
+from layerwise.ops.windowed_gradient import GradientInParts, made_whole
 from layerwise.learner import Learner
 from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes
 from layerwise.workspace import workspace_bytes
