@@ -21,7 +21,7 @@ from layerwise.allocator import free_memory
 from layerwise.encodings import CODECS, Column, Kind, kind_of
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping, cached_features
-from layerwise.layouts import lay_out
+from layerwise.memory_format import set_memory_format
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position
 from layerwise.runs import FEATURES, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder
@@ -135,7 +135,7 @@ def test_in_mixed_precision_kept_features_are_those_computed(name: str, layout: 
     data = digits(train_images=60, batch_size=20, views=2)
     computed, kept = learner(name, amp=torch.bfloat16), learner(name, amp=torch.bfloat16)
     for one, options in ((computed, {}), (kept, {"cache": True, "keeping": Keeping(say=lambda line: None)})):
-        lay_out(one, layout)
+        set_memory_format(one, layout)
         history = ticks("sequential", one, data.train, 2, **options)
         assert len(history) == 2 * 3 * len(one.units)
     assert same_weights(computed.model, kept.model)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from layerwise.features import Keeping, pass_through
 from layerwise.learner import localize
-from layerwise.layouts import lay_out
+from layerwise.memory_format import set_memory_format
 from layerwise.models import create_model
 from layerwise.ops import batch_norm
 from layerwise.ops.batch_norm import (
@@ -324,7 +324,7 @@ def test_maps_that_a_hook_sees_are_none_of_them() -> None:
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32"])
 def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, layout: str) -> None:
     local = learner(name, amp=amp)
-    lay_out(local, layout)
+    set_memory_format(local, layout)
     local.train(False)
     carried: tuple[Tensor, ...] = (torch.randn(4, 1, 8, 8),)
     passed = pass_through(local.units, carried)

@@ -392,7 +392,8 @@ def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:
         for parameter in unit.parameters():
             parameter.grad = torch.zeros_like(parameter)
     for memory_format in (None, torch.contiguous_format, torch.channels_last):
-        with pretended(local, memory_format) as copied:
+        formats = None if memory_format is None else [memory_format] * len(local.units)
+        with pretended(local, formats) as copied:
             assert persistent_bytes(copied) == persistent_bytes(local)
             pairs = zip(copied.model.named_parameters(), local.model.named_parameters(), strict=True)
             for (name, one), (other_name, other) in pairs:

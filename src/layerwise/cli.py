@@ -19,7 +19,7 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 CACHES = {"cache_place", "cache_dir", "cache_limit"}
 ONE_RUN = {"separability_against"}  # options of a single training
 # options of training alone
-NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "layout", *ONE_RUN}
+NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "memory_format", *ONE_RUN}
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs
@@ -115,9 +115,8 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(
-        profile, Execution, skip={"data_dir", "workers", "download", *NOT_TRAINED - {"layout"}, *CACHES - {"cache_limit"}}
-    )
+    unused = {"data_dir", "workers", "download", *NOT_TRAINED - {"memory_format"}, *CACHES - {"cache_limit"}}
+    add_fields(profile, Execution, skip=unused)
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")

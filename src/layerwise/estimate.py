@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.build import amp_type, prepare_device
 from layerwise.data import DATASETS
-from layerwise.layouts import lay_out
-from layerwise.memory import synchronise
+from layerwise.memory_format import set_memory_format
 from layerwise.models import create_model
 from layerwise.rehearsal import build, image_size, options_of, rule_ticks
 from layerwise.runs import Execution, Run
 from layerwise.units import precision
+from layerwise.utils.device import synchronise
 
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 ENOUGH = 5.0  # seconds: a first step that takes longer is not repeated
@@ -81,7 +81,7 @@ def time_steps(run: Run, execution: Execution, work: float) -> Pace:
     """Time a few steps and a forward pass, on random images."""
     device = prepare_device(execution)
     learner = build(run, CLASSES[run.data], device)
-    lay_out(learner, execution.layout)
+    set_memory_format(learner, execution.memory_format)
     ticks = rule_ticks(run.rule, learner, run.batch_size, 2, options_of(run))
     seconds: list[float] = []
     while not seconds or (len(seconds) < 4 and seconds[0] < ENOUGH):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from layerwise import __version__
-from layerwise.memory import synchronise
+from layerwise.utils.device import synchronise
 
 PRODUCT, REPETITIONS = 512, 10  # the matrices' size, and how often they are multiplied after once that is not counted
 SLOWER = 1.1  # multiple of float32's time from which on bfloat16 counts as slower

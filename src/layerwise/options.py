@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
-from layerwise.runs import Execution, Run, check_value, field_type
+from layerwise.runs import Execution, Run, check_value, field_type, renamed
 
 Options = TypeVar("Options", Run, Execution)
 
@@ -93,7 +93,7 @@ def read_config(path: str | None) -> dict[str, Any]:
         raise InvalidInput(f"{path} does not hold options: give lines such as `epochs: 10`")
     known = {item.name: item for kind in (Run, Execution) for item in fields(kind)}
     checked = {}
-    for key, value in values.items():
-        name = choose(f"option in {path}", str(key).replace("-", "_"), known)
+    for key, value in renamed({str(key).replace("-", "_"): value for key, value in values.items()}).items():
+        name = choose(f"option in {path}", key, known)
         checked[name] = check_value(path, known[name], value)
     return checked

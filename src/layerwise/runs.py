@@ -24,7 +24,7 @@ def option(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, in full: with the same machine, versions and layouts of maps, the same run gives the same bits.
+    """One training, in full: with the same machine, versions and memory formats, the same run gives the same bits.
 
     Every field is an option of ``layerwise train``, with hyphens for underscores.
     """
@@ -91,8 +91,10 @@ class Execution:
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
     keep_memory: bool = option(True, "on a CPU: keep freed memory for the next tensors; faster, but the process stays large")
-    layout: str = option(
-        "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
+    memory_format: str = option(
+        "auto",
+        "of maps: contiguous, channels-last, auto (by a fixed rule), or trial (by timing each unit in both)",
+        also=("--layout",),
     )
     graphs: bool = option(True, "on a GPU: record a training step once and replay it, for it is faster")
     streams: int = option(4, "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least memory")
@@ -228,7 +230,7 @@ class RunFolder:
     def execution(self) -> Execution:
         """How the run was carried out when it began."""
         known = {item.name: item for item in fields(Execution)}
-        values = self.facts().get("execution", {})
+        values = renamed(self.facts().get("execution", {}))
         return Execution(
             **{name: check_value(self.file(CONFIGURATION), known[name], values[name]) for name in known & values.keys()}
         )
@@ -322,6 +324,13 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as draft:
         draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names of today, where a file has an older one."""
+    items = [item for kind in (Run, Execution) for item in fields(kind)]
+    names = {also.lstrip("-").replace("-", "_"): item.name for item in items for also in item.metadata.get("also", ())}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def is_foreign(path: Path) -> bool:

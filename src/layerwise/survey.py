@@ -13,10 +13,10 @@ from layerwise.build import build_learner, parse_cut, prepare_device
 from layerwise.data import load_data
 from layerwise.errors import InvalidInput, choose
 from layerwise.gains import losses_push
-from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.loader import Loader
 from layerwise.measures import MEASURES, check_labels, parts
+from layerwise.memory_format import set_memory_format
 from layerwise.probing import (
     POOLED_TO,
     Depths,
@@ -186,7 +186,7 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
     learner = build_learner(run, shape, device)
     if folder.file(STATE).exists():
         state = load_state(folder.file(STATE))
-        lay_out(learner, "auto", facts.get("layouts"))
+        set_memory_format(learner, "auto", facts.get("layouts"))
         learner.load_state_dict(state["learner"])
         return depths_of(learner, parse_cut(run.at)), state["position"][0]
     network, _ = load_network(folder, best=False)  # the state has been removed, and with it the heads
