@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layerwise import machine
 from layerwise import train as train_module
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
@@ -422,15 +421,3 @@ def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -
     with pytest.raises(Diverged, match="loss of unit"):
         carry_out(replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run")
     assert not (tmp_path / "run" / RESULT).exists()
-
-
-@pytest.mark.parametrize(("ratio", "said"), [(0.5, False), (1.05, False), (1.7, True)])
-def test_bfloat16_that_is_slower_than_float32_is_said(monkeypatch, ratio, said):
-    monkeypatch.setattr(machine, "bfloat16_time", lambda device: ratio)
-    text = machine.describe_device(torch.device("cpu"), amp=True)
-    assert ("takes 1.7 times as long here as float32" in text) == said
-    assert "bfloat16" not in machine.describe_device(torch.device("cpu"), amp=False)
-
-
-def test_the_time_of_bfloat16_is_measured():
-    assert 0.01 < machine.bfloat16_time(torch.device("cpu")) < 100
