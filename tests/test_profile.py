@@ -321,13 +321,6 @@ class RandomImages:
             yield torch.randn(4, 3, 8, 8, generator=generator), self.labels[indices]
 
 
-def test_a_rounded_cache_can_be_profiled_beside_other_rules(capsys: pytest.CaptureFixture[str]) -> None:
-    main([*SMALL, "--predict", "--cache-type", "uint8", "--json"])
-    rules = json.loads(capsys.readouterr().out.splitlines()[-1])["rules"]
-    assert rules["sequential-cached"]["cache_bytes"] > 0
-    assert rules["sequential"]["cache_bytes"] == 0
-
-
 @pytest.mark.parametrize(
     ("rule", "options", "words"),
     [

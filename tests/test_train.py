@@ -22,7 +22,7 @@ from layerwise.models import create_model
 from layerwise.paper import ROWS, row_run
 from layerwise.progress import Progress
 from layerwise.rules import RULES
-from layerwise.runs import BEST, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
+from layerwise.runs import BEST, CONFIGURATION, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
 from layerwise.states import load_state
 from layerwise.train import train
 
@@ -421,3 +421,21 @@ def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -
     with pytest.raises(Diverged, match="loss of unit"):
         carry_out(replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run")
     assert not (tmp_path / "run" / RESULT).exists()
+
+
+def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
+    """Runs once said how --cache kept numbers, and called the memory format a layout."""
+    run = replace(SMALL, epochs=2)
+    whole = carry_out(run, tmp_path / "whole")
+    folder = RunFolder(tmp_path / "whole")
+    facts = folder.facts()
+    assert facts["run"]["cache_type"] == "float32"  # so that its name, and its state, are those of before
+    execution = {"layout": "contiguous", "cache_place": None, "device": "cpu"}
+    folder.file(CONFIGURATION).write_text(json.dumps(facts | {"execution": execution}))
+    assert folder.run() == run
+    assert folder.execution().memory_format == "contiguous"
+    assert carry_out(run, folder.path, resume=True) == whole
+    facts["run"]["cache_type"] = "uint8"
+    folder.file(CONFIGURATION).write_text(json.dumps(facts))
+    with pytest.raises(InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"):
+        folder.run()

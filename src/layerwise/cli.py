@@ -16,7 +16,7 @@ from layerwise.paper import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs import Execution, Run, RunFolder, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
-CACHES = {"cache_place", "cache_dir", "cache_limit"}
+CACHES = {"cache_dir", "cache_limit"}
 ONE_RUN = {"separability_against"}  # options of a single training
 # options of training alone
 NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "memory_format", *ONE_RUN}
@@ -171,7 +171,7 @@ def build_parser() -> Parser:
     accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5; --json has all)")
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
     accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
-    add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})
+    add_fields(accelerate, Run, skip={"model", "rule", "cache", "segments", "threads"})
     add_fields(accelerate, Execution, skip={*CACHES, *ONE_RUN})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")

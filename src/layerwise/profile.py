@@ -134,7 +134,7 @@ def run_for(base: Run, name: str) -> Run:
         if item.default is not MISSING and item.name not in (*accepted, *changed) and is_rule_option(item.name):
             changed[item.name] = item.default
     if not changed.get("cache"):
-        changed |= {"cache": False, "cache_type": "float32"}
+        changed["cache"] = False
     return replace(base, **changed)
 
 

@@ -53,7 +53,6 @@ class Run:
         "sequential: keep what enters a unit instead of computing it for every batch; needs --views N, of which all are kept, "
         "at N times the size, or --no-augment",
     )
-    cache_type: str = option("float32", "how --cache keeps a number: float32 (as it is), bfloat16 or uint8 (rounded)")
     segments: int | None = option(
         None, "checkpointed: stretches the network is cut into (default: those that need the least memory)"
     )
@@ -98,8 +97,7 @@ class Execution:
     )
     graphs: bool = option(True, "on a GPU: record a training step once and replay it, for it is faster")
     streams: int = option(4, "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least memory")
-    cache_place: str | None = option(None, "memory, or disk: a file (default: memory, but disk with --cache-dir)")
-    cache_dir: str | None = option(None, "folder for the file of --cache-place disk (default: the run's)")
+    cache_dir: str | None = option(None, "keep what --cache keeps in a file in this folder (default: in memory)")
     cache_limit: str = option("4GB", "most that --cache may keep; what exceeds it is computed for every batch")
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
@@ -118,6 +116,7 @@ WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, an
 SEPARABILITY = "separability.jsonl"
 LOCK, DRAFT = "lock", ".draft"
 FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
+RETIRED = {"cache_type": "float32"}  # options that runs once had, and the value of each that is still how a run is carried out
 FORMAT = 2  # of the folder
 
 
@@ -133,9 +132,25 @@ def run_name(run: Run) -> str:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """A run as files and names hold it."""
+    """A run as files and names hold it; with the retired options, so that those of before stay the same."""
     later = [item.name for item in fields(Run) if item.metadata.get("later")]
-    return {name: value for name, value in asdict(run).items() if name not in later or value != getattr(Run, name)}
+    present = {name: value for name, value in asdict(run).items() if name not in later or value != getattr(Run, name)}
+    return present | RETIRED
+
+
+def without_retired(source: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options from a file, less those that runs once had.
+
+    Raises:
+        InvalidInput: one of those has a value that no run can be carried out with any more.
+    """
+    for name, value in RETIRED.items():
+        if values.get(name, value) != value:
+            raise InvalidInput(
+                f"Cannot use the run in {source}: its {name} is {values[name]!r}, and only {value!r} is supported now. "
+                "Train it again without that option."
+            )
+    return {name: value for name, value in values.items() if name not in RETIRED}
 
 
 def differences(one: Run, other: Run) -> list[str]:
@@ -218,7 +233,8 @@ class RunFolder:
             raise InvalidInput(f"{path} cannot be read as a run ({error}): restore it, or start the run anew") from error
 
     def run(self) -> Run:
-        values, known = self.facts()["run"], {item.name: item for item in fields(Run)}
+        values = without_retired(self.file(CONFIGURATION), self.facts()["run"])
+        known = {item.name: item for item in fields(Run)}
         odd = sorted(values.keys() ^ known.keys())
         odd = [name for name in odd if name in values or not known[name].metadata.get("later")]
         if odd:

@@ -31,7 +31,7 @@ from layerwise.models import published_hierarchy
 from layerwise.probing import WATCHED_IMAGES, Watch
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import BEST, FEATURES, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
+from layerwise.runs import BEST, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
 from layerwise.survey import compared_run, refuse_other_depth
 from layerwise.tensorboard import check_log, open_log
@@ -64,7 +64,6 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
     with ExitStack() as held:
         if resume:
             held.enter_context(folder.locked())
-            folder.file(FEATURES).unlink(missing_ok=True)
         device = prepare_device(execution)
         data = load_data(run, execution, device)
         learner = build_learner(run, data, device)
