@@ -2,12 +2,11 @@
 
     python benchmarks/data.py --data-dir DATA
 
-The data set must lie in DATA. The start is measured twice: first with layouts to be tried, then with layouts that are known.
+The data set must lie in DATA. The start is measured twice.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
 
     from layerwise.build import build_learner, prepare_device
     from layerwise.data import load_data
-    from layerwise.layouts import lay_out
+    from layerwise.memory_format import set_memory_format
     from layerwise.runs import Execution, Run
 
     run = Run(model=MODEL[0], width=MODEL[1], data="cifar10", loss="predsim-lite")
@@ -32,7 +31,7 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
     device = prepare_device(execution)
     data = load_data(run, execution, device)
     learner = build_learner(run, data, device)
-    lay_out(learner, "auto")
+    set_memory_format(learner, "auto")
     learner.train()
     preparing = stepping = 0.0
     drawn = iter(data.train.batches(0))
@@ -74,11 +73,8 @@ def start(data_dir: str) -> list[float]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
-            environment = {**os.environ, "LAYERWISE_CACHE": f"{folder}/cache"}
             arguments = [MODEL[0], str(MODEL[1]), data_dir, f"{folder}/run{number}"]
-            done = subprocess.run(
-                [sys.executable, "-c", START, *arguments], env=environment, capture_output=True, text=True, check=True
-            )
+            done = subprocess.run([sys.executable, "-c", START, *arguments], capture_output=True, text=True, check=True)
             found.append(float(done.stdout.splitlines()[-1]))
     return found
 

@@ -24,8 +24,8 @@ import layerwise
 from layerwise.build import parse_cut
 from layerwise.errors import Busy
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
-from layerwise.losses.pooling import average, averaging
 from layerwise.losses.predsim_lite import PredSimLite
+from layerwise.ops.pooling import average, averaging
 from layerwise.progress import Progress
 from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
 from layerwise.tables import written

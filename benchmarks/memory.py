@@ -22,9 +22,9 @@ import torch
 
 import layerwise
 from layerwise.hierarchy import format_hierarchy
-from layerwise.layouts import FORMATS
 from layerwise.measurement import measured
 from layerwise.memory import persistent_bytes
+from layerwise.memory_format import FORMATS
 from layerwise.prediction import rule_options
 from layerwise.rehearsal import rule_ticks
 from layerwise.rules import RULES
@@ -63,7 +63,7 @@ def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.d
     learner = layerwise.localize(
         network, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", optimizer=adam, **options
     )
-    layerwise.lay_out(learner, layout)
+    layerwise.set_memory_format(learner, layout)
     steps, peaks = rule_ticks(rule, learner, batch, 1, rule_options(rule, {})), list[int]()
     while next(steps, None):
         persistent = persistent_bytes(learner)

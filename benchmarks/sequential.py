@@ -19,7 +19,6 @@ import torch
 
 from layerwise import create_model, localize
 from layerwise.data.loader import Loader, PixelsInMemory
-from layerwise.encodings import CODECS
 from layerwise.features import Keeping
 from layerwise.learner import Learner
 from layerwise.rules import RULES, Tick
@@ -36,7 +35,6 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32, help="in pixels (default: 32)")
     parser.add_argument("--batch-size", type=int, default=128, help="images in a batch (default: 128)")
     parser.add_argument("--epochs", type=int, default=2, help="passes over the images for each unit (default: 2)")
-    parser.add_argument("--cache-type", choices=CODECS, default="float32", help="how features are kept (default: float32)")
     parser.add_argument("--cache-dir", help="folder for the file of features (default: a temporary one)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object instead of a table")
@@ -55,8 +53,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     labels = torch.randint(0, CLASSES, (arguments.images,), generator=generator).to(device)
     variants: dict[str, dict[str, Any]] = {
         "computed": {},
-        "memory": {"cache": True, "cache_type": arguments.cache_type, "keeping": Keeping()},
-        "disk": {"cache": True, "cache_type": arguments.cache_type, "keeping": Keeping(folder / "features")},
+        "memory": {"cache": True, "keeping": Keeping()},
+        "disk": {"cache": True, "keeping": Keeping(folder / "features")},
     }
     learners = {name: build(arguments, device) for name in variants}
     orders: dict[str, Iterator[Tick]] = {}
@@ -121,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
     tenth = max(1, result["units"] // 10)
     lines = [
         f"{result['model']} x {result['width']}, {result['units']} units, {result['images']} images of "
-        f"{result['image_size']} pixels, {result['epochs']} epochs each, features as {result['cache_type']}",
+        f"{result['image_size']} pixels, {result['epochs']} epochs each",
         f"{'features':<10} {'seconds':>9} {'speed-up':>9} {'first units':>12} {'last units':>11} {'memory kept':>14}  weights",
     ]
     for name, variant in result["variants"].items():

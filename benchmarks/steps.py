@@ -37,13 +37,12 @@ import layerwise
 from layerwise.allocator import keep_freed_memory
 from layerwise.captured import CapturedSteps
 from layerwise.checkpointed import checkpointed_piece
-from layerwise.layouts import lay_out
 from layerwise.machine import describe_machine
 from layerwise.measurement import process_peak_bytes
-from layerwise.memory import synchronise
-from layerwise.models import convolution
-from layerwise.models.convolution import FewPixels
+from layerwise.memory_format import set_memory_format
+from layerwise.ops import small_conv
 from layerwise.runs import Execution
+from layerwise.utils.device import synchronise
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
@@ -71,7 +70,7 @@ def learner_for(
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
-    lay_out(learner, layout)
+    set_memory_format(learner, layout)
     if options.device != "cpu" and recorded:
         learner.captured = CapturedSteps(learner, streams)
     return learner
@@ -182,7 +181,7 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
-        no_products = patch.object(convolution, "few_pixels", lambda half: FewPixels(0, 0))
+        no_products = patch.object(small_conv, "has_matrix_unit", lambda: False)
         with no_products, Convolutions() as convolutions:  # what is computed as matrix products counts too
             step(images, labels)
         seconds, operations = convolutions.bare(options.bare, device)

@@ -172,20 +172,20 @@ def test_units_that_change_what_they_are_handed_do_not_overlap():
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)])
 def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
-    deviation_kernels = pytest.importorskip("layerwise.losses.deviation_kernels")
+    spatial_std_triton = pytest.importorskip("layerwise.ops.spatial_std_triton")
     torch.manual_seed(0)
     maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=layout)
     maps[0, 0] = 3.0  # constant over space: no deviation, and no gradient
     expected = maps.double().requires_grad_()
     wanted = expected.std((2, 3))
-    mean, deviations = deviation_kernels.deviation(maps.cuda())
+    mean, deviations = spatial_std_triton.deviation(maps.cuda())
     torch.testing.assert_close(mean.cpu()[..., 0, 0], expected.mean((2, 3)).float(), rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(deviations.cpu(), wanted.float(), rtol=1e-5, atol=1e-6)
     gradient = torch.randn(shape[:2])
     (of_maps,) = torch.autograd.grad(wanted, expected, gradient.double())
     of_maps[0, 0] = 0.0  # where that of std is not a number
     given = maps.cuda()
-    written = deviation_kernels.write_gradient(given, mean, deviations, gradient.cuda())
+    written = spatial_std_triton.write_gradient(given, mean, deviations, gradient.cuda())
     assert written.data_ptr() == given.data_ptr()
     assert float(written[0, 0].abs().max()) == 0.0
     torch.testing.assert_close(written.cpu().double(), of_maps, rtol=2**-7 if kind == torch.bfloat16 else 1e-4, atol=1e-5)
@@ -281,7 +281,7 @@ def test_a_state_that_is_loaded_is_gone_on_from():
 
 @needs_gpu
 def test_kernels_tell_what_is_no_number():
-    deviation_kernels = pytest.importorskip("layerwise.losses.deviation_kernels")
+    spatial_std_triton = pytest.importorskip("layerwise.ops.spatial_std_triton")
     maps = torch.ones(2, 4, 3, 3, device="cuda")
     maps[1, 2, 0, 1] = float("nan")
-    assert torch.isnan(deviation_kernels.deviation(maps)[1]).nonzero().tolist() == [[1, 2]]
+    assert torch.isnan(spatial_std_triton.deviation(maps)[1]).nonzero().tolist() == [[1, 2]]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.gradients import Average, WindowedGradient
-from layerwise.losses import Site, Targets, create_loss, pooling
-from layerwise.models import normalisation
-from layerwise.models.normalisation import NormalisedActivation
+from layerwise.losses import Site, Targets, create_loss
+from layerwise.ops import batch_norm, pooling
+from layerwise.ops.batch_norm import NormalisedActivation
+from layerwise.ops.windowed_gradient import Average, WindowedGradient
 
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
 
@@ -38,30 +38,6 @@ def test_the_whole_is_the_gradient_of_average_pooling(kernel: tuple[int, int], l
     stretches = [stretch.whole() for stretch in found.stretches(2)]
     assert [len(stretch) for stretch in stretches] == [2, 1]
     assert torch.equal(torch.cat(stretches), expected)
-
-
-@LAYOUTS
-@pytest.mark.parametrize("kernel", [None, (1, 2), (2, 2), (3, 5), (7, 2)])
-def test_averages_beside_a_convolution_have_the_same_gradients(
-    kernel: tuple[int, int] | None, layout: torch.memory_format
-) -> None:
-    leaf = sized(kernel or (1, 1), layout).requires_grad_()
-    weight = torch.randn(4, 5, 3, 3)
-    found = []
-    for averages_beside in (pooling.average_beside, lambda maps, kernel: (pooling.average(maps, kernel), maps)):
-        averages, maps = averages_beside(leaf * 1, kernel)
-        (averages.square().sum() + F.conv2d(maps, weight, padding=1).cos().sum()).backward()
-        found.append((averages, leaf.grad))
-        leaf.grad = None
-    for one, other in zip(*found, strict=True):
-        assert torch.equal(one, other)
-
-
-def test_a_window_that_goes_beyond_the_border_is_averaged_beside_too() -> None:
-    leaf = torch.randn(2, 3, 5, 5, requires_grad=True)
-    averages, maps = pooling.average_beside(leaf, (2, 2))
-    assert torch.equal(averages, F.avg_pool2d(leaf, 2, ceil_mode=True))
-    assert maps is leaf
 
 
 class Context:
@@ -98,8 +74,8 @@ def test_a_leaf_gets_a_gradient_that_an_optimizer_can_use() -> None:
 def test_a_unit_with_the_cheap_head_learns_the_same(
     shortcut: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(normalisation, "LARGE_ELEMENTS", 0)
-    monkeypatch.setattr(normalisation, "PART_ELEMENTS", 2 * 8 * 16 * 16)
+    monkeypatch.setattr(batch_norm, "LARGE_ELEMENTS", 0)
+    monkeypatch.setattr(batch_norm, "PART_ELEMENTS", 2 * 8 * 16 * 16)
     labels = torch.arange(6) % 3
     found, windowed = [], []
     for small in (1 << 30, 0):  # the whole gradient; the windowed one

@@ -22,8 +22,8 @@ from layerwise.hierarchy import (
     shallow,
     shallow_scale,
 )
-from layerwise.layouts import lay_out
 from layerwise.memory import phases
+from layerwise.memory_format import set_memory_format
 from layerwise.models import create_model, published_hierarchy
 from layerwise.paper import ROWS, Row, row_run
 from layerwise.prediction import predict_steps
@@ -127,7 +127,7 @@ def narrow_costs(model: str, data: str) -> Costs:
 def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
     """What each unit saves in a step of the network itself."""
     learner = build_learner(found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu"))
-    lay_out(learner, "channels-last")
+    set_memory_format(learner, "channels-last")
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     learner.step(images, labels)  # the first makes optimizer state
     with SavedBytes(learner) as saved, phases(learner, saved.mark):

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Output, Site, Targets, create_loss
-from layerwise.losses.deviation import spatial_deviation
-from layerwise.losses.pred import pooling_kernel
+from layerwise.ops.pooling import pooling_kernel
+from layerwise.ops.spatial_std import spatial_deviation
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import nn
 
 from layerwise.errors import InvalidInput
 from layerwise.models import create_model, list_models, published_hierarchy
-from layerwise.models.normalisation import SLOPE, NormalisedActivation
+from layerwise.ops.batch_norm import SLOPE, Normalisation, NormalisedActivation
 
 with files("layerwise").joinpath("paper_tables.csv").open() as file:
     ROWS = list(csv.DictReader(file))
@@ -55,7 +55,7 @@ def test_every_network_of_the_paper_has_the_layers_of_its_hierarchy(row: dict[st
         assert sorted(kernels) == [1] * PROJECTIONS[name] + [3] * (1 + 2 * depth)
     else:
         assert sorted(kernels) == [1] * (PROJECTIONS[name] + 2 * depth) + [3] * (1 + depth)
-    norms = layers(model, nn.modules.batchnorm._BatchNorm)
+    norms = layers(model, (nn.BatchNorm1d, Normalisation))
     assert len(norms) == len(kernels) + (1 if name.startswith("vgg") else 0)
     assert {module.p for module in layers(model, nn.modules.dropout._DropoutNd)} == {dropout}
     assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 100 if row["dataset"] == "cifar100" else 10)
@@ -63,11 +63,11 @@ def test_every_network_of_the_paper_has_the_layers_of_its_hierarchy(row: dict[st
 
 @pytest.mark.parametrize("name", list_models())
 def test_batch_norm_with_the_channels_of_its_convolution_follows_it(name: str) -> None:
-    modules = layers(on_meta(name), (nn.Conv2d, nn.BatchNorm2d))
+    modules = layers(on_meta(name), (nn.Conv2d, Normalisation))
     assert len(modules) % 2 == 0
     for conv, norm in zip(modules[::2], modules[1::2], strict=True):
         assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(norm, Normalisation)
         assert conv.out_channels == norm.num_features
         assert (conv.bias is not None) == name.startswith("vgg")
 

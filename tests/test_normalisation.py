@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.features import Keeping, pass_through
-from layerwise.layouts import lay_out
 from layerwise.learner import localize
-from layerwise.losses.pooling import average_alone
-from layerwise.models import normalisation
-from layerwise.models.normalisation import (
+from layerwise.memory_format import set_memory_format
+from layerwise.models import create_model
+from layerwise.ops import batch_norm
+from layerwise.ops.batch_norm import (
     SLOPE,
     ActivationGradient,
     Normalisation,
@@ -22,6 +22,7 @@ from layerwise.models.normalisation import (
     overwriting,
     sole_readers,
 )
+from layerwise.ops.pooling import average_alone
 from layerwise.profile import predict_peak
 from tests.helpers import learner
 
@@ -32,13 +33,20 @@ WAYS = {"small": (1 << 21, 1 << 19), "in place": (0, 2 * 60), "in place, at once
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     small, part = WAYS[request.param]
-    monkeypatch.setattr(normalisation, "LARGE_ELEMENTS", small)
-    monkeypatch.setattr(normalisation, "PART_ELEMENTS", part)
+    monkeypatch.setattr(batch_norm, "LARGE_ELEMENTS", small)
+    monkeypatch.setattr(batch_norm, "PART_ELEMENTS", part)
     return str(request.param)
 
 
+def batch_norm_2d(norm: Normalisation, maps: Tensor) -> Tensor:
+    """By PyTorch's module, with the same parameters and buffers."""
+    twin = nn.BatchNorm2d(norm.num_features)
+    twin._parameters, twin._buffers, twin.training = norm._parameters, norm._buffers, norm.training
+    return twin(maps)
+
+
 def plain(norm: NormalisedActivation, maps: Tensor, shortcut: Tensor | None) -> Tensor:
-    normalised = nn.BatchNorm2d.forward(norm, maps)
+    normalised = batch_norm_2d(norm, maps)
     return F.leaky_relu(normalised if shortcut is None else normalised + shortcut, SLOPE)
 
 
@@ -75,7 +83,7 @@ def test_gradients_are_those_of_the_plain_modules(way: str, shortcut: bool, layo
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
 def test_without_an_activation_it_is_batch_normalisation(way: str, layout: torch.memory_format) -> None:
     norm = Normalisation(SHAPE[1]).double()
-    expected = gradients(copy.deepcopy(norm), lambda norm, maps, _: nn.BatchNorm2d.forward(norm, maps), False, layout)
+    expected = gradients(copy.deepcopy(norm), lambda norm, maps, _: batch_norm_2d(norm, maps), False, layout)
     found = gradients(norm, lambda norm, maps, _: norm(maps), False, layout)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
@@ -100,7 +108,7 @@ def test_a_shortcut_that_is_normalised_too(
         leaves = [torch.randn(SHAPE, dtype=torch.float64, generator=torch_seed).contiguous(memory_format=layout) for _ in norms]
         one, other = (leaf.requires_grad_() for leaf in leaves)
         if plainly:
-            output = plain(norms[0], one * 1, nn.BatchNorm2d.forward(norms[1], other * 1))
+            output = plain(norms[0], one * 1, batch_norm_2d(norms[1], other * 1))
         else:
             output = norms[0](one * 1, norms[1](other * 1), spare=True)
         (average_alone(output, (2, 3)) if pooled else output).cos().sum().backward()
@@ -125,7 +133,7 @@ def test_a_normalised_shortcut_that_is_not_said_to_be_spare_stays(way: str) -> N
     for plainly in (False, True):
         norms = made(), Normalisation(SHAPE[1]).double()
         leaf = torch.linspace(-3, 2, 360, dtype=torch.float64).reshape(SHAPE).sin().requires_grad_()
-        shortcut = nn.BatchNorm2d.forward(norms[1], leaf * 1) if plainly else norms[1](leaf * 1)
+        shortcut = batch_norm_2d(norms[1], leaf * 1) if plainly else norms[1](leaf * 1)
         output = plain(norms[0], leaf * 2, shortcut) if plainly else norms[0](leaf * 2, shortcut)
         (output.square() + 3 * shortcut).sum().backward()
         found.append((output, leaf.grad, norms[1].weight.grad))
@@ -180,16 +188,39 @@ def test_mixed_precision(way: str) -> None:
 
 @pytest.mark.parametrize("shortcut", [None, torch.ones(SHAPE)], ids=["alone", "shortcut"])
 def test_outside_of_plain_training_it_is_the_plain_modules(shortcut: Tensor | None) -> None:
-    averaging = made(torch.float32)
-    averaging.momentum = None  # a cumulative average, as torch.optim.swa_utils.update_bn sets it
-    for norm in (made(torch.float32).eval(), averaging):
+    for norm in (made(torch.float32).eval(), made(torch.float32)):
         maps, twin = torch.randn(SHAPE), copy.deepcopy(norm)
         assert torch.equal(norm(maps.clone(), shortcut), plain(twin, maps, shortcut))
         assert torch.equal(norm.running_var, twin.running_var)
+        assert torch.equal(norm.num_batches_tracked, twin.num_batches_tracked)
+
+
+@pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet32"])
+def test_synchronised_normalisation_leaves_the_function_as_it_is(name: str) -> None:
+    """``convert_sync_batchnorm`` replaces every ``BatchNorm2d`` by a module that knows of no activation."""
+    torch.manual_seed(0)
+    network = create_model(name, width=1 / 16, image_size=8)
+    network(torch.randn(8, 3, 8, 8))  # running statistics that are not those of the start
+    network.eval()
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(network))
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(converted(images), network(images))
+    count = sum(isinstance(module, NormalisedActivation) for module in network.modules())
+    assert count == sum(isinstance(module, NormalisedActivation) for module in converted.modules()) > 0
+    assert converted.state_dict().keys() == network.state_dict().keys()
+
+
+def test_it_is_saved_as_batch_normalisation() -> None:
+    norm, twin = Normalisation(4), nn.BatchNorm2d(4)
+    assert list(norm.state_dict()) == list(twin.state_dict())
+    twin(torch.randn(6, 4, 3, 3))
+    norm.load_state_dict(twin.state_dict())
+    maps = torch.randn(6, 4, 3, 3)
+    assert torch.equal(norm.eval()(maps), twin.eval()(maps))
 
 
 def test_a_second_backward_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalisation, "LARGE_ELEMENTS", 0)
+    monkeypatch.setattr(batch_norm, "LARGE_ELEMENTS", 0)
     output = made()(torch.randn(SHAPE, dtype=torch.float64).requires_grad_() * 1)
     output.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="asked for twice"):
@@ -197,7 +228,7 @@ def test_a_second_backward_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_gradient_of_the_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalisation, "LARGE_ELEMENTS", 0)
+    monkeypatch.setattr(batch_norm, "LARGE_ELEMENTS", 0)
     maps = torch.randn(SHAPE, dtype=torch.float64).requires_grad_()
     [gradient] = torch.autograd.grad(made()(maps * 1).square().sum(), maps, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -293,7 +324,7 @@ def test_maps_that_a_hook_sees_are_none_of_them() -> None:
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32"])
 def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, layout: str) -> None:
     local = learner(name, amp=amp)
-    lay_out(local, layout)
+    set_memory_format(local, layout)
     local.train(False)
     carried: tuple[Tensor, ...] = (torch.randn(4, 1, 8, 8),)
     passed = pass_through(local.units, carried)

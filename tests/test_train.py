@@ -16,14 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layerwise import machine
 from layerwise import train as train_module
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
 from layerwise.paper import ROWS, row_run
 from layerwise.progress import Progress
 from layerwise.rules import RULES
-from layerwise.runs import BEST, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
+from layerwise.runs import BEST, CONFIGURATION, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
 from layerwise.states import load_state
 from layerwise.train import train
 
@@ -424,13 +423,19 @@ def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -
     assert not (tmp_path / "run" / RESULT).exists()
 
 
-@pytest.mark.parametrize(("ratio", "said"), [(0.5, False), (1.05, False), (1.7, True)])
-def test_bfloat16_that_is_slower_than_float32_is_said(monkeypatch, ratio, said):
-    monkeypatch.setattr(machine, "bfloat16_time", lambda device: ratio)
-    text = machine.describe_device(torch.device("cpu"), amp=True)
-    assert ("takes 1.7 times as long here as float32" in text) == said
-    assert "bfloat16" not in machine.describe_device(torch.device("cpu"), amp=False)
-
-
-def test_the_time_of_bfloat16_is_measured():
-    assert 0.01 < machine.bfloat16_time(torch.device("cpu")) < 100
+def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
+    """Runs once said how --cache kept numbers, and called the memory format a layout."""
+    run = replace(SMALL, epochs=2)
+    whole = carry_out(run, tmp_path / "whole")
+    folder = RunFolder(tmp_path / "whole")
+    facts = folder.facts()
+    assert facts["run"]["cache_type"] == "float32"  # so that its name, and its state, are those of before
+    execution = {"layout": "contiguous", "cache_place": None, "device": "cpu"}
+    folder.file(CONFIGURATION).write_text(json.dumps(facts | {"execution": execution}))
+    assert folder.run() == run
+    assert folder.execution().memory_format == "contiguous"
+    assert carry_out(run, folder.path, resume=True) == whole
+    facts["run"]["cache_type"] = "uint8"
+    folder.file(CONFIGURATION).write_text(json.dumps(facts))
+    with pytest.raises(InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"):
+        folder.run()

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from layerwise.captured import CapturedSteps
     from layerwise.chain import Chain, split
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
-    from layerwise.layouts import lay_out
     from layerwise.learner import Learner, localize
     from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
     from layerwise.measures import MEASURES, linear_cka
+    from layerwise.memory_format import lay_out, set_memory_format
     from layerwise.models import create_model, list_models
     from layerwise.profile import predict_peak
     from layerwise.rules import RULES
@@ -31,7 +31,7 @@ HOMES = {
     "rules": ("RULES",),
     "profile": ("predict_peak",),
     "chain": ("Chain", "split"),
-    "layouts": ("lay_out",),
+    "memory_format": ("lay_out", "set_memory_format"),
     "learner": ("Learner", "localize"),
     "survey": ("separability", "separability_over_epochs"),
     "units": ("StepResult", "Unit"),
@@ -67,6 +67,7 @@ __all__ = [
     "predict_peak",
     "separability",
     "separability_over_epochs",
+    "set_memory_format",
     "split",
 ]
 

@@ -13,7 +13,6 @@ import torch
 
 from layerwise.allocator import free_memory, keep_freed_memory
 from layerwise.data import ImageFormat
-from layerwise.encodings import CODECS
 from layerwise.errors import InvalidInput, choose
 from layerwise.features import Keeping
 from layerwise.hierarchy import parse_downsampling
@@ -120,15 +119,12 @@ def check_run(run: Run) -> None:
         ("rule", run.rule, RULES),
         ("loss", run.loss, LOSSES),
         ("optimizer", run.optimizer, OPTIMIZERS),
-        ("cache_type", run.cache_type, CODECS),
     ):
         choose(kind, name, known)
     options_for("rule", run.rule, run)
     options_for("loss", run.loss, run)
     if run.downsample_after is not None:
         parse_downsampling(run.downsample_after)
-    if run.cache_type != Run.cache_type and not run.cache:
-        raise InvalidInput("--cache-type says how --cache keeps a number: give --cache, or leave it out")
     for name, valid, accepted in (
         ("epochs", run.epochs >= 1, "1 or more"),
         ("lr", 0 < run.lr < float("inf"), "a number above 0"),
@@ -155,21 +151,18 @@ def build_keeping(run: Run, execution: Execution, folder: RunFolder) -> Keeping:
     Raises:
         InvalidInput: an option is unknown, belongs to ``--cache`` and that is not given, or names no folder to write into.
     """
-    for option in ("cache_place", "cache_dir", "cache_limit"):
+    for option in ("cache_dir", "cache_limit"):
         if not run.cache and getattr(execution, option) != getattr(Execution, option):
             raise InvalidInput(
                 f"--{option.replace('_', '-')} says where or how much --cache keeps: give --cache, or leave it out"
             )
     limit = parse_size("--cache-limit", execution.cache_limit)
     bound = f"the limit of {format_size(limit)}"
-    place = execution.cache_place or ("memory" if execution.cache_dir is None else "disk")
-    if choose("cache_place", place, ("memory", "disk")) == "memory":
+    if execution.cache_dir is None:
         spared = int(SPARED * free) if computes_on_cpu(execution) and (free := free_memory()) is not None else limit
         if spared < limit:  # more would be promised, and the process killed when it is used
             return Keeping(None, spared, f"the {format_size(spared)} of free memory that can be spared")
         return Keeping(None, limit, bound)
-    if execution.cache_dir is None:
-        return Keeping(folder.file(FEATURES), limit, bound)
     if not os.path.isdir(execution.cache_dir) or not os.access(execution.cache_dir, os.W_OK | os.X_OK):
         raise InvalidInput(
             f"--cache-dir {execution.cache_dir!r} is not a folder that can be written to: make it, or give another"

@@ -19,8 +19,9 @@ from layerwise.chain import Chain, balances, split
 from layerwise.errors import InvalidInput
 from layerwise.footprint import Footprint, SavedBytes, pretended
 from layerwise.learner import Learner
-from layerwise.memory import device_of, storage_bytes
+from layerwise.memory import storage_bytes
 from layerwise.units import Carried, Unit, precision
+from layerwise.utils.device import device_of
 
 CANDIDATES = 6  # ways to cut whose step is predicted
 
@@ -169,7 +170,7 @@ def predicted_peak(piece: Checkpointed, learner: Learner, batch_size: int) -> in
 
 
 def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
-    images = torch.empty(batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner))
+    images = torch.empty(batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model))
     return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
 
 

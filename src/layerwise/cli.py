@@ -16,10 +16,10 @@ from layerwise.paper import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs import Execution, Run, RunFolder, run_name
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
-CACHES = {"cache_place", "cache_dir", "cache_limit"}
+CACHES = {"cache_dir", "cache_limit"}
 ONE_RUN = {"separability_against"}  # options of a single training
 # options of training alone
-NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "layout", *ONE_RUN}
+NOT_TRAINED = {"eval_every", "save_every", "separability_every", "separability_measures", "log", "memory_format", *ONE_RUN}
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
 # fields of a run that say nothing about what a step costs
@@ -115,9 +115,8 @@ def build_parser() -> Parser:
     profile.add_argument("--per-unit", action="store_true", help="print a table of units for every rule")
     profile.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
     add_fields(profile, Run, skip={"model", *NOT_PROFILED})
-    add_fields(
-        profile, Execution, skip={"data_dir", "workers", "download", *NOT_TRAINED - {"layout"}, *CACHES - {"cache_limit"}}
-    )
+    unused = {"data_dir", "workers", "download", *NOT_TRAINED - {"memory_format"}, *CACHES - {"cache_limit"}}
+    add_fields(profile, Execution, skip=unused)
 
     evaluate = add_command(commands, "evaluate", run_evaluate, "accuracy of a trained network and of its units")
     evaluate.add_argument("run", help="folder of a run")
@@ -164,7 +163,7 @@ def build_parser() -> Parser:
     accelerate.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5)")
     accelerate.add_argument("--figure", metavar="FILE", help="draw accuracy against work, as .svg or .png")
     accelerate.add_argument("--dry-run", action="store_true", help="list the proposals with their costs and train nothing")
-    add_fields(accelerate, Run, skip={"model", "rule", "cache", "cache_type", "segments", "threads"})
+    add_fields(accelerate, Run, skip={"model", "rule", "cache", "segments", "threads"})
     add_fields(accelerate, Execution, skip={*CACHES, *ONE_RUN})
 
     predict = add_command(commands, "predict", run_predict, "the five likeliest classes of images")

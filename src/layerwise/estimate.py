@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.build import amp_type, build_learner, prepare_device
 from layerwise.data import DATASETS
-from layerwise.layouts import lay_out
-from layerwise.memory import synchronise
+from layerwise.memory_format import set_memory_format
 from layerwise.models import create_model
 from layerwise.rehearsal import options_of, rule_ticks
 from layerwise.runs import Execution, Run
 from layerwise.units import precision
+from layerwise.utils.device import synchronise
 
 UNCOUNTED = (50_000, 10_000)  # training and test images, where the table does not say how many
 ENOUGH = 5.0  # seconds: a first step that takes longer is not repeated
@@ -82,7 +82,7 @@ def time_steps(run: Run, execution: Execution, work: float) -> Pace:
     """Time a few steps and a forward pass, on random images."""
     device = prepare_device(execution)
     learner = build_learner(run, DATASETS[run.data].expected(run.image_size), device)
-    lay_out(learner, execution.layout)
+    set_memory_format(learner, execution.memory_format)
     ticks = rule_ticks(run.rule, learner, run.batch_size, 2, options_of(run))
     seconds: list[float] = []
     while not seconds or (len(seconds) < 4 and seconds[0] < ENOUGH):

@@ -12,17 +12,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from layerwise.encodings import CODECS, Codec, Column, Kind, kind_of
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput
 from layerwise.learner import Learner
-from layerwise.models.normalisation import overwriting, sole_readers
+from layerwise.ops.batch_norm import overwriting, sole_readers
 from layerwise.sizes import format_size
 from layerwise.units import Carried, Unit
+
+ALIGNMENT = 8  # bytes, of the widest number type
 
 
 class Batches(Protocol):
@@ -86,6 +87,46 @@ class Keeping:
 IN_MEMORY = Keeping()
 
 
+class Kind(NamedTuple):
+    """One of the tensors that enter a unit: its shape for each image, its number type, and whether maps are channels-last."""
+
+    shape: torch.Size
+    type: torch.dtype
+    channels_last: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        return -(-math.prod(self.shape) * self.type.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def kind_of(values: Tensor) -> Kind:
+    """The kind of a tensor with an entry per image."""
+    channels_last = values.dim() == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last)
+    return Kind(values.shape[1:], values.dtype, channels_last)
+
+
+class Column:
+    """The place in the table of one of the tensors that enter a unit: some bytes of every row."""
+
+    def __init__(self, kind: Kind, table: Tensor, offset: int, device: torch.device) -> None:
+        self.kind, self.device = kind, device
+        self.cells = table[:, offset : offset + math.prod(kind.shape) * kind.type.itemsize].view(kind.type)
+
+    def write(self, values: Tensor, first: int) -> None:
+        """Keep values (B, ...) in the rows from ``first`` on."""
+        if self.kind.channels_last:
+            values = values.permute(0, 2, 3, 1)
+        self.cells[first : first + len(values)] = values.reshape(len(values), -1).to(self.cells.device)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The values in some rows, (B,) -> (B, ...)."""
+        values = self.cells.index_select(0, rows.to(self.cells.device)).to(self.device)
+        if not self.kind.channels_last:
+            return values.view(-1, *self.kind.shape)
+        channels, height, width = self.kind.shape
+        return values.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+
 class CachedFeatures:
     """What enters a unit, kept for every view of the images and passed on once through each unit that is frozen.
 
@@ -110,8 +151,7 @@ class CachedFeatures:
 
     def size(self, first: int) -> int:
         """Bytes that it takes to keep what enters any unit from ``first`` on."""
-        constants = max(sum(kind.constant_bytes for kind in kinds) for kinds in self.kinds[first:])
-        return self.views * (self.count * self.row_bytes(first) + len(self.parts) * constants)
+        return self.views * self.count * self.row_bytes(first)
 
     def row_bytes(self, first: int) -> int:
         return max(sum(kind.row_bytes for kind in kinds) for kinds in self.kinds[first:])
@@ -155,8 +195,7 @@ class CachedFeatures:
     @property
     def kept_bytes(self) -> int:
         """Memory for what is kept, at its largest; a file takes only memory that nothing else needs."""
-        table = self.rows.nbytes if self.rows is not None and self.keeping.file is None else 0
-        return table + sum(column.constants.nbytes for column in self.columns)
+        return self.rows.nbytes if self.rows is not None and self.keeping.file is None else 0
 
     def advance(self, frozen: list[Unit]) -> None:
         """From now on, give what has passed these units: what is kept has passed all but the last already."""
@@ -165,22 +204,21 @@ class CachedFeatures:
             self.pass_on(frozen[self.depth : depth], depth)
 
     def pass_on(self, units: list[Unit], depth: int) -> None:
-        """Write what leaves some units over what entered them, part by part, and so that a resumed run rounds the same."""
+        """Write what leaves some units over what entered them, part by part, so that a resumed run computes the same."""
         assert self.rows is not None
         offset, columns = 0, list[Column]()
         for kind in self.kinds[depth]:
-            columns.append(Column(kind, self.rows, offset, self.views * len(self.parts), self.device))
+            columns.append(Column(kind, self.rows, offset, self.device))
             offset += kind.row_bytes
         for view in range(self.views):
             for number, part in enumerate(self.parts):
                 entering = self.read(part, view) if self.depth else (self.source.images(part, view),)
                 for column, values in zip(columns, pass_through(units, entering), strict=True):
-                    column.write(values, view * self.count + number * self.part_size, view * len(self.parts) + number)
+                    column.write(values, view * self.count + number * self.part_size)
         self.depth, self.columns = depth, columns
 
     def read(self, indices: Tensor, view: int) -> Carried:
-        rows, parts = view * self.count + indices, view * len(self.parts) + indices // self.part_size
-        return tuple(column.read(rows, parts) for column in self.columns)
+        return tuple(column.read(view * self.count + indices) for column in self.columns)
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
         """What enters the unit, and the labels, of an epoch's batches from ``start`` on."""
@@ -191,25 +229,23 @@ class CachedFeatures:
             yield self.read(indices, epoch % self.views), self.source.labels[indices]
 
 
-def cached_features(learner: Learner, source: Batches, cache_type: str, keeping: Keeping) -> Callable[[], CachedFeatures]:
+def cached_features(learner: Learner, source: Batches, keeping: Keeping) -> Callable[[], CachedFeatures]:
     """What makes the features, after everything has been looked at that may be refused.
 
     Raises:
-        InvalidInput: the images have no fixed number of views, the number type is unknown, or what passes between two units
-            cannot be kept.
+        InvalidInput: the images have no fixed number of views, or what passes between two units cannot be kept.
     """
     if source.views is None:
         raise InvalidInput(
             "features can only be cached of a fixed number of augmentations per image, and without --views every epoch has new "
             "ones: give --views, such as 1 (N of them take N times the room), or --no-augment"
         )
-    choose("cache_type", cache_type, CODECS)
-    kinds = kinds_entering(learner, source, CODECS[cache_type])
+    kinds = kinds_entering(learner, source)
     return lambda: CachedFeatures(source, kinds, keeping)
 
 
 @torch.no_grad()
-def kinds_entering(learner: Learner, source: Batches, codec: Codec) -> list[list[Kind]]:
+def kinds_entering(learner: Learner, source: Batches) -> list[list[Kind]]:
     """What enters each unit, learned from three images.
 
     Raises:
@@ -225,7 +261,7 @@ def kinds_entering(learner: Learner, source: Batches, codec: Codec) -> list[list
                 "something other than a tensor with an entry per image passes between two units, and may differ from batch to "
                 "batch, so it cannot be cached: leave --cache out"
             )
-        kinds.append([kind_of(value, codec if value.is_floating_point() else CODECS["float32"]) for value in carried])
+        kinds.append(list(map(kind_of, carried)))
         carried = unit.forward(carried)
     return kinds
 

@@ -9,7 +9,7 @@ before it ends is not seen; for a CPU's convolutions it is reckoned (``workspace
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from layerwise.gradients import GradientInParts, made_whole
 from layerwise.learner import Learner
-from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes
+from layerwise.memory import Mark, Timeline, persistent_tensors, storage_bytes, unit_tensors
+from layerwise.ops.windowed_gradient import GradientInParts, made_whole
 from layerwise.workspace import workspace_bytes
 
 
@@ -131,17 +131,18 @@ class SavedBytes:
 
 
 @contextmanager
-def pretended(things: Any, memory_format: torch.memory_format | None = None) -> Iterator[Any]:
+def pretended(things: Any, memory_formats: Sequence[torch.memory_format] | None = None) -> Iterator[Any]:
     """A copy, without contents, of a learner, or of a tuple that begins with one; operations inside make no contents either.
 
     Args:
-        memory_format: of the copy's weights and of the optimizer's state of them; None: as they are.
+        memory_formats: of each unit's weights in the copy, and of the optimizer's state of them; None: as they are.
     """
     learner = things if isinstance(things, Learner) else things[0]
     with FakeTensorMode() as mode:
         doubles: dict[int, Tensor] = {id(tensor): mode.from_tensor(tensor) for tensor in persistent_tensors(learner)}
-        if memory_format is not None:
-            doubles = {key: laid_out_alike(double, memory_format) for key, double in doubles.items()}
+        for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
+            for tensor in unit_tensors(unit):
+                doubles[id(tensor)] = laid_out_alike(doubles[id(tensor)], memory_format)
         yield copy.deepcopy(things, doubles)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from layerwise.errors import CannotSplit, choose
-from layerwise.models.convolution import Convolution
+from layerwise.ops.batch_norm import Normalisation
+from layerwise.ops.small_conv import Convolution
 
 ROOT = "network"  # path of the user's model inside the traced wrapper
 FLAG = "training_flag"  # path of the mode flag in every unit
@@ -25,6 +26,10 @@ class TrainingFlag(nn.Module):
 
     def forward(self) -> bool:
         return self.training
+
+
+# a norm also writes to its buffers, which only a whole module does
+KEPT_WHOLE = (nn.modules.batchnorm._NormBase, Normalisation, Convolution)
 
 
 class SingleInput(nn.Module):
@@ -49,8 +54,8 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name == ROOT:
             return False
-        if module_qualified_name in self.leaves or isinstance(m, nn.modules.batchnorm._NormBase | Convolution):
-            return True  # a norm of the user's class also writes to its buffers, which only a whole module does
+        if module_qualified_name in self.leaves or isinstance(m, KEPT_WHOLE):
+            return True
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

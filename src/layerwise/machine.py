@@ -4,46 +4,21 @@ import platform
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from layerwise import __version__
-from layerwise.memory import synchronise
-
-PRODUCT, REPETITIONS = 512, 10  # the matrices' size, and how often they are multiplied after once that is not counted
-SLOWER = 1.1  # multiple of float32's time from which on bfloat16 counts as slower
+from layerwise.utils.device import device_name
 
 
 def describe_device(device: torch.device, amp: bool) -> str:
     """The device in words, for the line that says what was chosen."""
-    number_type = f"bfloat16 forward{bfloat16_warning(device)}, float32 weights" if amp else "float32"
+    number_type = "bfloat16 forward, float32 weights" if amp else "float32"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {number_type}"
     return f"CPU with {torch.get_num_threads()} threads, {number_type}"
-
-
-def bfloat16_warning(device: torch.device) -> str:
-    """That bfloat16 is slower on this device than float32, in words, if it is: some processors have it without its speed."""
-    ratio = bfloat16_time(device)
-    return f" (which takes {ratio:.1f} times as long here as float32, by a matrix product)" if ratio > SLOWER else ""
-
-
-def bfloat16_time(device: torch.device) -> float:
-    """How long a matrix product takes in bfloat16, as a multiple of its time in float32; takes some 50 ms."""
-    times = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
-    matrices = {number_type: torch.ones(PRODUCT, PRODUCT, dtype=number_type, device=device) for number_type in times}
-    for repetition in range(REPETITIONS + 1):
-        for number_type, matrix in matrices.items():
-            synchronise(device)
-            began = time.perf_counter()
-            torch.mm(matrix, matrix)
-            synchronise(device)
-            seconds = time.perf_counter() - began
-            times[number_type] = min(times[number_type], seconds) if repetition else times[number_type]
-    return times[torch.bfloat16] / times[torch.float32]
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -81,16 +56,3 @@ def commit() -> str | None:
         return name.strip() + ("+" if changed.returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def device_name(device: torch.device) -> str:
-    """What the GPU or the processor is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
-
-
-def processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

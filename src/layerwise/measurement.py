@@ -18,11 +18,12 @@ from typing import Any
 from layerwise.build import prepare_device
 from layerwise.captured import capture
 from layerwise.errors import InvalidInput
-from layerwise.layouts import lay_out
-from layerwise.memory import device_of, measured, persistent_bytes, phases, profiler_mark, synchronise
+from layerwise.memory import measured, persistent_bytes, phases, profiler_mark
+from layerwise.memory_format import set_memory_format
 from layerwise.rehearsal import build, options_of, rule_ticks
 from layerwise.rules import RULES
 from layerwise.runs import Execution, Run
+from layerwise.utils.device import device_of, synchronise
 
 TIMED = 2  # epochs of two steps; the first step of a unit is not counted
 TIMED_RECORDED = 6  # of steps that a GPU records, which the first few are not: their median is that of replays
@@ -58,7 +59,7 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
 def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
     device = prepare_device(execution)
     learner, options = build(run, num_classes, device), options_of(run)
-    lay_out(learner, execution.layout)
+    set_memory_format(learner, execution.memory_format)
     recorded = RULES[run.rule].one_step and bool(capture(learner, execution))
     seconds: dict[int, list[float]] = defaultdict(list)
     unit_seconds: dict[int, list[float]] = defaultdict(list)
@@ -88,7 +89,7 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     ticks = rule_ticks(run.rule, learner, run.batch_size, 1, options)
     while next(ticks, None) is not None:
         persistent = persistent_bytes(learner)
-        with measured(device_of(learner)) as peak, phases(learner, profiler_mark):
+        with measured(device_of(learner.model)) as peak, phases(learner, profiler_mark):
             tick = next(ticks)
         timeline = peak.timeline
         units = list(range(tick.first, tick.first + len(tick.result.loss_tensor())))

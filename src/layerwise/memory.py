@@ -151,7 +151,12 @@ def persistent_bytes(learner: Learner) -> int:
 
 def unit_bytes(unit: Unit) -> int:
     """The part of ``persistent_bytes`` that is a unit's; every weight is in one unit, so they add up."""
-    return bytes_of(kept_by(unit.piece) + kept_by(unit.loss) + state_tensors(unit))
+    return bytes_of(unit_tensors(unit))
+
+
+def unit_tensors(unit: Unit) -> list[Tensor]:
+    """A unit's weights, buffers, head, gradients and optimizer state."""
+    return kept_by(unit.piece) + kept_by(unit.loss) + state_tensors(unit)
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
@@ -162,13 +167,3 @@ def storage_bytes(tensor: Tensor) -> tuple[int, int]:
     """What tells a tensor's storage from all others alive, and its size in bytes."""
     storage = tensor.untyped_storage()
     return storage._cdata, storage.nbytes()
-
-
-def device_of(learner: Learner) -> torch.device:
-    return next(learner.model.parameters()).device
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
-from layerwise.runs import Execution, Run, check_value, field_type
+from layerwise.runs import Execution, Run, check_value, field_type, renamed, without_retired
 
 Options = TypeVar("Options", Run, Execution)
 
@@ -88,12 +88,12 @@ def read_config(path: str | None) -> dict[str, Any]:
             f"{path} cannot be read as YAML ({' '.join(str(error).split())[:150]}): give lines such as `epochs: 10`"
         ) from None
     if isinstance(values, dict) and "format" in values and isinstance(values.get("run"), dict):
-        values = values["run"]  # a run's own configuration file
+        values = without_retired(path, values["run"])  # a run's own configuration file
     if not isinstance(values, dict):
         raise InvalidInput(f"{path} does not hold options: give lines such as `epochs: 10`")
     known = {item.name: item for kind in (Run, Execution) for item in fields(kind)}
     checked = {}
-    for key, value in values.items():
-        name = choose(f"option in {path}", str(key).replace("-", "_"), known)
+    for key, value in renamed({str(key).replace("-", "_"): value for key, value in values.items()}).items():
+        name = choose(f"option in {path}", key, known)
         checked[name] = check_value(path, known[name], value)
     return checked

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from layerwise.footprint import Footprint, SavedBytes, pretended
-from layerwise.layouts import UNTRIED, endangered
 from layerwise.learner import Learner
 from layerwise.losses import accepted_options
 from layerwise.memory import Timeline, persistent_bytes, phases, unit_bytes
+from layerwise.memory_format import FORMATS, memory_formats
 from layerwise.rehearsal import rule_ticks
 from layerwise.rules import RULES
 
@@ -51,14 +51,14 @@ def predict_steps(
 
     Args:
         options: of the rule.
-        layout: of maps, one of ``UNTRIED``; None: as the learner has it.
+        layout: the memory format, one of ``MEMORY_FORMATS``; None: as the learner has it. ``trial`` is predicted as ``auto``.
     """
     steps = []
-    memory_format = None if layout is None else UNTRIED[layout]
-    with pretended(learner, memory_format) as copied:
+    formats = formats_of(learner, layout)
+    with pretended(learner, formats) as copied:
         copied.steps = 0
-        for unit in copied.units if memory_format else ():
-            unit.memory_format = torch.contiguous_format if endangered(unit) else memory_format
+        for unit, memory_format in zip(copied.units, formats or (), strict=False):
+            unit.memory_format = memory_format
         ticks = rule_ticks(rule, copied, batch_size, 1, options)  # before anything is counted: a rule may try steps of its own
         with Footprint(copied) as footprint:
             while tick := next(ticks, None):
@@ -81,6 +81,13 @@ def predict_steps(
                 )
                 footprint.restart(copied, tick.kept_bytes)  # what follows is of the next unit's first step
     return steps
+
+
+def formats_of(learner: Learner, layout: str | None) -> list[torch.memory_format] | None:
+    """The memory format of each unit."""
+    if layout is None:
+        return None
+    return [FORMATS[name] for name in memory_formats(learner, "auto" if layout == "trial" else layout)]
 
 
 def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:

@@ -22,9 +22,8 @@ from layerwise.gains import add_gains, losses_push
 from layerwise.graph import modes_kept
 from layerwise.learner import Learner, feature_shapes
 from layerwise.losses import Targets
-from layerwise.losses.pooling import average, averaged
-from layerwise.losses.pred import pooling_kernel
 from layerwise.measures import MEASURES, Accuracy, check_labels, linear_cka, parts, percent, shuffled_ranks
+from layerwise.ops.pooling import average, averaged, pooling_kernel
 from layerwise.units import Carried, Unit
 
 Row = dict[str, Any]

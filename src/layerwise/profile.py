@@ -9,10 +9,10 @@ from torch import nn
 
 from layerwise.build import check_run, prepare_device
 from layerwise.errors import InvalidInput, choose
-from layerwise.layouts import LAYOUTS
 from layerwise.learner import Learner, localize
 from layerwise.losses import accepted_options
 from layerwise.measurement import measure
+from layerwise.memory_format import MEMORY_FORMATS
 from layerwise.prediction import largest_batch, predict_steps, rule_options
 from layerwise.profile_table import show
 from layerwise.rehearsal import UNSAID, build, image_size, options_of
@@ -42,8 +42,8 @@ def predict_peak(
         model: see ``localize``.
         batch_shape: (B, ...) of the images.
         rule: a name in ``RULES``.
-        layout: in which order maps lie in memory: ``channels-last``; or ``contiguous``, as without ``lay_out``, where a CPU's
-            convolutions copy their maps.
+        layout: the memory format: ``auto``, ``channels-last``, or ``contiguous``, as without ``set_memory_format``; a CPU's
+            convolutions copy contiguous maps.
         options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule (``cache``, ``segments``).
 
     Returns:
@@ -54,7 +54,7 @@ def predict_peak(
         InvalidInput, CannotSplit: see ``localize``.
     """
     choose("rule", rule, RULES)
-    choose("layout", layout, LAYOUTS)
+    choose("memory format", layout, MEMORY_FORMATS)
     if not RULES[rule].one_thread:
         raise InvalidInput(f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: give another")
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
@@ -104,14 +104,14 @@ def profile(
     runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
     for run in runs.values():
         check_run(run)
-    choose("layout", execution.layout, LAYOUTS)
+    choose("memory format", execution.memory_format, MEMORY_FORMATS)
     device = prepare_device(execution)
     if figure is not None and device.type != "cpu":
         raise InvalidInput("--figure shows what a CPU's allocator did when; on a GPU leave it out, or give --device cpu")
     learners = {name: build(run, num_classes, torch.device("cpu")) for name, run in runs.items()}
-    rules = {name: predicted(run, learners[name], execution.layout, cache_limit) for name, run in runs.items()}
+    rules = {name: predicted(run, learners[name], execution.memory_format, cache_limit) for name, run in runs.items()}
     if limit is not None:
-        add_largest_batches(rules, runs, learners, execution.layout, limit, cache_limit)
+        add_largest_batches(rules, runs, learners, execution.memory_format, limit, cache_limit)
     measurements = {} if predict else {name: measure(run, num_classes, execution) for name, run in runs.items()}
     for name, found in measurements.items():
         add_measured(rules[name], found, base.batch_size)
@@ -134,7 +134,7 @@ def run_for(base: Run, name: str) -> Run:
         if item.default is not MISSING and item.name not in (*accepted, *changed) and is_rule_option(item.name):
             changed[item.name] = item.default
     if not changed.get("cache"):
-        changed |= {"cache": False, "cache_type": "float32"}
+        changed["cache"] = False
     return replace(base, **changed)
 
 
@@ -146,7 +146,7 @@ def predicted(run: Run, learner: Learner, layout: str, cache_limit: int) -> dict
     """A rule's predicted numbers, and None for those to be measured.
 
     Args:
-        layout: of maps; see ``predict_steps``.
+        layout: the memory format; see ``predict_steps``.
         cache_limit: bytes of features that are kept at most.
     """
     steps = predict_steps(run.rule, learner, run.batch_size, options_of(run), layout)

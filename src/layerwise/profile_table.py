@@ -14,7 +14,7 @@ def show(result: dict[str, Any], per_unit: bool) -> None:
     console = Console(width=None if Console().is_terminal else 240)
     caption = (
         f"{first['parameters']:,} parameters. Memory is counted whole: weights, heads, gradients, optimizer state, "
-        "activations, temporaries; predicted for a CPU, maps in channels-last unless --layout contiguous is given. saved: the "
+        "activations, temporaries; predicted for a CPU, channels-last unless --memory-format contiguous is given. saved: the "
         "most that is kept for a backward pass at once. sequential: one step of each unit, with the frozen units before it; "
         "its cache is not in the peaks. process: with Python and PyTorch themselves. (…): ratio to global."
     )

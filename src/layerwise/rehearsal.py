@@ -11,9 +11,9 @@ from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.features import Keeping
 from layerwise.learner import Learner
-from layerwise.memory import device_of
 from layerwise.rules import RULES, Tick
 from layerwise.runs import Run
+from layerwise.utils.device import device_of
 
 UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
 
@@ -46,7 +46,7 @@ class RandomBatches:
     views = 1
 
     def __init__(self, learner: Learner, batch_size: int) -> None:
-        self.device, self.shape, self.type = device_of(learner), learner.image_shape, learner.image_type
+        self.device, self.shape, self.type = device_of(learner.model), learner.image_shape, learner.image_type
         self.batch_size = batch_size
         self.labels = torch.arange(2 * batch_size, device=self.device) % learner.num_classes
 

@@ -132,7 +132,6 @@ def sequential(
     start: Position = Position(),
     *,
     cache: bool = False,
-    cache_type: str = "float32",
     keeping: Keeping = IN_MEMORY,
 ) -> Iterator[Tick]:
     """Algorithm 1 of the paper: unit after unit is trained for ``epochs`` epochs, then frozen in evaluation mode.
@@ -140,15 +139,14 @@ def sequential(
     Args:
         cache: keep the features that enter the present unit instead of computing them for every batch. The images must then
             have a fixed number of augmentations (``views``), and what is kept is of each of them.
-        cache_type: how a number is kept: float32 (as it is), bfloat16 or uint8; see ``encodings.CODECS``.
         keeping: where it is kept and how much of it; what exceeds that is computed for every batch.
 
     Raises:
-        InvalidInput: ``cache`` without ``views``, an unknown ``cache_type``, or a network whose features cannot be kept.
+        InvalidInput: ``cache`` without ``views``, or a network whose features cannot be kept.
     """
     make_features: Callable[[], RecomputedFeatures | CachedFeatures] = partial(RecomputedFeatures, batches)
     if cache:
-        make_features = cached_features(learner, batches, cache_type, keeping)
+        make_features = cached_features(learner, batches, keeping)
     return unit_after_unit(learner, batches, epochs, schedule, start, make_features)
 
 

@@ -25,7 +25,7 @@ def option(default: Any, text: str, **extra: Any) -> Any:
 
 @dataclass(frozen=True)
 class Run:
-    """One training, in full: with the same machine, versions and layouts of maps, the same run gives the same bits.
+    """One training, in full: with the same machine, versions and memory formats, the same run gives the same bits.
 
     Every field is an option of ``layerwise train``, with hyphens for underscores.
     """
@@ -54,7 +54,6 @@ class Run:
         "sequential: keep what enters a unit instead of computing it for every batch; needs --views N, of which all are kept, "
         "at N times the size, or --no-augment",
     )
-    cache_type: str = option("float32", "how --cache keeps a number: float32 (as it is), bfloat16 or uint8 (rounded)")
     segments: int | None = option(
         None, "checkpointed: stretches the network is cut into (default: those that need the least memory)"
     )
@@ -92,13 +91,14 @@ class Execution:
     workers: int = option(2, "processes that read images from folders too large for memory", short="-j")
     cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
     keep_memory: bool = option(True, "on a CPU: keep freed memory for the next tensors; faster, but the process stays large")
-    layout: str = option(
-        "auto", "of maps in memory: contiguous, channels-last, or auto: whichever a short trial finds faster, unit by unit"
+    memory_format: str = option(
+        "auto",
+        "of maps: contiguous, channels-last, auto (by a fixed rule), or trial (by timing each unit in both)",
+        also=("--layout",),
     )
     graphs: bool = option(True, "on a GPU: record a training step once and replay it, for it is faster")
     streams: int = option(4, "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least memory")
-    cache_place: str | None = option(None, "memory, or disk: a file (default: memory, but disk with --cache-dir)")
-    cache_dir: str | None = option(None, "folder for the file of --cache-place disk (default: the run's)")
+    cache_dir: str | None = option(None, "keep what --cache keeps in a file in this folder (default: in memory)")
     cache_limit: str = option("4GB", "most that --cache may keep; what exceeds it is computed for every batch")
     download: bool = option(False, "fetch the data set if it is not there")
     eval_every: int = option(1, "evaluate after every so many epochs")
@@ -117,6 +117,7 @@ WEIGHTS, BEST = "model.safetensors", "best.safetensors"  # of the last epoch, an
 SEPARABILITY = "separability.jsonl"
 LOCK, DRAFT = "lock", ".draft"
 FEATURES = "features.cache"  # loses its name as soon as it is made: seen only after a kill at that moment
+RETIRED = {"cache_type": "float32"}  # options that runs once had, and the value of each that is still how a run is carried out
 FORMAT = 2  # of the folder
 
 
@@ -132,9 +133,25 @@ def run_name(run: Run) -> str:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """A run as files and names hold it."""
+    """A run as files and names hold it; with the retired options, so that those of before stay the same."""
     later = [item.name for item in fields(Run) if item.metadata.get("later")]
-    return {name: value for name, value in asdict(run).items() if name not in later or value != getattr(Run, name)}
+    present = {name: value for name, value in asdict(run).items() if name not in later or value != getattr(Run, name)}
+    return present | RETIRED
+
+
+def without_retired(source: str | Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's options from a file, less those that runs once had.
+
+    Raises:
+        InvalidInput: one of those has a value that no run can be carried out with any more.
+    """
+    for name, value in RETIRED.items():
+        if values.get(name, value) != value:
+            raise InvalidInput(
+                f"Cannot use the run in {source}: its {name} is {values[name]!r}, and only {value!r} is supported now. "
+                "Train it again without that option."
+            )
+    return {name: value for name, value in values.items() if name not in RETIRED}
 
 
 def differences(one: Run, other: Run) -> list[str]:
@@ -217,7 +234,8 @@ class RunFolder:
             raise InvalidInput(f"{path} cannot be read as a run ({error}): restore it, or start the run anew") from error
 
     def run(self) -> Run:
-        values, known = self.facts()["run"], {item.name: item for item in fields(Run)}
+        values = without_retired(self.file(CONFIGURATION), self.facts()["run"])
+        known = {item.name: item for item in fields(Run)}
         odd = sorted(values.keys() ^ known.keys())
         odd = [name for name in odd if name in values or not known[name].metadata.get("later")]
         if odd:
@@ -229,7 +247,7 @@ class RunFolder:
     def execution(self) -> Execution:
         """How the run was carried out when it began."""
         known = {item.name: item for item in fields(Execution)}
-        values = self.facts().get("execution", {})
+        values = renamed(self.facts().get("execution", {}))
         return Execution(
             **{name: check_value(self.file(CONFIGURATION), known[name], values[name]) for name in known & values.keys()}
         )
@@ -322,6 +340,13 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as draft:
         draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names of today, where a file has an older one."""
+    items = [item for kind in (Run, Execution) for item in fields(kind)]
+    names = {also.lstrip("-").replace("-", "_"): item.name for item in items for also in item.metadata.get("also", ())}
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def is_foreign(path: Path) -> bool:

@@ -14,9 +14,9 @@ from layerwise.data import ImageFormat, load_data
 from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose
 from layerwise.gains import losses_push
-from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.measures import MEASURES, check_labels, parts
+from layerwise.memory_format import set_memory_format
 from layerwise.probing import (
     POOLED_TO,
     Depths,
@@ -178,7 +178,7 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
     learner = build_learner(run, images, device)
     if folder.file(STATE).exists():
         state = load_state(folder.file(STATE))
-        lay_out(learner, "auto", facts.get("layouts"))
+        set_memory_format(learner, "auto", facts.get("layouts"))
         learner.load_state_dict(state["learner"])
         return depths_of(learner, parse_cut(run.at)), state["position"][0]
     network, _ = load_network(folder, best=False)  # the state has been removed, and with it the heads

@@ -23,15 +23,15 @@ from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
 from layerwise.headings import parse_measures
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
-from layerwise.layouts import lay_out, summary
 from layerwise.learner import Learner
 from layerwise.machine import describe_device, describe_machine
+from layerwise.memory_format import set_memory_format, summary
 from layerwise.meter import Meter
 from layerwise.models import published_hierarchy
 from layerwise.probing import WATCHED_IMAGES, Watch
 from layerwise.progress import Progress
 from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import BEST, FEATURES, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
+from layerwise.runs import BEST, RESULT, SEPARABILITY, WEIGHTS, Execution, Run, RunFolder, differences, write_json
 from layerwise.states import restore, save, save_weights, verify
 from layerwise.survey import compared_run, refuse_other_depth
 from layerwise.tensorboard import check_log, open_log
@@ -64,11 +64,11 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
     with ExitStack() as held:
         if resume:
             held.enter_context(folder.locked())
-            folder.file(FEATURES).unlink(missing_ok=True)
         device = prepare_device(execution)
         data = load_data(run, execution, device)
         learner = build_learner(run, data, device)
-        layouts = lay_out(learner, execution.layout, folder.facts().get("layouts") if resume else None)
+        before = folder.facts().get("layouts") if resume else None
+        memory_formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=RULES[run.rule].one_thread)
         watch = build_watch(run, execution, learner, data, resume)
         recorded = capture(learner, execution) if RULES[run.rule].one_step else ""
@@ -76,9 +76,9 @@ def train(run: Run, folder: RunFolder, execution: Execution, resume: bool, progr
         options = options_for("rule", run.rule, run) | ({"keeping": keeping} if run.cache else {})
         ticks = RULES[run.rule].order(learner, data.train, run.epochs, decay(run), start, **options)
         if not resume:
-            facts = {"data": data.facts(), "units": meter.names, "layouts": layouts, "execution": asdict(execution)}
+            facts = {"data": data.facts(), "units": meter.names, "layouts": memory_formats, "execution": asdict(execution)}
             held.enter_context(folder.created(run, {**facts, **describe_machine(device)}))
-        chosen = ", ".join(filter(None, (describe_device(device, run.amp), summary(layouts), recorded)))
+        chosen = ", ".join(filter(None, (describe_device(device, run.amp), summary(memory_formats), recorded)))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         stop_requested = held.enter_context(stop_requests())
         log = held.enter_context(open_log(execution.log, folder, start.epoch))

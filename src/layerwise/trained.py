@@ -12,7 +12,7 @@ from layerwise.data import load_data
 from layerwise.data.image_folder import read_image
 from layerwise.errors import InvalidInput
 from layerwise.evaluation import accuracy, unit_scores
-from layerwise.layouts import lay_out
+from layerwise.memory_format import set_memory_format
 from layerwise.models import create_model
 from layerwise.runs import BEST, STATE, WEIGHTS, Execution, Run, RunFolder
 from layerwise.states import load_state, load_weights, refuse_other_data
@@ -72,7 +72,7 @@ def evaluate_units(folder: RunFolder, run: Run, images: Any, data: Any, device: 
     if not folder.file(STATE).exists():
         return []
     learner = build_learner(run, data, device)
-    lay_out(learner, "auto", folder.facts().get("layouts"))
+    set_memory_format(learner, "auto", folder.facts().get("layouts"))
     learner.load_state_dict(load_state(folder.file(STATE))["learner"])
     scores = unit_scores(learner, images, 0, len(learner.units) - 1)
     return [

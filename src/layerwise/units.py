@@ -57,7 +57,7 @@ class Unit:
         """The trainable parameters of piece and head."""
         return [p for module in (self.piece, self.loss) for p in module.parameters() if p.requires_grad]
 
-    def lay_out(self, memory_format: torch.memory_format) -> None:
+    def set_memory_format(self, memory_format: torch.memory_format) -> None:
         """Keep weights, optimizer state and maps in a memory format; values stay as they are."""
         self.memory_format = memory_format
         for module in (self.piece, self.loss):

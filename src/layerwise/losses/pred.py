@@ -7,24 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.pooling import Kernel, average, averaged
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
-
-
-def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
-    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim`` numbers.
-
-    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is one pixel.
-    """
-    channels, height, width = shape
-    kernel = [1, 1]
-    turn = 0
-    while channels * -(-height // kernel[0]) * -(-width // kernel[1]) > decoder_dim:
-        if kernel[0] >= height and kernel[1] >= width:
-            break
-        kernel[turn] *= 2
-        turn = 1 - turn
-    return min(kernel[0], height), min(kernel[1], width)
+from layerwise.ops.pooling import Kernel, average, averaged, pooling_kernel
 
 
 class Pred(nn.Module):
@@ -51,11 +35,7 @@ class Pred(nn.Module):
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        return self.classify(average(features, self.kernel), targets)
-
-    def classify(self, averages: Tensor, targets: Targets) -> Evaluated:
-        """The loss of features that are averaged already."""
-        return cross_entropy(self.classifier(averages.flatten(1)), targets)
+        return cross_entropy(self.classifier(average(features, self.kernel).flatten(1)), targets)
 
 
 class Output(nn.Module):

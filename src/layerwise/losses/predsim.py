@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.pooling import average_beside
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
@@ -41,7 +40,6 @@ class PredSim(nn.Module):
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        averages, maps = average_beside(features, self.pred.kernel)
-        pred, correct = self.pred.classify(averages, targets)
-        sim, _ = self.sim.compare(maps, targets)
+        pred, correct = self.pred(features, targets)
+        sim, _ = self.sim.compare(features, targets)
         return Evaluated(self.beta * sim + (1 - self.beta) * pred, correct)

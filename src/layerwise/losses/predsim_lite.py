@@ -5,9 +5,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.pooling import average_alone, averaging
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
+from layerwise.ops.pooling import average_alone, averaging
 
 
 class PredSimLite(PredSim):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.deviation import spatial_deviation
-from layerwise.losses.pooling import average, averaging
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
-from layerwise.models.convolution import Convolution
+from layerwise.ops.pooling import average, averaging
+from layerwise.ops.small_conv import Convolution
+from layerwise.ops.spatial_std import spatial_deviation
 
 
 class Sim(nn.Module):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.hierarchy import Hierarchy, check_downsampling
-from layerwise.models.convolution import Convolution
-from layerwise.models.normalisation import Normalisation, NormalisedActivation
 from layerwise.models.vgg import LARGE_IMAGE, scaled
+from layerwise.ops.batch_norm import Normalisation, NormalisedActivation
+from layerwise.ops.small_conv import Convolution
 
 IMAGENET_WIDTHS = (64, 128, 256, 512)
 CIFAR_WIDTHS = (16, 32, 64)  # He et al., section 4.2

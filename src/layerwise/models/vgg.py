@@ -9,8 +9,8 @@ from itertools import accumulate, pairwise
 from torch import Tensor, nn
 
 from layerwise.hierarchy import Hierarchy, check_downsampling
-from layerwise.models.convolution import Convolution
-from layerwise.models.normalisation import SLOPE, NormalisedActivation
+from layerwise.ops.batch_norm import SLOPE, NormalisedActivation
+from layerwise.ops.small_conv import Convolution
 
 LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
 HIDDEN_FEATURES = 1024

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.gradients import LARGE_ELEMENTS, Average, AverageBeside
+from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, Average
 
 Kernel = tuple[int, int] | None  # None: as it is
 
@@ -26,6 +26,22 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
     return channels, -(-height // kernel[0]), -(-width // kernel[1])
 
 
+def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
+    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim`` numbers.
+
+    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is one pixel.
+    """
+    channels, height, width = shape
+    kernel = [1, 1]
+    turn = 0
+    while channels * -(-height // kernel[0]) * -(-width // kernel[1]) > decoder_dim:
+        if kernel[0] >= height and kernel[1] >= width:
+            break
+        kernel[turn] *= 2
+        turn = 1 - turn
+    return min(kernel[0], height), min(kernel[1], width)
+
+
 def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
     """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there.
 
@@ -38,14 +54,6 @@ def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
         return F.avg_pool2d(features, kernel, ceil_mode=True)
     averages: Tensor = Average.apply(features, kernel, windowed)
     return averages
-
-
-def average_beside(features: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
-    """``average`` of features, and the features for a convolution that reads them too."""
-    if kernel is None or features.shape[2] % kernel[0] or features.shape[3] % kernel[1]:
-        return average(features, kernel), features
-    averages, maps = AverageBeside.apply(features, kernel)
-    return averages, maps
 
 
 def average_alone(features: Tensor, kernel: Kernel) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layouts of maps in memory: chosen by trial, kept, and of no effect on what is computed."""
+"""Memory formats: chosen by a rule or by trial, and of no effect on the values that are computed."""
 
 import copy
 from functools import partial
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import layouts
+from layerwise import memory_format as formats
 from layerwise.allocator import keep_freed_memory
 from layerwise.errors import InvalidInput
-from layerwise.layouts import CACHE, lay_out
 from layerwise.learner import Learner
+from layerwise.memory_format import set_memory_format
 
 
 def make_learner(model: torch.nn.Module | None = None, **options) -> Learner:
@@ -27,9 +27,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("loss", ["predsim", "predsim-lite", "pred"])
-def test_a_layout_does_not_change_what_is_learned(loss: str) -> None:
+def test_a_memory_format_does_not_change_what_is_learned(loss: str) -> None:
     one, other = make_learner(loss=loss), make_learner(loss=loss)
-    lay_out(other, "channels-last")
+    set_memory_format(other, "channels-last")
     for _ in range(3):
         losses, other_losses = one.step(*batch()).losses, other.step(*batch()).losses
         assert losses == pytest.approx(other_losses, rel=1e-3)
@@ -42,7 +42,7 @@ def test_the_optimizers_state_lies_as_its_parameters_do_also_when_loaded() -> No
     """Fused optimizers read weights and moments in the order of memory."""
     one, other = make_learner(), make_learner()
     one.step(*batch())
-    lay_out(other, "channels-last")
+    set_memory_format(other, "channels-last")
     other.load_state_dict(copy.deepcopy(one.state_dict()))
     for unit in other.units:
         for parameter, state in unit.optimizer.state.items():
@@ -52,76 +52,53 @@ def test_the_optimizers_state_lies_as_its_parameters_do_also_when_loaded() -> No
         assert torch.allclose(own, theirs, atol=1e-4)
 
 
-def test_auto_takes_what_a_trial_finds_faster_and_tries_once(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path))
-    slow = {torch.contiguous_format: 1.0, torch.channels_last: 0.5}
-    calls = []
-
-    def timed(unit, carried, targets) -> float:
-        calls.append(unit.name)
-        return slow[unit.memory_format]
-
-    def deep() -> Learner:
-        return make_learner(layerwise.create_model("resnet18", hierarchy=(3, 1, 1, 1), width=0.125, image_size=8))
-
-    monkeypatch.setattr(layouts, "timed", timed)
-    learner = deep()
-    chosen = lay_out(learner, "auto")
-    assert set(chosen) == {"channels-last"}
-    assert len(set(calls)) < len(learner.units)  # units that are built alike are tried once
-    calls.clear()
-    slow[torch.channels_last] = 2.0
-    assert lay_out(deep(), "auto") == chosen
-    assert not calls
-    monkeypatch.setenv(CACHE, str(tmp_path / "other"))
-    assert set(lay_out(deep(), "auto")) == {"contiguous"}
+def test_the_rule_needs_no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "timed", None)
+    assert set(set_memory_format(make_learner(), "auto")) == {"channels-last"}
+    [first, *others] = set_memory_format(make_learner(amp=torch.bfloat16))
+    assert first == "contiguous"  # it reads the image
+    assert set(others) == {"channels-last"}
 
 
-def test_a_small_advantage_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path))
-    monkeypatch.setattr(layouts, "timed", lambda unit, *_: 1.0 if unit.memory_format is torch.contiguous_format else 0.99)
-    assert set(lay_out(make_learner(), "auto")) == {"contiguous"}
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "channels-last"), (0.99, "contiguous"), (2.0, "contiguous")])
+def test_a_trial_takes_the_faster_format(seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small advantage is none."""
+    needed = {torch.contiguous_format: 1.0, torch.channels_last: seconds}
+    monkeypatch.setattr(formats, "timed", lambda unit, *_: needed[unit.memory_format])
+    assert set(set_memory_format(make_learner(), "trial")) == {expected}
 
 
-def test_a_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path))
+def test_a_trial_leaves_no_trace() -> None:
     learner = make_learner()
     before = copy.deepcopy(learner.state_dict())
     state = torch.get_rng_state()
-    layouts.fastest(learner)
+    assert set(formats.memory_formats(learner, "trial")) <= set(formats.FORMATS)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before["model"][name]) for name, value in learner.model.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.model.parameters())
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 3}'])
-def test_a_damaged_cache_is_made_anew(content: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setenv(CACHE, str(tmp_path))
-    (tmp_path / "layouts.json").write_text(content)
-    assert len(lay_out(make_learner(), "auto")) == len(make_learner().units)
+def test_the_name_of_before_still_works() -> None:
+    assert layerwise.lay_out is layerwise.set_memory_format
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv(CACHE, str(tmp_path / "file" / "folder"))
-    assert len(lay_out(make_learner(), "auto")) == len(make_learner().units)
-
-
-def test_what_was_chosen_before_is_chosen_again() -> None:
+@pytest.mark.parametrize("choice", ["auto", "trial"])
+def test_what_was_chosen_before_is_chosen_again(choice: str) -> None:
     learner = make_learner()
-    known = ["channels-last", "contiguous"] * 5
-    assert lay_out(learner, "auto", known[: len(learner.units)]) == known[: len(learner.units)]
+    before = (["channels-last", "contiguous"] * 5)[: len(learner.units)]
+    assert set_memory_format(learner, choice, before) == before
+    with pytest.raises(InvalidInput, match=r"names formats of 9 units and has 10\. Restore run\.json"):
+        set_memory_format(learner, choice, before[1:])
 
 
-@pytest.mark.parametrize("layout", ["channels-last", "auto"])
-def test_a_narrow_strided_convolution_stays_contiguous(layout: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+@pytest.mark.parametrize("choice", ["channels-last", "auto", "trial"])
+def test_a_narrow_strided_convolution_stays_contiguous(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the other order, a CPU with AVX2 alone writes past the memory of its weight's gradient."""
-    monkeypatch.setattr(layouts, "trial", lambda unit, carried, num_classes: "channels-last")
-    monkeypatch.setenv(CACHE, str(tmp_path))
+    monkeypatch.setattr(formats, "trial", lambda unit, carried, num_classes: "channels-last")
     narrow = layerwise.create_model("resnet18", hierarchy=(1, 1, 1, 1), width=0.0625, image_size=8)
     learners = [make_learner(model) for model in (narrow, copy.deepcopy(narrow))]
     for learner in learners:
-        chosen = lay_out(learner, layout)
+        chosen = set_memory_format(learner, choice)
         shortcut = [unit.name for unit in learner.units].index("stages.1.0.conv2")  # 4 to 8 channels; those behind it are wider
         assert [name for index, name in enumerate(chosen) if index != shortcut] == ["channels-last"] * 9
         assert chosen[shortcut] == "contiguous"
@@ -131,9 +108,9 @@ def test_a_narrow_strided_convolution_stays_contiguous(layout: str, monkeypatch:
         assert torch.equal(one, other)
 
 
-def test_an_unknown_layout_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="unknown layout 'nhwc'"):
-        lay_out(make_learner(), "nhwc")
+def test_an_unknown_memory_format_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="unknown memory format 'nhwc'"):
+        set_memory_format(make_learner(), "nhwc")
 
 
 def test_memory_can_be_kept() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from layerwise.gradients import LARGE_ELEMENTS, GradientInParts, made_whole
+from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, GradientInParts, made_whole
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
@@ -63,11 +63,14 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
     return piece.get_submodule(str(node.target)) if calls else None
 
 
-class Normalisation(nn.BatchNorm2d):
+class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
     Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may read them after the backward
     pass, which runs once.
+
+    It is no ``BatchNorm2d``, so what replaces or resets those (``SyncBatchNorm.convert_sync_batchnorm``,
+    ``torch.optim.swa_utils.update_bn``) leaves it as it is.
 
     Shapes: z, f: (B, C, H, W).
 
@@ -76,32 +79,46 @@ class Normalisation(nn.BatchNorm2d):
         RuntimeError: a second backward pass through the same large maps.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = channels, eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
 
     def forward(self, maps: Tensor) -> Tensor:
+        if maps.dim() != 4:
+            raise ValueError(f"Cannot normalise {maps.dim()}D input: expected 4D input (B, C, H, W). Reshape it.")
         if self.is_by_parts(maps):
             return self.in_place(maps)
         evaluates = not self.training and not torch.is_grad_enabled() and maps.device.type == "cpu"
-        if evaluates and self in _overwriting.get() and self.running_mean is not None:
-            return self.written_over(maps, self.running_mean)
-        return super().forward(maps)
+        if evaluates and self in _overwriting.get():
+            return self.written_over(maps)
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(maps, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
 
-    def written_over(self, maps: Tensor, mean: Tensor) -> Tensor:
-        self._check_input_dim(maps)
-        made = mean.new_empty(0), mean.new_empty(0)  # statistics of the maps, which stay empty where those at hand are taken
-        statistics = mean, self.running_var, False, 0.0, self.eps
+    def written_over(self, maps: Tensor) -> Tensor:
+        made = tuple(self.running_mean.new_empty(0) for _ in range(2))  # statistics of the maps, which stay empty here
+        statistics = self.running_mean, self.running_var, False, 0.0, self.eps
         torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=(maps, *made))
         return maps
 
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        on_cpu = maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
-        return self.training and large and on_cpu and self.momentum is not None and self.num_batches_tracked is not None
+        return self.training and large and maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
 
     def in_place(self, maps: Tensor, shortcut: Tensor | None = None, activates: bool = False, spare: bool = False) -> Tensor:
-        self._check_input_dim(maps)
-        assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
         projected = spare and shortcut is not None and getattr(shortcut.grad_fn, "normalises_alone", False)
@@ -111,8 +128,6 @@ class Normalisation(nn.BatchNorm2d):
 
 class NormalisedActivation(Normalisation):
     """f = LeakyReLU(BatchNorm(z) + s); see ``Normalisation``.
-
-    ``SyncBatchNorm.convert_sync_batchnorm`` would replace this module, and lose the activation.
 
     Shapes: z, s (optional), f: (B, C, H, W).
 

@@ -1,7 +1,7 @@
-"""A convolution of which some is computed by matrix products where maps are a few pixels and PyTorch's own takes longer."""
+"""A convolution that is computed by matrix products where maps are a few pixels and PyTorch's own takes longer."""
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,36 +18,21 @@ GEOMETRY = (
     1,
 )  # stride, padding, dilation; not transposed, and so no output padding; groups
 LEAST_WEIGHTS = 9 << 14  # of smaller convolutions it makes no difference
-
-
-class FewPixels(NamedTuple):
-    """Pixels of a map up to which matrix products are faster than PyTorch's convolution.
-
-    Attributes:
-        all: for the output and both gradients.
-        weight: for the weight's gradient.
-    """
-
-    all: int
-    weight: int
+MOST_PIXELS = 9  # of a map whose output and both gradients are products
+WEIGHT_PIXELS = 16  # of a map whose weight's gradient is a product
 
 
 @cache
-def few_pixels(half: bool) -> FewPixels:
-    """What was found on processors with Intel's matrix unit, and on others (docs/log.md, 2026-11-26 and 2026-11-27).
-
-    Args:
-        half: in a number type of half precision.
-    """
-    if torch.cpu._is_amx_tile_supported():
-        return FewPixels(all=9, weight=16 if half else 9)
-    return FewPixels(all=0, weight=4)
+def has_matrix_unit() -> bool:
+    """Whether the processor has Intel's matrix unit (AMX)."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 class Convolution(nn.Conv2d):
-    """A 3×3 convolution of stride 1, as PyTorch's; of small maps on a CPU, while it learns, in part by matrix products.
+    """A 3×3 convolution of stride 1, as PyTorch's; in part by matrix products where those are faster.
 
-    Which part depends on the processor (``few_pixels``), and with it how results round and what memory is predicted.
+    They are in bfloat16, of small maps, while it learns on a CPU with a matrix unit (docs/log.md, 2026-11-26 and 2026-11-27).
+    Results then round differently.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, H, W).
     """
@@ -56,18 +41,26 @@ class Convolution(nn.Conv2d):
         super().__init__(inputs, outputs, 3, padding=1, bias=bias)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if not self.training or maps.device.type != "cpu" or self.weight.numel() < LEAST_WEIGHTS:
+        if not self.is_by_products(maps):
             return super().forward(maps)
-        weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled("cpu"):
-            number_type = torch.get_autocast_dtype("cpu")
-            maps, weight = maps.to(number_type), weight.to(number_type)
-            bias = None if bias is None else bias.to(number_type)
-        pixels, few = maps.shape[2] * maps.shape[3], few_pixels(weight.dtype.itemsize < 4)
-        if pixels > few.weight:
-            return F.conv2d(maps, weight, bias, padding=1)
-        convolved: Tensor = Product.apply(maps, weight, bias, pixels <= few.all)
+        bias = None if self.bias is None else self.bias.bfloat16()
+        whole = pixels(maps) <= MOST_PIXELS
+        convolved: Tensor = Product.apply(maps.bfloat16(), self.weight.bfloat16(), bias, whole)
         return convolved
+
+    def is_by_products(self, maps: Tensor) -> bool:
+        learns_here = self.training and maps.device.type == "cpu" and self.weight.numel() >= LEAST_WEIGHTS
+        fast = computed_type(self.weight) is torch.bfloat16 and has_matrix_unit()
+        return learns_here and fast and pixels(maps) <= WEIGHT_PIXELS
+
+
+def pixels(maps: Tensor) -> int:
+    return maps.shape[2] * maps.shape[3]
+
+
+def computed_type(weight: Tensor) -> torch.dtype:
+    """The number type that a convolution with this weight is computed in on a CPU."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
 
 
 class Product(torch.autograd.Function):

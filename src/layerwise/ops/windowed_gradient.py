@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
@@ -62,7 +61,7 @@ class WindowedGradient(GradientInParts):
         """In the memory format of ``coarse``."""
         contiguous = self.coarse.is_contiguous()
         if self.device.type != "cpu":
-            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout(self.coarse))
+            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=memory_format_of(self.coarse))
             windows(made, self.window).copy_(self.coarse[:, :, :, None, :, None])
             return made
         if contiguous:  # where interpolation takes several times as long
@@ -70,15 +69,8 @@ class WindowedGradient(GradientInParts):
         return F.interpolate(self.coarse, self.shape[2:], mode="nearest-exact")
 
     def added_to(self, maps: Tensor) -> Tensor:
-        """The sum with a tensor of the same shape, in whose layout it is, without the whole."""
+        """The sum with a tensor of the same shape, in whose memory format it is, without the whole."""
         return (windows(maps, self.window) + self.coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
-
-    def add_to(self, maps: Tensor) -> Tensor:
-        """Add it to a tensor of the same shape, in place."""
-        if maps.device.type == "cpu" and layout(maps) is torch.contiguous_format:  # where windows take several times as long
-            return maps.add_(self.whole())
-        windows(maps, self.window).add_(self.coarse[:, :, :, None, :, None])
-        return maps
 
     @property
     def window(self) -> tuple[int, int]:
@@ -110,7 +102,7 @@ class Average(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int], windowed: bool) -> Tensor:
-        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], layout(maps)
+        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], memory_format_of(maps)
         ctx.windowed = windowed or maps.device.type != "cpu"  # there it is added to other gradients faster than the whole
         return F.avg_pool2d(maps, kernel)
 
@@ -121,24 +113,6 @@ class Average(torch.autograd.Function):
         return windowed if ctx.windowed else windowed.whole(), None, None
 
 
-class AverageBeside(torch.autograd.Function):
-    """``Average``, and the maps themselves for one other reader, whose gradient the averages' is added to in place.
-
-    The reader must be an operation that makes the gradient and keeps it for nobody else, as a convolution's backward pass does.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], layout(maps)
-        return F.avg_pool2d(maps, kernel), maps
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_averages: Tensor, of_maps: Tensor) -> tuple[Tensor, None]:
-        coarse = (of_averages / ctx.area).contiguous(memory_format=ctx.memory_format)
-        return WindowedGradient(coarse, ctx.shape).add_to(made_whole(of_maps)), None
-
-
-def layout(maps: Tensor) -> torch.memory_format:
-    """The order that maps lie in."""
+def memory_format_of(maps: Tensor) -> torch.memory_format:
+    """The memory format of maps."""
     return torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format

@@ -59,10 +59,10 @@ def kernels_for(maps: Tensor) -> ModuleType | None:
     if maps.device.type != "cuda":
         return None
     try:
-        from layerwise.losses import deviation_kernels
+        from layerwise.ops import spatial_std_triton
     except ImportError:
         return None
-    return deviation_kernels if maps.dtype in deviation_kernels.KINDS and deviation_kernels.usable(maps.device) else None
+    return spatial_std_triton if maps.dtype in spatial_std_triton.KINDS and spatial_std_triton.usable(maps.device) else None
 
 
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
