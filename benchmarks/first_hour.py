@@ -52,6 +52,7 @@ from layerwise.units import Carried, Unit
 
 COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last head", "best head")
 CLASSES = 10
+SIMILARITY_ONLY = ("joined-sim", "joined-scaled", "unscaled")  # ways that are others where there is no similarity loss
 SHOWN_EARLY = 3  # epochs after which accuracies are taken too
 
 
@@ -243,7 +244,7 @@ def main() -> None:
     ]
     for task, loss, way, seed in [] if arguments.table_only else wanted:
         done = {(line["task"], line["loss"], line["way"], int(line["seed"])) for line in read(arguments.csv)}
-        if (task, loss, way, seed) not in done:
+        if (task, loss, way, seed) not in done and (loss != "pred" or way not in SIMILARITY_ONLY):
             append(arguments.csv, list(train(task, loss, way, seed, Execution(data_dir=arguments.data_dir))))
     show(line for line in read(arguments.csv) if line["task"] in arguments.tasks or arguments.table_only)
 
