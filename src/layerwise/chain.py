@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerwise.errors import CannotSplit
+from layerwise.errors import CannotSplit, choose
 from layerwise.graph import FLAG, TrainingFlag, modes_kept, owner, trace_network
 from layerwise.spine import Network
+
+OUTPUTS = ("separate", "joined")
 
 
 class Chain(nn.Module):
@@ -49,6 +51,7 @@ def split(
     at: str | int | Sequence[str] = "layer",
     sample: Tensor | None = None,
     leaves: Iterable[str] = (),
+    output: str = "separate",
 ) -> Chain:
     """Cut a network that fx can trace into a chain of units.
 
@@ -58,15 +61,19 @@ def split(
             single tensor passes; a number K, K units of about equal multiply-adds; or the paths of the modules that end a unit.
         sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
         leaves: paths of modules to keep whole inside one unit, without looking inside.
+        output: ``"separate"``, the output layer is a unit of its own, as published; or ``"joined"``,
+            it shares the unit of the weighted layer before it. Module paths are taken as given.
 
     Returns:
         The chain; its pieces share the model's modules, and the model stays as it was.
 
     Raises:
         CannotSplit: the network cannot be cut so; the message says which module, why, and what to do.
+        InvalidInput: ``output`` is neither of the two.
     """
+    joined = choose("output", output, OUTPUTS) == "joined"
     network = Network(*trace_network(model, leaves))
-    cuts = choose_cuts(network, at, sample)
+    cuts = choose_cuts(network, at, sample, joined)
     place = network.place(cuts)
     refuse_empty_units(network, place)
     refuse_lost_parameters(model, network)
@@ -77,34 +84,50 @@ def split(
     return chain
 
 
-def choose_cuts(network: Network, at: str | int | Sequence[str], sample: Tensor | None) -> list[fx.Node]:
+def choose_cuts(
+    network: Network, at: str | int | Sequence[str], sample: Tensor | None, joined: bool = False
+) -> list[fx.Node]:
     """The nodes that a cut follows, in order."""
     if at == "layer":
-        return [stretch[-1] for stretch in network.stretches()]
+        return layer_cuts(network, joined)
     if at == "block":
-        return block_cuts(network)
+        return block_cuts(network, joined)
     if isinstance(at, int) and not isinstance(at, bool):
-        return equal_cuts(network, at, sample)
+        return equal_cuts(network, at, sample, joined)
     if not isinstance(at, str) and isinstance(at, Sequence) and at and all(isinstance(path, str) for path in at):
         return path_cuts(network, at)
     raise CannotSplit(f"at={at!r} says no place to cut: give 'layer', 'block', a number of units, or a list of module paths.")
 
 
-def block_cuts(network: Network) -> list[fx.Node]:
+def separable_stretches(network: Network, joined: bool) -> list[list[fx.Node]]:
+    """The stretches that a cut may follow; a joined output leaves out the cut before the output layer."""
+    stretches = network.stretches()
+    return stretches[:-1] if joined else stretches
+
+
+def layer_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
+    """Behind every anchor's feature."""
+    return [stretch[-1] for stretch in separable_stretches(network, joined)]
+
+
+def block_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
     """Behind every anchor, the last node on the way to its feature that all paths pass, where there is one."""
-    ends = (network.block_end(stretch) for stretch in network.stretches())
+    ends = (network.block_end(stretch) for stretch in separable_stretches(network, joined))
     return [end for end in ends if end is not None]
 
 
-def equal_cuts(network: Network, count: int, sample: Tensor | None) -> list[fx.Node]:
+def equal_cuts(network: Network, count: int, sample: Tensor | None, joined: bool = False) -> list[fx.Node]:
     """``count`` − 1 cuts that make the costliest unit as cheap as can be; between blocks where there are enough of them."""
     if count == 1:
         return []
-    candidates = block_cuts(network)
+    candidates = block_cuts(network, joined)
     if len(candidates) + 1 < count:
-        candidates = [stretch[-1] for stretch in network.stretches()]
+        candidates = layer_cuts(network, joined)
     if not 1 <= count <= len(candidates) + 1:
-        raise CannotSplit(f"{count} units are not to be had: the network has {len(candidates) + 1} layers, so 1 to that many.")
+        raise CannotSplit(
+            f"{count} units are not to be had: the network has {len(candidates) + 1} layers"
+            f"{', the output layer counted with the one before it' if joined else ''}, so 1 to that many."
+        )
     if sample is None:
         raise CannotSplit(
             f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, a batch of images."

@@ -193,6 +193,7 @@ def localize(
     amp: torch.dtype | None = None,
     seed: int | None = None,
     leaves: Iterable[str] = (),
+    output: str = "separate",
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -209,6 +210,9 @@ def localize(
         amp: ``torch.bfloat16`` computes forward passes in mixed precision; weights stay as they are.
         seed: makes the heads' initial weights and every dropout mask a function of seed, unit and step.
         leaves: paths of modules to keep whole; see ``split``.
+        output: ``"separate"``, the published way: the output layer is a unit of its own, and the
+            local loss weighs its cross-entropy (1 − β under predsim); or ``"joined"``: the last
+            unit holds the layer before it too, and learns from the network's plain cross-entropy.
 
     Raises:
         CannotSplit: the network cannot be cut so.
@@ -217,7 +221,7 @@ def localize(
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     sample = sample[:2].to(tensor.device)
-    chain = split(model, at, sample, leaves)
+    chain = split(model, at, sample, leaves, output)
     try:
         shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
     except (RuntimeError, TypeError) as error:
@@ -235,7 +239,8 @@ def localize(
     units = []
     for index, (piece, name, shape) in enumerate(zip(chain.pieces, chain.names, shapes, strict=True)):
         with seeded(seed, index, -1, torch.device("cpu")):
-            head = create_loss(loss, Site(index, len(chain), shape, num_classes), **loss_options)
+            site = Site(index, len(chain), shape, num_classes, joined=output == "joined")
+            head = create_loss(loss, site, **loss_options)
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(model.training)
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
         if unit.parameters():

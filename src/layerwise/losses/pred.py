@@ -42,13 +42,14 @@ class Output(nn.Module):
     """Cross-entropy of the network's own logits: the loss of a chain's last unit, with no head of its own.
 
     Args:
-        scale: factor of the cross-entropy; 1 − β under predsim.
+        scale: factor of the cross-entropy of a separate output layer; 1 − β under predsim.
     """
 
     def __init__(self, site: Site, *, scale: float = 1.0) -> None:
         super().__init__()
-        # With a single unit there is no similarity loss to balance against: this is plain global backpropagation.
-        self.scale = scale if site.count > 1 else 1.0
+        # A single unit is plain global backpropagation. In a joined one the cross-entropy is all
+        # that the layer before the output learns from: scaled, it would slow that layer under SGD.
+        self.scale = 1.0 if site.joined or site.count == 1 else scale
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         """Shapes: logits (B, num_classes)."""

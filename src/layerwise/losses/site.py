@@ -19,12 +19,14 @@ class Site:
         count: how many units the chain has.
         shape: the shape of the unit's features without the batch: (C, H, W) or (C,).
         num_classes: how many classes the labels have.
+        joined: whether the network's output layer shares the last unit with the layer before it.
     """
 
     index: int
     count: int
     shape: tuple[int, ...]
     num_classes: int
+    joined: bool = False
 
     @property
     def last(self) -> bool:

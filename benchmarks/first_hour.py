@@ -1,0 +1,253 @@
+"""How should a network's output learn beside local losses? Ways to treat it, trained over seeds.
+
+Every way trains the same network by the simultaneous rule and differs only in its end:
+
+- ``separate``: the output layer is a unit of its own (published; 1 − β of its cross-entropy under predsim);
+- ``joined``: the last unit holds the layer before it too, and learns from the network's cross-entropy;
+- ``joined-scaled``: the same with the cross-entropy times 1 − β under predsim;
+- ``joined-sim``: β · similarity of that layer's features + (1 − β) · the network's cross-entropy;
+- ``joined-local``: the local loss of that layer's features + the network's cross-entropy;
+- ``zero``, ``unscaled``: separate, but the output layer starts at zero, or its cross-entropy is not
+  scaled;
+- ``global``: one unit, for comparison.
+
+Any way may end in a number, such as ``separate*10``: the output layer's learning rate is so many
+times that of all other weights.
+
+``network`` is the network's accuracy in percent of the test images, ``last head`` that of the last
+unit with a head of its own, ``best head`` that of the best one. A run that the CSV file holds is not
+trained again. To rerun what docs/output.md shows:
+
+    python benchmarks/first_hour.py --tasks convolutions --csv results/first-hour.csv
+    python benchmarks/first_hour.py --data-dir DATA --tasks cifar10 --csv results/first-hour.csv
+    python benchmarks/first_hour.py --table-only --csv results/first-hour.csv
+"""
+
+import argparse
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import layerwise
+from layerwise.allocator import keep_freed_memory
+from layerwise.build import amp_type, decay
+from layerwise.data import Splits, load_data
+from layerwise.evaluation import accuracy, unit_scores
+from layerwise.layouts import lay_out
+from layerwise.learner import Learner
+from layerwise.losses import Evaluated, Targets
+from layerwise.losses.pooling import average
+from layerwise.losses.pred import cross_entropy
+from layerwise.models import create_model
+from layerwise.rules import RULES
+from layerwise.runs import Execution, Run
+from layerwise.units import Carried, Unit
+
+COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last head", "best head")
+CLASSES = 10
+SIMILARITY_ONLY = ("joined-sim", "joined-scaled", "unscaled")  # ways that are others where there is no similarity loss
+SHOWN_EARLY = 3  # epochs after which accuracies are taken too
+
+
+def three_convolutions(norm: bool, pool: bool) -> nn.Module:
+    """What a user might write first, for 8-pixel grey images."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *[nn.BatchNorm2d(outputs)] * norm, nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] * (outputs == 64)
+    end = [nn.AdaptiveAvgPool2d(1)] if pool else []
+    return nn.Sequential(*layers, *end, nn.Flatten(), nn.Linear(128 if pool else 128 * 16, CLASSES))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, its data and its schedule; ``network`` makes one of the user's own instead of the run's."""
+
+    run: Run
+    network: Callable[[], nn.Module] | None = None
+
+    def model(self, data: Splits) -> nn.Module:
+        if self.network:
+            return self.network()
+        run = self.run
+        return create_model(run.model, run.hierarchy, run.width, CLASSES, data.channels, data.image_size)
+
+
+FIRST = Run(data="digits", batch_size=64, epochs=12, lr=5e-4, decay_milestones="", augment=False, val_fraction=0.0)
+DEMO = Run(data="digits", batch_size=64, epochs=8, lr=1e-3, width=0.25, val_fraction=0.0)
+SMALL = Run(
+    data="cifar10", width=0.25, image_size=16, train_images=15_000, crop_padding=2, epochs=8, lr=1e-3, val_fraction=0.1,
+    amp=True,
+)  # fmt: skip
+TASKS = {
+    "convolutions": Task(FIRST, lambda: three_convolutions(norm=False, pool=True)),
+    "convolutions-norm": Task(FIRST, lambda: three_convolutions(norm=True, pool=True)),
+    "convolutions-flat": Task(FIRST, lambda: three_convolutions(norm=False, pool=False)),
+    "convolutions-sgd": Task(replace(FIRST, optimizer="sgd", lr=0.05), lambda: three_convolutions(norm=True, pool=True)),
+    "resnet18": Task(replace(DEMO, model="resnet18")),
+    "resnet18-accelerated": Task(replace(DEMO, model="resnet18", hierarchy="1,1,2,2")),
+    "vgg8b": Task(replace(DEMO, model="vgg8b", decoder_dim=2048)),
+    "cifar10": Task(replace(SMALL, model="resnet18")),
+    "cifar10-vgg8b": Task(replace(SMALL, model="vgg8b", decoder_dim=2048)),
+}
+
+
+class Together(nn.Module):
+    """The last hidden unit's piece and the output layer's as one, which keeps the features between them."""
+
+    def __init__(self, hidden: nn.Module, output: nn.Module) -> None:
+        super().__init__()
+        self.hidden, self.output = hidden, output
+        self.features: Tensor | None = None
+
+    def forward(self, *carried: Any) -> Carried:
+        passed = self.hidden(*carried)
+        self.features = passed[0]
+        return self.output(*passed)
+
+
+class WithFeatures(nn.Module):
+    """The loss of the network's logits together with one of the features before them."""
+
+    def __init__(self, piece: Together, local: nn.Module, similarity_alone: bool) -> None:
+        super().__init__()
+        self.read, self.local, self.similarity_alone = lambda: piece.features, local, similarity_alone
+
+    def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
+        loss, correct = cross_entropy(logits, targets)
+        features, local = self.read(), self.local
+        if not self.similarity_alone:
+            return Evaluated(loss + local(features, targets).loss, correct)
+        similarity, _ = local.sim.compare(average(features, getattr(local, "kernel", None)), targets)
+        return Evaluated(local.beta * similarity + (1 - local.beta) * loss, correct)
+
+
+def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
+    """A learner whose output is treated in one of the ways."""
+    run = task.run
+    way, _, factor = way.partition("*")
+    torch.manual_seed(seed)
+    model = task.model(data)
+    output = model[-1] if isinstance(model, nn.Sequential) else model.output
+    fast = {id(parameter) for parameter in output.parameters()} if factor else set()
+    if way == "zero":
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [p for p in parameters if id(p) not in fast], "lr": run.lr},
+            {"params": [p for p in parameters if id(p) in fast], "lr": run.lr * float(factor or 1)},
+        ]
+        groups = [group for group in groups if group["params"]]
+        if run.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=run.lr, momentum=run.momentum)
+        return torch.optim.Adam(groups, lr=run.lr)
+
+    learner = layerwise.localize(
+        model,
+        torch.zeros(2, data.channels, data.image_size, data.image_size),
+        CLASSES,
+        loss=loss,
+        at=1 if way == "global" else "layer",
+        output="joined" if way in ("joined", "joined-scaled") else "separate",
+        optimizer=optimizer,
+        amp=amp_type(run),
+        seed=seed,
+        **({"decoder_dim": run.decoder_dim}),
+    )
+    last = learner.units[-1]
+    if way == "unscaled":
+        last.loss.scale = 1.0
+    if way == "joined-scaled":
+        last.loss.scale = 1 - run.beta
+    if way in ("joined-sim", "joined-local"):
+        hidden = learner.units[-2]
+        piece = Together(hidden.piece, last.piece)
+        together = WithFeatures(piece, hidden.loss, way == "joined-sim")
+        unit = Unit(hidden.index, last.name, piece, together, None, amp=last.amp, seed=seed)
+        unit.optimizer = optimizer(unit.parameters())
+        learner = Learner(model, [*learner.units[:-2], unit], CLASSES, torch.zeros(2, *learner.image_shape))
+    lay_out(learner, "channels-last")
+    return learner
+
+
+def train(name: str, loss: str, way: str, seed: int, execution: Execution) -> Iterable[dict[str, Any]]:
+    """Accuracies after the first few epochs and after the last."""
+    task = TASKS[name]
+    run = replace(task.run, seed=seed)
+    data = load_data(run, execution, torch.device("cpu"))
+    learner = build(task, data, loss, way, seed)
+    for tick in RULES["simultaneous"].order(learner, data.train, run.epochs, decay(run)):
+        if tick.ends_epoch and tick.after.epoch in (SHOWN_EARLY, run.epochs):
+            *heads, _ = [score.accuracy for score in unit_scores(learner, data.test, 0, len(learner.units) - 1)]
+            scores = accuracy(learner.model, data.test, amp_type(run)), *((heads[-1], max(heads)) if heads else ("", ""))
+            values = (name, loss, way, seed, tick.after.epoch, len(learner.units), *scores)
+            yield dict(zip(COLUMNS, (f"{v:.2f}" if isinstance(v, float) else str(v) for v in values), strict=True))
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def append(path: Path, lines: list[dict[str, Any]]) -> None:
+    begun = path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if not begun:
+            writer.writeheader()
+        writer.writerows(lines)
+
+
+def summary(values: list[str]) -> str:
+    numbers = [float(value) for value in values if value]
+    spread = f" ± {stdev(numbers):.1f}" if len(numbers) > 1 else ""
+    return f"{mean(numbers):.1f}{spread}" if numbers else "–"
+
+
+def show(lines: Iterable[dict[str, str]]) -> None:
+    """Mean and deviation over seeds, a line per task, loss, epoch and way."""
+    groups = defaultdict(list)
+    for line in lines:
+        groups[line["task"], line["loss"], int(line["epoch"]), line["way"]].append(line)
+    print(f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best head")
+    for (task, loss, epoch, way), runs in sorted(groups.items()):
+        scores = [summary([run[column] for run in runs]) for column in ("network", "last head", "best head")]
+        print(f"{task:<21}{loss:<13}{epoch:<7}{way:<15}{runs[0]['units']:<7}{len(runs):<7}{scores[0]:<14}{scores[1]:<14}{scores[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", default="data", help="folder that holds CIFAR-10")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["convolutions"])
+    parser.add_argument("--losses", nargs="+", default=["predsim", "pred"])
+    parser.add_argument("--ways", nargs="+", default=["separate", "joined"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table-only", action="store_true", help="train nothing")
+    parser.add_argument("--csv", type=Path, default=Path("first-hour.csv"))
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    wanted = [
+        (task, loss, way, seed)
+        for task in arguments.tasks
+        for seed in arguments.seeds
+        for loss in arguments.losses
+        for way in arguments.ways
+    ]
+    for task, loss, way, seed in [] if arguments.table_only else wanted:
+        done = {(line["task"], line["loss"], line["way"], int(line["seed"])) for line in read(arguments.csv)}
+        if (task, loss, way, seed) not in done and (loss != "pred" or way not in SIMILARITY_ONLY):
+            append(arguments.csv, list(train(task, loss, way, seed, Execution(data_dir=arguments.data_dir))))
+    show(line for line in read(arguments.csv) if line["task"] in arguments.tasks or arguments.table_only)
+
+
+if __name__ == "__main__":
+    main()
