@@ -1,0 +1,116 @@
+"""Examples: each runs as it is in an empty folder, and what it prints and writes is what it promises."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import layerwise
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+LINES = 40  # of an example at most
+CHANCE = 10.0  # percent of digits
+
+
+def run(name: str, folder: Path) -> str:
+    """An example's output, run as a user would in a folder of its own."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(layerwise.__file__).parents[1]),
+        "MPLBACKEND": "Agg",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(EXAMPLES / name)]
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def percents(output: str) -> list[float]:
+    """Numbers followed by a percent sign, in order."""
+    return [float(number) for number in re.findall(r"([\d.]+)%", output)]
+
+
+@pytest.fixture
+def output(tmp_path):
+    return partial(run, folder=tmp_path)
+
+
+def test_examples_listed():
+    listed = re.findall(r"^\| \[(\w+\.py)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_short(name):
+    text = (EXAMPLES / name).read_text()
+    assert len(text.splitlines()) <= LINES
+    assert re.match(r'"""[^"]+ \d+ seconds\.\n', text)
+
+
+def test_your_own_network(output):
+    lines = output("your_own_network.py").splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "unit stem.0",
+        "unit residual.0",
+        "unit output",
+        "network",
+    ]
+    assert percents(lines[-1])[0] > 80
+
+
+def test_your_own_loss(output):
+    lines = output("your_own_loss.py").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["smoothing 0.0", "smoothing 0.3"]
+    accuracies = percents("\n".join(lines))
+    assert min(accuracies) > 2 * CHANCE
+    assert accuracies[0] != accuracies[1]  # the option reached the loss
+
+
+def test_memory_limit(output):
+    lines = output("memory_limit.py").splitlines()
+    pattern = r"([\w-]+): batches of (\d+), which need ([\d.]+) of ([\d.]+) MB"
+    fits = [re.fullmatch(pattern, line).groups() for line in lines[:-1]]
+    batches = {rule: int(size) for rule, size, _, _ in fits}
+    assert list(batches) == ["global", "checkpointed", "sequential", "simultaneous"]
+    assert all(float(need) <= float(limit) for _, _, need, limit in fits)
+    assert batches["simultaneous"] > batches["global"]
+    assert lines[-1].startswith("trained by simultaneous updates")
+    assert percents(lines[-1])[0] > 2 * CHANCE
+
+
+def test_separability_map(output, tmp_path):
+    lines = output("separability_map.py").splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["layer-wise", "global"]
+    assert all(50 < percents(line)[0] <= 100 for line in lines[:2])
+    assert lines[2] == "written: separability_map.png"
+    with Image.open(tmp_path / "separability_map.png") as picture:
+        width, height = picture.size
+        assert width > 2 * height > 800
+        assert len(picture.convert("RGB").getcolors(2**24)) > 100  # a map, not an empty frame
+
+
+def test_accelerate(output):
+    lines = output("accelerate.py").splitlines()
+    accuracies = {line.split(":")[0]: percents(line)[0] for line in lines}
+    assert list(accuracies) == ["base [2, 2, 2, 2]", "accelerated [1, 1, 3, 3]"]
+    assert min(accuracies.values()) > 2 * CHANCE
+
+
+def test_resume(output, tmp_path):
+    lines = output("resume.py").splitlines()
+    assert lines == ["saved to state.pt and resumed after 56 of 112 steps", "bit-identical: True"]
+    assert (tmp_path / "state.pt").stat().st_size > 10_000
