@@ -33,6 +33,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from layerwise.layouts import lay_out
+from layerwise.losses.pooling import average
 from torch import Tensor, nn
 
 import layerwise
@@ -40,10 +42,8 @@ from layerwise.allocator import keep_freed_memory
 from layerwise.build import amp_type, decay
 from layerwise.data import Splits, load_data
 from layerwise.evaluation import accuracy, unit_scores
-from layerwise.layouts import lay_out
 from layerwise.learner import Learner
 from layerwise.losses import Evaluated, Targets
-from layerwise.losses.pooling import average
 from layerwise.losses.pred import cross_entropy
 from layerwise.models import create_model
 from layerwise.rules import RULES

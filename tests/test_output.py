@@ -64,7 +64,7 @@ def test_units_are_counted_with_the_joined_output(count: int) -> None:
 
 
 def test_more_units_than_a_joined_output_leaves_are_refused() -> None:
-    with pytest.raises(CannotSplit, match="8 units .* 7 layers, the output layer counted with the one before it"):
+    with pytest.raises(CannotSplit, match=r"8 units .* 7 layers, the output layer counted with the one before it"):
         split(published("vgg8b"), 8, IMAGES, output="joined")
 
 

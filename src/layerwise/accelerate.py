@@ -10,8 +10,8 @@ from typing import Any
 from layerwise.budgets import Budget, parse_budgets
 from layerwise.build import check_run
 from layerwise.compare import train_all
-from layerwise.data import DATASETS
 from layerwise.costs import Cost, Costs, base_hierarchy, with_design
+from layerwise.data import DATASETS
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, published_hierarchy
