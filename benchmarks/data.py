@@ -1,4 +1,5 @@
-"""What training costs beside its steps: reading and augmenting images, and the way from the command to the first step.
+"""What training costs beside its steps: reading and augmenting images, and the way from the command
+to the first step.
 
     python benchmarks/data.py --data-dir DATA
 
@@ -20,11 +21,11 @@ MODEL = ("resnet18", 0.25)
 def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
     """Seconds of preparing a batch, and its share of a step."""
     import torch
+    from layerwise.training.build import build_learner, prepare_device
 
-    from layerwise.build import build_learner, prepare_device
+    from layerwise.core.memory_format import set_memory_format
     from layerwise.data import load_data
-    from layerwise.memory_format import set_memory_format
-    from layerwise.runs import Execution, Run
+    from layerwise.runs.run import Execution, Run
 
     run = Run(model=MODEL[0], width=MODEL[1], data="cifar10", loss="predsim-lite")
     execution = Execution(data_dir=data_dir)
@@ -41,9 +42,16 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
         middle = time.perf_counter()
         learner.step(images, labels)
         if number >= 2:
-            preparing, stepping = preparing + middle - begin, stepping + time.perf_counter() - middle
+            preparing, stepping = (
+                preparing + middle - begin,
+                stepping + time.perf_counter() - middle,
+            )
     assert torch.isfinite(images).all()
-    return {"prepare_seconds": preparing / batches, "step_seconds": stepping / batches, "share": preparing / stepping}
+    return {
+        "prepare_seconds": preparing / batches,
+        "step_seconds": stepping / batches,
+        "share": preparing / stepping,
+    }
 
 
 START = """
@@ -74,17 +82,27 @@ def start(data_dir: str) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
             arguments = [MODEL[0], str(MODEL[1]), data_dir, f"{folder}/run{number}"]
-            done = subprocess.run([sys.executable, "-c", START, *arguments], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", START, *arguments],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
             found.append(float(done.stdout.splitlines()[-1]))
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--output", type=Path, help="write what was found as JSON")
     options = parser.parse_args()
-    found: dict[str, Any] = {"start_seconds": start(options.data_dir), **augmentation(options.data_dir)}
+    found: dict[str, Any] = {
+        "start_seconds": start(options.data_dir),
+        **augmentation(options.data_dir),
+    }
     print(json.dumps(found))
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n")

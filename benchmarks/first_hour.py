@@ -2,8 +2,10 @@
 
 Every way trains the same network by the simultaneous rule and differs only in its end:
 
-- ``separate``: the output layer is a unit of its own (published; 1 − β of its cross-entropy under predsim);
-- ``joined``: the last unit holds the layer before it too, and learns from the network's cross-entropy;
+- ``separate``: the output layer is a unit of its own (published; 1 − β of its cross-entropy under
+predsim);
+- ``joined``: the last unit holds the layer before it too, and learns from the network's
+cross-entropy;
 - ``joined-scaled``: the same with the cross-entropy times 1 − β under predsim;
 - ``joined-sim``: β · similarity of that layer's features + (1 − β) · the network's cross-entropy;
 - ``joined-local``: the local loss of that layer's features + the network's cross-entropy;
@@ -15,8 +17,8 @@ Any way may end in a number, such as ``separate*10``: the output layer's learnin
 times that of all other weights.
 
 ``network`` is the network's accuracy in percent of the test images, ``last head`` that of the last
-unit with a head of its own, ``best head`` that of the best one. A run that the CSV file holds is not
-trained again. To rerun what docs/output.md shows:
+unit with a head of its own, ``best head`` that of the best one. A run that the CSV file holds is
+not trained again. To rerun what docs/output.md shows:
 
     python benchmarks/first_hour.py --tasks convolutions --csv results/first-hour.csv
     python benchmarks/first_hour.py --data-dir DATA --tasks cifar10 --csv results/first-hour.csv
@@ -35,24 +37,25 @@ from typing import Any
 import torch
 from layerwise.layouts import lay_out
 from layerwise.losses.pooling import average
+from layerwise.training.build import amp_type, decay
 from torch import Tensor, nn
 
 import layerwise
-from layerwise.allocator import keep_freed_memory
-from layerwise.build import amp_type, decay
+from layerwise.core.learner import Learner
+from layerwise.core.unit import Carried, Unit
 from layerwise.data import Splits, load_data
-from layerwise.evaluation import accuracy, unit_scores
-from layerwise.learner import Learner
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.pred import cross_entropy
 from layerwise.models import create_model
 from layerwise.rules import RULES
-from layerwise.runs import Execution, Run
-from layerwise.units import Carried, Unit
+from layerwise.runs.run import Execution, Run
+from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.utils.allocator import keep_freed_memory
 
 COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last head", "best head")
 CLASSES = 10
-SIMILARITY_ONLY = ("joined-sim", "joined-scaled", "unscaled")  # ways that are others where there is no similarity loss
+# ways that are others where there is no similarity loss
+SIMILARITY_ONLY = ("joined-sim", "joined-scaled", "unscaled")
 SHOWN_EARLY = 3  # epochs after which accuracies are taken too
 
 
@@ -60,7 +63,11 @@ def three_convolutions(norm: bool, pool: bool) -> nn.Module:
     """What a user might write first, for 8-pixel grey images."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *[nn.BatchNorm2d(outputs)] * norm, nn.ReLU()]
+        layers += [
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            *[nn.BatchNorm2d(outputs)] * norm,
+            nn.ReLU(),
+        ]
         layers += [nn.MaxPool2d(2)] * (outputs == 64)
     end = [nn.AdaptiveAvgPool2d(1)] if pool else []
     return nn.Sequential(*layers, *end, nn.Flatten(), nn.Linear(128 if pool else 128 * 16, CLASSES))
@@ -68,7 +75,9 @@ def three_convolutions(norm: bool, pool: bool) -> nn.Module:
 
 @dataclass(frozen=True)
 class Task:
-    """A network, its data and its schedule; ``network`` makes one of the user's own instead of the run's."""
+    """A network, its data and its schedule; ``network`` makes one of the user's own instead of the
+    run's.
+    """
 
     run: Run
     network: Callable[[], nn.Module] | None = None
@@ -77,10 +86,20 @@ class Task:
         if self.network:
             return self.network()
         run = self.run
-        return create_model(run.model, run.hierarchy, run.width, CLASSES, data.channels, data.image_size)
+        return create_model(
+            run.model, run.hierarchy, run.width, CLASSES, data.channels, data.image_size
+        )
 
 
-FIRST = Run(data="digits", batch_size=64, epochs=12, lr=5e-4, decay_milestones="", augment=False, val_fraction=0.0)
+FIRST = Run(
+    data="digits",
+    batch_size=64,
+    epochs=12,
+    lr=5e-4,
+    decay_milestones="",
+    augment=False,
+    val_fraction=0.0,
+)
 DEMO = Run(data="digits", batch_size=64, epochs=8, lr=1e-3, width=0.25, val_fraction=0.0)
 SMALL = Run(
     data="cifar10", width=0.25, image_size=16, train_images=15_000, crop_padding=2, epochs=8, lr=1e-3, val_fraction=0.1,
@@ -90,7 +109,9 @@ TASKS = {
     "convolutions": Task(FIRST, lambda: three_convolutions(norm=False, pool=True)),
     "convolutions-norm": Task(FIRST, lambda: three_convolutions(norm=True, pool=True)),
     "convolutions-flat": Task(FIRST, lambda: three_convolutions(norm=False, pool=False)),
-    "convolutions-sgd": Task(replace(FIRST, optimizer="sgd", lr=0.05), lambda: three_convolutions(norm=True, pool=True)),
+    "convolutions-sgd": Task(
+        replace(FIRST, optimizer="sgd", lr=0.05), lambda: three_convolutions(norm=True, pool=True)
+    ),
     "resnet18": Task(replace(DEMO, model="resnet18")),
     "resnet18-accelerated": Task(replace(DEMO, model="resnet18", hierarchy="1,1,2,2")),
     "vgg8b": Task(replace(DEMO, model="vgg8b", decoder_dim=2048)),
@@ -100,7 +121,9 @@ TASKS = {
 
 
 class Together(nn.Module):
-    """The last hidden unit's piece and the output layer's as one, which keeps the features between them."""
+    """The last hidden unit's piece and the output layer's as one, which keeps the features between
+    them.
+    """
 
     def __init__(self, hidden: nn.Module, output: nn.Module) -> None:
         super().__init__()
@@ -118,14 +141,20 @@ class WithFeatures(nn.Module):
 
     def __init__(self, piece: Together, local: nn.Module, similarity_alone: bool) -> None:
         super().__init__()
-        self.read, self.local, self.similarity_alone = lambda: piece.features, local, similarity_alone
+        self.read, self.local, self.similarity_alone = (
+            lambda: piece.features,
+            local,
+            similarity_alone,
+        )
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         loss, correct = cross_entropy(logits, targets)
         features, local = self.read(), self.local
         if not self.similarity_alone:
             return Evaluated(loss + local(features, targets).loss, correct)
-        similarity, _ = local.sim.compare(average(features, getattr(local, "kernel", None)), targets)
+        similarity, _ = local.sim.compare(
+            average(features, getattr(local, "kernel", None)), targets
+        )
         return Evaluated(local.beta * similarity + (1 - local.beta) * loss, correct)
 
 
@@ -174,12 +203,16 @@ def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
         together = WithFeatures(piece, hidden.loss, way == "joined-sim")
         unit = Unit(hidden.index, last.name, piece, together, None, amp=last.amp, seed=seed)
         unit.optimizer = optimizer(unit.parameters())
-        learner = Learner(model, [*learner.units[:-2], unit], CLASSES, torch.zeros(2, *learner.image_shape))
+        learner = Learner(
+            model, [*learner.units[:-2], unit], CLASSES, torch.zeros(2, *learner.image_shape)
+        )
     lay_out(learner, "channels-last")
     return learner
 
 
-def train(name: str, loss: str, way: str, seed: int, execution: Execution) -> Iterable[dict[str, Any]]:
+def train(
+    name: str, loss: str, way: str, seed: int, execution: Execution
+) -> Iterable[dict[str, Any]]:
     """Accuracies after the first few epochs and after the last."""
     task = TASKS[name]
     run = replace(task.run, seed=seed)
@@ -187,10 +220,22 @@ def train(name: str, loss: str, way: str, seed: int, execution: Execution) -> It
     learner = build(task, data, loss, way, seed)
     for tick in RULES["simultaneous"].order(learner, data.train, run.epochs, decay(run)):
         if tick.ends_epoch and tick.after.epoch in (SHOWN_EARLY, run.epochs):
-            *heads, _ = [score.accuracy for score in unit_scores(learner, data.test, 0, len(learner.units) - 1)]
-            scores = accuracy(learner.model, data.test, amp_type(run)), *((heads[-1], max(heads)) if heads else ("", ""))
+            *heads, _ = [
+                score.accuracy
+                for score in unit_scores(learner, data.test, 0, len(learner.units) - 1)
+            ]
+            scores = (
+                accuracy(learner.model, data.test, amp_type(run)),
+                *((heads[-1], max(heads)) if heads else ("", "")),
+            )
             values = (name, loss, way, seed, tick.after.epoch, len(learner.units), *scores)
-            yield dict(zip(COLUMNS, (f"{v:.2f}" if isinstance(v, float) else str(v) for v in values), strict=True))
+            yield dict(
+                zip(
+                    COLUMNS,
+                    (f"{v:.2f}" if isinstance(v, float) else str(v) for v in values),
+                    strict=True,
+                )
+            )
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -217,10 +262,18 @@ def show(lines: Iterable[dict[str, str]]) -> None:
     groups = defaultdict(list)
     for line in lines:
         groups[line["task"], line["loss"], int(line["epoch"]), line["way"]].append(line)
-    print(f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best head")
+    print(
+        f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best "
+        "head"
+    )
     for (task, loss, epoch, way), runs in sorted(groups.items()):
-        scores = [summary([run[column] for run in runs]) for column in ("network", "last head", "best head")]
-        print(f"{task:<21}{loss:<13}{epoch:<7}{way:<15}{runs[0]['units']:<7}{len(runs):<7}{scores[0]:<14}{scores[1]:<14}{scores[2]}")
+        scores = [
+            summary([run[column] for run in runs])
+            for column in ("network", "last head", "best head")
+        ]
+        print(
+            f"{task:<21}{loss:<13}{epoch:<7}{way:<15}{runs[0]['units']:<7}{len(runs):<7}{scores[0]:<14}{scores[1]:<14}{scores[2]}"
+        )
 
 
 def main() -> None:
@@ -243,10 +296,20 @@ def main() -> None:
         for way in arguments.ways
     ]
     for task, loss, way, seed in [] if arguments.table_only else wanted:
-        done = {(line["task"], line["loss"], line["way"], int(line["seed"])) for line in read(arguments.csv)}
+        done = {
+            (line["task"], line["loss"], line["way"], int(line["seed"]))
+            for line in read(arguments.csv)
+        }
         if (task, loss, way, seed) not in done and (loss != "pred" or way not in SIMILARITY_ONLY):
-            append(arguments.csv, list(train(task, loss, way, seed, Execution(data_dir=arguments.data_dir))))
-    show(line for line in read(arguments.csv) if line["task"] in arguments.tasks or arguments.table_only)
+            append(
+                arguments.csv,
+                list(train(task, loss, way, seed, Execution(data_dir=arguments.data_dir))),
+            )
+    show(
+        line
+        for line in read(arguments.csv)
+        if line["task"] in arguments.tasks or arguments.table_only
+    )
 
 
 if __name__ == "__main__":

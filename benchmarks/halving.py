@@ -15,12 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerwise.costs import with_design
+from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.experiments.accelerate.costs import with_design
 from layerwise.hierarchy import Design, design_of
-from layerwise.options import Parser, add_fields, collect
-from layerwise.progress import Progress
-from layerwise.runs import Execution, Run, RunFolder, run_name
-from layerwise.train import train
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run, run_name
+from layerwise.training.loop import train
+from layerwise.training.progress import Progress
 
 FACTOR = 3  # of every three designs one is trained on
 

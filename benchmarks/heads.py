@@ -1,10 +1,13 @@
-"""What a cheaper head costs, and what it loses: variants of predsim-lite beside predsim, trained over seeds.
+"""What a cheaper head costs, and what it loses: variants of predsim-lite beside predsim, trained
+over seeds.
 
-A variant is a loss and where the network is cut. Those that the library does not offer are defined here. Each is trained by the
-library's own loop; costs are those of a training step of the network at full width and 32 pixels, batch 128: multiply-adds over
-those of a global step (counted), parameters of the heads, and peak memory counted whole (predicted; nothing is allocated).
+A variant is a loss and where the network is cut. Those that the library does not offer are defined
+here. Each is trained by the library's own loop; costs are those of a training step of the network
+at full width and 32 pixels, batch 128: multiply-adds over those of a global step (counted),
+parameters of the heads, and peak memory counted whole (predicted; nothing is allocated).
 
-    python benchmarks/heads.py --data-dir DATA --runs runs/heads --models resnet18 --seeds 3 --csv results/heads.csv
+    python benchmarks/heads.py --data-dir DATA --runs runs/heads --models resnet18 --seeds 3 --csv
+    results/heads.csv
 """
 
 import argparse
@@ -16,46 +19,64 @@ from statistics import mean, stdev
 from typing import Any, ClassVar
 
 import torch
+from layerwise.training.build import parse_cut
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
-from layerwise.build import parse_cut
 from layerwise.errors import Busy
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging
-from layerwise.progress import Progress
-from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
-from layerwise.tables import written
-from layerwise.train import train
+from layerwise.report.tables import written
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run, run_name
+from layerwise.training.loop import train
+from layerwise.training.progress import Progress
+from layerwise.utils.files import replacing
 
 GROUPS = 4
 RANK = 4  # the low-rank convolution has a rank of so many times fewer than its channels
 SAMPLED_SIZE = 4  # windows a side, of each of which a position is sampled
-STRIDE = 7  # has no factor in common with the pixels of a window, so that every one of them gets its turn
+# has no factor in common with the pixels of a window, so that every one of them gets its turn
+STRIDE = 7
 BATCH, SIZE, CLASSES = 128, 32, 10  # of the step whose cost is given
 COUNTED = 4  # images of the step whose multiply-adds are counted; they scale
 
 SMALL = Run(
-    data="cifar10", width=0.25, image_size=16, crop_padding=2, val_fraction=0.0, lr=1e-3, train_images=15_000, epochs=12
+    data="cifar10",
+    width=0.25,
+    image_size=16,
+    crop_padding=2,
+    val_fraction=0.0,
+    lr=1e-3,
+    train_images=15_000,
+    epochs=12,
 )
 RUNS = {
     "resnet18": replace(SMALL, model="resnet18", hierarchy="1,1,2,2"),
     "vgg8b": replace(SMALL, model="vgg8b", train_images=10_000, epochs=8, decoder_dim=2048),
     "resnet50": replace(SMALL, model="resnet50", hierarchy="1,1,1,1", train_images=6_000, epochs=8),
 }
-NARROWED = {"vgg8b": 64, "resnet50": 64}  # channels compared, at a quarter of the width; ResNet18 has few beyond
+# channels compared, at a quarter of the width; ResNet18 has few beyond
+NARROWED = {"vgg8b": 64, "resnet50": 64}
 
 
 class Changed(PredSimLite):
     """predsim-lite with something about it changed."""
 
     def __init__(
-        self, site: Site, *, beta: float = 0.99, decoder_dim: int = 4096, similarity_channels: int | None = 256
+        self,
+        site: Site,
+        *,
+        beta: float = 0.99,
+        decoder_dim: int = 4096,
+        similarity_channels: int | None = 256,
     ) -> None:
-        super().__init__(site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels)
+        super().__init__(
+            site, beta=beta, decoder_dim=decoder_dim, similarity_channels=similarity_channels
+        )
         self.change(site)
 
     @abstractmethod
@@ -88,7 +109,10 @@ class LowRank(Replaced):
 
     def instead(self, channels: int) -> nn.Module:
         few = max(1, channels // RANK)
-        return nn.Sequential(nn.Conv2d(channels, few, 3, padding=1, bias=False), nn.Conv2d(few, channels, 1, bias=False))
+        return nn.Sequential(
+            nn.Conv2d(channels, few, 3, padding=1, bias=False),
+            nn.Conv2d(few, channels, 1, bias=False),
+        )
 
 
 class Separable(Replaced):
@@ -107,7 +131,9 @@ class FewOutputs(Replaced):
 
 
 class Fixed(Replaced):
-    """Never learned: as it was drawn, one for all units of as many channels, which needs no gradient and no optimizer state."""
+    """Never learned: as it was drawn, one for all units of as many channels, which needs no
+    gradient and no optimizer state.
+    """
 
     drawn: ClassVar[dict[int, nn.Conv2d]] = {}
 
@@ -118,35 +144,48 @@ class Fixed(Replaced):
 
     def instead(self, channels: int) -> nn.Module:
         if channels not in Fixed.drawn:
-            Fixed.drawn[channels] = nn.Conv2d(channels, channels, 3, padding=1, bias=False).requires_grad_(False)
+            Fixed.drawn[channels] = nn.Conv2d(
+                channels, channels, 3, padding=1, bias=False
+            ).requires_grad_(False)
         return Fixed.drawn[channels]
 
 
 class SampledConvolution(nn.Conv2d):
-    """A 3×3 convolution computed at one position of every window of a map, another one from batch to batch."""
+    """A 3×3 convolution computed at one position of every window of a map, another one from batch
+    to batch.
+    """
 
     batches: Tensor
 
     def __init__(self, channels: int, window: tuple[int, int]) -> None:
         super().__init__(channels, channels, 3, padding=1, bias=False)
         self.window = window
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
+        # saved, so that a resumed run goes on alike
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor) -> Tensor:
         height, width = self.window
         self.batches += int(self.training)
         row, column = divmod(int(self.batches) * STRIDE % (height * width), width)
-        return F.conv2d(F.pad(features, (1, 1, 1, 1))[:, :, row:, column:], self.weight, stride=self.window)
+        return F.conv2d(
+            F.pad(features, (1, 1, 1, 1))[:, :, row:, column:], self.weight, stride=self.window
+        )
 
 
 class Sampled(Changed):
-    """The similarity convolution reads features as they are, at as many positions as predsim-lite has averages."""
+    """The similarity convolution reads features as they are, at as many positions as predsim-lite
+    has averages.
+    """
 
     def change(self, site: Site) -> None:
         window, _ = averaging(site.shape, SAMPLED_SIZE)
         self.sim.kernel = None
         for name, module in list(self.sim.named_modules()):
-            if window is not None and isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+            if (
+                window is not None
+                and isinstance(module, nn.Conv2d)
+                and module.kernel_size == (3, 3)
+            ):
                 self.sim.set_submodule(name, SampledConvolution(module.out_channels, window))
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
@@ -156,7 +195,9 @@ class Sampled(Changed):
 
 
 class Shared(Changed):
-    """One similarity convolution for all neighbouring units whose maps have one shape; each of them trains it."""
+    """One similarity convolution for all neighbouring units whose maps have one shape; each of them
+    trains it.
+    """
 
     latest: tuple[tuple[int, ...], nn.Module] | None = None
 
@@ -168,12 +209,15 @@ class Shared(Changed):
 
 
 class EverySecondBatch(Changed):
-    """The similarity loss on every second batch only; between, the prediction loss alone, with its weight."""
+    """The similarity loss on every second batch only; between, the prediction loss alone, with its
+    weight.
+    """
 
     batches: Tensor
 
     def change(self, site: Site) -> None:
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))  # saved, so that a resumed run goes on alike
+        # saved, so that a resumed run goes on alike
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         self.batches += int(self.training)
@@ -192,7 +236,8 @@ class Variant:
         loss: the name it is trained under.
         text: in words.
         factory: of its own; None: a loss of the library.
-        halved: whether heads are on every second layer only, from the first on; the output layer is a unit of its own.
+        halved: whether heads are on every second layer only, from the first on; the output layer is
+            a unit of its own.
     """
 
     name: str
@@ -206,14 +251,43 @@ VARIANTS = (
     Variant("predsim", "predsim", "the paper's"),
     Variant("predsim-lite", "predsim-lite", "features averaged, few channels"),
     Variant("grouped", "grouped", f"predsim-lite, its 3×3 convolution in {GROUPS} groups", Grouped),
-    Variant("low-rank", "low-rank", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels and back", LowRank),
-    Variant("separable", "separable", "predsim-lite, its 3×3 convolution channel by channel, then 1×1", Separable),
-    Variant("few-outputs", "few-outputs", f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels", FewOutputs),
-    Variant("fixed", "fixed", "predsim-lite, its 3×3 convolution as drawn, for all units of as many channels", Fixed),
-    Variant("sampled", "sampled", "predsim-lite, similarity of positions sampled, not averaged", Sampled),
+    Variant(
+        "low-rank",
+        "low-rank",
+        f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels and back",
+        LowRank,
+    ),
+    Variant(
+        "separable",
+        "separable",
+        "predsim-lite, its 3×3 convolution channel by channel, then 1×1",
+        Separable,
+    ),
+    Variant(
+        "few-outputs",
+        "few-outputs",
+        f"predsim-lite, its 3×3 convolution into 1/{RANK} of the channels",
+        FewOutputs,
+    ),
+    Variant(
+        "fixed",
+        "fixed",
+        "predsim-lite, its 3×3 convolution as drawn, for all units of as many channels",
+        Fixed,
+    ),
+    Variant(
+        "sampled", "sampled", "predsim-lite, similarity of positions sampled, not averaged", Sampled
+    ),
     Variant("shared", "shared", "predsim-lite, one convolution for units of one shape", Shared),
-    Variant("every-second-batch", "every-second-batch", "predsim-lite, similarity on every second batch", EverySecondBatch),
-    Variant("every-second-layer", "predsim-lite", "predsim-lite on every second layer", halved=True),
+    Variant(
+        "every-second-batch",
+        "every-second-batch",
+        "predsim-lite, similarity on every second batch",
+        EverySecondBatch,
+    ),
+    Variant(
+        "every-second-layer", "predsim-lite", "predsim-lite on every second layer", halved=True
+    ),
 )
 
 
@@ -221,16 +295,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's files")
     parser.add_argument("--runs", type=Path, default=Path("runs/heads"), help="folder of the runs")
-    parser.add_argument("--models", nargs="+", choices=RUNS, default=list(RUNS), help="default: all")
-    parser.add_argument("--heads", nargs="+", choices=[variant.name for variant in VARIANTS], help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", choices=RUNS, default=list(RUNS), help="default: all"
+    )
+    parser.add_argument(
+        "--heads", nargs="+", choices=[variant.name for variant in VARIANTS], help="default: all"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every variant (default: 3)")
     parser.add_argument("--cpu-threads", type=int, help="threads of each operation on a CPU")
-    parser.add_argument("--table-only", action="store_true", help="train nothing: show what there is")
+    parser.add_argument(
+        "--table-only", action="store_true", help="train nothing: show what there is"
+    )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    LOSSES.update({variant.loss: variant.factory for variant in VARIANTS if variant.factory is not None})
-    chosen = [variant for variant in VARIANTS if arguments.heads is None or variant.name in arguments.heads]
-    execution = Execution(data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads, eval_every=100)
+    LOSSES.update(
+        {variant.loss: variant.factory for variant in VARIANTS if variant.factory is not None}
+    )
+    chosen = [
+        variant
+        for variant in VARIANTS
+        if arguments.heads is None or variant.name in arguments.heads
+    ]
+    execution = Execution(
+        data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads, eval_every=100
+    )
     for seed in range(0 if arguments.table_only else arguments.seeds):
         for model in arguments.models:
             for variant in chosen:
@@ -251,11 +339,15 @@ def run_of(model: str, variant: Variant, seed: int) -> Run:
     return replace(base, loss=variant.loss, at=at, similarity_channels=narrowed, seed=seed)
 
 
-def learner_of(run: Run, at: str | int | Sequence[str], loss: str = "pred", width: float = 1 / 16) -> Any:
+def learner_of(
+    run: Run, at: str | int | Sequence[str], loss: str = "pred", width: float = 1 / 16
+) -> Any:
     """A learner of the run's network on the CPU, with 32-pixel images."""
     network = layerwise.create_model(run.model, run.hierarchy, width=width, image_size=SIZE)
     options: dict[str, Any] = {"decoder_dim": run.decoder_dim} if at != 1 else {}
-    return layerwise.localize(network, torch.zeros(2, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, **options)
+    return layerwise.localize(
+        network, torch.zeros(2, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, **options
+    )
 
 
 def carry_out(run: Run, runs: Path, execution: Execution) -> None:
@@ -308,7 +400,9 @@ def counted(learner: Any, steps: int) -> float:
 
 def predicted_peak(run: Run, at: str | int | Sequence[str], loss: str) -> int:
     network = layerwise.create_model(run.model, run.hierarchy, image_size=SIZE)
-    return layerwise.predict_peak(network, (BATCH, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, decoder_dim=run.decoder_dim)
+    return layerwise.predict_peak(
+        network, (BATCH, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, decoder_dim=run.decoder_dim
+    )
 
 
 def in_words(values: list[float], sign: str = "") -> str:

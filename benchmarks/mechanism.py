@@ -1,9 +1,11 @@
-"""Does separability stall in shallow stages when a network is trained layer-wise, and not when it is trained globally?
+"""Does separability stall in shallow stages when a network is trained layer-wise, and not when it
+is trained globally?
 
-Reads runs that were trained with ``--separability-every`` and prints, for every hierarchy and rule, the accuracy of a linear
-probe on held-out images at the stem's and at each stage's end, and what each stage adds to it, after the last measured epoch:
-mean and deviation over seeds, in percent and points. A stage is called stalled where its gain is not above twice the mean's
-standard error. Nothing is trained.
+Reads runs that were trained with ``--separability-every`` and prints, for every hierarchy and rule,
+the accuracy of a linear probe on held-out images at the stem's and at each stage's end, and what
+each stage adds to it, after the last measured epoch: mean and deviation over seeds, in percent and
+points. A stage is called stalled where its gain is not above twice the mean's standard error.
+Nothing is trained.
 
     python benchmarks/mechanism.py runs/small --csv results/mechanism.csv
 """
@@ -15,10 +17,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from layerwise.curves import separable
-from layerwise.records import Record, read_runs
-from layerwise.runs import replacing
-from layerwise.tables import hierarchy, written
+from layerwise.report.curves import separable
+from layerwise.report.tables import hierarchy, written
+from layerwise.runs.records import Record, read_runs
+from layerwise.utils.files import replacing
 
 RULES = {"simultaneous": "layer-wise", "global": "global"}
 
@@ -36,11 +38,17 @@ def main() -> None:
             found[record.run.model, hierarchy(record), RULES[record.run.rule], loss].append(values)
     table = [line for key, seeds in sorted(found.items()) for line in lines(key, seeds)]
     if not table:
-        raise SystemExit("no finished run there was measured: train one with --separability-every, and name its folder")
+        raise SystemExit(
+            "no finished run there was measured: train one with --separability-every, and name "
+            "its folder"
+        )
     for line in table:
         print(
             "  ".join(
-                f"{value!s:<{width}}" for value, width in zip(line.values(), (9, 12, 10, 8, 5, 8, 7, 9, 7, 9, 7), strict=True)
+                f"{value!s:<{width}}"
+                for value, width in zip(
+                    line.values(), (9, 12, 10, 8, 5, 8, 7, 9, 7, 9, 7), strict=True
+                )
             )
         )
     if arguments.csv:
@@ -49,7 +57,9 @@ def main() -> None:
 
 
 def stage_ends(record: Record) -> dict[str, float]:
-    """The linear probe's accuracy behind the stem (where there is one) and behind every stage, shallow to deep."""
+    """The linear probe's accuracy behind the stem (where there is one) and behind every stage,
+    shallow to deep.
+    """
     rows = separable(record)
     ends = {}
     for row in (row for row in rows if row.epoch == rows[-1].epoch):
@@ -65,7 +75,9 @@ def lines(key: tuple[str, ...], seeds: list[dict[str, float]]) -> list[dict[str,
     made, before = [], None
     for place in seeds[0]:
         values = [seed[place] for seed in seeds]
-        gains: list[float] = [] if before is None else [seed[place] - seed[before] for seed in seeds]
+        gains: list[float] = (
+            [] if before is None else [seed[place] - seed[before] for seed in seeds]
+        )
         made.append(
             dict(zip(("model", "hierarchy", "rule", "loss"), key, strict=True))
             | {"seeds": len(seeds), "after": place}

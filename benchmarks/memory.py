@@ -1,9 +1,11 @@
-"""Peak memory of training by rule and loss: over networks, depth, batch and hierarchy, as predicted.
+"""Peak memory of training by rule and loss: over networks, depth, batch and hierarchy, as
+predicted.
 
     python benchmarks/memory.py --output results/memory
 
-Memory is counted whole: weights, gradients, optimizer state (Adam), heads, activations, temporaries and the batch. What an
-operation uses inside itself is not seen by a prediction; a real step's memory is measured beside it, in both orders of maps, by
+Memory is counted whole: weights, gradients, optimizer state (Adam), heads, activations, temporaries
+and the batch. What an operation uses inside itself is not seen by a prediction; a real step's
+memory is measured beside it, in both orders of maps, by
 
     python benchmarks/memory.py --measure resnet18:1024 vgg16:128 --output results/memory-measured
 
@@ -21,12 +23,12 @@ from typing import Any
 import torch
 
 import layerwise
+from layerwise.core.memory_format import FORMATS
 from layerwise.hierarchy import format_hierarchy
-from layerwise.measurement import measured
-from layerwise.memory import persistent_bytes
-from layerwise.memory_format import FORMATS
-from layerwise.prediction import rule_options
-from layerwise.rehearsal import rule_ticks
+from layerwise.memory.accounting import persistent_bytes
+from layerwise.profiling.measure import measured
+from layerwise.profiling.predict import rule_options
+from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -45,23 +47,38 @@ ACCELERATED = (
 )  # fmt: skip
 
 
-def peak(model: str, hierarchy: tuple[int, ...] | None, way: str, batch: int, layout: str = "channels-last") -> int:
+def peak(
+    model: str,
+    hierarchy: tuple[int, ...] | None,
+    way: str,
+    batch: int,
+    layout: str = "channels-last",
+) -> int:
     """Predicted bytes on 32-pixel images of 10 classes."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model, hierarchy=hierarchy)
     adam = partial(torch.optim.Adam, fused=True)
-    return layerwise.predict_peak(network, (batch, 3, 32, 32), 10, rule, layout, optimizer=adam, **options)
+    return layerwise.predict_peak(
+        network, (batch, 3, 32, 32), 10, rule, layout, optimizer=adam, **options
+    )
 
 
 def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.device) -> int:
-    """Bytes alive at the peak of a real second step (of the units that learn together, the largest), with random images."""
+    """Bytes alive at the peak of a real second step (of the units that learn together, the
+    largest), with random images.
+    """
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model).to(device)
     adam = partial(torch.optim.Adam, fused=True)
     learner = layerwise.localize(
-        network, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", optimizer=adam, **options
+        network,
+        torch.zeros(2, 3, 32, 32),
+        10,
+        at=RULES[rule].at or "layer",
+        optimizer=adam,
+        **options,
     )
     layerwise.set_memory_format(learner, layout)
     steps, peaks = rule_ticks(rule, learner, batch, 1, rule_options(rule, {})), list[int]()
@@ -74,14 +91,20 @@ def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.d
 
 
 def measured_rows(points: list[str], device: torch.device) -> Any:
-    """A line per network, batch and way: what is predicted (for a CPU) and measured in each order of maps."""
+    """A line per network, batch and way: what is predicted (for a CPU) and measured in each order
+    of maps.
+    """
     for point, way in itertools.product(points, WAYS):
         model, batch = point.split(":")
-        found = {layout: measured_peak(model, way, int(batch), layout, device) for layout in FORMATS}
+        found = {
+            layout: measured_peak(model, way, int(batch), layout, device) for layout in FORMATS
+        }
         line = {"model": model, "batch_size": batch, "way": way}
         for layout, value in found.items():
             if device.type == "cpu":
-                line[f"{layout}, predicted, MB"] = f"{peak(model, None, way, int(batch), layout) / 1e6:.1f}"
+                line[f"{layout}, predicted, MB"] = (
+                    f"{peak(model, None, way, int(batch), layout) / 1e6:.1f}"
+                )
             line[f"{layout}, MB"] = f"{value / 1e6:.1f}"
         yield line
 
@@ -99,10 +122,19 @@ def rows() -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write OUTPUT.csv, OUTPUT-depth.svg and OUTPUT-batch.svg")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write OUTPUT.csv, OUTPUT-depth.svg and OUTPUT-batch.svg"
+    )
     parser.add_argument("--parts", default="networks,depth,batch,hierarchies")
-    parser.add_argument("--measure", nargs="+", metavar="MODEL:BATCH", help="measure steps of these instead; writes OUTPUT.csv")
+    parser.add_argument(
+        "--measure",
+        nargs="+",
+        metavar="MODEL:BATCH",
+        help="measure steps of these instead; writes OUTPUT.csv",
+    )
     parser.add_argument("--device", default="cpu", help="of --measure (default: cpu)")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
@@ -118,9 +150,18 @@ def main() -> None:
             continue
         began = time.perf_counter()
         peaks = {way: peak(model, hierarchy, way, batch) for way in WAYS}
-        row = {"part": part, "model": model, "hierarchy": format_hierarchy(hierarchy) if hierarchy else "", "batch_size": batch}
+        row = {
+            "part": part,
+            "model": model,
+            "hierarchy": format_hierarchy(hierarchy) if hierarchy else "",
+            "batch_size": batch,
+        }
         row |= {f"{way}, MB": f"{value / 1e6:.1f}" for way, value in peaks.items()}
-        row |= {f"{way} / global": f"{value / peaks['global']:.3f}" for way, value in peaks.items() if way != "global"}
+        row |= {
+            f"{way} / global": f"{value / peaks['global']:.3f}"
+            for way, value in peaks.items()
+            if way != "global"
+        }
         found.append(row)
         print(*row.values(), f"({time.perf_counter() - began:.0f} s)", flush=True)
     if options.output:
@@ -144,7 +185,11 @@ def draw(output: Path, found: list[dict[str, Any]]) -> None:
 
     styles = dict(zip(WAYS, ("k-o", "k--s", "k:^", "k-.D", "k-x"), strict=True))
     for part, label, position in (
-        ("depth", "layers of a CIFAR ResNet, batch 128", lambda row: 6 * int(row["hierarchy"].strip("[]").split(",")[0]) + 2),
+        (
+            "depth",
+            "layers of a CIFAR ResNet, batch 128",
+            lambda row: 6 * int(row["hierarchy"].strip("[]").split(",")[0]) + 2,
+        ),
         ("batch", "images in a batch, ResNet18", lambda row: row["batch_size"]),
     ):
         points = [row for row in found if row["part"] == part]
@@ -152,8 +197,19 @@ def draw(output: Path, found: list[dict[str, Any]]) -> None:
             continue
         figure, axes = pyplot.subplots(figsize=(5.8, 3.8), layout="constrained")
         for way, style in styles.items():
-            axes.plot([position(row) for row in points], [float(row[f"{way}, MB"]) for row in points], style, label=way, ms=4)
-        axes.set(xlabel=label, ylabel="peak memory, MB", yscale="log", xscale="log" if part == "batch" else "linear")
+            axes.plot(
+                [position(row) for row in points],
+                [float(row[f"{way}, MB"]) for row in points],
+                style,
+                label=way,
+                ms=4,
+            )
+        axes.set(
+            xlabel=label,
+            ylabel="peak memory, MB",
+            yscale="log",
+            xscale="log" if part == "batch" else "linear",
+        )
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         for ending in ("svg", "png"):

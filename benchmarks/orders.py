@@ -1,19 +1,24 @@
-"""Do cheap measurements at small scale foretell the paper's layer-wise order of hierarchies? Spearman's rank correlations.
+"""Do cheap measurements at small scale foretell the paper's layer-wise order of hierarchies?
+Spearman's rank correlations.
 
-Every part of a table that varies one network's hierarchy on CIFAR-10 is ranked by what ``layerwise accelerate`` ranks by, and
-by what needs no measurement at all:
+Every part of a table that varies one network's hierarchy on CIFAR-10 is ranked by what ``layerwise
+accelerate`` ranks by, and by what needs no measurement at all:
 
-- ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise training by that loss,
-  averaged over seeds; the runs are those of ``layerwise reproduce --scale small``, which go on from where this leaves them;
-- ``halving``: the order in which successive halving (``halving.py``) would leave them by the same accuracies by predsim,
-  with so many epochs at most;
-- ``gain``: the gains of the base's units after as many epochs (what ``--rank gain`` ranks by), averaged likewise;
+- ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise
+  training by that loss, averaged over seeds; the runs are those of ``layerwise reproduce --scale
+  small``, which go on from where this leaves them;
+- ``halving``: the order in which successive halving (``halving.py``) would leave them by the same
+  accuracies by predsim, with so many epochs at most;
+- ``gain``: the gains of the base's units after as many epochs (what ``--rank gain`` ranks by),
+averaged likewise;
 - ``parameters``, ``convolutions``, ``shallow convolutions`` (what ``--rank count`` ranks by): fewer
-  first. A random order has 0 on average; ``chance`` is the share of all orders that do at least as well.
+  first. A random order has 0 on average; ``chance`` is the share of all orders that do at least as
+  well.
 
 The paper's numbers are read at the end, to correlate with. Equal values share their mean rank.
 
-    python benchmarks/orders.py --data-dir DATA --runs runs/small --epochs 9 --seeds 3 --csv results/orders.csv
+    python benchmarks/orders.py --data-dir DATA --runs runs/small --epochs 9 --seeds 3 --csv
+    results/orders.csv
 """
 
 import argparse
@@ -27,15 +32,24 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from halving import places, rungs, train_until
-from layerwise.costs import Costs
 from layerwise.errors import Busy
+from layerwise.experiments.accelerate.costs import Costs
+from layerwise.experiments.accelerate.ranking import mean_gains, measured_gains, score
 from layerwise.hierarchy import Hierarchy, shallow
-from layerwise.paper import ROMAN, Row, row_run, select_rows
-from layerwise.ranking import mean_gains, measured_gains, score
-from layerwise.runs import Execution, Run, RunFolder, replacing, run_name
-from layerwise.tables import written
+from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
+from layerwise.report.tables import written
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run, run_name
+from layerwise.utils.files import replacing
 
-PARTS = ((3, "resnet18"), (5, "resnet18"), (3, "resnet50"), (5, "resnet50"), (1, "vgg16"), (1, "vgg19"))
+PARTS = (
+    (3, "resnet18"),
+    (5, "resnet18"),
+    (3, "resnet50"),
+    (5, "resnet50"),
+    (1, "vgg16"),
+    (1, "vgg19"),
+)
 LOSSES = ("predsim", "pred")
 RUNGS = (1, 3, 9)  # epochs at which halving compares
 WHOLE = 20  # epochs of a training at small scale, after which it compares for the last time
@@ -45,24 +59,49 @@ LINE = "gains.jsonl"  # of a base's folder: its stages' gains, a line per rung
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", default="data", help="folder that holds the data set's files")
-    parser.add_argument("--runs", type=Path, default=Path("runs/small"), help="folder of the runs at small scale")
-    parser.add_argument("--gains", type=Path, default=Path("runs/orders"), help="folder of the bases' short runs")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/small"), help="folder of the runs at small scale"
+    )
+    parser.add_argument(
+        "--gains", type=Path, default=Path("runs/orders"), help="folder of the bases' short runs"
+    )
     parser.add_argument("--parts", nargs="+", help="such as 3-resnet18 (default: all six)")
-    parser.add_argument("--losses", nargs="*", choices=LOSSES, default=LOSSES, help="default: both; none: gains only")
-    parser.add_argument("--epochs", type=int, default=RUNGS[-1], help="train as far as this (default: 9)")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds of every hierarchy (default: 1)")
-    parser.add_argument("--table-only", action="store_true", help="train nothing: correlate what there is")
+    parser.add_argument(
+        "--losses",
+        nargs="*",
+        choices=LOSSES,
+        default=LOSSES,
+        help="default: both; none: gains only",
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=RUNGS[-1], help="train as far as this (default: 9)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="seeds of every hierarchy (default: 1)"
+    )
+    parser.add_argument(
+        "--table-only", action="store_true", help="train nothing: correlate what there is"
+    )
     parser.add_argument("--cpu-threads", type=int, help="threads of each operation on a CPU")
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     execution = Execution(data_dir=arguments.data_dir, cpu_threads=arguments.cpu_threads)
-    parts = [part for part in PARTS if arguments.parts is None or "-".join(map(str, part)) in arguments.parts]
+    parts = [
+        part
+        for part in PARTS
+        if arguments.parts is None or "-".join(map(str, part)) in arguments.parts
+    ]
     for seed in range(0 if arguments.table_only else arguments.seeds):
         for part in parts:
             train_part(rows_of(part), seed, arguments, execution)
     table = [line for part in parts for line in correlate(part, arguments)]
     for line in table:
-        print("  ".join(f"{value:<{width}}" for value, width in zip(line.values(), (14, 22, 7, 6, 12, 9, 8, 0), strict=True)))
+        print(
+            "  ".join(
+                f"{value:<{width}}"
+                for value, width in zip(line.values(), (14, 22, 7, 6, 12, 9, 8, 0), strict=True)
+            )
+        )
     if arguments.csv:
         with replacing(arguments.csv) as draft:
             draft.write_text(written(tuple(table[0]), table))
@@ -74,14 +113,24 @@ def rows_of(part: tuple[int, str]) -> list[Row]:
     return select_rows([table], [model, f"{model}_*"])
 
 
-def train_part(rows: Sequence[Row], seed: int, arguments: argparse.Namespace, execution: Execution) -> None:
+def train_part(
+    rows: Sequence[Row], seed: int, arguments: argparse.Namespace, execution: Execution
+) -> None:
     """Train every hierarchy as far as asked, and measure the base's gains at every rung on the way."""
     for loss in arguments.losses:
         for row in rows:
             folder = folder_of(arguments.runs, row, seed, loss)
             print(f"{row.label} by {loss}, seed {seed}", flush=True)
-            train_as_far(row_run(row, "small", "layerwise", seed, loss=loss), folder, arguments.epochs, execution)
-    run, folder = row_run(rows[0], "small", "layerwise", seed), folder_of(arguments.gains, rows[0], seed)
+            train_as_far(
+                row_run(row, "small", "layerwise", seed, loss=loss),
+                folder,
+                arguments.epochs,
+                execution,
+            )
+    run, folder = (
+        row_run(rows[0], "small", "layerwise", seed),
+        folder_of(arguments.gains, rows[0], seed),
+    )
     measured = {line["epoch"] for line in lines_of(folder)}
     for epochs in RUNGS:
         if epochs > arguments.epochs or epochs in measured:
@@ -91,7 +140,9 @@ def train_part(rows: Sequence[Row], seed: int, arguments: argparse.Namespace, ex
 
 
 def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> None:
-    """Train a run as far as an epoch; one that came further, or that another process trains, is left alone."""
+    """Train a run as far as an epoch; one that came further, or that another process trains, is
+    left alone.
+    """
     try:
         train_until(run, folder, epochs, execution)
     except Busy:
@@ -110,16 +161,31 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
     costs = Costs(row_run(rows[0], "paper", "layerwise"))
     seeds = range(arguments.seeds)
     for loss, epochs in product(LOSSES, (*RUNGS, WHOLE)):
-        logs = [[log_of(folder_of(arguments.runs, row, seed, loss)) for seed in seeds] for row in rows]
+        logs = [
+            [log_of(folder_of(arguments.runs, row, seed, loss)) for seed in seeds] for row in rows
+        ]
         whole = [seed for seed in seeds if all(len(log[seed]) >= epochs for log in logs)]
         if whole:
             values = [mean(log[seed][epochs - 1]["val_accuracy"] for seed in whole) for log in logs]
             yield line(part, loss, epochs, len(whole), values, published, rows)
             if loss == LOSSES[0] and epochs > 1:
-                yield line(part, "halving", epochs, len(whole), halved(logs, whole, epochs), published, rows)
+                yield line(
+                    part,
+                    "halving",
+                    epochs,
+                    len(whole),
+                    halved(logs, whole, epochs),
+                    published,
+                    rows,
+                )
     for epochs in RUNGS:
         folders = [folder_of(arguments.gains, rows[0], seed) for seed in seeds]
-        gains = [found["gains"] for folder in folders for found in lines_of(folder) if found["epoch"] == epochs]
+        gains = [
+            found["gains"]
+            for folder in folders
+            for found in lines_of(folder)
+            if found["epoch"] == epochs
+        ]
         if gains:
             values = [score(row.hierarchy, mean_gains(gains)) for row in rows]
             yield line(part, "gain", epochs, len(gains), values, published, rows)
@@ -139,7 +205,10 @@ def halved(logs: Sequence[Sequence[Any]], seeds: Sequence[int], last: int) -> li
         logs: of each row, by seed.
     """
     values = {
-        str(index): {epochs: mean(log[seed][epochs - 1]["val_accuracy"] for seed in seeds) for epochs in rungs(last)}
+        str(index): {
+            epochs: mean(log[seed][epochs - 1]["val_accuracy"] for seed in seeds)
+            for epochs in rungs(last)
+        }
         for index, log in enumerate(logs)
     }
     order = [name for name, _ in places(list(values), last, values)]
@@ -163,7 +232,9 @@ def line(
     published: Sequence[float],
     rows: Sequence[Row],
 ) -> dict[str, Any]:
-    """What a predictor says: a correlation, how often chance does as well, and the order, the best first."""
+    """What a predictor says: a correlation, how often chance does as well, and the order, the best
+    first.
+    """
     order = sorted(range(len(rows)), key=lambda index: -values[index])
     found = spearman(values, published)
     return {

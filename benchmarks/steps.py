@@ -1,15 +1,19 @@
-"""Time and memory of a training step: this library's rules and losses, a plain PyTorch loop, the published program.
+"""Time and memory of a training step: this library's rules and losses, a plain PyTorch loop, the
+published program.
 
     python benchmarks/steps.py --models vgg8b,resnet50 --published ADAPTER.py --output results/steps
 
-Every contender is a process of its own, set up as its users have it. They make a step in turn, one computing while the others
-wait, again and again: whatever else the machine does falls on all of them. Written are medians, the spread, ratios within the
-run and each process's largest size; beside them the time that the step's convolutions alone take, replayed with the same shapes
-on random numbers in whichever layout is faster for each, and the machine's largest matrix product.
+Every contender is a process of its own, set up as its users have it. They make a step in turn, one
+computing while the others
+wait, again and again: whatever else the machine does falls on all of them. Written are medians, the
+spread, ratios within the run and each process's largest size; beside them the time that the step's
+convolutions alone take, replayed with the same shapes on random numbers in whichever layout is
+faster for each, and the machine's largest matrix product.
 
-The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part of this repository.
-ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim, batch_size, lr) -> step``, whose
-``step(images, labels)`` is one iteration of that program's training loop.
+The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part
+of this repository. ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim,
+batch_size, lr) -> step``, whose ``step(images, labels)`` is one iteration of that program's
+training loop.
 """
 
 import argparse
@@ -34,14 +38,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import layerwise
-from layerwise.allocator import keep_freed_memory
-from layerwise.captured import CapturedSteps
-from layerwise.checkpointed import checkpointed_piece
-from layerwise.machine import describe_machine
-from layerwise.measurement import process_peak_bytes
-from layerwise.memory_format import set_memory_format
+from layerwise.core.cuda_graphs import CapturedSteps
+from layerwise.core.memory_format import set_memory_format
 from layerwise.ops import small_conv
-from layerwise.runs import Execution
+from layerwise.profiling.measure import process_peak_bytes
+from layerwise.rules.checkpointed import checkpointed_piece
+from layerwise.runs.run import Execution
+from layerwise.training.machine import describe_machine
+from layerwise.utils.allocator import keep_freed_memory
 from layerwise.utils.device import synchronise
 
 Step = Callable[[Tensor, Tensor], Any]
@@ -49,7 +53,8 @@ LEARNING_RATE = 5e-4
 STREAMS = Execution.streams
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global")
-WARM_UP = 5  # steps that are not counted: by then most memory is mapped, and the optimizer has its state
+# steps that are not counted: by then most memory is mapped, and the optimizer has its state
+WARM_UP = 5
 ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
 
 
@@ -69,7 +74,9 @@ def learner_for(
     network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
-    learner = layerwise.localize(network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local)
+    learner = layerwise.localize(
+        network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local
+    )
     set_memory_format(learner, layout)
     if options.device != "cpu" and recorded:
         learner.captured = CapturedSteps(learner, streams)
@@ -111,7 +118,13 @@ def published(model: str, options: argparse.Namespace) -> Step:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
-    made: Step = module.build(model, "predsim", decoder_dim=decoder_dim(model), batch_size=options.batch_size, lr=LEARNING_RATE)
+    made: Step = module.build(
+        model,
+        "predsim",
+        decoder_dim=decoder_dim(model),
+        batch_size=options.batch_size,
+        lr=LEARNING_RATE,
+    )
     return made
 
 
@@ -122,9 +135,15 @@ MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "checkpointed": checkpointed,
     "predsim": lambda model, options: learner_for(model, "predsim", "layer", options),
     "predsim-lite": lambda model, options: learner_for(model, "predsim-lite", "layer", options),
-    "global-bfloat16": lambda model, options: learner_for(model, "pred", 1, options, torch.bfloat16),
-    "predsim-bfloat16": lambda model, options: learner_for(model, "predsim", "layer", options, torch.bfloat16),
-    "predsim-lite-bfloat16": lambda model, options: learner_for(model, "predsim-lite", "layer", options, torch.bfloat16),
+    "global-bfloat16": lambda model, options: learner_for(
+        model, "pred", 1, options, torch.bfloat16
+    ),
+    "predsim-bfloat16": lambda model, options: learner_for(
+        model, "predsim", "layer", options, torch.bfloat16
+    ),
+    "predsim-lite-bfloat16": lambda model, options: learner_for(
+        model, "predsim-lite", "layer", options, torch.bfloat16
+    ),
 }
 
 
@@ -136,7 +155,9 @@ def predsim_with(
     def make(model: str, arguments: argparse.Namespace) -> Any:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = searched
-        return learner_for(model, "predsim", "layer", arguments, **{"amp": torch.bfloat16, **options})
+        return learner_for(
+            model, "predsim", "layer", arguments, **{"amp": torch.bfloat16, **options}
+        )
 
     return make
 
@@ -155,7 +176,9 @@ ON_A_GPU: dict[str, Callable[[str, argparse.Namespace], Any]] = {
 def work(channel: Connection, name: str, model: str, options: argparse.Namespace) -> None:
     """A contender's process: builds it, then makes a step whenever it is told to."""
     torch.manual_seed(1)
-    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
+    images = torch.randn(
+        options.batch_size, 3, options.image_size, options.image_size, device=options.device
+    )
     labels = torch.randint(0, 10, (options.batch_size,), device=options.device)
     device = images.device
     try:
@@ -176,16 +199,26 @@ def work(channel: Connection, name: str, model: str, options: argparse.Namespace
         channel.send((time.perf_counter() - begin) / options.burst)
     facts: dict[str, Any] = {"process_peak_mb": process_peak_bytes() / 1e6}
     if step is not made and made.captured is not None:
-        print(name, "recorded:", made.captured.refusal or len(made.captured.recordings), file=sys.stderr)
+        print(
+            name,
+            "recorded:",
+            made.captured.refusal or len(made.captured.recordings),
+            file=sys.stderr,
+        )
         made.captured = None
     if device.type == "cuda":
         facts["allocated_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     if step is not made and options.bare:
         no_products = patch.object(small_conv, "has_matrix_unit", lambda: False)
-        with no_products, Convolutions() as convolutions:  # what is computed as matrix products counts too
+        # what is computed as matrix products counts too
+        with no_products, Convolutions() as convolutions:
             step(images, labels)
         seconds, operations = convolutions.bare(options.bare, device)
-        facts |= {"gflop": operations / 1e9, "bare_seconds": seconds, "bare_gflops": operations / 1e9 / seconds}
+        facts |= {
+            "gflop": operations / 1e9,
+            "bare_seconds": seconds,
+            "bare_gflops": operations / 1e9 / seconds,
+        }
     channel.send(facts)
 
 
@@ -233,7 +266,9 @@ class Contender:
 
 
 class Convolutions(TorchDispatchMode):
-    """Notes the convolutions that a step makes: shapes, strides and number types, and how often each occurs."""
+    """Notes the convolutions that a step makes: shapes, strides and number types, and how often
+    each occurs.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,7 +278,16 @@ class Convolutions(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default:
             images, weight, _, stride, padding, *_, groups = args
-            self.forward[(tuple(images.shape), tuple(weight.shape), images.dtype, tuple(stride), tuple(padding), groups)] += 1
+            self.forward[
+                (
+                    tuple(images.shape),
+                    tuple(weight.shape),
+                    images.dtype,
+                    tuple(stride),
+                    tuple(padding),
+                    groups,
+                )
+            ] += 1
         if func is torch.ops.aten.convolution_backward.default:
             _, images, weight, _, stride, padding, _, _, _, groups, mask = args
             key = (
@@ -258,11 +302,16 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def bare(self, repetitions: int, device: torch.device) -> tuple[float, float]:
-        """Seconds and floating-point operations of these convolutions alone, each in the layout that is faster for it."""
+        """Seconds and floating-point operations of these convolutions alone, each in the layout
+        that is faster for it.
+        """
         seconds = operations = 0.0
         for backward, counts in ((False, self.forward), (True, self.backward)):
             for (images, weight, dtype, stride, padding, groups, *mask), count in counts.items():
-                x, w = torch.randn(images, device=device).to(dtype), torch.randn(weight, device=device).to(dtype)
+                x, w = (
+                    torch.randn(images, device=device).to(dtype),
+                    torch.randn(weight, device=device).to(dtype),
+                )
                 fastest = float("inf")
                 for layout in (torch.contiguous_format, torch.channels_last):
                     x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
@@ -271,7 +320,17 @@ class Convolutions(TorchDispatchMode):
                         begin = time.perf_counter()
                         if backward:
                             torch.ops.aten.convolution_backward(
-                                out, x, w, None, stride, padding, [1, 1], False, [0, 0], groups, [*mask[0], False]
+                                out,
+                                x,
+                                w,
+                                None,
+                                stride,
+                                padding,
+                                [1, 1],
+                                False,
+                                [0, 0],
+                                groups,
+                                [*mask[0], False],
                             )
                         else:
                             torch.nn.functional.conv2d(x, w, None, stride, padding, 1, groups)
@@ -298,7 +357,11 @@ def matrix_product(dtype: torch.dtype, device: torch.device, size: int = 4096) -
 
 def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per contender."""
-    names = [name for name in options.contenders.split(",") if name != "published predsim" or options.published is not None]
+    names = [
+        name
+        for name in options.contenders.split(",")
+        if name != "published predsim" or options.published is not None
+    ]
     contenders = [Contender(name, model, options) for name in names]
     for contender in contenders:
         contender.wait()
@@ -325,7 +388,9 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for reference in taking_part:
             if reference.name in REFERENCES:
                 pairs = zip(reference.seconds, contender.seconds, strict=True)
-                row[f"times {reference.name}"] = statistics.median(one / other for one, other in pairs)
+                row[f"times {reference.name}"] = statistics.median(
+                    one / other for one, other in pairs
+                )
         rows.append(row)
     return rows
 
@@ -337,15 +402,24 @@ COLUMNS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="vgg8b,vgg16,resnet18,resnet50,resnet110")
     parser.add_argument("--contenders", help="names joined by commas (default: all)")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repetitions", type=int, default=5, help="counted turns of each contender")
+    parser.add_argument(
+        "--repetitions", type=int, default=5, help="counted turns of each contender"
+    )
     parser.add_argument("--burst", type=int, help="steps of a turn (default: 1, on a GPU 20)")
-    parser.add_argument("--bare", type=int, default=2, help="repetitions of each bare convolution; 0: leave them out")
+    parser.add_argument(
+        "--bare",
+        type=int,
+        default=2,
+        help="repetitions of each bare convolution; 0: leave them out",
+    )
     parser.add_argument("--published", type=Path, help="adapter of the published program")
     parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.json")
     options = parser.parse_args()
@@ -365,7 +439,12 @@ def main() -> None:
     for model in options.models.split(","):
         for row in measure(model, options):
             rows.append(row)
-            print("  ".join(f"{key} {shown(row[key])}" for key in COLUMNS if row.get(key) is not None), flush=True)
+            print(
+                "  ".join(
+                    f"{key} {shown(row[key])}" for key in COLUMNS if row.get(key) is not None
+                ),
+                flush=True,
+            )
         if options.output:
             write(options.output, rows, facts)
 

@@ -8,29 +8,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.data import Splits, load_data
+from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
+from layerwise.data import Loader, Splits
 from layerwise.data.loader import Loader
-from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES
 from layerwise.models import create_model, list_models, published_hierarchy
-from layerwise.rules import RULES, Position, Tick
-from layerwise.runs import Execution, Run
+from layerwise.rules import RULES
+from layerwise.rules.base import Position, Tick
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import prepare
 
 # a network that is one unit learns from its output, whatever the local loss
-RULES_AND_LOSSES = [(rule, loss) for rule in RULES for loss in LOSSES if RULES[rule].at is None or loss == "predsim"]
+RULES_AND_LOSSES = [
+    (rule, loss) for rule in RULES for loss in LOSSES if RULES[rule].at is None or loss == "predsim"
+]
 
 CLASSES = 10
 
 
 @cache
 def digits(train_images: int = 80, batch_size: int = 16, views: int | None = None) -> Splits:
-    return load_data(
-        Run(data="digits", train_images=train_images, batch_size=batch_size, views=views), Execution(), torch.device("cpu")
-    )
+    run = Run(data="digits", train_images=train_images, batch_size=batch_size, views=views)
+    return prepare(run, Execution()).load_data()
 
 
 def narrow(name: str, dropout: float = 0.2) -> nn.Module:
-    """A network of the registry, one layer or block per stage, a few channels wide, for 8-pixel grey images."""
+    """A network of the registry, one layer or block per stage, a few channels wide, for 8-pixel
+    grey images.
+    """
     hierarchy = [1] * len(published_hierarchy(name))
     return create_model(name, hierarchy, width=1 / 16, in_chans=1, image_size=8, dropout=dropout)
 
@@ -51,7 +57,9 @@ class Plain(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """Pre-activation residual blocks, a learned shortcut computed before the main branch, and two skips alive at once."""
+    """Pre-activation residual blocks, a learned shortcut computed before the main branch, and two
+    skips alive at once.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,10 +87,14 @@ class Branches(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True)
+        )
         self.left = nn.Conv2d(6, 4, 1)
         self.right = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
-        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Sigmoid()
+        )
         self.out = nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,8 +104,15 @@ class Branches(nn.Module):
         return self.out(x.mean((2, 3)))
 
 
-FOREIGN: dict[str, Callable[[], nn.Module]] = {"plain": Plain, "pre-activation": PreActivation, "branches": Branches}
-NETWORKS: dict[str, Callable[[], nn.Module]] = {**{name: partial(narrow, name) for name in list_models()}, **FOREIGN}
+FOREIGN: dict[str, Callable[[], nn.Module]] = {
+    "plain": Plain,
+    "pre-activation": PreActivation,
+    "branches": Branches,
+}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    **{name: partial(narrow, name) for name in list_models()},
+    **FOREIGN,
+}
 SOME_NETWORKS = ("vgg8b", "resnet18", "resnet50", "plain", "pre-activation")  # for the slower tests
 
 
@@ -102,18 +121,35 @@ def network(name: str, seed: int = 0) -> nn.Module:
     return NETWORKS[name]()
 
 
-def learner(name: str, loss: Any = "predsim", at: Any = "layer", seed: int | None = 0, **options: Any) -> Learner:
+def learner(
+    name: str, loss: Any = "predsim", at: Any = "layer", seed: int | None = 0, **options: Any
+) -> Learner:
+    options.setdefault("output_layer", "separate")
+    options.setdefault("memory_format", None)
     options.setdefault("optimizer", lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
-    return localize(network(name), torch.zeros(2, 1, 8, 8), CLASSES, loss=loss, at=at, seed=seed, **options)
+    return localize(
+        network(name), torch.zeros(2, 1, 8, 8), CLASSES, loss=loss, at=at, seed=seed, **options
+    )
 
 
 def ticks(
-    rule: str, learner: Learner, loader: Loader, epochs: int, start: Position | None = None, **options: Any
+    rule: str,
+    learner: Learner,
+    loader: Loader,
+    epochs: int,
+    start: Position | None = None,
+    **options: Any,
 ) -> list[Tick]:
     """Carry a rule to its end with a learning rate that falls."""
-    return list(RULES[rule].order(learner, loader, epochs, lambda done: 1 - done / 2, start or Position(), **options))
+    return list(
+        RULES[rule].order(
+            learner, loader, epochs, lambda done: 1 - done / 2, start or Position(), **options
+        )
+    )
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:
     states = one.state_dict(), other.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )

@@ -1,4 +1,7 @@
-"""Folders of runs with made-up numbers, for tests of what reads runs. Not results: nothing here was trained."""
+"""Folders of runs with made-up numbers, for tests of what reads runs.
+
+Not results: nothing here was trained.
+"""
 
 import json
 import math
@@ -8,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from layerwise.paper import ROWS, Planned, plan
-from layerwise.runs import FORMAT, Run, run_name
+from layerwise.paper.rows import ROWS, Planned, plan
+from layerwise.runs.folder import FORMAT
+from layerwise.runs.run import Run, run_name
 
 MACHINE = {
     "layerwise": "0.1.0",
@@ -22,20 +26,36 @@ MACHINE = {
 
 
 def write_runs(
-    folder: Path, plans: Iterable[Planned], epochs: int | None = None, units: int = 10, probes: bool = False
+    folder: Path,
+    plans: Iterable[Planned],
+    epochs: int | None = None,
+    units: int = 10,
+    probes: bool = False,
 ) -> None:
-    """A folder per planned run, finished; accuracies near the paper's, scaled down, that rise over the epochs."""
+    """A folder per planned run, finished; accuracies near the paper's, scaled down, that rise over
+    the epochs.
+    """
     for planned in plans:
         place = folder / run_name(planned.run)
         printed = planned.rows[0].accuracy(planned.column)
         write_run(place, planned.run, printed * 0.6, epochs or planned.run.epochs, units)
         if probes:
-            write_probes(place, planned.run.rule == "global", printed * 0.6, epochs or planned.run.epochs)
+            write_probes(
+                place, planned.run.rule == "global", printed * 0.6, epochs or planned.run.epochs
+            )
 
 
-def paper_plan(tables: Sequence[int], seeds: int = 2, scale: str = "small", **changes: Any) -> list[Planned]:
+def paper_plan(
+    tables: Sequence[int], seeds: int = 2, scale: str = "small", **changes: Any
+) -> list[Planned]:
     """Runs of all rows of some tables, both columns."""
-    return plan([row for row in ROWS if row.table in tables], scale, ("layerwise", "global"), range(seeds), **changes)
+    return plan(
+        [row for row in ROWS if row.table in tables],
+        scale,
+        ("layerwise", "global"),
+        range(seeds),
+        **changes,
+    )
 
 
 def write_run(folder: Path, run: Run, final: float, done: int, units: int = 10) -> None:
@@ -45,7 +65,12 @@ def write_run(folder: Path, run: Run, final: float, done: int, units: int = 10) 
     final += dice.gauss(0, 0.4)
     count = 1 if run.rule == "global" else units
     names = ["network"] if count == 1 else [f"stages.{index}.conv" for index in range(count)]
-    facts = {"data": {"class_names": ["a", "b"]}, "units": names, "machine": MACHINE, "commit": "0123456789ab"}
+    facts = {
+        "data": {"class_names": ["a", "b"]},
+        "units": names,
+        "machine": MACHINE,
+        "commit": "0123456789ab",
+    }
     (folder / "run.json").write_text(json.dumps({"format": FORMAT, "run": asdict(run), **facts}))
     records = [epoch_record(epoch, run, final, names, dice) for epoch in range(1, done + 1)]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -53,10 +78,15 @@ def write_run(folder: Path, run: Run, final: float, done: int, units: int = 10) 
         (folder / "result.json").write_text(json.dumps(result(run, records[-1], names)))
 
 
-def epoch_record(epoch: int, run: Run, final: float, names: Sequence[str], dice: random.Random) -> dict[str, Any]:
+def epoch_record(
+    epoch: int, run: Run, final: float, names: Sequence[str], dice: random.Random
+) -> dict[str, Any]:
     learned = 1 - 0.8 * math.exp(-5 * epoch / run.epochs)
     test = final * learned + dice.gauss(0, 0.3)
-    units = [unit_record(index, name, test * (1 - 0.4 * 0.8**index), dice) for index, name in enumerate(names)]
+    units = [
+        unit_record(index, name, test * (1 - 0.4 * 0.8**index), dice)
+        for index, name in enumerate(names)
+    ]
     numbers = {
         "val_accuracy": test + 0.5,
         "test_accuracy": test,
@@ -80,10 +110,29 @@ def unit_record(index: int, name: str, accuracy: float, dice: random.Random) -> 
 def result(run: Run, last: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     hierarchy = [int(depth) for depth in (run.hierarchy or "1").split(",")]
     chosen = {key: getattr(run, key) for key in ("model", "data", "rule", "loss", "seed", "epochs")}
-    best = {"best_epoch": last["epoch"], "best_val_accuracy": last["val_accuracy"], "best_test_accuracy": last["test_accuracy"]}
-    size = {"parameters": 1000, "seconds": last["seconds"], "train_seconds": last["seconds"], "peak_memory_bytes": 10**8}
-    scores = {key: last[key] for key in ("val_accuracy", "test_accuracy", "images_per_second", "units")}
-    return {"run": "elsewhere", "hierarchy": hierarchy, **chosen, **scores, **best, **size, "sha256": {}}
+    best = {
+        "best_epoch": last["epoch"],
+        "best_val_accuracy": last["val_accuracy"],
+        "best_test_accuracy": last["test_accuracy"],
+    }
+    size = {
+        "parameters": 1000,
+        "seconds": last["seconds"],
+        "train_seconds": last["seconds"],
+        "peak_memory_bytes": 10**8,
+    }
+    scores = {
+        key: last[key] for key in ("val_accuracy", "test_accuracy", "images_per_second", "units")
+    }
+    return {
+        "run": "elsewhere",
+        "hierarchy": hierarchy,
+        **chosen,
+        **scores,
+        **best,
+        **size,
+        "sha256": {},
+    }
 
 
 def write_probes(folder: Path, globally: bool, final: float, epochs: int, units: int = 10) -> None:
@@ -91,10 +140,18 @@ def write_probes(folder: Path, globally: bool, final: float, epochs: int, units:
     lines = []
     for epoch in sorted({1, epochs // 2, epochs}):
         learned = final * (1 - 0.5 * math.exp(-3 * epoch / epochs))
-        shares = [0.5 + 0.5 * (index / units) ** (1 if globally else 0.4) for index in range(units + 1)]
+        shares = [
+            0.5 + 0.5 * (index / units) ** (1 if globally else 0.4) for index in range(units + 1)
+        ]
         names = ["input", *(f"stages.{index}.conv" for index in range(units))]
         measured = [
-            {"index": i - 1, "name": n, "linear_probe": learned * s, "effective_rank": 2.5 + i, "resolution": [8, 8]}
+            {
+                "index": i - 1,
+                "name": n,
+                "linear_probe": learned * s,
+                "effective_rank": 2.5 + i,
+                "resolution": [8, 8],
+            }
             | {"gain": 1.25 if i else -2.0, "mismatched": i == 3}
             for i, (n, s) in enumerate(zip(names, shares, strict=True))
         ]

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.budgets import parse_budget, parse_budgets
 from layerwise.cli import build_parser, main
-from layerwise.costs import Costs
-from layerwise.hierarchy import Design, downsamples_earlier, fulfils_equation_7, segments, shallow_scale
-from layerwise.models import published_hierarchy
-from layerwise.paper import ROWS
-from layerwise.proposals import enumerate_within, mean_height, passed, propose, propose_downsampling, scale_layers
-from layerwise.ranking import (
+from layerwise.experiments.accelerate.budgets import parse_budget, parse_budgets
+from layerwise.experiments.accelerate.costs import Costs
+from layerwise.experiments.accelerate.proposals import (
+    enumerate_within,
+    mean_height,
+    passed,
+    propose,
+    propose_downsampling,
+    scale_layers,
+)
+from layerwise.experiments.accelerate.ranking import (
     Ranked,
     expected,
     mean_gains,
@@ -24,8 +28,18 @@ from layerwise.ranking import (
     score,
     stage_gains,
 )
-from layerwise.results import gather
-from layerwise.runs import Execution, Run, RunFolder
+from layerwise.experiments.accelerate.results import gather
+from layerwise.hierarchy import (
+    Design,
+    downsamples_earlier,
+    fulfils_equation_7,
+    segments,
+    shallow_scale,
+)
+from layerwise.models import published_hierarchy
+from layerwise.paper.rows import ROWS
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run
 from tests.test_cli import last_json, refusal
 
 TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 8 --final-epochs 1 --device cpu"
@@ -34,7 +48,9 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def proposals(model: str, *budgets: str, **options) -> list[tuple[int, ...]]:
     costs = Costs(Run(model=model, data="cifar10", **options))
-    return propose(published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions)
+    return propose(
+        published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions
+    )
 
 
 def command(folder: Path, *more: str) -> list[str]:
@@ -52,20 +68,37 @@ def command(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("model", "accelerated", "others"),
-    [("resnet18", ("r1", "r4", "r5"), ("r2", "r3", "e1")), ("resnet50", ("r1", "r2", "r3", "r4"), ("e1", "e2"))],
+    [
+        ("resnet18", ("r1", "r4", "r5"), ("r2", "r3", "e1")),
+        ("resnet50", ("r1", "r2", "r3", "r4"), ("e1", "e2")),
+    ],
 )
 def test_the_papers_accelerated_hierarchies_are_among_the_proposals(model, accelerated, others):
     named = {row.name: row.hierarchy for row in ROWS}
     for budget in ("convolutions=+0", "multiply-adds=x1.0"):
-        assert {named[f"{model}_{variant}"] for variant in accelerated} <= set(proposals(model, budget))
-    assert {named[f"{model}_{variant}"] for variant in others}.isdisjoint(proposals(model, "convolutions=+4"))
+        assert {named[f"{model}_{variant}"] for variant in accelerated} <= set(
+            proposals(model, budget)
+        )
+    assert {named[f"{model}_{variant}"] for variant in others}.isdisjoint(
+        proposals(model, "convolutions=+4")
+    )
 
 
 def test_every_hierarchy_within_the_budget_is_proposed_and_no_other():
     base = (2, 2, 2, 2)
-    everything = {(a, b, c, d) for a in range(1, 9) for b in range(1, 9) for c in range(1, 9) for d in range(1, 9)}
+    everything = {
+        (a, b, c, d)
+        for a in range(1, 9)
+        for b in range(1, 9)
+        for c in range(1, 9)
+        for d in range(1, 9)
+    }
     expected_ones = {
-        one for one in everything if sum(one) <= 10 and fulfils_equation_7(one, strict=False) and downsamples_earlier(one, base)
+        one
+        for one in everything
+        if sum(one) <= 10
+        and fulfils_equation_7(one, strict=False)
+        and downsamples_earlier(one, base)
     }
     found = proposals("resnet18", "convolutions=+2")
     assert set(found) == expected_ones
@@ -74,7 +107,14 @@ def test_every_hierarchy_within_the_budget_is_proposed_and_no_other():
 
 def test_proposals_come_in_the_stated_order():
     found = proposals("resnet18")
-    assert found[:6] == [(1, 1, 3, 3), (1, 1, 2, 4), (1, 1, 4, 2), (1, 1, 2, 3), (1, 1, 3, 2), (1, 1, 2, 2)]
+    assert found[:6] == [
+        (1, 1, 3, 3),
+        (1, 1, 2, 4),
+        (1, 1, 4, 2),
+        (1, 1, 2, 3),
+        (1, 1, 3, 2),
+        (1, 1, 2, 2),
+    ]
     scales = [shallow_scale(one, (32, 16, 8, 4), scale_layers((2, 2, 2, 2))) for one in found]
     assert scales == sorted(scales)
     assert found == proposals("resnet18")
@@ -82,7 +122,10 @@ def test_proposals_come_in_the_stated_order():
 
 def test_equation_8_and_the_scale_look_at_the_same_layers():
     for model in ("resnet18", "resnet50", "vgg16"):
-        base, sides = published_hierarchy(model), Costs(Run(model=model, data="cifar10")).resolutions
+        base, sides = (
+            published_hierarchy(model),
+            Costs(Run(model=model, data="cifar10")).resolutions,
+        )
         own = shallow_scale(base, sides, scale_layers(base))
         assert all(shallow_scale(one, sides, scale_layers(base)) < own for one in proposals(model))
 
@@ -123,7 +166,9 @@ def test_memory_is_not_predicted_of_what_is_larger_than_too_large(monkeypatch):
 
 def moved(model: str, *budgets: str) -> list[Design]:
     costs, pools = Costs(Run(model=model, data="cifar10")), model.startswith("vgg")
-    return propose_downsampling(published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions, pools)
+    return propose_downsampling(
+        published_hierarchy(model), parse_budgets(budgets), costs.amount, costs.resolutions, pools
+    )
 
 
 def test_every_earlier_halving_is_proposed_and_no_other():
@@ -132,7 +177,8 @@ def test_every_earlier_halving_is_proposed_and_no_other():
     for number in (3, 4):
         for places in itertools.combinations(range(8), number):
             earlier = [passed(places, layer) - passed(published, layer) for layer in range(4)]
-            deep = [place for place in places if place > 4] == [6]  # deep halvings stay where they are
+            # deep halvings stay where they are
+            deep = [place for place in places if place > 4] == [6]
             between = fulfils_equation_7(segments(Design((2, 2, 2, 2), places)), strict=False)
             if min(earlier) >= 0 and max(earlier) > 0 and deep and between:
                 wanted.add(places)
@@ -146,7 +192,8 @@ def test_every_earlier_halving_is_proposed_and_no_other():
 def test_a_pooling_network_never_pools_a_single_pixel():
     found = moved("vgg16")
     assert found[0].downsample_after == (1, 2, 7, 10, 13)
-    assert {len(design.downsample_after) for design in found} == {5}  # 32 pixels halved six times would be none
+    # 32 pixels halved six times would be none
+    assert {len(design.downsample_after) for design in found} == {5}
     assert all(place > 0 for design in found for place in design.downsample_after)
 
 
@@ -155,7 +202,9 @@ def test_a_budget_limits_earlier_halvings():
     limit = 0.6 * costs.amount("multiply-adds", (2, 2, 2, 2))
     kept = moved("resnet18", "multiply-adds=x0.6")
     assert kept == [
-        one for one in moved("resnet18") if costs.amount("multiply-adds", (2, 2, 2, 2), one.downsample_after) <= limit
+        one
+        for one in moved("resnet18")
+        if costs.amount("multiply-adds", (2, 2, 2, 2), one.downsample_after) <= limit
     ]
     assert 0 < len(kept) < len(moved("resnet18"))
 
@@ -197,9 +246,18 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --rank gain", "--dry-run trains nothing"),
         ("resnet18 --move strides", "accepted: convolutions, downsampling"),
         ("resnet18 --move downsampling --rank gain", "leave it out with --move downsampling"),
-        ("resnet18 --move downsampling --budget memory=1MB", "no proposal is within --budget memory=1MB"),
-        ("resnet18 --move downsampling --budget convolutions=7", "no earlier halving of [2,2,2,2] is within the budgets"),
-        ("resnet18 --downsample-after 1,2,6", "--downsample-after is what --move downsampling proposes"),
+        (
+            "resnet18 --move downsampling --budget memory=1MB",
+            "no proposal is within --budget memory=1MB",
+        ),
+        (
+            "resnet18 --move downsampling --budget convolutions=7",
+            "no earlier halving of [2,2,2,2] is within the budgets",
+        ),
+        (
+            "resnet18 --downsample-after 1,2,6",
+            "--downsample-after is what --move downsampling proposes",
+        ),
         ("resnet18 --seeds 0", "--seeds 0 is too small"),
         ("resnet18 --final-epochs -1", "--final-epochs -1 is too small"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
@@ -212,7 +270,9 @@ def test_enumeration_ends_where_nothing_fits():
 def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
     width = () if "parameters" in arguments else ("--width", "0.0625")
     given = [*arguments.split(), *width, "--output", str(tmp_path / "runs")]
-    assert words in refusal(capsys, "accelerate", *given, *(() if "val-fraction" in arguments else ("--dry-run",)))
+    assert words in refusal(
+        capsys, "accelerate", *given, *(() if "val-fraction" in arguments else ("--dry-run",))
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -225,7 +285,11 @@ def test_a_dry_run_lists_costs_and_trains_nothing(capsys, tmp_path):
     assert len(counts) == 6
     assert found["base"]["hierarchy"] == [2, 2, 2, 2]
     first, second = found["proposals"][:2]
-    assert (first["equation_7"], second["equation_7"], second["equation_7_weakly"]) == (True, False, True)
+    assert (first["equation_7"], second["equation_7"], second["equation_7_weakly"]) == (
+        True,
+        False,
+        True,
+    )
     assert first["global_peak_bytes"] > 0
     assert found["budgets"] == [{"budget": "convolutions=-2", "kind": "convolutions", "limit": 6.0}]
     assert found["winner"] is None
@@ -290,7 +354,12 @@ def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
     assert all(row["rules"]["simultaneous"]["seeds"] == 2 for row in found["results"])
     assert found["winner"]["hierarchy"] in hierarchies
     assert "<svg" in figure.read_text()
-    for words in ("run 8 of 8, about 0:0", "stage 1 gains, points:", "Pareto front", found["command"]):
+    for words in (
+        "run 8 of 8, about 0:0",
+        "stage 1 gains, points:",
+        "Pareto front",
+        found["command"],
+    ):
         assert words in printed
     results = sorted((tmp_path / "runs").glob("*/result.json"))
     assert len(results) == 8

@@ -7,18 +7,20 @@ import torch
 from torch import Tensor
 
 import layerwise
-from layerwise.captured import WARM_UP, CapturedSteps
 from layerwise.cli import main
+from layerwise.core.cuda_graphs import WARM_UP, CapturedSteps
+from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
-from layerwise.learner import Learner
 from layerwise.losses import LOSSES
-from layerwise.rules import set_rates
+from layerwise.rules.base import set_rates
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 STEPS = WARM_UP + 4
 
 
-def build(device: str, model: str = "resnet18", loss: str = "predsim", dropout: float = 0.0, **options) -> Learner:
+def build(
+    device: str, model: str = "resnet18", loss: str = "predsim", dropout: float = 0.0, **options
+) -> Learner:
     torch.manual_seed(0)
     network = layerwise.create_model(model, width=0.25, dropout=dropout).to(device)
     maker = {"optimizer": lambda them: torch.optim.Adam(them, lr=1e-3, fused=True)}
@@ -64,18 +66,27 @@ def test_replayed_steps_learn_as_single_ones(model, loss, streams):
     torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-3, atol=2e-4)
     assert replayed.captured.refusal is None
     assert len(replayed.captured.recordings) == 1
-    for one, other in zip(single.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
+    for one, other in zip(
+        single.model.state_dict().values(), replayed.model.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(one.float(), other.float(), rtol=1e-2, atol=1e-2)
     for one, other in zip(single.units, replayed.units, strict=True):
-        for state, theirs in zip(one.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+        for state, theirs in zip(
+            one.optimizer.state.values(), other.optimizer.state.values(), strict=True
+        ):
             assert float(state["step"]) == float(theirs["step"]) == STEPS
 
 
 @needs_gpu
-@pytest.mark.parametrize("options", [{"at": 1}, {"amp": torch.bfloat16}, {"clip_grad": 0.1}, {"optimizer": torch.optim.SGD}])
+@pytest.mark.parametrize(
+    "options",
+    [{"at": 1}, {"amp": torch.bfloat16}, {"clip_grad": 0.1}, {"optimizer": torch.optim.SGD}],
+)
 def test_other_learners_are_recorded_too(options):
     if "optimizer" in options:
-        options = {"optimizer": lambda them: torch.optim.SGD(them, lr=0.01, momentum=0.9, fused=True)}
+        options = {
+            "optimizer": lambda them: torch.optim.SGD(them, lr=0.01, momentum=0.9, fused=True)
+        }
     single, replayed = build("cuda", **options), build("cuda", **options)
     replayed.captured = CapturedSteps(replayed)
     given = batches(STEPS)
@@ -84,10 +95,13 @@ def test_other_learners_are_recorded_too(options):
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", [float, torch.tensor, lambda rate: torch.tensor(rate, device="cuda")])
+@pytest.mark.parametrize(
+    "kind", [float, torch.tensor, lambda rate: torch.tensor(rate, device="cuda")]
+)
 def test_a_rate_that_changes_is_followed(kind):
     single, replayed = (
-        build("cuda", optimizer=lambda them: torch.optim.Adam(them, lr=kind(1e-3), fused=True)) for _ in range(2)
+        build("cuda", optimizer=lambda them: torch.optim.Adam(them, lr=kind(1e-3), fused=True))
+        for _ in range(2)
     )
     replayed.captured = CapturedSteps(replayed, streams=2)
     for rate in (1e-3, 1e-2):
@@ -98,7 +112,9 @@ def test_a_rate_that_changes_is_followed(kind):
                 else:
                     group["lr"] = rate
         given = batches(STEPS)
-        torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-2, atol=2e-3)
+        torch.testing.assert_close(
+            losses(replayed, given), losses(single, given), rtol=2e-2, atol=2e-3
+        )
     assert replayed.captured.refusal is None
 
 
@@ -122,7 +138,9 @@ def test_a_changed_rate_and_another_batch_size_are_recorded_anew():
             set_rates(learner.units, factor)
         for size in (32, 20):
             given = batches(STEPS, size)
-            torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(
+                losses(replayed, given), losses(single, given), rtol=1e-2, atol=1e-3
+            )
     assert len(replayed.captured.recordings) == 2  # those with the first rate are forgotten
 
 
@@ -155,8 +173,14 @@ def test_dropout_depends_on_the_step_alone():
 def test_units_that_change_what_they_are_handed_do_not_overlap():
     def learner() -> Learner:
         torch.manual_seed(0)
-        layers = (torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True))
-        network = torch.nn.Sequential(*layers, torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 30 * 30, 10))
+        layers = (
+            torch.nn.Conv2d(3, 8, 3, padding=1),
+            torch.nn.BatchNorm2d(8),
+            torch.nn.ReLU(inplace=True),
+        )
+        network = torch.nn.Sequential(
+            *layers, torch.nn.Conv2d(8, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 30 * 30, 10)
+        )
         return layerwise.localize(network.cuda(), torch.zeros(2, 3, 32, 32), 10, at=["1", "4", "5"])
 
     single, replayed = learner(), learner()
@@ -170,7 +194,10 @@ def test_units_that_change_what_they_are_handed_do_not_overlap():
 @needs_gpu
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)])
+@pytest.mark.parametrize(
+    "shape",
+    [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)],
+)
 def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
     spatial_std_triton = pytest.importorskip("layerwise.ops.spatial_std_triton")
     torch.manual_seed(0)
@@ -179,7 +206,9 @@ def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
     expected = maps.double().requires_grad_()
     wanted = expected.std((2, 3))
     mean, deviations = spatial_std_triton.deviation(maps.cuda())
-    torch.testing.assert_close(mean.cpu()[..., 0, 0], expected.mean((2, 3)).float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        mean.cpu()[..., 0, 0], expected.mean((2, 3)).float(), rtol=1e-6, atol=1e-5
+    )
     torch.testing.assert_close(deviations.cpu(), wanted.float(), rtol=1e-5, atol=1e-6)
     gradient = torch.randn(shape[:2])
     (of_maps,) = torch.autograd.grad(wanted, expected, gradient.double())
@@ -188,7 +217,9 @@ def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
     written = spatial_std_triton.write_gradient(given, mean, deviations, gradient.cuda())
     assert written.data_ptr() == given.data_ptr()
     assert float(written[0, 0].abs().max()) == 0.0
-    torch.testing.assert_close(written.cpu().double(), of_maps, rtol=2**-7 if kind == torch.bfloat16 else 1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        written.cpu().double(), of_maps, rtol=2**-7 if kind == torch.bfloat16 else 1e-4, atol=1e-5
+    )
 
 
 @needs_gpu
@@ -200,9 +231,15 @@ def test_what_cannot_be_recorded_is_made_step_by_step(streams):
 
     torch.manual_seed(0)
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.Dropout2d(0.2), Looking(), torch.nn.Flatten(), torch.nn.Linear(4 * 30 * 30, 10)
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.Dropout2d(0.2),
+        Looking(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4 * 30 * 30, 10),
     ).cuda()
-    learner = layerwise.localize(network, torch.zeros(2, 3, 32, 32), 10, at=["1", "4"], leaves=["2"], seed=0)
+    learner = layerwise.localize(
+        network, torch.zeros(2, 3, 32, 32), 10, at=["1", "4"], leaves=["2"], seed=0
+    )
     learner.captured = CapturedSteps(learner, streams)
     with pytest.warns(UserWarning, match="steps are made one by one"):
         values = losses(learner, batches(STEPS))
@@ -227,7 +264,9 @@ class Counting(torch.optim.SGD):
 
     def step(self, closure=None):
         for group in self.param_groups:
-            self.state[group["params"][0]]["count"] = self.state[group["params"][0]].get("count", 0) + 1
+            self.state[group["params"][0]]["count"] = (
+                self.state[group["params"][0]].get("count", 0) + 1
+            )
         super().step()
 
 
@@ -244,7 +283,9 @@ def test_a_recording_that_fails_leaves_nothing(kind, streams):
     assert all(parameter.grad is None for parameter in replayed.model.parameters())
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     for one, other in zip(single.units, replayed.units, strict=True):
-        counts = [[state.get("count") for state in unit.optimizer.state.values()] for unit in (one, other)]
+        counts = [
+            [state.get("count") for state in unit.optimizer.state.values()] for unit in (one, other)
+        ]
         assert counts[0] == counts[1]
 
 

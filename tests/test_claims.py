@@ -1,4 +1,7 @@
-"""From runs to the paper's rows, claims and tables. The runs are made up: their accuracies are what a test needs."""
+"""From runs to the paper's rows, claims and tables.
+
+The runs are made up: their accuracies are what a test needs.
+"""
 
 import csv
 import json
@@ -12,17 +15,31 @@ from statistics import fmean
 
 import pytest
 
-from layerwise.claim_parts import number
-from layerwise.claims import CLAIMS, INCONSISTENCIES, Claim, judge, judge_all, rank_correlation
 from layerwise.cli import build_parser, collect
-from layerwise.comparisons import Comparison, compare
 from layerwise.errors import InvalidInput
-from layerwise.measured import Setting, measured, settings
-from layerwise.paired import Scores
-from layerwise.paper import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
-from layerwise.records import Record, read_runs
-from layerwise.runs import Run
-from layerwise.tables import RUN_COLUMNS, claims_csv, command, escape, latex_table, runs_csv, write_tables
+from layerwise.paper.claims import number
+from layerwise.paper.numbers import Setting, measured, settings
+from layerwise.paper.rows import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
+from layerwise.paper.statistics import Comparison, Scores, compare
+from layerwise.paper.verdicts import (
+    CLAIMS,
+    INCONSISTENCIES,
+    Claim,
+    judge,
+    judge_all,
+    rank_correlation,
+)
+from layerwise.report.tables import (
+    RUN_COLUMNS,
+    claims_csv,
+    command,
+    escape,
+    latex_table,
+    runs_csv,
+    write_tables,
+)
+from layerwise.runs.records import Record, read_runs
+from layerwise.runs.run import Run
 
 PAPER = Setting("paper", "predsim", 400, False)
 SMALL = Setting("small", "predsim", 20, True)
@@ -32,28 +49,44 @@ def row(table: int, name: str) -> Row:
     return next(row for row in ROWS if (row.table, row.name) == (table, name))
 
 
-def record(row: Row, column: str, accuracy: float | None, seed: int = 0, scale: str = "paper", curve=(), **changes) -> Record:
+def record(
+    row: Row,
+    column: str,
+    accuracy: float | None,
+    seed: int = 0,
+    scale: str = "paper",
+    curve=(),
+    **changes,
+) -> Record:
     """A run that gives a row's number; without an accuracy one that is not finished."""
     run = row_run(row, scale, column, seed, **changes)
-    epochs = tuple({"epoch": epoch, "epochs": run.epochs, "test_accuracy": value} for epoch, value in curve)
+    epochs = tuple(
+        {"epoch": epoch, "epochs": run.epochs, "test_accuracy": value} for epoch, value in curve
+    )
     result = None if accuracy is None else {"test_accuracy": accuracy}
     return Record(f"runs/{row.name}-{column}-{seed}", run, {"data": {}}, epochs, result, ())
 
 
 def seeded(row: Row, column: str, *accuracies: float, **options) -> list[Record]:
-    return [record(row, column, accuracy, seed, **options) for seed, accuracy in enumerate(accuracies)]
+    return [
+        record(row, column, accuracy, seed, **options) for seed, accuracy in enumerate(accuracies)
+    ]
 
 
 @cache
 def as_printed() -> list[Record]:
-    """The paper's own numbers, with three seeds that hardly differ; ResNet18 on CIFAR-100 has those of Table VI."""
+    """The paper's own numbers, with three seeds that hardly differ; ResNet18 on CIFAR-100 has those
+    of Table VI.
+    """
     shared = INCONSISTENCIES[0].rows[0]
     return [
         run
         for row in ROWS
         if row != shared
         for column in COLUMNS
-        for run in seeded(row, column, *(row.accuracy(column) + shift for shift in (-0.001, 0.0, 0.001)))
+        for run in seeded(
+            row, column, *(row.accuracy(column) + shift for shift in (-0.001, 0.0, 0.001))
+        )
     ]
 
 
@@ -65,12 +98,26 @@ def folder(path, run: Run, accuracy: float, **facts) -> None:
     """A finished run of one epoch as it lies on disk."""
     path.mkdir(parents=True)
     scores = {"epoch": 1, "epochs": run.epochs, "val_accuracy": None, "test_accuracy": accuracy}
-    numbers = {"seconds": 12.5, "images_per_second": 800.0, "peak_memory_bytes": 30_000_000, "parameters": 701_466}
+    numbers = {
+        "seconds": 12.5,
+        "images_per_second": 800.0,
+        "peak_memory_bytes": 30_000_000,
+        "parameters": 701_466,
+    }
     machine = {"device": "A CPU, of 2 cores", "torch": "2.9.0", "cpu_threads": 2}
-    known = {"format": 2, "run": asdict(run), "data": {}, "machine": machine, "commit": "0123456789ab", **facts}
+    known = {
+        "format": 2,
+        "run": asdict(run),
+        "data": {},
+        "machine": machine,
+        "commit": "0123456789ab",
+        **facts,
+    }
     (path / "run.json").write_text(json.dumps(known))
     (path / "log.jsonl").write_text(json.dumps({**scores, "units": [{"index": 0}]}) + "\n")
-    (path / "result.json").write_text(json.dumps({**scores, **numbers, "hierarchy": [1, 1], "run": str(path)}))
+    (path / "result.json").write_text(
+        json.dumps({**scores, **numbers, "hierarchy": [1, 1], "run": str(path)})
+    )
 
 
 def test_a_setting_says_all_that_may_differ_between_runs_of_a_scale():
@@ -79,7 +126,10 @@ def test_a_setting_says_all_that_may_differ_between_runs_of_a_scale():
 
 def test_mean_and_deviation_are_over_seeds():
     base = row(5, "resnet18")
-    runs = [record(base, "layerwise", accuracy, seed) for seed, accuracy in ((2, 80.0), (0, 84.0), (1, 82.0))]
+    runs = [
+        record(base, "layerwise", accuracy, seed)
+        for seed, accuracy in ((2, 80.0), (0, 84.0), (1, 82.0))
+    ]
     found = measured(runs, base, "layerwise", PAPER)
     assert (found.mean, found.deviation, found.seeds) == (82.0, 2.0, (0, 1, 2))
     assert found.accuracies == (84.0, 82.0, 80.0)
@@ -130,7 +180,10 @@ def test_global_runs_belong_to_the_setting_of_every_loss_with_their_schedule():
 
 
 def test_rows_shared_by_tables_share_their_runs_and_a_seed_trained_twice_counts_once():
-    runs = [record(row(3, "resnet18"), "layerwise", 80.0), record(row(5, "resnet18"), "layerwise", 10.0)]
+    runs = [
+        record(row(3, "resnet18"), "layerwise", 80.0),
+        record(row(5, "resnet18"), "layerwise", 10.0),
+    ]
     for table in (3, 5):
         found = measured(runs, row(table, "resnet18"), "layerwise", PAPER)
         assert (found.mean, found.seeds) == (80.0, (0,))
@@ -155,7 +208,10 @@ def test_the_papers_own_numbers_give_its_own_order():
 
 def test_rank_correlation_needs_three_rows_and_follows_the_order_not_the_values():
     rows = [row(5, name) for name in ("resnet18_r4", "resnet18", "resnet18_r2")]
-    runs = [record(entry, "layerwise", value, scale="small") for entry, value in zip(rows, (20.0, 30.0, 99.0), strict=True)]
+    runs = [
+        record(entry, "layerwise", value, scale="small")
+        for entry, value in zip(rows, (20.0, 30.0, 99.0), strict=True)
+    ]
     assert rank_correlation(runs, 5, SMALL).spearman == pytest.approx(-1.0)
     assert rank_correlation(runs, 5, SMALL).rows == ("resnet18", "resnet18_r2", "resnet18_r4")
     assert rank_correlation(runs[:2], 5, SMALL).spearman is None
@@ -176,7 +232,11 @@ def test_the_papers_own_numbers_give_the_verdicts_that_its_tables_imply():
         "separable-deeper",
         "reason",
     }  # curves, units, reasons
-    assert all(verdict.verdict == "holds" for key, verdict in verdicts.items() if key not in against | unknown)
+    assert all(
+        verdict.verdict == "holds"
+        for key, verdict in verdicts.items()
+        if key not in against | unknown
+    )
     assert verdicts["resnet50-r4"].effect == pytest.approx(4.21)
     assert verdicts["vgg19-vgg16"].effect == pytest.approx(-0.39)
     assert verdicts["r5-base"].effect == pytest.approx(3.07)
@@ -230,16 +290,20 @@ def test_claims_compare_within_a_data_set_and_at_the_depth_they_name():
 @pytest.mark.parametrize(
     ("better", "worse", "expected"),
     [
-        ((52.0, 56.2, 60.1), (49.0, 53.0, 57.0), "holds"),  # 3.1 points whatever the seed, which itself makes 8
+        # 3.1 points whatever the seed, which itself makes 8
+        ((52.0, 56.2, 60.1), (49.0, 53.0, 57.0), "holds"),
         ((49.0, 53.0, 57.0), (52.0, 56.2, 60.1), "does not hold"),
         ((52.0, 53.0, 57.0), (49.0, 53.0, 57.0), "undecided"),  # 1 ± 1
         ((52.0,), (50.0,), "undecided"),  # nothing says how far two runs scatter
-        ((56.0,), (49.0, 50.0, 51.0), "undecided"),  # one row with several seeds does not say it either
+        # one row with several seeds does not say it either
+        ((56.0,), (49.0, 50.0, 51.0), "undecided"),
         ((), (49.0, 50.0, 51.0), "not measured"),
     ],
 )
 def test_seeds_decide(better, worse, expected):
-    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(row(5, "resnet18_r2"), "layerwise", *worse)
+    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(
+        row(5, "resnet18_r2"), "layerwise", *worse
+    )
     verdict = judge(claim("r3-r2"), runs, PAPER)
     assert verdict.verdict == expected
     assert verdict.claim.paper_agrees
@@ -251,9 +315,14 @@ def test_seeds_decide(better, worse, expected):
 def test_of_two_rows_the_test_is_that_of_pairs():
     from scipy.stats import ttest_rel
 
-    better, worse = (52.1, 53.4, 51.2, 55.0), (49.0, 50.7, 48.9, 54.1, 99.0)  # the last seed has no partner
-    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(row(5, "resnet18_r2"), "layerwise", *worse)
-    (outcome,) = judge(claim("r3-r2"), [run for run in runs if run.test_accuracy != 99.0], PAPER).outcomes
+    # the last seed has no partner
+    better, worse = (52.1, 53.4, 51.2, 55.0), (49.0, 50.7, 48.9, 54.1, 99.0)
+    runs = seeded(row(5, "resnet18_r3"), "layerwise", *better) + seeded(
+        row(5, "resnet18_r2"), "layerwise", *worse
+    )
+    (outcome,) = judge(
+        claim("r3-r2"), [run for run in runs if run.test_accuracy != 99.0], PAPER
+    ).outcomes
     test = ttest_rel(better, worse[:4])
     low, _ = test.confidence_interval(0.95)
     assert outcome.difference / outcome.error == pytest.approx(test.statistic)
@@ -265,21 +334,38 @@ def test_of_two_rows_the_test_is_that_of_pairs():
 
 
 def test_the_scatter_is_of_all_rows_once_row_and_seed_are_accounted_for():
-    values = {"resnet18": (50.0, 53.0, 51.0), "resnet18_r3": (52.0, 55.5, 53.2), "resnet18_r2": (49.0, 51.0, 50.7)}
-    runs = [run for name, numbers in values.items() for run in seeded(row(5, name), "layerwise", *numbers)]
+    values = {
+        "resnet18": (50.0, 53.0, 51.0),
+        "resnet18_r3": (52.0, 55.5, 53.2),
+        "resnet18_r2": (49.0, 51.0, 50.7),
+    }
+    runs = [
+        run
+        for name, numbers in values.items()
+        for run in seeded(row(5, name), "layerwise", *numbers)
+    ]
     (outcome,) = judge(claim("r3-r2"), runs, PAPER).outcomes
     table = list(values.values())
     overall = fmean(fmean(line) for line in table)
     squares = sum(
-        (table[i][j] - fmean(table[i]) - fmean(line[j] for line in table) + overall) ** 2 for i in range(3) for j in range(3)
+        (table[i][j] - fmean(table[i]) - fmean(line[j] for line in table) + overall) ** 2
+        for i in range(3)
+        for j in range(3)
     )
-    assert outcome.error == pytest.approx((2 * squares / 4 / 3) ** 0.5)  # two-way analysis of variance, 4 degrees of freedom
-    seed = seeded(row(5, "resnet18_r4"), "layerwise", 80.0)  # a row with one seed adds nothing, and takes nothing away
-    assert judge(claim("r3-r2"), runs + seed, PAPER).outcomes[0].error == pytest.approx(outcome.error)
+    # two-way analysis of variance, 4 degrees of freedom
+    assert outcome.error == pytest.approx((2 * squares / 4 / 3) ** 0.5)
+    # a row with one seed adds nothing, and takes nothing away
+    seed = seeded(row(5, "resnet18_r4"), "layerwise", 80.0)
+    assert judge(claim("r3-r2"), runs + seed, PAPER).outcomes[0].error == pytest.approx(
+        outcome.error
+    )
 
 
 def test_a_single_seed_gets_the_scatter_of_other_rows_of_its_setting_data_and_column_and_says_so():
-    pair = [record(row(5, "resnet18_r3"), "layerwise", 53.0), record(row(5, "resnet18_r2"), "layerwise", 50.0)]
+    pair = [
+        record(row(5, "resnet18_r3"), "layerwise", 53.0),
+        record(row(5, "resnet18_r2"), "layerwise", 50.0),
+    ]
     assert judge(claim("r3-r2"), pair, PAPER).verdict == "undecided"
 
     def steady(table: int, column: str = "layerwise", **options) -> list[Record]:
@@ -300,12 +386,21 @@ def test_without_a_seed_in_common_nothing_is_decided():
     runs = [record(row(5, "resnet18_r3"), "layerwise", 70.0 + seed / 10, seed) for seed in (0, 1)]
     runs += [record(row(5, "resnet18_r2"), "layerwise", 50.0 - seed / 10, seed) for seed in (2, 3)]
     found = judge(claim("r3-r2"), runs, PAPER)
-    assert (found.verdict, found.effect, found.deviation, found.seeds) == ("undecided", pytest.approx(20.3), None, 2)
+    assert (found.verdict, found.effect, found.deviation, found.seeds) == (
+        "undecided",
+        pytest.approx(20.3),
+        None,
+        2,
+    )
     assert "no seed in common" in found.detail[0]
 
 
 def test_a_claim_does_not_fall_by_the_chance_that_many_comparisons_have():
-    families = [row(table, name) for table in (1, 2) for name in ("vgg16", "vgg16_e1", "vgg16_e2", "vgg16_e3")]
+    families = [
+        row(table, name)
+        for table in (1, 2)
+        for name in ("vgg16", "vgg16_e1", "vgg16_e2", "vgg16_e3")
+    ]
     noise = ((0.0, 0.3, -0.2), (0.1, -0.1, 0.3), (-0.2, 0.0, 0.1), (0.2, 0.1, -0.3))
 
     def runs(step: float) -> list[Record]:
@@ -317,33 +412,47 @@ def test_a_claim_does_not_fall_by_the_chance_that_many_comparisons_have():
         return found
 
     slight, clear = (judge(claim("deeper-vgg"), runs(step), PAPER) for step in (0.65, 5.0))
-    assert [outcome.verdict for outcome in slight.outcomes].count("does not hold") == 2  # each of the two alone
+    # each of the two alone
+    assert [outcome.verdict for outcome in slight.outcomes].count("does not hold") == 2
     assert slight.verdict == "undecided"  # of six
     assert clear.verdict == "does not hold"
 
 
 def test_a_gap_is_global_minus_layerwise_seed_by_seed():
-    numbers = {"resnet18": ((80.0, 81.0, 82.0), (90.0, 91.0, 92.0)), "resnet50_r4": ((85.0, 86.0, 87.0), (86.0, 88.0, 90.0))}
+    numbers = {
+        "resnet18": ((80.0, 81.0, 82.0), (90.0, 91.0, 92.0)),
+        "resnet50_r4": ((85.0, 86.0, 87.0), (86.0, 88.0, 90.0)),
+    }
     runs = [
         run
         for name, sides in numbers.items()
         for column, accuracies in zip(COLUMNS, sides, strict=True)
         for run in seeded(row(5, name), column, *accuracies)
     ]
-    outcome = compare(Comparison(number(5, "resnet18", "gap"), number(5, "resnet50_r4", "gap")), Scores(runs, PAPER))
-    assert (outcome.difference, outcome.error) == (pytest.approx(8.0), pytest.approx(3**-0.5))  # of 9, 8 and 7
+    outcome = compare(
+        Comparison(number(5, "resnet18", "gap"), number(5, "resnet50_r4", "gap")),
+        Scores(runs, PAPER),
+    )
+    # of 9, 8 and 7
+    assert (outcome.difference, outcome.error) == (pytest.approx(8.0), pytest.approx(3**-0.5))
     assert outcome.verdict == "holds"
     assert outcome.comparison.printed == pytest.approx(92.45 - 86.94 - 90.49 + 89.81)
 
 
 def test_a_claim_falls_with_one_comparison_and_says_how_many_are_measured():
-    runs = seeded(row(3, "resnet50"), "layerwise", 80.0, 80.1) + seeded(row(3, "resnet50_e1"), "layerwise", 70.0, 70.1)
+    runs = seeded(row(3, "resnet50"), "layerwise", 80.0, 80.1) + seeded(
+        row(3, "resnet50_e1"), "layerwise", 70.0, 70.1
+    )
     partly = judge(claim("deeper-resnet50"), runs, PAPER)
     assert (partly.verdict, partly.measured) == ("holds", 1)
     assert partly.note == "1 of 4 comparisons are measured."
     runs += seeded(row(3, "resnet50_e2"), "layerwise", 90.0, 90.1)
     whole = judge(claim("deeper-resnet50"), runs, PAPER)
-    assert (whole.verdict, whole.effect, whole.measured) == ("does not hold", pytest.approx(-20.0), 2)
+    assert (whole.verdict, whole.effect, whole.measured) == (
+        "does not hold",
+        pytest.approx(-20.0),
+        2,
+    )
 
 
 def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
@@ -366,12 +475,21 @@ def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
         return shift / 5 if epoch == 20 else shift
 
     runs = curves(0.0, "resnet18", "resnet50") + curves(10.0, "resnet18_r4", "resnet50_r4")
-    drop, ahead = judge(claim("sharper-drop"), runs, SMALL), judge(claim("ahead-cifar10"), runs, SMALL)
+    drop, ahead = (
+        judge(claim("sharper-drop"), runs, SMALL),
+        judge(claim("ahead-cifar10"), runs, SMALL),
+    )
     assert (drop.verdict, drop.effect) == ("holds", pytest.approx(10.0))  # at epoch 5 of 20
     assert (ahead.verdict, ahead.effect) == ("holds", pytest.approx(2.0))
     assert "at epoch 20, where it leads least; ahead at 4 of 4 epochs" in ahead.detail[0]
     late = [
-        replace(run, epochs=tuple({**entry, "test_accuracy": 0.0} if entry["epoch"] == 1 else entry for entry in run.epochs))
+        replace(
+            run,
+            epochs=tuple(
+                {**entry, "test_accuracy": 0.0} if entry["epoch"] == 1 else entry
+                for entry in run.epochs
+            ),
+        )
         for run in runs[4:]
     ]
     assert judge(claim("ahead-cifar10"), runs[:4] + late, SMALL).verdict == "does not hold"
@@ -379,7 +497,11 @@ def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
 
 
 def test_units_are_compared_within_a_run():
-    units = [{"accuracy": 99.0, "val_accuracy": 40.0}, {"accuracy": 50.0}, {"accuracy": 60.0, "val_accuracy": 45.0}]
+    units = [
+        {"accuracy": 99.0, "val_accuracy": 40.0},
+        {"accuracy": 50.0},
+        {"accuracy": 60.0, "val_accuracy": 45.0},
+    ]
     runs = [
         replace(run, result={**(run.result or {}), "units": units})
         for name in ("resnet18", "resnet50")
@@ -395,7 +517,16 @@ def test_the_command_of_a_run_trains_that_run():
     runs = [
         Run(),
         row_run(row(5, "resnet18_r4"), "small", "layerwise", seed=3, loss="pred"),
-        Run(flip=False, augment=False, decay_milestones="", at="block", lr=1e-5, clip_grad=1.0, views=4, cache=True),
+        Run(
+            flip=False,
+            augment=False,
+            decay_milestones="",
+            at="block",
+            lr=1e-5,
+            clip_grad=1.0,
+            views=4,
+            cache=True,
+        ),
     ]
     for run in runs:
         program, *words = shlex.split(command(run))
@@ -415,12 +546,37 @@ def test_csv_has_a_line_per_finished_run_and_reads_back(tmp_path):
     text = runs_csv(records)
     one, two, other = csv.DictReader(text.splitlines())
     assert tuple(one) == RUN_COLUMNS
-    assert (one["rows"], one["scale"], one["departures"]) == ("V resnet18_r4", "small", "pred instead of predsim")
-    assert (float(one["test_accuracy"]), one["paper_accuracy"], one["seed"], one["loss"]) == (51.5, "89.77", "2", "pred")
-    assert (one["machine"], one["commit"]) == ("A CPU, of 2 cores, 2 threads, torch 2.9.0", "0123456789ab")
-    assert (one["hierarchy"], one["parameters"], one["peak_memory_bytes"]) == ("[1,1,2,2]", "701466", "30000000")
-    assert (two["rows"], two["paper_accuracy"], two["loss"]) == ("IV resnet18; VI resnet18", "72.45; 73.13", "cross-entropy")
-    assert (other["rows"], other["data"], other["machine"], other["hierarchy"]) == ("", "cats, dogs", "", "[1,1]")
+    assert (one["rows"], one["scale"], one["departures"]) == (
+        "V resnet18_r4",
+        "small",
+        "pred instead of predsim",
+    )
+    assert (float(one["test_accuracy"]), one["paper_accuracy"], one["seed"], one["loss"]) == (
+        51.5,
+        "89.77",
+        "2",
+        "pred",
+    )
+    assert (one["machine"], one["commit"]) == (
+        "A CPU, of 2 cores, 2 threads, torch 2.9.0",
+        "0123456789ab",
+    )
+    assert (one["hierarchy"], one["parameters"], one["peak_memory_bytes"]) == (
+        "[1,1,2,2]",
+        "701466",
+        "30000000",
+    )
+    assert (two["rows"], two["paper_accuracy"], two["loss"]) == (
+        "IV resnet18; VI resnet18",
+        "72.45; 73.13",
+        "cross-entropy",
+    )
+    assert (other["rows"], other["data"], other["machine"], other["hierarchy"]) == (
+        "",
+        "cats, dogs",
+        "",
+        "[1,1]",
+    )
     assert "/home" not in text
     assert str(tmp_path) not in text
 
@@ -437,12 +593,16 @@ def test_claims_as_csv_keep_settings_apart():
 
 def test_latex_shows_the_paper_beside_one_setting():
     runs = seeded(row(5, "resnet18_r4"), "layerwise", 50.0, 51.0, 52.0, scale="small")
-    runs += seeded(row(5, "resnet18_r4"), "global", 60.0, scale="small") + seeded(row(5, "resnet18_r4"), "global", 99.0)
+    runs += seeded(row(5, "resnet18_r4"), "global", 60.0, scale="small") + seeded(
+        row(5, "resnet18_r4"), "global", 99.0
+    )
     text = latex_table(runs, 5, SMALL)
     assert r"resnet18\_r4 & [1,1,2,2] & 89.77 & 93.01 & 51.00 $\pm$ 1.00 & 60.00 & 3/1 \\" in text
     assert r"resnet50 & [3,4,6,3] & 85.60 & 89.65 & -- & -- & 0 \\" in text
     assert "99.00" not in text
-    assert text.count("&") == 11 * 6 + 4  # ten rows, the columns' headings, and the headings above them
+    assert (
+        text.count("&") == 11 * 6 + 4
+    )  # ten rows, the columns' headings, and the headings above them
     assert latex_table(runs, 1, SMALL) is None
 
 
@@ -453,9 +613,17 @@ def test_latex_escapes_what_it_would_read_as_commands():
 
 
 def test_tables_are_written_for_the_settings_that_have_numbers(tmp_path):
-    runs = seeded(row(3, "resnet18"), "layerwise", 50.0, scale="small") + seeded(row(1, "vgg8"), "layerwise", 9.0, loss="pred")
+    runs = seeded(row(3, "resnet18"), "layerwise", 50.0, scale="small") + seeded(
+        row(1, "vgg8"), "layerwise", 9.0, loss="pred"
+    )
     names = {path.name for path in write_tables(runs, tmp_path / "new")}
-    assert names == {"runs.csv", "claims.csv", "table-1-paper-pred.tex", "table-3-small.tex", "table-5-small.tex"}
+    assert names == {
+        "runs.csv",
+        "claims.csv",
+        "table-1-paper-pred.tex",
+        "table-3-small.tex",
+        "table-5-small.tex",
+    }
     assert names == {path.name for path in (tmp_path / "new").iterdir()}
 
 
@@ -476,7 +644,8 @@ def test_networks_of_different_widths_are_not_compared():
     rows = row(5, "resnet18"), row(5, "resnet18_r4"), row(5, "resnet50")
     runs = [run for one in rows for run in seeded(one, "layerwise", 50.0, 51.0, scale="small")]
     wide, narrow = (
-        compare(Comparison(number(5, other.name), number(5, "resnet18")), Scores(runs, SMALL)) for other in rows[1:]
+        compare(Comparison(number(5, other.name), number(5, "resnet18")), Scores(runs, SMALL))
+        for other in rows[1:]
     )
     assert narrow.verdict == "not measured"
     assert "not measured; the widths are 0.125 and 0.25; paper" in narrow.line
@@ -485,7 +654,11 @@ def test_networks_of_different_widths_are_not_compared():
 
 
 def test_global_numbers_alone_say_nothing_of_a_local_loss():
-    runs = [run for name in ("vgg8", "vgg11") for run in seeded(row(1, name), "global", 60.0, 61.0, scale="small")]
+    runs = [
+        run
+        for name in ("vgg8", "vgg11")
+        for run in seeded(row(1, name), "global", 60.0, 61.0, scale="small")
+    ]
     runs += seeded(row(1, "vgg8"), "layerwise", 50.0, 51.0, scale="small", loss="pred")
     assert judge(claim("vgg11-vgg8"), runs, replace(SMALL, loss="pred")).verdict == "not measured"
     assert judge(claim("vgg11-vgg8"), runs, SMALL).measured == 1

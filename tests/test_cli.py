@@ -42,7 +42,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must be refused: exit code 2, one sentence or paragraph on stderr, nothing of a traceback."""
+    """Run a command that must be refused: exit code 2, one sentence or paragraph on stderr, nothing
+    of a traceback.
+    """
     with pytest.raises(SystemExit) as leaving:
         main(arguments)
     captured = capsys.readouterr()
@@ -70,7 +72,10 @@ def test_help_answers_without_torch() -> None:
     assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "reproduce", "report", "evaluate", "separability", "predict", "list"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "compare", "reproduce", "report", "evaluate", "separability", "predict", "list"],
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
@@ -78,11 +83,23 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert "--json" in capsys.readouterr().out
 
 
-def test_train_prints_units_and_one_json_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_prints_units_and_one_json_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     main(["train", "resnet18", *SMALL, "--output", str(tmp_path / "run"), "--json"])
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
-    keys = {"run", "model", "hierarchy", "rule", "loss", "epochs", "test_accuracy", "val_accuracy", "seconds"}
+    keys = {
+        "run",
+        "model",
+        "hierarchy",
+        "rule",
+        "loss",
+        "epochs",
+        "test_accuracy",
+        "val_accuracy",
+        "seconds",
+    }
     assert keys | {"images_per_second", "peak_memory_bytes", "units"} <= set(result)
     assert {"name", "loss", "accuracy"} <= set(result["units"][0])
     assert sum("stages.0.0.conv1" in line for line in lines[:-1]) == 1
@@ -93,30 +110,62 @@ def test_resume_by_folder_returns_the_result(run: Path, capsys: pytest.CaptureFi
     assert last_json(capsys)["run"] == str(run)
 
 
-def test_a_configuration_file_gives_defaults(tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_configuration_file_gives_defaults(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
-        "width: 0.0625\nhierarchy: [1, 1, 1, 1]\ntrain-images: 60\nbatch_size: 16\nepochs: 3\nlr: 5e-4\ndevice: cpu\n"
+        "width: 0.0625\nhierarchy: [1, 1, 1, 1]\ntrain-images: 60\nbatch_size: 16\nepochs: "
+        "3\nlr: 5e-4\ndevice: cpu\n"
     )
-    main(["train", "resnet18", "--config", str(config), "--epochs", "1", "--output", str(tmp_path / "run"), "--json"])
+    main(
+        [
+            "train",
+            "resnet18",
+            "--config",
+            str(config),
+            "--epochs",
+            "1",
+            "--output",
+            str(tmp_path / "run"),
+            "--json",
+        ]
+    )
     result = last_json(capsys)
     assert result["epochs"] == 1
-    main(["train", "--config", str(run / "run.json"), "--output", str(tmp_path / "again"), "--device", "cpu", "--json"])
+    main(
+        [
+            "train",
+            "--config",
+            str(run / "run.json"),
+            "--output",
+            str(tmp_path / "again"),
+            "--device",
+            "cpu",
+            "--json",
+        ]
+    )
     assert last_json(capsys)["sha256"] == result["sha256"]
 
 
-def test_evaluate_repeats_the_results_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_repeats_the_results_numbers(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = json.loads((run / "result.json").read_text())
     main(["evaluate", str(run), "--device", "cpu", "--json"])
     evaluated = last_json(capsys)
     assert evaluated["test_accuracy"] == result["test_accuracy"]
     assert evaluated["val_accuracy"] == result["val_accuracy"]
-    assert [unit["name"] for unit in evaluated["units"]] == [unit["name"] for unit in result["units"]]
+    assert [unit["name"] for unit in evaluated["units"]] == [
+        unit["name"] for unit in result["units"]
+    ]
     main(["evaluate", str(run), "--best", "--device", "cpu", "--json"])
     assert last_json(capsys)["test_accuracy"] == result["best_test_accuracy"]
 
 
-def test_predict_names_the_five_likeliest_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_names_the_five_likeliest_classes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a.png", "b.jpg"):
         Image.new("RGB", (20, 30), (90, 10, 200)).save(tmp_path / name)
     main(["predict", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.jpg"), "--json"])
@@ -129,7 +178,9 @@ def test_predict_names_the_five_likeliest_classes(run: Path, tmp_path: Path, cap
         assert {entry["class"] for entry in prediction["classes"]} <= set("0123456789")
 
 
-def test_compare_trains_all_and_skips_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_trains_all_and_skips_what_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [*SMALL[2:], "--output", str(tmp_path), "--json", "--seeds", "2"]
     main(["compare", "resnet18", "--hierarchies", "1,1,1,1", "2,1,1,1", *options])
     table = last_json(capsys)
@@ -137,7 +188,9 @@ def test_compare_trains_all_and_skips_what_is_done(tmp_path: Path, capsys: pytes
     assert len(table["runs"]) == 8
     row = table["rows"][0]
     local, globally = row["rules"]["simultaneous"], row["rules"]["global"]
-    assert row["gap"]["simultaneous"] == pytest.approx(globally["test_accuracy"] - local["test_accuracy"])
+    assert row["gap"]["simultaneous"] == pytest.approx(
+        globally["test_accuracy"] - local["test_accuracy"]
+    )
     assert local["seeds"] == 2
     assert local["deviation"] is not None
     main(["compare", "resnet18", "--hierarchies", "1,1,1,1", "2,1,1,1", *options])
@@ -185,20 +238,47 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("predict {run} {tmp}/none.png", "does not exist"),
         ("list modles", "did you mean 'models'"),
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
-        ("compare resnet18 {small2} --hierarchies 1,1,1,1 --rules simultaneous glob", "unknown rule 'glob'"),
+        (
+            "compare resnet18 {small2} --hierarchies 1,1,1,1 --rules simultaneous glob",
+            "unknown rule 'glob'",
+        ),
         ("trian resnet18", "invalid choice: 'trian'"),
-        ("train resnet18 {small} --seed 99999999999999999999999", "seed 99999999999999999999999 is out of range"),
+        (
+            "train resnet18 {small} --seed 99999999999999999999999",
+            "seed 99999999999999999999999 is out of range",
+        ),
         ("train resnet18 {small} --at ²", "no cut can follow '²'"),
         ("train resnet18 {small} --no-augment --cutout 2", "leave out --no-augment"),
         ("train --resume {run} --lr 0.1", "leave out lr"),
-        ("compare resnet18 {small2} --rules sequential simultaneous --cache --views 1", "--cache belongs to the rule"),
-        ("train resnet18 {small} --cache-dir .", "--cache-dir says where or how much --cache keeps: give --cache"),
-        ("train resnet18 {small} --cache-limit 1GB", "--cache-limit says where or how much --cache keeps: give --cache"),
-        ("train resnet18 {small} --rule sequential --cache", "without --views every epoch has new ones: give --views"),
+        (
+            "compare resnet18 {small2} --rules sequential simultaneous --cache --views 1",
+            "--cache belongs to the rule",
+        ),
+        (
+            "train resnet18 {small} --cache-dir .",
+            "--cache-dir says where or how much --cache keeps: give --cache",
+        ),
+        (
+            "train resnet18 {small} --cache-limit 1GB",
+            "--cache-limit says where or how much --cache keeps: give --cache",
+        ),
+        (
+            "train resnet18 {small} --rule sequential --cache",
+            "without --views every epoch has new ones: give --views",
+        ),
         ("train resnet18 {small} --layout nhwc", "unknown memory format 'nhwc'"),
-        ("train resnet18 {small} {cache} --cache-dir {tmp}/none", "/none' is not a folder that can be written to: make it"),
-        ("train resnet18 {small} {cache} --cache-dir {run}/run.json", "is not a folder that can be written to"),
-        ("train resnet18 {small} {cache} --cache-limit 4", "--cache-limit '4' is not a size: give a number above 0 and B, kB"),
+        (
+            "train resnet18 {small} {cache} --cache-dir {tmp}/none",
+            "/none' is not a folder that can be written to: make it",
+        ),
+        (
+            "train resnet18 {small} {cache} --cache-dir {run}/run.json",
+            "is not a folder that can be written to",
+        ),
+        (
+            "train resnet18 {small} {cache} --cache-limit 4",
+            "--cache-limit '4' is not a size: give a number above 0 and B, kB",
+        ),
         ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB' is not a size"),
         ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB' is not a size"),
         ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX' is not a size"),
@@ -207,13 +287,20 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
-    arguments: str, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: str,
+    words: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if "cuda" in arguments and torch.cuda.device_count() > 99:
         pytest.skip("a very large machine")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    text = arguments.format(small=" ".join(SMALL), small2=" ".join(SMALL[2:]), tmp=tmp_path, run=run, cache=CACHE)
+    text = arguments.format(
+        small=" ".join(SMALL), small2=" ".join(SMALL[2:]), tmp=tmp_path, run=run, cache=CACHE
+    )
     assert words in refusal(capsys, *text.split())
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -228,13 +315,24 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         ("amp: 1\n", "amp is 1, which is not of type bool"),
     ],
 )
-def test_bad_configuration_files(text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_configuration_files(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "config.yaml").write_text(text)
-    assert words in refusal(capsys, "train", "--config", str(tmp_path / "config.yaml"), "--output", str(tmp_path / "run"))
+    assert words in refusal(
+        capsys,
+        "train",
+        "--config",
+        str(tmp_path / "config.yaml"),
+        "--output",
+        str(tmp_path / "run"),
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_altered_weights_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_altered_weights_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in run.iterdir():

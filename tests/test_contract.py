@@ -1,4 +1,6 @@
-"""The equalities that define correctness, over every registered network, loss and rule: to be listed is to be tested."""
+"""The equalities that define correctness, over every registered network, loss and rule: to be
+listed is to be tested.
+"""
 
 import copy
 from pathlib import Path
@@ -9,11 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.chain import split
-from layerwise.features import Keeping
+from layerwise.core.split import split
 from layerwise.losses import LOSSES, Evaluated, Site, Targets, create_loss
-from layerwise.rules import RULES, Position
-from tests.helpers import CLASSES, NETWORKS, RULES_AND_LOSSES, SOME_NETWORKS, digits, learner, network, same_weights, ticks
+from layerwise.rules import RULES
+from layerwise.rules.base import Position
+from layerwise.rules.feature_cache import Keeping
+from tests.helpers import (
+    CLASSES,
+    NETWORKS,
+    RULES_AND_LOSSES,
+    SOME_NETWORKS,
+    digits,
+    learner,
+    network,
+    same_weights,
+    ticks,
+)
 
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
 
@@ -71,9 +84,12 @@ def test_parallel_is_simultaneous(name: str, loss: str, threads: int) -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("name", SOME_NETWORKS)
-def test_sequential_with_cached_features_is_sequential_without(name: str, loss: str, tmp_path: Path) -> None:
+def test_sequential_with_cached_features_is_sequential_without(
+    name: str, loss: str, tmp_path: Path
+) -> None:
     data = digits(views=2)
-    assert {len(indices) for indices in data.train.order(0)} == {16}  # batches of one size are computed to the same bits
+    # batches of one size are computed to the same bits
+    assert {len(indices) for indices in data.train.order(0)} == {16}
     plain, *others = learner(name, loss), learner(name, loss), learner(name, loss)
     without = ticks("sequential", plain, data.train, epochs=2)
     for other, keeping in zip(others, (Keeping(), Keeping(tmp_path / "features")), strict=True):
@@ -127,7 +143,12 @@ class Recorder(torch.optim.SGD):
         self.gradients: list[Tensor] = []
 
     def step(self, closure: Any = None) -> None:
-        self.gradients = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.gradients = [
+            p.grad.clone()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -142,7 +163,8 @@ def test_no_gradient_crosses_a_border(name: str, loss: str) -> None:
                 unit.loss = Scaled(unit.loss)
         local.step(images.requires_grad_(), labels)
         assert images.grad is None  # the image itself needs no gradient
-        assert all(parameter.grad is None for parameter in local.model.parameters())  # none outlives its unit's step
+        # none outlives its unit's step
+        assert all(parameter.grad is None for parameter in local.model.parameters())
         return [unit.optimizer.gradients for unit in local.units]
 
     plain = gradients(None)
@@ -150,16 +172,22 @@ def test_no_gradient_crosses_a_border(name: str, loss: str) -> None:
     for changed in range(len(plain)):
         for index, (before, after) in enumerate(zip(plain, gradients(changed), strict=True)):
             equal = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            assert equal == (index != changed), f"unit {index} when the loss of unit {changed} changed"
+            assert equal == (index != changed), (
+                f"unit {index} when the loss of unit {changed} changed"
+            )
 
 
 def cosine(a: list[float], b: list[float]) -> float:
     a, b = [v - sum(a) / len(a) for v in a], [v - sum(b) / len(b) for v in b]
     lengths = [1e-8 + sum(v * v for v in vector) ** 0.5 for vector in (a, b)]
-    return max(-1.0, min(1.0, sum(x * y for x, y in zip(a, b, strict=True)) / lengths[0] / lengths[1]))
+    return max(
+        -1.0, min(1.0, sum(x * y for x, y in zip(a, b, strict=True)) / lengths[0] / lengths[1])
+    )
 
 
-@pytest.mark.parametrize("shape", [(8, 4, 4), (8, 5, 3), (3, 4, 4), (8, 1, 1), (12,), (2,)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(8, 4, 4), (8, 5, 3), (3, 4, 4), (8, 1, 1), (12,), (2,)], ids=str
+)
 def test_predsim_is_a_loop_over_pairs(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     loss = create_loss("predsim", Site(0, 2, shape, 4), beta=0.7, decoder_dim=16)
@@ -172,17 +200,27 @@ def test_predsim_is_a_loop_over_pairs(shape: tuple[int, ...]) -> None:
         if len(shape) == 3 and shape[0] > 3 and shape[1] * shape[2] > 1:
             rows = [channel.flatten().tolist() for channel in example]
             means = [sum(row) / len(row) for row in rows]
-            vectors.append([(sum((v - m) ** 2 for v in r) / (len(r) - 1)) ** 0.5 for r, m in zip(rows, means, strict=True)])
+            vectors.append(
+                [
+                    (sum((v - m) ** 2 for v in r) / (len(r) - 1)) ** 0.5
+                    for r, m in zip(rows, means, strict=True)
+                ]
+            )
         else:
             vectors.append(example.flatten().tolist())
     onehot = [[float(label == c) for c in range(4)] for label in labels]
     pairs = [(i, j) for i in range(6) for j in range(6)]
-    sim = sum((cosine(vectors[i], vectors[j]) - cosine(onehot[i], onehot[j])) ** 2 for i, j in pairs) / 36
+    sim = (
+        sum((cosine(vectors[i], vectors[j]) - cosine(onehot[i], onehot[j])) ** 2 for i, j in pairs)
+        / 36
+    )
 
     pooled = features
     if len(shape) == 3:
         height, width, turn = 1, 1, True
-        while shape[0] * -(-shape[1] // height) * -(-shape[2] // width) > 16 and (height < shape[1] or width < shape[2]):
+        while shape[0] * -(-shape[1] // height) * -(-shape[2] // width) > 16 and (
+            height < shape[1] or width < shape[2]
+        ):
             height, width, turn = (2 * height, width, False) if turn else (height, 2 * width, True)
         pooled = torch.stack(
             [
@@ -201,10 +239,16 @@ def test_predsim_is_a_loop_over_pairs(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("rule", LOCAL_RULES)
 def test_every_rule_and_loss_learns(rule: str, loss: str) -> None:
     data = digits(train_images=400, batch_size=40)
-    local = learner("plain", loss, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3))
+    local = learner(
+        "plain", loss, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3)
+    )
     history = ticks(rule, local, data.train, epochs=8)
     for unit in range(len(local.units)):
-        curve = [t.result.losses[unit - t.first] for t in history if t.first <= unit < t.first + len(t.result.losses)]
+        curve = [
+            t.result.losses[unit - t.first]
+            for t in history
+            if t.first <= unit < t.first + len(t.result.losses)
+        ]
         assert sum(curve[-5:]) < 0.9 * sum(curve[:5]), f"unit {unit}"
     local.model.eval()
     with torch.no_grad():

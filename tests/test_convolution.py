@@ -1,4 +1,6 @@
-"""Convolutions of small maps as matrix products: the same numbers as PyTorch's, and only where they are meant to be."""
+"""Convolutions of small maps as matrix products: the same numbers as PyTorch's, and only where they
+are meant to be.
+"""
 
 import copy
 from typing import Any
@@ -12,7 +14,9 @@ from layerwise.ops import small_conv
 from layerwise.ops.small_conv import MOST_PIXELS, WEIGHT_PIXELS, Convolution
 from tests.helpers import same_weights
 
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 
 
 @pytest.fixture
@@ -41,7 +45,9 @@ def passes(layer: nn.Module, maps: Tensor, weights: Tensor) -> list[Tensor]:
 @pytest.mark.usefixtures("matrix_unit")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (3, 3), (4, 4), (2, 6)])
-def test_the_numbers_are_those_of_pytorch(size: tuple[int, int], bias: bool, layout: torch.memory_format) -> None:
+def test_the_numbers_are_those_of_pytorch(
+    size: tuple[int, int], bias: bool, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     own = Convolution(5, 7, bias=bias)
     other = plain(own)
@@ -62,8 +68,12 @@ def test_gradients_are_exact() -> None:
     layer = Convolution(2, 3).double()
     maps = torch.randn(2, 2, 2, 3, dtype=torch.double, requires_grad=True)
     weight, bias = layer.weight, layer.bias
-    assert torch.autograd.gradcheck(lambda *given: small_conv.Product.apply(*given, True), (maps, weight, bias))
-    assert torch.autograd.gradcheck(lambda *given: small_conv.Product.apply(*given, None, False), (maps, weight))
+    assert torch.autograd.gradcheck(
+        lambda *given: small_conv.Product.apply(*given, True), (maps, weight, bias)
+    )
+    assert torch.autograd.gradcheck(
+        lambda *given: small_conv.Product.apply(*given, None, False), (maps, weight)
+    )
 
 
 SMALL = {"pixels": WEIGHT_PIXELS, "amp": True, "training": True, "least": 0, "unit": True}
@@ -82,7 +92,9 @@ SMALL = {"pixels": WEIGHT_PIXELS, "amp": True, "training": True, "least": 0, "un
     ],
     ids=str,
 )
-def test_products_are_taken_where_they_pay(changed: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_taken_where_they_pay(
+    changed: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = SMALL | changed
     monkeypatch.setattr(small_conv, "LEAST_WEIGHTS", case["least"])
     monkeypatch.setattr(small_conv, "has_matrix_unit", lambda: case["unit"])
@@ -106,12 +118,15 @@ def test_networks_learn_the_same(model: str, monkeypatch: pytest.MonkeyPatch) ->
         found.append((losses, learner.model))
     for one, other in zip(*(losses for losses, _ in found), strict=True):
         assert one == pytest.approx(other, rel=2e-2)
-    assert not same_weights(found[0][1], found[1][1])  # products were taken, which round differently
+    # products were taken, which round differently
+    assert not same_weights(found[0][1], found[1][1])
 
 
 def test_the_layer_is_saved_and_cut_as_any_convolution() -> None:
     network = layerwise.create_model("vgg8b", width=1 / 16, image_size=8)
-    assert {type(module) for module in network.modules() if isinstance(module, nn.Conv2d)} == {Convolution}
+    assert {type(module) for module in network.modules() if isinstance(module, nn.Conv2d)} == {
+        Convolution
+    }
     learner = layerwise.localize(network, torch.zeros(2, 3, 8, 8), 10)
     assert [unit.name for unit in learner.units][:2] == ["stages.0.0.conv", "stages.0.1.conv"]
     assert "stages.0.0.conv.weight" in network.state_dict()

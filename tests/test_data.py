@@ -11,9 +11,17 @@ from torch import Tensor
 
 from layerwise import folder
 from layerwise.data import Splits, hold_out, load_data, resize
-from layerwise.data.loader import Augmentation, Draws, ImageSet, Loader, PixelsInMemory, crop_and_flip, cut_out
+from layerwise.data.loader import (
+    Augmentation,
+    Draws,
+    ImageSet,
+    Loader,
+    PixelsInMemory,
+    crop_and_flip,
+    cut_out,
+)
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.runs import Execution, Run
+from layerwise.runs.run import Execution, Run
 from tests.helpers import digits
 
 CPU = torch.device("cpu")
@@ -24,8 +32,12 @@ def load(run: Run, **execution: Any) -> Splits:
 
 
 def make_loader(count: int = 20, batch_size: int = 6, **options: object) -> Loader:
-    pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return Loader(PixelsInMemory(pixels), torch.arange(count), [0] * 3, [1] * 3, 8, batch_size, **options)
+    pixels = torch.randint(
+        0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return Loader(
+        PixelsInMemory(pixels), torch.arange(count), [0] * 3, [1] * 3, 8, batch_size, **options
+    )
 
 
 def test_crops_and_flips_are_those_of_each_image_alone() -> None:
@@ -38,14 +50,16 @@ def test_crops_and_flips_are_those_of_each_image_alone() -> None:
         top, left = (draws.offsets[number] + 2).tolist()
         expected = padded[:, top : top + 8, left : left + 8]
         assert torch.equal(result[number], expected.flip(2) if draws.flips[number] else expected)
-    assert len({tuple(offset) for offset in draws.offsets.tolist()}) > 1  # not one draw for the whole batch
+    # not one draw for the whole batch
+    assert len({tuple(offset) for offset in draws.offsets.tolist()}) > 1
 
 
 def test_cutout_blanks_a_square_of_each_image() -> None:
     centres = torch.tensor([[4, 4], [0, 7]])
     images = cut_out(torch.ones(2, 3, 8, 8), Draws(centres, centres[:, 0] > 9, centres), side=4)
     assert torch.equal(images[0, 0, 2:6, 2:6], torch.zeros(4, 4))
-    assert (images == 0).sum((1, 2, 3)).tolist() == [3 * 16, 3 * 2 * 3]  # the second reaches over the border
+    # the second reaches over the border
+    assert (images == 0).sum((1, 2, 3)).tolist() == [3 * 16, 3 * 2 * 3]
 
 
 def test_an_epoch_is_every_image_once_and_can_be_entered_anywhere() -> None:
@@ -53,8 +67,13 @@ def test_an_epoch_is_every_image_once_and_can_be_entered_anywhere() -> None:
     whole = list(loader.batches(3))
     assert sorted(torch.cat([labels for _, labels in whole]).tolist()) == list(range(20))
     late = list(loader.batches(3, start=2))
-    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[2:], late, strict=True))
-    assert [labels.tolist() for _, labels in loader.batches(4)] != [labels.tolist() for _, labels in whole]
+    assert all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+        for a, b in zip(whole[2:], late, strict=True)
+    )
+    assert [labels.tolist() for _, labels in loader.batches(4)] != [
+        labels.tolist() for _, labels in whole
+    ]
 
 
 def test_an_image_looks_the_same_in_whichever_batch_it_comes() -> None:
@@ -146,8 +165,12 @@ def test_a_known_data_set_of_another_size_is_cut_short(tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("train", "test"):
         (folder / f"{name}.bin").write_bytes(bytes(3074) * 5)
-    (folder / "fine_label_names.txt").write_text("\n".join(f"class{number}" for number in range(100)))
-    with pytest.raises(InvalidInput, match="has 5 training and 5 test images instead of 50000 and 10000"):
+    (folder / "fine_label_names.txt").write_text(
+        "\n".join(f"class{number}" for number in range(100))
+    )
+    with pytest.raises(
+        InvalidInput, match="has 5 training and 5 test images instead of 50000 and 10000"
+    ):
         load(Run(data="cifar100"), data_dir=str(tmp_path))
 
 
@@ -167,7 +190,11 @@ def test_a_folder_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run = Run(data="folder", image_size=16, val_fraction=0.25, batch_size=4)
     splits = load(run, data_dir=str(tmp_path))
     assert splits.class_names == ("bright", "dark")
-    assert (len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)) == (12, 4, 4)
+    assert (len(splits.train.labels), len(splits.validation.labels), len(splits.test.labels)) == (
+        12,
+        4,
+        4,
+    )
     monkeypatch.setattr(folder, "MEMORY_SHARE", 0.0)  # nothing fits: read by workers
     streamed = load(run, data_dir=str(tmp_path), workers=1)
     assert isinstance(streamed.train.pixels, folder.PixelsInFiles)
@@ -206,6 +233,9 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_holding_out_nothing_keeps_everything() -> None:
-    images = ImageSet(PixelsInMemory(torch.zeros(10, 1, 2, 2, dtype=torch.uint8)), torch.from_numpy(np.arange(10) % 2))
+    images = ImageSet(
+        PixelsInMemory(torch.zeros(10, 1, 2, 2, dtype=torch.uint8)),
+        torch.from_numpy(np.arange(10) % 2),
+    )
     train, held = hold_out(images, 0.0, None, 2, seed=0)
     assert (len(train.labels), len(held.labels)) == (10, 0)

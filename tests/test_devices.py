@@ -1,4 +1,7 @@
-"""Training on a device that is not the CPU, without one: see ``pretended.py``. On a GPU, ``test_on_a_gpu`` computes too."""
+"""Training on a device that is not the CPU, without one: see ``pretended.py``.
+
+On a GPU, ``test_on_a_gpu`` computes too.
+"""
 
 import subprocess
 import sys
@@ -10,7 +13,11 @@ from tests.helpers import RULES_AND_LOSSES
 
 def test_steps_stay_on_their_device_and_wait_for_no_value_of_it():
     program = subprocess.run(
-        [sys.executable, "-m", "tests.pretended"], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "tests.pretended"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert program.returncode == 0, program.stderr[-2000:]
     printed = [line.split() for line in program.stdout.splitlines() if line.endswith("True")]

@@ -28,7 +28,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         pass
 
-    def answer(self, status: int, body: bytes, announced: int | None = None, **headers: str) -> None:
+    def answer(
+        self, status: int, body: bytes, announced: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) if announced is None else announced))
         for key, value in headers.items():
@@ -39,7 +41,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         behaviour, asked = self.path.split("/")[1], self.headers.get("Range")
         self.server.seen.append((behaviour, asked))
-        getattr(self, f"do_{behaviour}")(int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0)
+        getattr(self, f"do_{behaviour}")(
+            int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        )
 
     def do_good(self, start: int) -> None:
         if not start:
@@ -47,7 +51,11 @@ class Handler(BaseHTTPRequestHandler):
         elif start >= len(CONTENT):
             self.answer(416, b"")
         else:
-            self.answer(206, CONTENT[start:], Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.answer(
+                206,
+                CONTENT[start:],
+                Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}",
+            )
 
     def do_cut(self, start: int) -> None:
         self.answer(200, CONTENT[:HALF], announced=len(CONTENT))
@@ -62,7 +70,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, CONTENT)
 
     def do_shifted(self, start: int) -> None:
-        self.answer(206, CONTENT[start:], Content_Range=f"bytes 1-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.answer(
+            206, CONTENT[start:], Content_Range=f"bytes 1-{len(CONTENT) - 1}/{len(CONTENT)}"
+        )
 
     def do_wrong(self, start: int) -> None:
         self.answer(200, CONTENT[::-1])
@@ -84,7 +94,9 @@ class Handler(BaseHTTPRequestHandler):
         """Send half, then press Ctrl-C on the client while it waits for the rest."""
         self.answer(200, CONTENT[:HALF], announced=len(CONTENT))
         deadline = time.monotonic() + 2
-        while time.monotonic() < deadline and not (self.server.part.exists() and self.server.part.stat().st_size):
+        while time.monotonic() < deadline and not (
+            self.server.part.exists() and self.server.part.stat().st_size
+        ):
             time.sleep(0.01)
         identity = threading.main_thread().ident
         assert identity is not None
@@ -123,7 +135,9 @@ class Site:
         server.part = self.part
 
     def offer(self, *behaviours: str) -> None:
-        mirrors = tuple(f"http://127.0.0.1:{self.server.server_port}/{kind}/file.bin" for kind in behaviours)
+        mirrors = tuple(
+            f"http://127.0.0.1:{self.server.server_port}/{kind}/file.bin" for kind in behaviours
+        )
         digest = hashlib.sha256(CONTENT).hexdigest()
         self.files = [RemoteFile("Tiny/raw/file.bin", digest, len(CONTENT), mirrors)]
 
@@ -235,7 +249,15 @@ def test_all_mirrors_failing_is_one_clear_refusal(site: Site) -> None:
         download(site.files, site.folder)
     message = str(refusal.value)
     assert "\n" not in message
-    for wanted in ("file.bin", "HTTP 404", "SHA-256", "instead of", "Run again", str(site.target), "by hand"):
+    for wanted in (
+        "file.bin",
+        "HTTP 404",
+        "SHA-256",
+        "instead of",
+        "Run again",
+        str(site.target),
+        "by hand",
+    ):
         assert wanted in message
     assert not site.target.exists()
     assert not site.part.exists()
@@ -280,7 +302,9 @@ def test_full_disk_says_how_much_is_needed_where(site: Site) -> None:
     site.offer("good", "good")
     site.part.parent.mkdir(parents=True)
     site.part.symlink_to("/dev/full")
-    with pytest.raises(InvalidInput, match=f"Tiny/raw/file.bin: No space left.*Free {len(CONTENT)} bytes"):
+    with pytest.raises(
+        InvalidInput, match=f"Tiny/raw/file.bin: No space left.*Free {len(CONTENT)} bytes"
+    ):
         download(site.files, site.folder)
     assert not site.target.exists()
     assert len(site.server.seen) == 1
@@ -296,7 +320,9 @@ def test_data_directory_that_is_a_file_is_refused(site: Site) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, by a shell that has it ignored."""
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, by a
+    shell that has it ignored.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -329,7 +355,12 @@ def test_terminal_gets_a_bar(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_pinned_files_are_well_formed() -> None:
     assert list(FILES) == ["cifar10", "cifar100", "mnist", "fashion-mnist", "kmnist", "svhn"]
     files = [file for group in FILES.values() for file in group]
-    assert len({file.path for file in files}) == len({file.sha256 for file in files}) == len(files) == 16
+    assert (
+        len({file.path for file in files})
+        == len({file.sha256 for file in files})
+        == len(files)
+        == 16
+    )
     for file in files:
         assert len(bytes.fromhex(file.sha256)) == 32
         assert file.size

@@ -1,4 +1,6 @@
-"""What is kept of features: that it is the same, or near enough; that it stays under its limit; that nothing of it is left."""
+"""What is kept of features: that it is the same, or near enough; that it stays under its limit;
+that nothing of it is left.
+"""
 
 import copy
 import errno
@@ -16,16 +18,18 @@ from typing import Any
 import pytest
 import torch
 
-from layerwise import build
-from layerwise.allocator import free_memory
+from layerwise.core.memory_format import set_memory_format
 from layerwise.errors import InvalidInput
-from layerwise.features import Column, Keeping, Kind, cached_features, kind_of
-from layerwise.memory_format import set_memory_format
-from layerwise.progress import Progress
-from layerwise.rules import RULES, Position
-from layerwise.runs import FEATURES, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder
-from layerwise.sizes import format_size, parse_size
-from layerwise.train import train
+from layerwise.rules import RULES
+from layerwise.rules.base import Position
+from layerwise.rules.feature_cache import Column, Keeping, Kind, cached_features, kind_of
+from layerwise.runs.folder import FEATURES, RESULT, STATE, WEIGHTS, RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.training import build
+from layerwise.training.loop import train
+from layerwise.training.progress import Progress
+from layerwise.utils.allocator import free_memory
+from layerwise.utils.sizes import format_size, parse_size
 from tests.helpers import digits, learner, same_weights, ticks
 
 SMALL = Run(
@@ -40,8 +44,8 @@ SMALL = Run(
     views=2,
 )
 COMMAND = (
-    "train resnet18 --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 --batch-size 16 --rule sequential --cache --views 2 "
-    "--cpu-threads 1 --device cpu"
+    "train resnet18 --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 --batch-size 16 --rule "
+    "sequential --cache --views 2 --cpu-threads 1 --device cpu"
 )
 
 
@@ -57,7 +61,9 @@ def still_mapped() -> bool:
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 4), (2, 3, 1), (7, 1, 1), ()], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool], ids=str
+)
 def test_what_is_kept_comes_back(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     values = (torch.randn(12, *shape) * 10).to(dtype)
@@ -88,7 +94,10 @@ def test_maps_come_back_in_their_memory_format() -> None:
 def test_in_mixed_precision_kept_features_are_those_computed(name: str, layout: str) -> None:
     data = digits(train_images=60, batch_size=20, views=2)
     computed, kept = learner(name, amp=torch.bfloat16), learner(name, amp=torch.bfloat16)
-    for one, options in ((computed, {}), (kept, {"cache": True, "keeping": Keeping(say=lambda line: None)})):
+    for one, options in (
+        (computed, {}),
+        (kept, {"cache": True, "keeping": Keeping(say=lambda line: None)}),
+    ):
         set_memory_format(one, layout)
         history = ticks("sequential", one, data.train, 2, **options)
         assert len(history) == 2 * 3 * len(one.units)
@@ -107,7 +116,9 @@ def test_what_exceeds_the_limit_is_computed(name: str, share: float, tmp_path: P
     limit = int(share * whole) + 1
     plain, limited = learner(name), learner(name)
     ticks("sequential", plain, data.train, epochs=2)
-    keeping = Keeping(tmp_path / "features" if share == 0.3 else None, limit, "the limit", lines.append)
+    keeping = Keeping(
+        tmp_path / "features" if share == 0.3 else None, limit, "the limit", lines.append
+    )
     history = ticks("sequential", limited, data.train, epochs=2, cache=True, keeping=keeping)
     assert same_weights(plain.model, limited.model)
     assert max(tick.kept_bytes for tick in history) <= limit
@@ -138,19 +149,27 @@ def refuse(number: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("function", "error"), [("posix_fallocate", errno.ENOSPC), ("open", errno.EACCES), ("posix_fallocate", errno.EFBIG)]
+    ("function", "error"),
+    [("posix_fallocate", errno.ENOSPC), ("open", errno.EACCES), ("posix_fallocate", errno.EFBIG)],
 )
-def test_a_full_disk_is_no_reason_to_stop(function: str, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_reason_to_stop(
+    function: str, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, lines = digits(views=2), list[str]()
     plain, other = learner("resnet18"), learner("resnet18")
     ticks("sequential", plain, data.train, epochs=2)
-    monkeypatch.setattr(f"layerwise.features.os.{function}", refuse(error), raising=False)
+    monkeypatch.setattr(
+        f"layerwise.rules.feature_cache.os.{function}", refuse(error), raising=False
+    )
     keeping = Keeping(tmp_path / "features", say=lines.append)
     history = ticks("sequential", other, data.train, epochs=2, cache=True, keeping=keeping)
     assert same_weights(plain.model, other.model)
     assert history[-1].kept_bytes == 0
     assert len(lines) == 1
-    assert f"in a nameless file in {tmp_path} ({os.strerror(error)}), so every unit's inputs are computed" in lines[0]
+    assert (
+        f"in a nameless file in {tmp_path} ({os.strerror(error)}), so every unit's inputs are "
+        "computed" in lines[0]
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -159,15 +178,22 @@ def test_a_full_memory_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> 
     make = cached_features(learner("resnet18"), data.train, Keeping(say=lines.append))
 
     def full(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+        )
 
     monkeypatch.setattr(torch, "empty", full)
     assert make().rows is None
-    assert "in memory (not enough memory), so every unit's inputs are computed for every batch" in lines[0]
+    assert (
+        "in memory (not enough memory), so every unit's inputs are computed for every batch"
+        in lines[0]
+    )
 
 
-def test_without_posix_fallocate_the_file_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from layerwise.features import nameless_file
+def test_without_posix_fallocate_the_file_is_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layerwise.rules.feature_cache import nameless_file
 
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     table = nameless_file(tmp_path / "features", (1 << 20) + 12345)
@@ -184,7 +210,9 @@ def test_interrupted_and_resumed_is_uninterrupted(share: float) -> None:
     whole = learner("resnet18")
     history = ticks("sequential", whole, data.train, 2, **options)
     first = learner("resnet18")
-    order = RULES["sequential"].order(first, data.train, 2, lambda done: 1 - done / 2, Position(), **options)
+    order = RULES["sequential"].order(
+        first, data.train, 2, lambda done: 1 - done / 2, Position(), **options
+    )
     for _ in range(2 * len(history) // 3):
         tick = next(order)
     state = copy.deepcopy(first.state_dict())
@@ -196,7 +224,9 @@ def test_interrupted_and_resumed_is_uninterrupted(share: float) -> None:
 
 def test_numbers_between_units_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     local, data = learner("plain"), digits(views=1)
-    monkeypatch.setattr(local.units[0], "forward", lambda carried: (local.units[0].piece(*carried), 3))
+    monkeypatch.setattr(
+        local.units[0], "forward", lambda carried: (local.units[0].piece(*carried), 3)
+    )
     with pytest.raises(InvalidInput, match="leave --cache out"):
         RULES["sequential"].order(local, data.train, 1, lambda done: 1.0, cache=True)
 
@@ -232,10 +262,13 @@ def test_the_file_is_never_seen_and_always_freed(tmp_path: Path) -> None:
 
 
 def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -> None:
-    from layerwise.build import build_keeping
+    from layerwise.training.build import build_keeping
 
     execution = Execution(device="cpu", cache_dir=str(tmp_path))
-    files = [build_keeping(SMALL, execution, RunFolder(tmp_path / name)).file for name in ("run", "other")]
+    files = [
+        build_keeping(SMALL, execution, RunFolder(tmp_path / name)).file
+        for name in ("run", "other")
+    ]
     for file in files:
         file.write_bytes(b"")
     train(replace(SMALL, epochs=1), RunFolder(tmp_path / "run"), execution, False, Progress())
@@ -244,7 +277,9 @@ def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -
 
 def start(path: Path, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "layerwise", *COMMAND.split(), "--output", str(path), *more]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while not (path / STATE).exists() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -283,19 +318,32 @@ def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
     assert "of features exceed the limit of 20 kB: units 1 to" in errors
 
 
-@pytest.mark.parametrize(("device", "place"), [("cpu", "memory"), ("auto", "memory"), ("cpu", "disk")])
+@pytest.mark.parametrize(
+    ("device", "place"), [("cpu", "memory"), ("auto", "memory"), ("cpu", "disk")]
+)
 def test_no_more_is_kept_in_memory_than_is_free(
     device: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "free_memory", lambda: 10**6)
     cache_dir = str(tmp_path) if place == "disk" else None
     execution = Execution(device=device, cache_dir=cache_dir, cache_limit="1GB")
-    keeping = build.build_keeping(replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path))
+    keeping = build.build_keeping(
+        replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)
+    )
     scarce = place == "memory" and (device == "cpu" or not torch.cuda.is_available())
-    expected = (800_000, "the 800 kB of free memory that can be spared") if scarce else (10**9, "the limit of 1 GB")
+    expected = (
+        (800_000, "the 800 kB of free memory that can be spared")
+        if scarce
+        else (10**9, "the limit of 1 GB")
+    )
     assert (keeping.limit, keeping.bound) == expected
     monkeypatch.setattr(build, "free_memory", lambda: None)
-    assert build.build_keeping(replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)).limit == 10**9
+    assert (
+        build.build_keeping(
+            replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)
+        ).limit
+        == 10**9
+    )
 
 
 def test_free_memory_is_what_the_machine_and_its_group_leave(tmp_path: Path) -> None:
@@ -335,7 +383,12 @@ def test_sizes_may_be_binary() -> None:
     assert parse_size("--memory", "1.5GiB") == 3 * 2**29
 
 
-@pytest.mark.parametrize("text", ["", "GB", "4", "0GB", "-1GB", "4GiX", "4 G", "1e9B", "nan", "4GB4", "٤GB", "0.1B"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "4", "0GB", "-1GB", "4GiX", "4 G", "1e9B", "nan", "4GB4", "٤GB", "0.1B"]
+)
 def test_nonsense_is_no_size(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB, TB"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB, TB",
+    ):
         parse_size("--cache-limit", text)

@@ -1,4 +1,6 @@
-"""Every format is written here in miniature, from its description, and must come back exactly; all damage is named."""
+"""Every format is written here in miniature, from its description, and must come back exactly; all
+damage is named.
+"""
 
 import gzip
 import io
@@ -36,13 +38,20 @@ IDX_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMN
 def random_part(count: int, shape: tuple[int, ...], classes: int, seed: int) -> Part:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, *shape), dtype=np.uint8)
-    labels = np.append(rng.integers(0, classes, count - 1), classes - 1)  # the last class is always there
+    # the last class is always there
+    labels = np.append(rng.integers(0, classes, count - 1), classes - 1)
     return images, labels
 
 
 def cifar_parts(data_set: str) -> dict[str, Part]:
-    stems = [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"] if data_set == "cifar10" else ["train", "test"]
-    return {stem: random_part(3 + i, (3, 32, 32), CLASSES[data_set], i) for i, stem in enumerate(stems)}
+    stems = (
+        [f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]
+        if data_set == "cifar10"
+        else ["train", "test"]
+    )
+    return {
+        stem: random_part(3 + i, (3, 32, 32), CLASSES[data_set], i) for i, stem in enumerate(stems)
+    }
 
 
 def names_of(data_set: str) -> list[str]:
@@ -67,8 +76,12 @@ def python_files(data_set: str) -> dict[str, bytes]:
     }[data_set]
     files = {}
     for stem, (images, labels) in cifar_parts(data_set).items():
-        files[stem] = pickle.dumps({b"data": images.reshape(-1, 3072), key: labels.tolist()}, protocol=2)
-    return files | {meta: pickle.dumps({names: [name.encode() for name in names_of(data_set)]}, protocol=2)}
+        files[stem] = pickle.dumps(
+            {b"data": images.reshape(-1, 3072), key: labels.tolist()}, protocol=2
+        )
+    return files | {
+        meta: pickle.dumps({names: [name.encode() for name in names_of(data_set)]}, protocol=2)
+    }
 
 
 def cifar_files(data_set: str, kind: str) -> dict[str, bytes]:
@@ -92,7 +105,9 @@ def tar(folder: str, files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def write_archive(data_dir: Path, data_set: str, kind: str, files: dict[str, bytes] | None = None) -> Path:
+def write_archive(
+    data_dir: Path, data_set: str, kind: str, files: dict[str, bytes] | None = None
+) -> Path:
     path = data_dir / f"cifar-{CLASSES[data_set]}-{kind}.tar.gz"
     content = cifar_files(data_set, kind) if files is None else files
     path.write_bytes(gzip.compress(tar(FOLDERS[data_set, kind], content), compresslevel=1))
@@ -100,7 +115,10 @@ def write_archive(data_dir: Path, data_set: str, kind: str, files: dict[str, byt
 
 
 def idx(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def idx_parts() -> dict[str, Part]:
@@ -116,7 +134,10 @@ def idx_files(end: str = "", dot: str = "-") -> dict[str, bytes]:
 
 
 def svhn_parts() -> dict[str, Part]:
-    return {"train_32x32.mat": random_part(6, (3, 32, 32), 10, 1), "test_32x32.mat": random_part(3, (3, 32, 32), 10, 2)}
+    return {
+        "train_32x32.mat": random_part(6, (3, 32, 32), 10, 1),
+        "test_32x32.mat": random_part(3, (3, 32, 32), 10, 2),
+    }
 
 
 def write_mat(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
@@ -133,7 +154,12 @@ def write_mat(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
 def assert_holds(arrays: Arrays, train: list[Part], test: Part) -> None:
     images, labels = (np.concatenate(columns) for columns in zip(*train, strict=True))
     expected: tuple[np.ndarray, ...] = (images, labels, *test)
-    got: tuple[np.ndarray, ...] = (arrays.train_images, arrays.train_labels, arrays.test_images, arrays.test_labels)
+    got: tuple[np.ndarray, ...] = (
+        arrays.train_images,
+        arrays.train_labels,
+        arrays.test_images,
+        arrays.test_labels,
+    )
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs, strict=True)  # strict: shape and dtype too
         assert ours.flags.c_contiguous
@@ -145,8 +171,12 @@ def assert_cifar(arrays: Arrays, data_set: str) -> None:
     assert arrays.class_names == tuple(names_of(data_set))
 
 
-def refusal(data_set: str, data_dir: Path, *mentions: object, kind: type[InvalidInput] = InvalidInput) -> str:
-    """The message with which the reader refuses ``data_dir``, its class, its one line and its mentions checked."""
+def refusal(
+    data_set: str, data_dir: Path, *mentions: object, kind: type[InvalidInput] = InvalidInput
+) -> str:
+    """The message with which the reader refuses ``data_dir``, its class, its one line and its
+    mentions checked.
+    """
     with pytest.raises(InvalidInput) as caught:
         READERS[data_set](data_dir)
     message = str(caught.value)
@@ -159,14 +189,19 @@ def refusal(data_set: str, data_dir: Path, *mentions: object, kind: type[Invalid
 
 def damage(data_dir: Path, data_set: str, kind: str, name: str, content: bytes) -> Path:
     """A folder in which only the file ``name`` is not as it should be; returns that file."""
-    return write(data_dir / FOLDERS[data_set, kind], cifar_files(data_set, kind) | {name: content}) / name
+    return (
+        write(data_dir / FOLDERS[data_set, kind], cifar_files(data_set, kind) | {name: content})
+        / name
+    )
 
 
 # ---- CIFAR ----
 
 
 @pytest.mark.parametrize(("data_set", "kind"), CIFARS)
-def test_cifar_from_folder_inner_folder_and_archive(tmp_path: Path, data_set: str, kind: str) -> None:
+def test_cifar_from_folder_inner_folder_and_archive(
+    tmp_path: Path, data_set: str, kind: str
+) -> None:
     inner = write(tmp_path / "folder" / FOLDERS[data_set, kind], cifar_files(data_set, kind))
     (tmp_path / "archive").mkdir()
     archive = write_archive(tmp_path / "archive", data_set, kind)
@@ -191,7 +226,9 @@ def test_folder_is_preferred_to_archive(tmp_path: Path) -> None:
 
 
 def test_python2_pickle_with_column_major_data(tmp_path: Path) -> None:
-    """The official files come from Python 2: short byte strings for text, numpy.core, and arrays in either order."""
+    """The official files come from Python 2: short byte strings for text, numpy.core, and arrays in
+    either order.
+    """
     images, labels = cifar_parts("cifar100")["train"]
     raw = images.reshape(-1, 3072).T.tobytes()
     flags = b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -220,10 +257,18 @@ def test_missing_archive_member_is_named(tmp_path: Path) -> None:
     files = python_files("cifar10")
     del files["data_batch_4"]
     archive = write_archive(tmp_path, "cifar10", "python", files)
-    refusal("cifar10", tmp_path, archive, "cifar-10-batches-py/data_batch_4 is missing", kind=MissingData)
+    refusal(
+        "cifar10",
+        tmp_path,
+        archive,
+        "cifar-10-batches-py/data_batch_4 is missing",
+        kind=MissingData,
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 3072, b"\0" * (2 * 3073 - 1), b"\0" * (2 * 3073 + 1)])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 3072, b"\0" * (2 * 3073 - 1), b"\0" * (2 * 3073 + 1)]
+)
 def test_truncated_binary_file(tmp_path: Path, content: Any) -> None:
     path = damage(tmp_path, "cifar10", "binary", "data_batch_3.bin", content)
     refusal("cifar10", tmp_path, path, f"{len(content)} bytes", "3073", "fetch it again")
@@ -236,7 +281,10 @@ def test_binary_label_out_of_range(tmp_path: Path, data_set: str, record: bytes)
     refusal(data_set, tmp_path, path, f"the label {CLASSES[data_set]}", "fetch it again")
 
 
-@pytest.mark.parametrize("content", [b"", b"a\nb\n", b"same\n" * 10, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n9\n", b"\xff\xfe\n" * 10])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a\nb\n", b"same\n" * 10, b"0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n9\n", b"\xff\xfe\n" * 10],
+)
 def test_wrong_class_names(tmp_path: Path, content: Any) -> None:
     path = damage(tmp_path, "cifar10", "binary", "batches.meta.txt", content)
     refusal("cifar10", tmp_path, path, "fetch it again")
@@ -278,7 +326,9 @@ def test_pickled_array_with_fewer_bytes_than_its_shape_says(tmp_path: Path) -> N
     refusal("cifar10", tmp_path, path, "(N, 3072)", "fetch it again")
 
 
-@pytest.mark.parametrize("content", [[b"only", b"two"], "text", {b"label_names": 3}, {b"label_names": ["text"] * 10}])
+@pytest.mark.parametrize(
+    "content", [[b"only", b"two"], "text", {b"label_names": 3}, {b"label_names": ["text"] * 10}]
+)
 def test_pickled_names_of_wrong_content(tmp_path: Path, content: Any) -> None:
     path = damage(tmp_path, "cifar10", "python", "batches.meta", pickle.dumps(content, protocol=2))
     refusal("cifar10", tmp_path, path, "fetch it again")
@@ -286,7 +336,12 @@ def test_pickled_names_of_wrong_content(tmp_path: Path, content: Any) -> None:
 
 @pytest.mark.parametrize(
     "alter",
-    [lambda raw: raw[: len(raw) // 2], lambda raw: b"", lambda raw: b"\x93" + raw, lambda raw: raw.hex().encode()],
+    [
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: b"",
+        lambda raw: b"\x93" + raw,
+        lambda raw: raw.hex().encode(),
+    ],
     ids=["half", "empty", "shifted", "hexadecimal"],
 )
 def test_damaged_pickle(tmp_path: Path, alter: Alter) -> None:
@@ -324,14 +379,20 @@ def test_hostile_pickle_is_refused_unexecuted(tmp_path: Path, protocol: int, fun
 def test_hostile_pickle_inside_an_archive(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     hostile = pickle.dumps(Hostile(os.system, f"touch {marker}"), protocol=2)
-    archive = write_archive(tmp_path, "cifar100", "python", python_files("cifar100") | {"meta": hostile})
-    refusal("cifar100", tmp_path, archive, "cifar-100-python/meta", f"{os.system.__module__}.system")
+    archive = write_archive(
+        tmp_path, "cifar100", "python", python_files("cifar100") | {"meta": hostile}
+    )
+    refusal(
+        "cifar100", tmp_path, archive, "cifar-100-python/meta", f"{os.system.__module__}.system"
+    )
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("name", ["cnumpy\nndarray\n", "c_codecs\nencode\n", "cnumpy\ndtype\n"])
 def test_pickle_cannot_change_the_stand_ins(tmp_path: Path, name: str) -> None:
-    """BUILD on an allowed name itself, not on an instance, would set attributes that outlive the reading."""
+    """BUILD on an allowed name itself, not on an instance, would set attributes that outlive the
+    reading.
+    """
     forged = b"\x80\x02" + name.encode() + b"N}X\x07\x00\x00\x00__len__K\x01s\x86b."
     path = damage(tmp_path, "cifar10", "python", "data_batch_1", forged)
     refusal("cifar10", tmp_path, path, "is damaged", "fetch it again")
@@ -393,7 +454,9 @@ def test_idx(tmp_path: Path, data_set: str, end: str, dot: str) -> None:
     for data_dir in (tmp_path, raw.parent, raw):
         arrays = READERS[data_set](data_dir)
         assert_holds(arrays, [idx_parts()["train"]], idx_parts()["t10k"])
-        names = {"mnist": tuple("0123456789"), "fashion-mnist": FASHION, "kmnist": KUZUSHIJI}[data_set]
+        names = {"mnist": tuple("0123456789"), "fashion-mnist": FASHION, "kmnist": KUZUSHIJI}[
+            data_set
+        ]
         assert arrays.class_names == names
         assert len(names) == 10
 
@@ -435,27 +498,41 @@ def test_damaged_idx(tmp_path: Path, name: str, content: Any, problem: str) -> N
 
 
 def test_empty_idx_set(tmp_path: Path) -> None:
-    files = {"train-images-idx3-ubyte": idx(np.zeros((0, 28, 28))), "train-labels-idx1-ubyte": idx(np.zeros(0))}
+    files = {
+        "train-images-idx3-ubyte": idx(np.zeros((0, 28, 28))),
+        "train-labels-idx1-ubyte": idx(np.zeros(0)),
+    }
     raw = write(tmp_path / "MNIST" / "raw", idx_files() | files)
     refusal("mnist", tmp_path, raw, "0 images and 0 labels")
 
 
-@pytest.mark.parametrize("alter", [gzip.decompress, altered_checksum, lambda raw: raw[:-1], lambda raw: raw[:40]])
+@pytest.mark.parametrize(
+    "alter", [gzip.decompress, altered_checksum, lambda raw: raw[:-1], lambda raw: raw[:40]]
+)
 def test_damaged_gzip(tmp_path: Path, alter: Alter) -> None:
     path = write(tmp_path / "KMNIST" / "raw", idx_files(".gz")) / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(alter(path.read_bytes()))
     refusal("kmnist", tmp_path, path, "fetch it again")
 
 
-def test_gzip_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_that_unpacks_to_too_much_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("layerwise.formats.MOST_BYTES", 4000)
     raw = write(tmp_path / "MNIST" / "raw", idx_files(".gz"))
     refusal("mnist", tmp_path, raw / "train-images-idx3-ubyte.gz", "more than 4000 bytes")
 
 
-def test_archive_member_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_member_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("layerwise.formats.MOST_BYTES", 4000)
-    refusal("cifar10", write_archive(tmp_path, "cifar10", "binary").parent, "data_batch_1.bin", "4000 bytes")
+    refusal(
+        "cifar10",
+        write_archive(tmp_path, "cifar10", "binary").parent,
+        "data_batch_1.bin",
+        "4000 bytes",
+    )
 
 
 # ---- SVHN and digits ----
@@ -485,7 +562,10 @@ def test_missing_svhn_file_is_named(tmp_path: Path) -> None:
         ({"X": np.zeros((32, 32, 3, 2)), "y": np.ones((2, 1), np.uint8)}, "uint8"),
         ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.ones((3, 1), np.uint8)}, "y as"),
         ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.full((2, 1), 1.5)}, "integers"),
-        ({"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.full((2, 1), 11, np.uint8)}, "the label 11"),
+        (
+            {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.full((2, 1), 11, np.uint8)},
+            "the label 11",
+        ),
     ],
 )
 def test_mat_of_wrong_content(tmp_path: Path, content: Any, problem: str) -> None:
@@ -515,8 +595,11 @@ def test_digits() -> None:
     np.testing.assert_array_equal(arrays.test_images, again.test_images)
     together = np.concatenate([arrays.train_images, arrays.test_images])
     assert together.dtype == np.uint8
-    scaled = np.array([round(value * 255 / 16) for value in range(17)])[load_digits().images.astype(int)]
-    assert sorted(map(bytes, together)) == sorted(map(bytes, scaled.astype(np.uint8)))  # each image exactly once
+    scaled = np.array([round(value * 255 / 16) for value in range(17)])[
+        load_digits().images.astype(int)
+    ]
+    # each image exactly once
+    assert sorted(map(bytes, together)) == sorted(map(bytes, scaled.astype(np.uint8)))
     fifths = np.bincount(load_digits().target) / 5
     assert np.abs(np.bincount(arrays.test_labels) - fifths).max() < 1
     assert arrays.train_labels.dtype == np.int64
@@ -528,11 +611,22 @@ def test_digits() -> None:
 @pytest.mark.parametrize("data_set", sorted(set(READERS) - {"digits"}))
 def test_nothing_found(tmp_path: Path, data_set: str) -> None:
     for data_dir in (tmp_path, tmp_path / "absent"):
-        refusal(data_set, data_dir, data_dir, "pass --data-dir, or --download to fetch them", kind=MissingData)
+        refusal(
+            data_set,
+            data_dir,
+            data_dir,
+            "pass --data-dir, or --download to fetch them",
+            kind=MissingData,
+        )
 
 
 def test_what_was_looked_for_is_named(tmp_path: Path) -> None:
-    names = ["cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz"]
+    names = [
+        "cifar-10-batches-bin",
+        "cifar-10-batches-py",
+        "cifar-10-python.tar.gz",
+        "cifar-10-binary.tar.gz",
+    ]
     refusal("cifar10", tmp_path, *names, kind=MissingData)
     refusal("svhn", tmp_path, "train_32x32.mat", "test_32x32.mat", kind=MissingData)
 
@@ -545,7 +639,9 @@ def deny(*arguments: object, **options: object) -> NoReturn:
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     raw = write(tmp_path / "MNIST" / "raw", idx_files())
     monkeypatch.setattr(Path, method, deny)
-    refusal("mnist", tmp_path, raw / "train-images-idx3-ubyte", "Permission denied", "make it readable")
+    refusal(
+        "mnist", tmp_path, raw / "train-images-idx3-ubyte", "Permission denied", "make it readable"
+    )
 
 
 def test_permission_denied_on_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""A gradient kept as one number per window: the same numbers as average pooling's own, wherever it ends up."""
+"""A gradient kept as one number per window: the same numbers as average pooling's own, wherever it
+ends up.
+"""
 
 from typing import Any
 
@@ -12,7 +14,9 @@ from layerwise.ops import batch_norm, pooling
 from layerwise.ops.batch_norm import NormalisedActivation
 from layerwise.ops.windowed_gradient import Average, WindowedGradient
 
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+LAYOUTS = pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 
 
 def sized(kernel: tuple[int, int], layout: torch.memory_format) -> Tensor:
@@ -22,7 +26,9 @@ def sized(kernel: tuple[int, int], layout: torch.memory_format) -> Tensor:
 
 @LAYOUTS
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (3, 5), (7, 2), (8, 8), (49, 11)])
-def test_the_whole_is_the_gradient_of_average_pooling(kernel: tuple[int, int], layout: torch.memory_format) -> None:
+def test_the_whole_is_the_gradient_of_average_pooling(
+    kernel: tuple[int, int], layout: torch.memory_format
+) -> None:
     maps = sized(kernel, layout).requires_grad_()
     averages = F.avg_pool2d(maps, kernel)
     assert torch.equal(Average.apply(maps, kernel, True), averages)
@@ -49,7 +55,9 @@ class Context:
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["read once", "read twice"])
-@pytest.mark.parametrize("operation", [torch.relu, torch.sigmoid, lambda maps: maps * 1, lambda maps: maps.flip(0)[1:]])
+@pytest.mark.parametrize(
+    "operation", [torch.relu, torch.sigmoid, lambda maps: maps * 1, lambda maps: maps.flip(0)[1:]]
+)
 def test_any_other_operation_gets_the_whole(operation: Any, twice: bool) -> None:
     found = []
     for average in (F.avg_pool2d, lambda maps, kernel: Average.apply(maps, kernel, True)):
@@ -81,13 +89,21 @@ def test_a_unit_with_the_cheap_head_learns_the_same(
     for small in (1 << 30, 0):  # the whole gradient; the windowed one
         monkeypatch.setattr(pooling, "LARGE_ELEMENTS", small)
         torch.manual_seed(0)
-        norm, loss = NormalisedActivation(8), create_loss("predsim-lite", Site(0, 2, (8, 16, 16), 3))
-        maps, added = (torch.randn(6, 8, 16, 16).contiguous(memory_format=layout).requires_grad_() for _ in range(2))
+        norm, loss = (
+            NormalisedActivation(8),
+            create_loss("predsim-lite", Site(0, 2, (8, 16, 16), 3)),
+        )
+        maps, added = (
+            torch.randn(6, 8, 16, 16).contiguous(memory_format=layout).requires_grad_()
+            for _ in range(2)
+        )
         features = norm(maps * 1, added if shortcut else None)
         assert features.grad_fn is not None
         features.register_hook(lambda gradient: windowed.append(type(gradient) is WindowedGradient))
         loss(features, Targets(labels, 3)).loss.backward()
-        parameters = [parameter.grad for module in (norm, loss) for parameter in module.parameters()]
+        parameters = [
+            parameter.grad for module in (norm, loss) for parameter in module.parameters()
+        ]
         found.append([maps.grad, *([added.grad] if shortcut else []), *parameters])
     assert windowed == [False, True]
     for one, other in zip(*found, strict=True):

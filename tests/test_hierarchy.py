@@ -4,12 +4,12 @@ from functools import cache
 
 import pytest
 import torch
+from layerwise.training.build import build_learner
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerwise.build import build_learner
-from layerwise.costs import IMAGES, Costs
+from layerwise.core.memory_format import set_memory_format
 from layerwise.data import DATASETS
-from layerwise.footprint import SavedBytes
+from layerwise.experiments.accelerate.costs import IMAGES, Costs
 from layerwise.hierarchy import (
     Design,
     accelerated,
@@ -22,13 +22,13 @@ from layerwise.hierarchy import (
     shallow,
     shallow_scale,
 )
-from layerwise.memory import phases
-from layerwise.memory_format import set_memory_format
+from layerwise.memory.accounting import phases
+from layerwise.memory.fake_step import SavedBytes
 from layerwise.models import create_model, published_hierarchy
-from layerwise.paper import ROWS, Row, row_run
-from layerwise.prediction import predict_steps
-from layerwise.profile import count
-from layerwise.runs import Run
+from layerwise.paper.rows import ROWS, Row, row_run
+from layerwise.profiling.predict import predict_steps
+from layerwise.profiling.profile import count
+from layerwise.runs.run import Run
 from tests.helpers import digits
 
 SIDES = (32, 16, 8, 4)
@@ -74,12 +74,19 @@ def test_equation_7(hierarchy, strictly, weakly):
 
 def test_equation_8_compares_where_shallow_stages_end():
     assert downsamples_earlier((1, 1, 2, 4), (2, 2, 2, 2))
-    assert downsamples_earlier((1, 3, 3, 3), (2, 2, 2, 2))  # the second downsampling comes where it was
+    # the second downsampling comes where it was
+    assert downsamples_earlier((1, 3, 3, 3), (2, 2, 2, 2))
     assert not downsamples_earlier((1, 4, 4, 4), (2, 2, 2, 2))
     assert not downsamples_earlier((2, 2, 1, 1), (2, 2, 2, 2))
-    # the first three layers of [2,2,2,2] have 32, 32 and 16 pixels a side; deep downsamplings do not count
+    # the first three layers of [2,2,2,2] have 32, 32 and 16 pixels a side; deep downsamplings do
+    # not count
+
     assert shallow_scale((2, 2, 2, 2), SIDES, 3) == pytest.approx(80 / 3)
-    assert shallow_scale((1, 1, 2, 4), SIDES, 3) == shallow_scale((1, 1, 1, 1), SIDES, 3) == pytest.approx(56 / 3)
+    assert (
+        shallow_scale((1, 1, 2, 4), SIDES, 3)
+        == shallow_scale((1, 1, 1, 1), SIDES, 3)
+        == pytest.approx(56 / 3)
+    )
     assert shallow_scale((3, 3, 3, 3), SIDES, 3) == 32
 
 
@@ -92,11 +99,18 @@ def test_relations():
     assert not accelerated((1, 1, 1, 5), base)  # a deep stage has lost one
     assert equal_depth((1, 1, 1, 5), base)
     assert deeper((3, 3, 3, 3), base)
-    words = [relation(one, base) for one in (base, (1, 1, 2, 4), (1, 1, 1, 5), (3, 3, 3, 3), (1, 1, 1, 1))]
+    words = [
+        relation(one, base)
+        for one in (base, (1, 1, 2, 4), (1, 1, 1, 5), (3, 3, 3, 3), (1, 1, 1, 1))
+    ]
     assert words == ["the same", "accelerated", "equal depth", "deeper", "shallower"]
 
 
-@pytest.mark.parametrize("row", {(row.model, row.hierarchy, row.data): row for row in ROWS}.values(), ids=lambda row: row.label)
+@pytest.mark.parametrize(
+    "row",
+    {(row.model, row.hierarchy, row.data): row for row in ROWS}.values(),
+    ids=lambda row: row.label,
+)
 def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
     """Of all 61 rows; tables share some networks."""
     found, hierarchy = costs(row.model, row.data), row.hierarchy
@@ -112,7 +126,9 @@ NETWORKS = list({(row.model, row.hierarchy): row for row in ROWS}.values())
 
 @pytest.mark.parametrize("row", NETWORKS[::3], ids=lambda row: row.label)
 def test_activations_of_the_papers_rows_are_what_steps_save(row: Row):
-    """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global; of every third of the 61 rows'."""
+    """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global; of every
+    third of the 61 rows'.
+    """
     found = narrow_costs(row.model, row.data)
     cost = found.cost(row.hierarchy)
     assert cost.local_activation_bytes == max(saved_bytes(found, row, "simultaneous"))
@@ -126,7 +142,9 @@ def narrow_costs(model: str, data: str) -> Costs:
 
 def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
     """What each unit saves in a step of the network itself."""
-    learner = build_learner(found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu"))
+    learner = build_learner(
+        found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu")
+    )
     set_memory_format(learner, "channels-last")
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     learner.step(images, labels)  # the first makes optimizer state
@@ -176,8 +194,18 @@ def check_steps(design: Design, run: Run) -> None:
     found = Costs(run)
     cost = found.cost(design.hierarchy, design.downsample_after)
     for rule, work, activations, peak in (
-        ("simultaneous", cost.local_step_multiply_adds, cost.local_activation_bytes, cost.local_peak_bytes),
-        ("global", cost.global_step_multiply_adds, cost.global_activation_bytes, cost.global_peak_bytes),
+        (
+            "simultaneous",
+            cost.local_step_multiply_adds,
+            cost.local_activation_bytes,
+            cost.local_peak_bytes,
+        ),
+        (
+            "global",
+            cost.global_step_multiply_adds,
+            cost.global_activation_bytes,
+            cost.global_peak_bytes,
+        ),
     ):
         learner = build_learner(found._run(design, rule), found.images, torch.device("cpu"))
         step = predict_steps(rule, learner, 8, {}, "channels-last")[0]
@@ -190,7 +218,9 @@ def check_steps(design: Design, run: Run) -> None:
 
 
 def test_resolutions():
-    assert costs("resnet18", "cifar10").resolutions == costs("vgg8b", "cifar10").resolutions == SIDES
+    assert (
+        costs("resnet18", "cifar10").resolutions == costs("vgg8b", "cifar10").resolutions == SIDES
+    )
     assert costs("vgg16", "cifar10").resolutions == (32, 16, 8, 4, 2)
     assert costs("resnet50", "digits").resolutions == (8, 4, 2, 1)
     assert Costs(Run(model="resnet18", data="cifar10", image_size=64)).resolutions == (16, 8, 4, 2)

@@ -21,7 +21,9 @@ from layerwise.ops.spatial_std import spatial_deviation
         ((9000, 2, 2), 4096, (2, 2)),  # cannot get smaller than the channels
     ],
 )
-def test_pooling_halves_height_then_width(shape: tuple[int, int, int], limit: int, kernel: tuple[int, int]) -> None:
+def test_pooling_halves_height_then_width(
+    shape: tuple[int, int, int], limit: int, kernel: tuple[int, int]
+) -> None:
     assert pooling_kernel(shape, limit) == kernel
 
 
@@ -30,7 +32,8 @@ def test_the_last_unit_learns_by_cross_entropy_of_the_networks_own_logits(loss: 
     logits, labels = torch.randn(8, 5), torch.randint(0, 5, (8,))
     head = create_loss(loss, Site(3, 4, (5,), 5))
     value, correct = head(logits, Targets(labels, 5))
-    scale = 0.01 if loss in ("predsim", "predsim-lite") else 1.0  # 1 − β, as the published program scales it
+    # 1 − β, as the published program scales it
+    scale = 0.01 if loss in ("predsim", "predsim-lite") else 1.0
     assert isinstance(head, Output)
     assert not list(head.parameters())
     assert value.item() == pytest.approx(scale * F.cross_entropy(logits, labels).item(), rel=1e-5)
@@ -40,13 +43,18 @@ def test_the_last_unit_learns_by_cross_entropy_of_the_networks_own_logits(loss: 
 def test_a_classifier_starts_undecided() -> None:
     head = create_loss("pred", Site(0, 2, (6, 4, 4), 10))
     value, _ = head(torch.randn(5, 6, 4, 4), Targets(torch.arange(5), 10))
-    assert value.item() == pytest.approx(torch.log(torch.tensor(10.0)).item(), abs=0.6)  # the bias is PyTorch's default
+    # the bias is PyTorch's default
+    assert value.item() == pytest.approx(torch.log(torch.tensor(10.0)).item(), abs=0.6)
 
 
 def test_labels_similarity_is_computed_once_per_batch() -> None:
     targets = Targets(torch.tensor([0, 1, 0]), 3)
     assert targets.similarity is targets.similarity
-    assert torch.allclose(targets.similarity, torch.tensor([[1.0, -0.5, 1.0], [-0.5, 1.0, -0.5], [1.0, -0.5, 1.0]]), atol=1e-6)
+    assert torch.allclose(
+        targets.similarity,
+        torch.tensor([[1.0, -0.5, 1.0], [-0.5, 1.0, -0.5], [1.0, -0.5, 1.0]]),
+        atol=1e-6,
+    )
 
 
 def test_sim_counts_nearest_neighbours_of_the_same_class() -> None:
@@ -70,7 +78,12 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
     [
         ("predsin", (4,), {}, "did you mean 'predsim'"),
         ("predsim", (4,), {"beta": 1.5}, "beta 1.5 is out of range"),
-        ("predsim", (4,), {"gamma": 1}, "no option 'gamma': accepted: beta, decoder_dim, similarity_size"),
+        (
+            "predsim",
+            (4,),
+            {"gamma": 1},
+            "no option 'gamma': accepted: beta, decoder_dim, similarity_size",
+        ),
         ("sim", (4,), {"beta": 0.5}, "accepted: similarity_size, similarity_channels"),
         ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0 is too small"),
         ("pred", (4, 7), {}, "maps \\(C, H, W\\) or vectors"),
@@ -83,7 +96,9 @@ def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(5, 7, 9, 6), (3, 2, 1, 2), (40, 300, 8, 8)])
-def test_the_deviation_over_space_is_that_of_torch(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+def test_the_deviation_over_space_is_that_of_torch(
+    shape: tuple[int, ...], layout: torch.memory_format
+) -> None:
     maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     weights = torch.randn(shape[:2], dtype=torch.float64)
     expected = maps.std((2, 3))
@@ -120,7 +135,10 @@ def test_predsim_lite_is_predsim_on_averaged_features() -> None:
 
 def test_predsim_lite_mixes_wide_features_into_few_channels() -> None:
     head = create_loss("predsim-lite", Site(0, 2, (2048, 4, 4), 10))
-    assert [tuple(weight.shape) for weight in head.sim.parameters()] == [(256, 2048, 1, 1), (256, 256, 3, 3)]
+    assert [tuple(weight.shape) for weight in head.sim.parameters()] == [
+        (256, 2048, 1, 1),
+        (256, 256, 3, 3),
+    ]
     exact = create_loss("predsim", Site(0, 2, (32, 4, 4), 10))
     assert [tuple(weight.shape) for weight in exact.sim.parameters()] == [(32, 32, 3, 3)]
 

@@ -1,4 +1,6 @@
-"""Measures of features, each against scikit-learn or the plain formula on the same features; all that are listed are tested."""
+"""Measures of features, each against scikit-learn or the plain formula on the same features; all
+that are listed are tested.
+"""
 
 from typing import Any
 
@@ -12,7 +14,12 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import Tensor
 
 from layerwise.errors import InvalidInput
-from layerwise.measures import FOLDS, MEASURES, NEIGHBOURS, SHRINKAGE, STRENGTHS, folds, is_accuracy, linear_cka, parts
+from layerwise.measures import MEASURES
+from layerwise.measures.base import FOLDS, folds, is_accuracy, parts
+from layerwise.measures.cka import linear_cka
+from layerwise.measures.fisher import SHRINKAGE
+from layerwise.measures.linear_probe import STRENGTHS
+from layerwise.measures.nearest_neighbours import NEIGHBOURS
 
 CLASSES = 10
 
@@ -20,7 +27,8 @@ CLASSES = 10
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     pixels, labels = load_digits(return_X_y=True)
-    noise = np.random.default_rng(0).normal(size=pixels.shape)  # so that no two distances or votes are equal by chance
+    # so that no two distances or votes are equal by chance
+    noise = np.random.default_rng(0).normal(size=pixels.shape)
     return torch.from_numpy(pixels + 3 * noise).float(), torch.from_numpy(labels).long()
 
 
@@ -44,30 +52,42 @@ def test_linear_probe_is_ridge_regression(digits: tuple[Tensor, Tensor]) -> None
     fit, choose, held = parts(labels)
     values = features[fit].double()
     scale = float((values - values.mean(0)).square().sum() / features.shape[1])
-    tried = [score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose) for s in STRENGTHS]
+    tried = [
+        score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose) for s in STRENGTHS
+    ]
     best = STRENGTHS[int(np.argmax(tried))]
     expected = score(RidgeClassifier(alpha=best * scale), features, labels, fit, held)
     assert len(set(tried)) > 1
     assert MEASURES["linear_probe"](features, labels) == pytest.approx(expected, abs=1e-9)
 
 
-def test_cross_fitted_probe_is_ridge_regression_on_every_fold(digits: tuple[Tensor, Tensor]) -> None:
+def test_cross_fitted_probe_is_ridge_regression_on_every_fold(
+    digits: tuple[Tensor, Tensor],
+) -> None:
     features, labels = digits
     pieces = folds(labels)
     assert torch.equal(torch.cat(pieces).sort().values, torch.arange(len(labels)))
-    assert all(torch.all((labels[piece].bincount() - labels.bincount() / FOLDS).abs() <= 1) for piece in pieces)
+    assert all(
+        torch.all((labels[piece].bincount() - labels.bincount() / FOLDS).abs() <= 1)
+        for piece in pieces
+    )
     right, chosen = 0.0, set()
     for number, held in enumerate(pieces):
         others = [pieces[(number + further) % FOLDS] for further in range(1, FOLDS)]
         choose, fit = others[0], torch.cat(others[1:])
         values = features[fit].double()
         scale = float((values - values.mean(0)).square().sum() / features.shape[1])
-        tried = [score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose) for s in STRENGTHS]
+        tried = [
+            score(RidgeClassifier(alpha=s * scale), features, labels, fit, choose)
+            for s in STRENGTHS
+        ]
         best = STRENGTHS[int(np.argmax(tried))]
         chosen.add(best)
         right += score(RidgeClassifier(alpha=best * scale), features, labels, fit, held) * len(held)
     assert len(chosen) > 1
-    assert MEASURES["cross_fitted_probe"](features, labels) == pytest.approx(right / len(labels), abs=1e-9)
+    assert MEASURES["cross_fitted_probe"](features, labels) == pytest.approx(
+        right / len(labels), abs=1e-9
+    )
 
 
 def test_nearest_class_mean_is_nearest_centroid(digits: tuple[Tensor, Tensor]) -> None:
@@ -98,7 +118,9 @@ def test_fisher_is_its_formula(digits: tuple[Tensor, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("images", [40, 500])
-def test_effective_rank_is_the_entropy_of_singular_values(digits: tuple[Tensor, Tensor], images: int) -> None:
+def test_effective_rank_is_the_entropy_of_singular_values(
+    digits: tuple[Tensor, Tensor], images: int
+) -> None:
     features, labels = digits[0][:images], digits[1][:images]
     values = features.numpy().astype(np.float64)
     singular = np.linalg.svd(values - values.mean(0), compute_uv=False)
@@ -111,9 +133,13 @@ def test_linear_cka_is_kernel_alignment(digits: tuple[Tensor, Tensor]) -> None:
     one = digits[0][:200]
     other = torch.relu(one @ torch.randn(64, 30, generator=torch.Generator().manual_seed(0)))
     centring = np.eye(200) - 1 / 200
-    kernels = [centring @ (x @ x.T) @ centring for x in (one.double().numpy(), other.double().numpy())]
+    kernels = [
+        centring @ (x @ x.T) @ centring for x in (one.double().numpy(), other.double().numpy())
+    ]
     norms = np.linalg.norm(kernels[0]) * np.linalg.norm(kernels[1])
-    assert linear_cka(one, other) == pytest.approx(np.sum(kernels[0] * kernels[1]) / norms, rel=1e-9)
+    assert linear_cka(one, other) == pytest.approx(
+        np.sum(kernels[0] * kernels[1]) / norms, rel=1e-9
+    )
     rotation = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(1))).Q
     assert linear_cka(one, 3 * one @ rotation + 5) == pytest.approx(1, abs=1e-6)
 
@@ -164,7 +190,10 @@ def test_probes_need_some_images_of_each_class() -> None:
         MEASURES["linear_probe"](torch.randn(9, 4), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]))
     with pytest.raises(InvalidInput, match="infinite"):
         MEASURES["fisher"](torch.arange(8.0).remainder(2).unsqueeze(1), torch.arange(8) % 2)
-    for others, sentence in ((torch.ones(9, 4), "are the same"), (torch.randn(8, 4), "of 9 and of 8 images")):
+    for others, sentence in (
+        (torch.ones(9, 4), "are the same"),
+        (torch.randn(8, 4), "of 9 and of 8 images"),
+    ):
         with pytest.raises(InvalidInput, match=sentence):
             linear_cka(torch.randn(9, 4), others)
 

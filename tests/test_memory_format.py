@@ -7,16 +7,18 @@ import pytest
 import torch
 
 import layerwise
-from layerwise import memory_format as formats
-from layerwise.allocator import keep_freed_memory
+from layerwise.core import memory_format as formats
+from layerwise.core.learner import Learner
+from layerwise.core.memory_format import set_memory_format
 from layerwise.errors import InvalidInput
-from layerwise.learner import Learner
-from layerwise.memory_format import set_memory_format
+from layerwise.utils.allocator import keep_freed_memory
 
 
 def make_learner(model: torch.nn.Module | None = None, **options) -> Learner:
     torch.manual_seed(0)
-    model = model or layerwise.create_model("resnet18", hierarchy=(1, 1, 1, 1), width=0.125, image_size=8)
+    model = model or layerwise.create_model(
+        "resnet18", hierarchy=(1, 1, 1, 1), width=0.125, image_size=8
+    )
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
     return layerwise.localize(model, torch.zeros(2, 3, 8, 8), 10, optimizer=adam, seed=0, **options)
 
@@ -60,8 +62,12 @@ def test_the_rule_needs_no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(others) == {"channels-last"}
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "channels-last"), (0.99, "contiguous"), (2.0, "contiguous")])
-def test_a_trial_takes_the_faster_format(seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.5, "channels-last"), (0.99, "contiguous"), (2.0, "contiguous")]
+)
+def test_a_trial_takes_the_faster_format(
+    seconds: float, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A small advantage is none."""
     needed = {torch.contiguous_format: 1.0, torch.channels_last: seconds}
     monkeypatch.setattr(formats, "timed", lambda unit, *_: needed[unit.memory_format])
@@ -74,7 +80,10 @@ def test_a_trial_leaves_no_trace() -> None:
     state = torch.get_rng_state()
     assert set(formats.memory_formats(learner, "trial")) <= set(formats.FORMATS)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(value, before["model"][name]) for name, value in learner.model.state_dict().items())
+    assert all(
+        torch.equal(value, before["model"][name])
+        for name, value in learner.model.state_dict().items()
+    )
     assert all(parameter.grad is None for parameter in learner.model.parameters())
 
 
@@ -87,20 +96,27 @@ def test_what_was_chosen_before_is_chosen_again(choice: str) -> None:
     learner = make_learner()
     before = (["channels-last", "contiguous"] * 5)[: len(learner.units)]
     assert set_memory_format(learner, choice, before) == before
-    with pytest.raises(InvalidInput, match=r"names formats of 9 units and has 10\. Restore run\.json"):
+    with pytest.raises(
+        InvalidInput, match=r"names formats of 9 units and has 10\. Restore run\.json"
+    ):
         set_memory_format(learner, choice, before[1:])
 
 
 @pytest.mark.parametrize("choice", ["channels-last", "auto", "trial"])
-def test_a_narrow_strided_convolution_stays_contiguous(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_strided_convolution_stays_contiguous(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the other order, a CPU with AVX2 alone writes past the memory of its weight's gradient."""
     monkeypatch.setattr(formats, "trial", lambda unit, carried, num_classes: "channels-last")
     narrow = layerwise.create_model("resnet18", hierarchy=(1, 1, 1, 1), width=0.0625, image_size=8)
     learners = [make_learner(model) for model in (narrow, copy.deepcopy(narrow))]
     for learner in learners:
         chosen = set_memory_format(learner, choice)
-        shortcut = [unit.name for unit in learner.units].index("stages.1.0.conv2")  # 4 to 8 channels; those behind it are wider
-        assert [name for index, name in enumerate(chosen) if index != shortcut] == ["channels-last"] * 9
+        # 4 to 8 channels; those behind it are wider
+        shortcut = [unit.name for unit in learner.units].index("stages.1.0.conv2")
+        assert [name for index, name in enumerate(chosen) if index != shortcut] == [
+            "channels-last"
+        ] * 9
         assert chosen[shortcut] == "contiguous"
     for _ in range(3):
         assert learners[0].step(*batch()).losses == learners[1].step(*batch()).losses

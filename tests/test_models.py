@@ -33,7 +33,9 @@ def layers(model: nn.Module, kind: type[nn.Module] | tuple[type[nn.Module], ...]
 
 def narrow(name: str, image_size: int = 8, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    return create_model(name, [1] * len(published_hierarchy(name)), 1 / 16, 10, 1, image_size, **options)
+    return create_model(
+        name, [1] * len(published_hierarchy(name)), 1 / 16, 10, 1, image_size, **options
+    )
 
 
 def test_the_paper_has_61_rows() -> None:
@@ -44,13 +46,21 @@ def test_the_paper_has_61_rows() -> None:
 def test_every_network_of_the_paper_has_the_layers_of_its_hierarchy(row: dict[str, str]) -> None:
     name, dropout = row["model"].split("_")[0], float(row["dropout"])
     depth = sum(map(int, row["hierarchy"].split(",")))
-    model = on_meta(name, row["hierarchy"], num_classes=100 if row["dataset"] == "cifar100" else 10, dropout=dropout)
+    model = on_meta(
+        name,
+        row["hierarchy"],
+        num_classes=100 if row["dataset"] == "cifar100" else 10,
+        dropout=dropout,
+    )
     if row["model"] == name:
         assert tuple(map(int, row["hierarchy"].split(","))) == published_hierarchy(name)
     kernels = [conv.kernel_size[0] for conv in layers(model, nn.Conv2d)]
     if name.startswith("vgg"):
         assert kernels == [3] * depth
-        assert [linear.out_features for linear in layers(model, nn.Linear)] == [1024, model.output.out_features]
+        assert [linear.out_features for linear in layers(model, nn.Linear)] == [
+            1024,
+            model.output.out_features,
+        ]
     elif name == "resnet18":
         assert sorted(kernels) == [1] * PROJECTIONS[name] + [3] * (1 + 2 * depth)
     else:
@@ -58,7 +68,10 @@ def test_every_network_of_the_paper_has_the_layers_of_its_hierarchy(row: dict[st
     norms = layers(model, (nn.BatchNorm1d, Normalisation))
     assert len(norms) == len(kernels) + (1 if name.startswith("vgg") else 0)
     assert {module.p for module in layers(model, nn.modules.dropout._DropoutNd)} == {dropout}
-    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 100 if row["dataset"] == "cifar100" else 10)
+    assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (
+        2,
+        100 if row["dataset"] == "cifar100" else 10,
+    )
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -96,13 +109,19 @@ def test_parameter_counts(name: str, count: int) -> None:
         ("vgg8b", "1,1,1,1", [256, 512, 512, 512]),
         ("vgg16", None, [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6),
         ("resnet32", "1,2,1", [16] * 3 + [32] * 4 + [64] * 2),
-        ("resnet50", "1,1,1,1", [64, 64, 64, 256, 256, 128, 128, 512, 512, 256, 256, 1024, 1024, 512, 512, 2048, 2048]),
+        (
+            "resnet50",
+            "1,1,1,1",
+            [64, 64, 64, 256, 256, 128, 128, 512, 512, 256, 256, 1024, 1024, 512, 512, 2048, 2048],
+        ),
     ],
 )
 def test_widths(name: str, hierarchy: str | None, widths: list[int]) -> None:
     assert [conv.out_channels for conv in layers(on_meta(name, hierarchy), nn.Conv2d)] == widths
     quarter = on_meta(name, hierarchy, width=0.25)
-    assert [conv.out_channels for conv in layers(quarter, nn.Conv2d)] == [width // 4 for width in widths]
+    assert [conv.out_channels for conv in layers(quarter, nn.Conv2d)] == [
+        width // 4 for width in widths
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 8, 16, 28, 32, 64, 96, 224])
@@ -136,7 +155,11 @@ def test_each_stage_but_the_first_halves_the_map(name: str) -> None:
         features = stage(features)
         sizes.append(features.shape[-1])
     assert sizes == [32, 16, 8, 4][: len(sizes)]
-    strided = [conv for conv in layers(model, nn.Conv2d) if conv.stride == (2, 2) and conv.kernel_size == (3, 3)]
+    strided = [
+        conv
+        for conv in layers(model, nn.Conv2d)
+        if conv.stride == (2, 2) and conv.kernel_size == (3, 3)
+    ]
     assert len(strided) == len(sizes) - 1  # the 3×3 convolution carries a bottleneck's stride
 
 
@@ -187,8 +210,12 @@ def test_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_models_import_nothing_of_local_learning() -> None:
-    code = "import sys, layerwise.models; print([m for m in sys.modules if m.startswith('layerwise')])"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys, layerwise.models; print([m for m in sys.modules if m.startswith('layerwise')])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     for name in ("units", "learner", "chain", "graph", "spine", "rules", "losses"):
         assert f"'layerwise.{name}'" not in loaded
     for module in narrow("resnet18").modules():
@@ -196,7 +223,15 @@ def test_models_import_nothing_of_local_learning() -> None:
 
 
 def test_list_models() -> None:
-    assert list_models("resnet*") == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet32", "resnet110"]
+    assert list_models("resnet*") == [
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnet32",
+        "resnet110",
+    ]
     assert list_models("vgg?b") == ["vgg8b"]
     assert list_models("*b") == ["vgg8b", "vgg11b"]
     assert list_models("alexnet") == []
@@ -210,9 +245,17 @@ def test_list_models() -> None:
         ("ResNet18", {}, r"did you mean 'resnet18'\?"),
         ("xyz", {}, "unknown model 'xyz': accepted: vgg8, "),
         ("", {}, "unknown model ''"),
-        ("resnet18", {"hierarchy": "2,2,2"}, r"hierarchy \[2,2,2\] has 3 stages, resnet18 has 4: .* such as \[2,2,2,2\]"),
+        (
+            "resnet18",
+            {"hierarchy": "2,2,2"},
+            r"hierarchy \[2,2,2\] has 3 stages, resnet18 has 4: .* such as \[2,2,2,2\]",
+        ),
         ("vgg8", {"hierarchy": [1, 1, 1, 1, 1, 1]}, "has 6 stages, vgg8 has 5"),
-        ("resnet18", {"hierarchy": "2,2,0,2"}, "hierarchy '2,2,0,2' is not a list of positive whole numbers"),
+        (
+            "resnet18",
+            {"hierarchy": "2,2,0,2"},
+            "hierarchy '2,2,0,2' is not a list of positive whole numbers",
+        ),
         ("resnet18", {"hierarchy": (2, -1, 2, 2)}, r"hierarchy \(2, -1, 2, 2\)"),
         ("resnet18", {"hierarchy": "a,b,c,d"}, "hierarchy 'a,b,c,d'"),
         ("resnet18", {"hierarchy": "2,,2,2"}, "hierarchy '2,,2,2'"),
@@ -223,7 +266,11 @@ def test_list_models() -> None:
         ("resnet18", {"hierarchy": [None, 1, 1, 1]}, "hierarchy"),
         ("resnet18", {"hierarchy": ""}, "hierarchy ''"),
         ("resnet18", {"hierarchy": []}, r"hierarchy \[\]"),
-        ("resnet18", {"width": 0}, "width 0 cannot be used to build resnet18: give a number above 0"),
+        (
+            "resnet18",
+            {"width": 0},
+            "width 0 cannot be used to build resnet18: give a number above 0",
+        ),
         ("resnet18", {"width": -0.5}, "width -0.5"),
         ("resnet18", {"width": float("nan")}, "width nan"),
         ("resnet18", {"width": float("inf")}, "width inf"),
@@ -238,7 +285,11 @@ def test_list_models() -> None:
         ("vgg8", {"dropout": 1.0}, "dropout 1.0 .* not including 1"),
         ("vgg8", {"dropout": -0.1}, "dropout -0.1"),
         ("vgg8", {"dropout": None}, "dropout None"),
-        ("vgg16", {"downsample_after": (0, 2)}, "downsample_after 0 is not a place in vgg16 .* from 1 to 13"),
+        (
+            "vgg16",
+            {"downsample_after": (0, 2)},
+            "downsample_after 0 is not a place in vgg16 .* from 1 to 13",
+        ),
         ("resnet18", {"downsample_after": (1, 8)}, "downsample_after 8 .* from 0 to 7"),
         ("resnet18", {"downsample_after": "4,2"}, "not a list of increasing whole numbers"),
         ("resnet18", {"downsample_after": "2,2"}, "not a list of increasing whole numbers"),
@@ -285,7 +336,8 @@ def test_published_hierarchy_of_an_unknown_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "hierarchy", ["1,1,2,2", "[1, 1, 2, 2]", "(1,1,2,2)", [1, 1, 2, 2], (1, 1, 2, 2), ["1", "1", "2", "2"]]
+    "hierarchy",
+    ["1,1,2,2", "[1, 1, 2, 2]", "(1,1,2,2)", [1, 1, 2, 2], (1, 1, 2, 2), ["1", "1", "2", "2"]],
 )
 def test_ways_to_write_a_hierarchy(hierarchy: Any) -> None:
     model: Any = on_meta("resnet18", hierarchy, width=1 / 16)

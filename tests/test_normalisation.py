@@ -1,4 +1,6 @@
-"""Batch normalisation, shortcut and leaky ReLU as one operation: against PyTorch's modules, and what it refuses."""
+"""Batch normalisation, shortcut and leaky ReLU as one operation: against PyTorch's modules, and
+what it refuses.
+"""
 
 import copy
 from typing import Any
@@ -8,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.features import Keeping, pass_through
-from layerwise.learner import localize
-from layerwise.memory_format import set_memory_format
+from layerwise.core.localize import localize
+from layerwise.core.memory_format import set_memory_format
 from layerwise.models import create_model
 from layerwise.ops import batch_norm
 from layerwise.ops.batch_norm import (
@@ -23,7 +24,8 @@ from layerwise.ops.batch_norm import (
     sole_readers,
 )
 from layerwise.ops.pooling import average_alone
-from layerwise.profile import predict_peak
+from layerwise.profiling.profile import predict_peak
+from layerwise.rules.feature_cache import Keeping, pass_through
 from tests.helpers import learner
 
 SHAPE = (6, 5, 4, 3)
@@ -58,10 +60,15 @@ def made(dtype: torch.dtype = torch.float64) -> NormalisedActivation:
     return norm
 
 
-def gradients(norm: NormalisedActivation, forward: Any, shortcut: bool, layout: torch.memory_format) -> list[Tensor]:
+def gradients(
+    norm: NormalisedActivation, forward: Any, shortcut: bool, layout: torch.memory_format
+) -> list[Tensor]:
     """The output, all gradients and the running statistics of a step."""
     torch.manual_seed(1)
-    maps, added, weights = (torch.randn(SHAPE, dtype=norm.weight.dtype).contiguous(memory_format=layout) for _ in range(3))
+    maps, added, weights = (
+        torch.randn(SHAPE, dtype=norm.weight.dtype).contiguous(memory_format=layout)
+        for _ in range(3)
+    )
     leaves = [(3 + 2 * maps).requires_grad_(), *([added.requires_grad_()] if shortcut else [])]
     output = forward(norm, leaves[0] * 1, leaves[1] if shortcut else None)
     kept = output.detach().clone()
@@ -70,9 +77,13 @@ def gradients(norm: NormalisedActivation, forward: Any, shortcut: bool, layout: 
     return [kept, *found, norm.running_mean, norm.running_var, norm.num_batches_tracked]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
-def test_gradients_are_those_of_the_plain_modules(way: str, shortcut: bool, layout: torch.memory_format) -> None:
+def test_gradients_are_those_of_the_plain_modules(
+    way: str, shortcut: bool, layout: torch.memory_format
+) -> None:
     norm = made()
     expected = gradients(copy.deepcopy(norm), plain, shortcut, layout)
     found = gradients(norm, NormalisedActivation.__call__, shortcut, layout)
@@ -80,16 +91,24 @@ def test_gradients_are_those_of_the_plain_modules(way: str, shortcut: bool, layo
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
-def test_without_an_activation_it_is_batch_normalisation(way: str, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
+def test_without_an_activation_it_is_batch_normalisation(
+    way: str, layout: torch.memory_format
+) -> None:
     norm = Normalisation(SHAPE[1]).double()
-    expected = gradients(copy.deepcopy(norm), lambda norm, maps, _: batch_norm_2d(norm, maps), False, layout)
+    expected = gradients(
+        copy.deepcopy(norm), lambda norm, maps, _: batch_norm_2d(norm, maps), False, layout
+    )
     found = gradients(norm, lambda norm, maps, _: norm(maps), False, layout)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize("pooled", [False, True])
 def test_a_shortcut_that_is_normalised_too(
     pooled: bool, way: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
@@ -105,14 +124,25 @@ def test_a_shortcut_that_is_normalised_too(
     found = []
     for plainly in (False, True):
         norms, torch_seed = (made(), Normalisation(SHAPE[1]).double()), torch.manual_seed(2)
-        leaves = [torch.randn(SHAPE, dtype=torch.float64, generator=torch_seed).contiguous(memory_format=layout) for _ in norms]
+        leaves = [
+            torch.randn(SHAPE, dtype=torch.float64, generator=torch_seed).contiguous(
+                memory_format=layout
+            )
+            for _ in norms
+        ]
         one, other = (leaf.requires_grad_() for leaf in leaves)
         if plainly:
             output = plain(norms[0], one * 1, batch_norm_2d(norms[1], other * 1))
         else:
             output = norms[0](one * 1, norms[1](other * 1), spare=True)
         (average_alone(output, (2, 3)) if pooled else output).cos().sum().backward()
-        found.append([one.grad, other.grad, *(parameter.grad for norm in norms for parameter in norm.parameters())])
+        found.append(
+            [
+                one.grad,
+                other.grad,
+                *(parameter.grad for norm in norms for parameter in norm.parameters()),
+            ]
+        )
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
     assert all(shape[0] < SHAPE[0] for shape in handed) or way == "in place, at once"
@@ -123,7 +153,9 @@ def test_the_gradient_of_a_shortcut_that_others_read_is_whole(way: str) -> None:
     norms, seen = (made(torch.float32), made(torch.float32)), []
     first = norms[0](torch.randn(SHAPE, requires_grad=True) * 1)
     second = norms[1](first * 2, first)
-    second.grad_fn.register_hook(lambda given, _: seen.append(type(given[1])) if way != "small" else None)
+    second.grad_fn.register_hook(
+        lambda given, _: seen.append(type(given[1])) if way != "small" else None
+    )
     second.square().sum().backward()
     assert seen == ([] if way == "small" else [Tensor])
 
@@ -197,7 +229,9 @@ def test_outside_of_plain_training_it_is_the_plain_modules(shortcut: Tensor | No
 
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet32"])
 def test_synchronised_normalisation_leaves_the_function_as_it_is(name: str) -> None:
-    """``convert_sync_batchnorm`` replaces every ``BatchNorm2d`` by a module that knows of no activation."""
+    """``convert_sync_batchnorm`` replaces every ``BatchNorm2d`` by a module that knows of no
+    activation.
+    """
     torch.manual_seed(0)
     network = create_model(name, width=1 / 16, image_size=8)
     network(torch.randn(8, 3, 8, 8))  # running statistics that are not those of the start
@@ -206,7 +240,9 @@ def test_synchronised_normalisation_leaves_the_function_as_it_is(name: str) -> N
     images = torch.randn(4, 3, 8, 8)
     assert torch.equal(converted(images), network(images))
     count = sum(isinstance(module, NormalisedActivation) for module in network.modules())
-    assert count == sum(isinstance(module, NormalisedActivation) for module in converted.modules()) > 0
+    assert (
+        count == sum(isinstance(module, NormalisedActivation) for module in converted.modules()) > 0
+    )
     assert converted.state_dict().keys() == network.state_dict().keys()
 
 
@@ -242,11 +278,18 @@ def test_what_it_cannot_normalise_is_refused() -> None:
         made()(torch.zeros(6, 5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 @pytest.mark.parametrize(
     ("of_maps", "of_weights"),
-    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.float64,) * 2],
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float64,) * 2,
+    ],
     ids=str,
 )
 def test_it_can_write_over_its_maps(
@@ -265,7 +308,8 @@ def test_it_can_write_over_its_maps(
 
 
 @pytest.mark.parametrize(
-    ("training", "passes_gradients", "named"), [(True, False, True), (False, True, True), (False, False, False)]
+    ("training", "passes_gradients", "named"),
+    [(True, False, True), (False, True, True), (False, False, False)],
 )
 def test_elsewhere_maps_stay(training: bool, passes_gradients: bool, named: bool) -> None:
     norm = made(torch.float32).train(training)
@@ -293,13 +337,18 @@ class Shared(nn.Module):
 
     def __init__(self, convolves: bool) -> None:
         super().__init__()
-        self.before, self.conv = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1) if convolves else nn.Identity()
+        self.before, self.conv = (
+            nn.Conv2d(1, 4, 3),
+            nn.Conv2d(4, 4, 3, padding=1) if convolves else nn.Identity(),
+        )
         self.norm, self.out = NormalisedActivation(4), nn.Linear(4, 3)
 
     def forward(self, images: Tensor) -> Tensor:
         before = self.before(images)
         maps = self.conv(before)
-        return self.out((self.norm(maps) + (maps if isinstance(self.conv, nn.Conv2d) else before)).mean((2, 3)))
+        return self.out(
+            (self.norm(maps) + (maps if isinstance(self.conv, nn.Conv2d) else before)).mean((2, 3))
+        )
 
 
 @pytest.mark.parametrize("convolves", [True, False])
@@ -310,9 +359,16 @@ def test_maps_that_something_else_reads_are_none_of_them(convolves: bool) -> Non
 
 def test_maps_that_a_hook_sees_are_none_of_them() -> None:
     [first, *_] = learner("vgg8b").units
-    conv, norm = (next(m for m in first.piece.modules() if isinstance(m, kind)) for kind in (nn.Conv2d, Normalisation))
+    conv, norm = (
+        next(m for m in first.piece.modules() if isinstance(m, kind))
+        for kind in (nn.Conv2d, Normalisation)
+    )
     assert sole_readers(first.piece) == {norm}
-    for register in (conv.register_forward_hook, norm.register_forward_hook, norm.register_forward_pre_hook):
+    for register in (
+        conv.register_forward_hook,
+        norm.register_forward_hook,
+        norm.register_forward_pre_hook,
+    ):
         handle = register(lambda *_: None)
         assert not sole_readers(first.piece)
         handle.remove()
@@ -336,9 +392,13 @@ def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, layou
 
 @pytest.mark.parametrize(("loss", "maps"), [("pred", 5), ("predsim-lite", 4)])
 def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
-    """The batch, its copy in channels-last, the convolution's and its own output; by ``pred`` the gradient of that, whole."""
+    """The batch, its copy in channels-last, the convolution's and its own output; by ``pred`` the
+    gradient of that, whole.
+    """
     one_map = 512 * 64 * 32 * 32 * 4  # bytes
-    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), NormalisedActivation(64), nn.Conv2d(64, 10, 1))
+    network = nn.Sequential(
+        nn.Conv2d(64, 64, 3, padding=1), NormalisedActivation(64), nn.Conv2d(64, 10, 1)
+    )
     network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     peak = predict_peak(network, (512, 64, 32, 32), 10, loss=loss)
     assert maps * one_map < peak < (maps + 0.4) * one_map
@@ -346,10 +406,18 @@ def test_few_maps_of_a_unit_are_alive_at_its_peak(loss: str, maps: int) -> None:
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> None:
-    """Of a unit: what enters, the convolution's output and its own; frozen ones before it need no more."""
+    """Of a unit: what enters, the convolution's output and its own; frozen ones before it need no
+    more.
+    """
     one_map = 512 * 64 * 32 * 32 * 4  # bytes
-    layers = [layer for inputs in (3, 64, 64) for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64))]
+    layers = [
+        layer
+        for inputs in (3, 64, 64)
+        for layer in (nn.Conv2d(inputs, 64, 3, padding=1), NormalisedActivation(64))
+    ]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = {"cache": True, "keeping": Keeping(say=lambda line: None)} if cache else {}
-    peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", loss="predsim-lite", **options)
+    peak = predict_peak(
+        network, (512, 3, 32, 32), 10, "sequential", "channels-last", loss="predsim-lite", **options
+    )
     assert 3 * one_map < peak < 3.4 * one_map

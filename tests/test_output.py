@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import layerwise
-from layerwise.chain import split
+from layerwise.core.layers import NORMS
+from layerwise.core.split import split
 from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.losses import Output
 from layerwise.models import create_model
-from layerwise.spine import NORMS
 from tests.helpers import CLASSES, network, same_weights
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -27,7 +27,9 @@ def weighted(piece: torch.nn.Module) -> set[str]:
     return {
         name.removeprefix("network.")
         for name, module in piece.named_modules()
-        if not list(module.children()) and not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters())
+        if not list(module.children())
+        and not isinstance(module, NORMS)
+        and any(p.dim() > 1 for p in module.parameters())
     }
 
 
@@ -37,7 +39,9 @@ def test_joined_output_leaves_out_the_last_cut_alone(name: str, at: str) -> None
     model = published(name)
     separate, joined = split(model, at), split(model, at, output="joined")
     assert joined.names[:-1] == separate.names[:-2]
-    assert weighted(joined.pieces[-1]) == weighted(separate.pieces[-2]) | weighted(separate.pieces[-1])
+    assert weighted(joined.pieces[-1]) == weighted(separate.pieces[-2]) | weighted(
+        separate.pieces[-1]
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "plain", "pre-activation", "branches"])
@@ -64,7 +68,9 @@ def test_units_are_counted_with_the_joined_output(count: int) -> None:
 
 
 def test_more_units_than_a_joined_output_leaves_are_refused() -> None:
-    with pytest.raises(CannotSplit, match=r"8 units .* 7 layers, the output layer counted with the one before it"):
+    with pytest.raises(
+        CannotSplit, match=r"8 units .* 7 layers, the output layer counted with the one before it"
+    ):
         split(published("vgg8b"), 8, IMAGES, output="joined")
 
 
@@ -85,7 +91,9 @@ def test_unknown_output_is_refused() -> None:
 
 def trained(output: str | None, loss: str = "predsim", at: Any = "layer") -> layerwise.Learner:
     options = {} if output is None else {"output": output}
-    learner = layerwise.localize(network("resnet18"), IMAGES, CLASSES, loss=loss, at=at, seed=0, **options)
+    learner = layerwise.localize(
+        network("resnet18"), IMAGES, CLASSES, loss=loss, at=at, seed=0, **options
+    )
     for _ in range(2):
         learner.step(IMAGES, LABELS)
     return learner
@@ -93,14 +101,18 @@ def trained(output: str | None, loss: str = "predsim", at: Any = "layer") -> lay
 
 @pytest.mark.parametrize("loss", ["pred", "predsim"])
 def test_joined_unit_learns_from_the_plain_cross_entropy(loss: str) -> None:
-    learner = layerwise.localize(published("resnet18"), IMAGES, CLASSES, loss=loss, output="joined", seed=0)
+    learner = layerwise.localize(
+        published("resnet18"), IMAGES, CLASSES, loss=loss, output="joined", seed=0
+    )
     last = learner.units[-1]
     before = {name: value.clone() for name, value in last.piece.named_parameters()}
     assert isinstance(last.loss, Output)
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(learner.model(IMAGES), LABELS)
     assert learner.step(IMAGES, LABELS).losses[-1] == pytest.approx(expected.item(), rel=1e-5)
-    assert all(not torch.equal(before[name], value) for name, value in last.piece.named_parameters())
+    assert all(
+        not torch.equal(before[name], value) for name, value in last.piece.named_parameters()
+    )
 
 
 def test_separate_output_keeps_the_published_scale() -> None:
@@ -122,6 +134,8 @@ def test_joined_learners_learn(at: Any) -> None:
         return torch.optim.Adam(parameters, lr=5e-3)
 
     model = published("vgg8b")
-    learner = layerwise.localize(model, IMAGES, CLASSES, loss="pred", at=at, optimizer=adam, output="joined", seed=0)
+    learner = layerwise.localize(
+        model, IMAGES, CLASSES, loss="pred", at=at, optimizer=adam, output="joined", seed=0
+    )
     losses = [learner.step(IMAGES, LABELS).losses[-1] for _ in range(40)]
     assert losses[-1] < losses[0] / 2

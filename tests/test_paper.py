@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from layerwise import paper, reproduce
 from layerwise.cli import main
 from layerwise.errors import Diverged, InvalidInput
-from layerwise.estimate import Pace, total
-from layerwise.paper import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
-from layerwise.records import read_runs
-from layerwise.runs import Execution, Run, RunFolder
+from layerwise.experiments import reproduce
+from layerwise.paper import rows as paper
+from layerwise.paper.rows import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
+from layerwise.profiling.estimate import Pace, total
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.records import read_runs
+from layerwise.runs.run import Execution, Run
 from tests.test_cli import last_json, refusal
 
 TINY = {
@@ -53,7 +55,14 @@ def tiny_sweep(folder: Path, *more: str) -> list[str]:
 
 def test_the_tables_have_61_rows_and_need_114_runs():
     assert len(ROWS) == 61
-    assert [sum(row.table == table for row in ROWS) for table in paper.TABLES] == [14, 14, 6, 6, 10, 11]
+    assert [sum(row.table == table for row in ROWS) for table in paper.TABLES] == [
+        14,
+        14,
+        6,
+        6,
+        10,
+        11,
+    ]
     planned = plan(ROWS, "paper", COLUMNS, [0])
     assert len(planned) == len({item.run for item in planned}) == 114
     assert sum(len(item.rows) for item in planned) == 2 * 61
@@ -70,7 +79,13 @@ def test_a_row_is_trained_as_the_paper_says():
         "simultaneous",
         "predsim",
     )
-    assert (run.epochs, run.batch_size, run.val_fraction, run.width, run.optimizer) == (400, 128, 0.0, 1.0, "adam")
+    assert (run.epochs, run.batch_size, run.val_fraction, run.width, run.optimizer) == (
+        400,
+        128,
+        0.0,
+        1.0,
+        "adam",
+    )
     assert (run.decay_rate, run.decay_milestones) == (0.25, "0.5,0.75,0.89,0.94")
     assert (row.layerwise_accuracy, row.global_accuracy) == (89.77, 93.01)
     vgg8b = next(row for row in ROWS if row.name == "vgg8b")
@@ -88,7 +103,12 @@ def test_a_run_is_matched_with_its_rows(scale):
     for item in plan(ROWS, scale, COLUMNS, [3]):
         found = match(item.run)
         assert found is not None
-        assert (found.scale, found.column, found.rows, found.departures) == (scale, item.column, item.rows, ())
+        assert (found.scale, found.column, found.rows, found.departures) == (
+            scale,
+            item.column,
+            item.rows,
+            (),
+        )
 
 
 def test_departures_are_said_and_other_runs_match_nothing():
@@ -132,7 +152,10 @@ def test_a_sweep_that_cannot_begin_is_refused_before_its_cost_is_estimated(tiny,
     (tmp_path / "file").write_text("")
     for arguments, words in (
         (tiny_sweep(tmp_path / "file"), "is a file: give a folder to keep the runs in"),
-        (["reproduce", "5", "--rows", "resnet18", "--data-dir", str(tmp_path / "none")], "pass --data-dir"),
+        (
+            ["reproduce", "5", "--rows", "resnet18", "--data-dir", str(tmp_path / "none")],
+            "pass --data-dir",
+        ),
     ):
         with pytest.raises(SystemExit):
             main(arguments)
@@ -153,7 +176,11 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_bits(tmp_path):
     subprocess.run([*command, str(whole), "6"], check=True, capture_output=True)
     process = subprocess.Popen([*command, str(killed), "6"], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not list(killed.glob("*/last.pt")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(killed.glob("*/last.pt"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -163,7 +190,9 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_bits(tmp_path):
     assert folders == sorted(path.name for path in killed.iterdir())
     assert len(folders) == 2
     for name in folders:
-        assert (whole / name / "model.safetensors").read_bytes() == (killed / name / "model.safetensors").read_bytes()
+        assert (whole / name / "model.safetensors").read_bytes() == (
+            killed / name / "model.safetensors"
+        ).read_bytes()
 
 
 def test_two_processes_share_a_sweep(tmp_path):
@@ -173,7 +202,8 @@ def test_two_processes_share_a_sweep(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     records, broken = read_runs([tmp_path])
     assert broken == []
-    assert [len(record.epochs) for record in records] == [20, 20]  # each trained by one of them alone
+    # each trained by one of them alone
+    assert [len(record.epochs) for record in records] == [20, 20]
     assert sum(text.count("epoch 20/20") for text in printed) == 2
 
 
@@ -215,7 +245,9 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
     ],
 )
 def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
-    assert words in refusal(capsys, "reproduce", *arguments, "--output", str(tmp_path / "runs"), "--dry-run")
+    assert words in refusal(
+        capsys, "reproduce", *arguments, "--output", str(tmp_path / "runs"), "--dry-run"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -241,7 +273,12 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
 
 def test_reading_runs_imports_no_torch():
     code = "import sys, layerwise.records, layerwise.paper; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )
 
 
 def test_small_scale_trains_resnet50_at_an_eighth_of_its_width():
@@ -253,6 +290,10 @@ def test_small_scale_trains_resnet50_at_an_eighth_of_its_width():
 def test_an_estimate_counts_the_images_of_every_epoch():
     run = Run(data="cifar10", train_images=15_000, val_fraction=0.1, epochs=2)
     pace, often = Pace(step=0.01, forward=0.001, work=1e6), Execution()
-    assert total(run, often, pace, 1e6) == pytest.approx(2 * (15_000 * 0.01 + (5_000 + 10_000) * 0.001))
-    assert total(replace(run, train_images=None), often, pace, 2e6) == pytest.approx(4 * (45_000 * 0.01 + 15_000 * 0.001))
+    assert total(run, often, pace, 1e6) == pytest.approx(
+        2 * (15_000 * 0.01 + (5_000 + 10_000) * 0.001)
+    )
+    assert total(replace(run, train_images=None), often, pace, 2e6) == pytest.approx(
+        4 * (45_000 * 0.01 + 15_000 * 0.001)
+    )
     assert total(run, replace(often, eval_every=2), pace, 1e6) == pytest.approx(2 * (150 + 7.5))

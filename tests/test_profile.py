@@ -1,4 +1,6 @@
-"""What training costs, predicted and measured: memory, work, the largest batch, and how bad input is refused."""
+"""What training costs, predicted and measured: memory, work, the largest batch, and how bad input
+is refused.
+"""
 
 import gc
 import json
@@ -9,18 +11,19 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.checkpointed import checkpointed_piece
 from layerwise.cli import main
+from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
 from layerwise.errors import InvalidInput
-from layerwise.footprint import Footprint, pretended
-from layerwise.learner import Learner, localize
 from layerwise.losses import LOSSES
-from layerwise.memory import measured, persistent_bytes, persistent_tensors
+from layerwise.memory.accounting import measured, persistent_bytes, persistent_tensors
+from layerwise.memory.fake_step import Footprint, pretended
+from layerwise.memory.onednn import workspace_bytes
 from layerwise.models import create_model
-from layerwise.prediction import largest_batch, predict_steps, rule_ticks
-from layerwise.profile import PROFILED, predict_peak
+from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
+from layerwise.profiling.profile import PROFILED, predict_peak
 from layerwise.rules import RULES
-from layerwise.workspace import workspace_bytes
+from layerwise.rules.checkpointed import checkpointed_piece
 from tests.helpers import SOME_NETWORKS, digits, learner, same_weights, ticks
 
 FLOAT = 4  # bytes
@@ -34,7 +37,9 @@ def quarter(name: str, rule: str, **options: Any) -> Learner:
     torch.manual_seed(0)
     options.setdefault("optimizer", fused)
     model = create_model(name, width=0.25)
-    return localize(model, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", seed=0, **options)
+    return localize(
+        model, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", seed=0, **options
+    )
 
 
 def peak(steps: Any) -> int:
@@ -51,13 +56,17 @@ def test_checkpointed_is_global(name: str, amp: torch.dtype | None) -> None:
         other = learner(name, at=1, amp=amp)
         piece = other.units[0].piece
         ticks("checkpointed", other, data.train, epochs=2, segments=segments)
-        assert same_weights(plain.model, other.model)  # running statistics and counts of batches too
+        # running statistics and counts of batches too
+        assert same_weights(plain.model, other.model)
         assert other.units[0].piece is piece
 
 
 def test_checkpointed_needs_less_than_other_numbers_of_segments() -> None:
     chosen = peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {}))
-    others = [peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {"segments": n})) for n in (1, 2, 4, 8)]
+    others = [
+        peak(predict_steps("checkpointed", quarter("resnet18", "global"), 32, {"segments": n}))
+        for n in (1, 2, 4, 8)
+    ]
     assert chosen <= min(others)
     assert chosen < 0.65 * others[0]
 
@@ -68,7 +77,11 @@ class InPlace(nn.Module):
     def __init__(self, first: bool = False) -> None:
         super().__init__()
         self.first = first
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 10, 4)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(1, 4, 3),
+            nn.Conv2d(4, 4, 3),
+            nn.Conv2d(4, 10, 4),
+        )
         self.dropout = nn.Dropout(0.5, inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,18 +94,24 @@ def test_segments_do_not_begin_where_features_change_in_place() -> None:
     sizes = [len(segment.pieces) for segment in checkpointed_piece(local, 4, 2).segments]
     assert sizes == [2, 1]
     with pytest.raises(ValueError, match="changes its images in place"):
-        checkpointed_piece(localize(InPlace(first=True), torch.zeros(2, 1, 8, 8), 10, at=1), 4, None)
+        checkpointed_piece(
+            localize(InPlace(first=True), torch.zeros(2, 1, 8, 8), 10, at=1), 4, None
+        )
 
 
 def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
     with pytest.raises(ValueError, match="segments 99 are not to be had"):
-        RULES["checkpointed"].order(learner("plain", at=1), digits().train, 1, lambda done: 1.0, segments=99)
+        RULES["checkpointed"].order(
+            learner("plain", at=1), digits().train, 1, lambda done: 1.0, segments=99
+        )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg8b"])
 @pytest.mark.parametrize("profiled", PROFILED)
 def test_prediction_is_close_to_measurement(name: str, profiled: str) -> None:
-    """Within 2 % for global training; elsewhere convolutions' workspaces, which are not predicted, can set the peak: 15 %."""
+    """Within 2 % for global training; elsewhere convolutions' workspaces, which are not predicted,
+    can set the peak: 15 %.
+    """
     options = dict(PROFILED[profiled])
     rule = options.pop("rule")
     local = quarter(name, rule)
@@ -129,13 +148,18 @@ class Tiny(nn.Module):
 
 
 def test_a_tiny_network_by_hand() -> None:
-    local = localize(Tiny(), torch.zeros(2, 3, 8, 8), 10, at=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    local = localize(
+        Tiny(), torch.zeros(2, 3, 8, 8), 10, at=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
+    )
     [step] = predict_steps("global", local, 4, {})
     maps, logits = 4 * 5 * 8 * 8, 4 * 10
-    # the images, what ReLU gives (the linear layer's input is a view of it), log-probabilities, labels, the loss's total weight
+    # the images, what ReLU gives (the linear layer's input is a view of it), log-probabilities,
+    # labels, the loss's total weight
+
     assert step.saved_bytes == {0: FLOAT * (4 * 3 * 8 * 8 + maps + logits) + 8 * 4 + FLOAT}
     conv, linear = maps * 3 * 9, maps * 10
-    assert step.multiply_adds == {0: 2 * conv + 3 * linear}  # forward and weights; to the images no gradient is computed
+    # forward and weights; to the images no gradient is computed
+    assert step.multiply_adds == {0: 2 * conv + 3 * linear}
     parameters = 5 * 3 * 9 + 5 + 10 * 320 + 10
     assert step.persistent_bytes == FLOAT * parameters
     assert persistent_bytes(local) == FLOAT * parameters
@@ -146,7 +170,9 @@ def test_only_one_units_memory_is_alive_at_a_time() -> None:
         [step] = predict_steps(rule, quarter(name, rule, loss="predsim"), 64, {})
         return max(size for _, size in step.timeline.points)
 
-    assert activations("resnet110", "simultaneous") <= 1.02 * activations("resnet32", "simultaneous")
+    assert activations("resnet110", "simultaneous") <= 1.02 * activations(
+        "resnet32", "simultaneous"
+    )
     assert activations("resnet110", "global") > 2 * activations("resnet32", "global")
 
 
@@ -201,21 +227,48 @@ def test_predict_peak_is_for_any_batch() -> None:
     small = predict_peak(model, (64, 3, 32, 32), 10, optimizer=fused, loss="pred")
     large = predict_peak(model, (4096, 3, 32, 32), 10, optimizer=fused, loss="pred")
     assert 5 * small < large < 64 * small
-    cached = predict_peak(model, (64, 3, 32, 32), 10, "sequential", optimizer=fused, loss="pred", cache=True)
+    cached = predict_peak(
+        model, (64, 3, 32, 32), 10, "sequential", optimizer=fused, loss="pred", cache=True
+    )
     assert cached < small
 
 
-SMALL = ["profile", "vgg8b", "--width", "0.0625", "--image-size", "8", "--batch-size", "8", "--cpu-threads", "1", "--json"]
+SMALL = [
+    "profile",
+    "vgg8b",
+    "--width",
+    "0.0625",
+    "--image-size",
+    "8",
+    "--batch-size",
+    "8",
+    "--cpu-threads",
+    "1",
+    "--json",
+]
 
 
 def test_profile_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figure = tmp_path / "memory.svg"
-    main([*SMALL, "--rules", "global,simultaneous", "--memory", "50MB", "--per-unit", "--figure", str(figure)])
+    main(
+        [
+            *SMALL,
+            "--rules",
+            "global,simultaneous",
+            "--memory",
+            "50MB",
+            "--per-unit",
+            "--figure",
+            str(figure),
+        ]
+    )
     output = capsys.readouterr().out
     result = json.loads(output.splitlines()[-1])
     assert list(result["rules"]) == ["global", "simultaneous"]
     for rule in result["rules"].values():
-        # convolutions use memory inside themselves: a fifth of so small a network's on a processor with AVX2 alone
+        # convolutions use memory inside themselves: a fifth of so small a network's on a processor
+        # with AVX2 alone
+
         assert rule["peak_bytes"] == pytest.approx(rule["predicted_peak_bytes"], rel=0.3)
         assert rule["process_peak_bytes"] > rule["peak_bytes"]
         assert rule["seconds"] > 0
@@ -232,7 +285,9 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
     rules = json.loads(capsys.readouterr().out.splitlines()[-1])["rules"]
     assert list(rules) == list(PROFILED)
     assert all(rule["seconds"] is rule["peak_bytes"] is None for rule in rules.values())
-    # features of the first unit and of the second: 8 channels of 8 by 8 pixels, 16 of as many, in bfloat16 or float32
+    # features of the first unit and of the second: 8 channels of 8 by 8 pixels, 16 of as many, in
+    # bfloat16 or float32
+
     assert rules["sequential-cached"]["cache_bytes"] > 1000 * 8 * 8 * 8 * 2
     assert rules["sequential"]["cache_bytes"] == 0
     assert rules["checkpointed"]["multiply_adds"] > rules["global"]["multiply_adds"]
@@ -254,7 +309,9 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
         ("--segments 0", "segments 0 is out of range"),
     ],
 )
-def test_bad_input_is_one_sentence(options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence(
+    options: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit:
         main([*SMALL, *options.format(tmp=tmp_path).split()])
     error = capsys.readouterr().err.strip()
@@ -267,7 +324,7 @@ def test_bad_input_is_one_sentence(options: str, words: str, tmp_path: Path, cap
 def test_a_figure_without_matplotlib_says_what_to_install(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerwise.timeline.find_spec", lambda name: None)
+    monkeypatch.setattr("layerwise.profiling.plot.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main([*SMALL, "--figure", str(tmp_path / "memory.png")])
     assert "pip install 'layerwise[plots]'" in capsys.readouterr().err
@@ -278,7 +335,9 @@ class ChangesItsShortcut(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1) for n in range(5))
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Conv2d(3 if n == 0 else 4, 4, 3, padding=1) for n in range(5)
+        )
         self.output = torch.nn.Linear(4, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -329,16 +388,30 @@ class RandomImages:
         ("checkpointed", {"at": 2}, "leave at= out"),
     ],
 )
-def test_peaks_that_cannot_be_predicted_are_refused(rule: str, options: dict[str, Any], words: str) -> None:
+def test_peaks_that_cannot_be_predicted_are_refused(
+    rule: str, options: dict[str, Any], words: str
+) -> None:
     with pytest.raises(InvalidInput, match=words):
         predict_peak(create_model("vgg8b", width=0.125), (4, 3, 32, 32), 10, rule, **options)
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="known of processors with AVX-512 only")
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"])
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="known of processors with AVX-512 only",
+)
+@pytest.mark.parametrize(
+    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "kernel", "stride"),
-    [(3, 64, 32, 3, 1), (64, 64, 32, 3, 1), (20, 48, 16, 3, 1), (128, 256, 16, 1, 1), (256, 64, 16, 3, 2), (64, 128, 32, 1, 2)],
+    [
+        (3, 64, 32, 3, 1),
+        (64, 64, 32, 3, 1),
+        (20, 48, 16, 3, 1),
+        (128, 256, 16, 1, 1),
+        (256, 64, 16, 3, 2),
+        (64, 128, 32, 1, 2),
+    ],
 )
 def test_what_convolutions_use_inside_is_reckoned(
     inputs: int, outputs: int, size: int, kernel: int, stride: int, layout: torch.memory_format
@@ -349,22 +422,47 @@ def test_what_convolutions_use_inside_is_reckoned(
     gradient = torch.randn_like(torch.ops.aten.convolution(maps, weight, None, *sizes))
     operations = [(torch.ops.aten.convolution.default, (maps, weight, None, *sizes))]
     for mask in ([True, True, False], [True, False, False], [False, True, False]):
-        operations.append((torch.ops.aten.convolution_backward.default, (gradient, maps, weight, None, *sizes, mask)))
+        operations.append(
+            (
+                torch.ops.aten.convolution_backward.default,
+                (gradient, maps, weight, None, *sizes, mask),
+            )
+        )
     for operation, arguments in operations:
         with measured(torch.device("cpu")) as found:
             result = operation(*arguments)
-        assert workspace_bytes(operation, arguments, result) == pytest.approx(found.transient_bytes, rel=0.08, abs=150_000)
+        assert workspace_bytes(operation, arguments, result) == pytest.approx(
+            found.transient_bytes, rel=0.08, abs=150_000
+        )
         del result
 
 
 def test_of_other_operations_nothing_is_reckoned() -> None:
-    operation, settings = torch.ops.aten.convolution.default, ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    operation, settings = (
+        torch.ops.aten.convolution.default,
+        ([1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+    )
     maps, weight = torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 3, 3)
-    assert workspace_bytes(operation, (maps, weight, None, *settings), operation(maps, weight, None, *settings)) > 0
+    assert (
+        workspace_bytes(
+            operation, (maps, weight, None, *settings), operation(maps, weight, None, *settings)
+        )
+        > 0
+    )
     for one, other in ((maps.double(), weight.double()), (maps.to("meta"), weight.to("meta"))):
-        assert workspace_bytes(operation, (one, other, None, *settings), operation(one, other, None, *settings)) == 0
+        assert (
+            workspace_bytes(
+                operation, (one, other, None, *settings), operation(one, other, None, *settings)
+            )
+            == 0
+        )
     row, kernel, single = torch.zeros(2, 3, 8), torch.zeros(4, 3, 3), ([1], [1], [1], False, [0], 1)
-    assert workspace_bytes(operation, (row, kernel, None, *single), operation(row, kernel, None, *single)) == 0
+    assert (
+        workspace_bytes(
+            operation, (row, kernel, None, *single), operation(row, kernel, None, *single)
+        )
+        == 0
+    )
     back = [1, 1], [1, 1], [1, 1], True, [0, 0], 1
     arguments = maps, weight.transpose(0, 1), None, *back
     assert workspace_bytes(operation, arguments, operation(*arguments)) == 0
@@ -372,8 +470,19 @@ def test_of_other_operations_nothing_is_reckoned() -> None:
 
 
 def test_convolutions_of_any_setting_are_predicted() -> None:
-    layers = (nn.Conv2d(3, 16, 3, stride=(1,), padding=(1,)), nn.ReLU(), nn.Conv2d(16, 16, 3, dilation=2), nn.ReLU())
-    model = nn.Sequential(*layers, nn.ConvTranspose2d(16, 8, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 24 * 24, 10))
+    layers = (
+        nn.Conv2d(3, 16, 3, stride=(1,), padding=(1,)),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, dilation=2),
+        nn.ReLU(),
+    )
+    model = nn.Sequential(
+        *layers,
+        nn.ConvTranspose2d(16, 8, 2, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 24 * 24, 10),
+    )
     for rule in ("simultaneous", "global", "checkpointed"):
         for layout in ("contiguous", "channels-last"):
             assert predict_peak(model, (8, 3, 16, 16), 10, rule, layout) > 8 * 8 * 24 * 24 * FLOAT
@@ -388,31 +497,54 @@ def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:
         formats = None if memory_format is None else [memory_format] * len(local.units)
         with pretended(local, formats) as copied:
             assert persistent_bytes(copied) == persistent_bytes(local)
-            pairs = zip(copied.model.named_parameters(), local.model.named_parameters(), strict=True)
+            pairs = zip(
+                copied.model.named_parameters(), local.model.named_parameters(), strict=True
+            )
             for (name, one), (other_name, other) in pairs:
-                assert (name, one.shape, one.requires_grad) == (other_name, other.shape, other.requires_grad)
+                assert (name, one.shape, one.requires_grad) == (
+                    other_name,
+                    other.shape,
+                    other.requires_grad,
+                )
                 assert isinstance(one, nn.Parameter)
                 assert one.grad is not None
-                assert memory_format is None or one.dim() != 4 or one.is_contiguous(memory_format=memory_format)
+                assert (
+                    memory_format is None
+                    or one.dim() != 4
+                    or one.is_contiguous(memory_format=memory_format)
+                )
 
 
 @pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])
 def test_contiguous_maps_need_more(loss: str) -> None:
     model, shape = create_model("vgg8b", width=0.25), (64, 3, 32, 32)
-    contiguous, other = (predict_peak(model, shape, 10, loss=loss, layout=name) for name in ("contiguous", "channels-last"))
+    contiguous, other = (
+        predict_peak(model, shape, 10, loss=loss, layout=name)
+        for name in ("contiguous", "channels-last")
+    )
     assert contiguous > 1.1 * other
     assert predict_peak(model, shape, 10, loss=loss, layout="auto") == other
-    assert all(parameter.is_contiguous() for parameter in model.parameters())  # the model is as it was
+    # the model is as it was
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
     with pytest.raises(InvalidInput, match="channels-last"):
         predict_peak(model, shape, 10, layout="channel-last")
 
 
 def test_a_windowed_gradient_that_becomes_whole_is_predicted():
-    """Behind a plain ReLU the gradient of predsim-lite's averages is made whole; with PyTorch's own it always is."""
+    """Behind a plain ReLU the gradient of predsim-lite's averages is made whole; with PyTorch's own
+    it always is.
+    """
     network = nn.Sequential(
-        nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        nn.Conv2d(16, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(64, 10, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
     )
-    shape, one_map = (64, 16, 32, 32), 64 * 64 * 32 * 32 * 4  # bytes, of what the first unit computes
+    # bytes, of what the first unit computes
+    shape, one_map = (64, 16, 32, 32), 64 * 64 * 32 * 32 * 4
     peak = predict_peak(network, shape, 10, loss="predsim-lite")
-    # the unit's map, the gradients of it and of the convolution's; a half: the images, and their copy in channels-last
+    # the unit's map, the gradients of it and of the convolution's; a half: the images, and their
+    # copy in channels-last
+
     assert 3.5 * one_map < peak < 3.85 * one_map

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from layerwise.cli import main
-from layerwise.paper import ROWS
-from layerwise.runs import Run
-from layerwise.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
+from layerwise.paper.rows import ROWS
+from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
+from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
 
-EVIL = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+EVIL = (
+    "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,25 +45,33 @@ def spoil(folder: Path) -> None:
         write_run(folder / name, Run(epochs=4), 50.0, 4)
     log = folder / "truncated" / "log.jsonl"
     log.write_text(
-        log.read_text()[:-400] + '\n{"epoch": 5, "epo\n[1, 2]\nno JSON\n{"epoch": 9, "epochs": 4, "test_accuracy": NaN}\n'
+        log.read_text()[:-400]
+        + '\n{"epoch": 5, "epo\n[1, 2]\nno JSON\n{"epoch": 9, "epochs": 4, "test_accuracy": NaN}\n'
     )
     (folder / "no result" / "result.json").unlink()
     (folder / "foreign result" / "result.json").write_text("[]")
     (folder / "no numbers" / "result.json").write_text('{"test_accuracy": "high", "units": 3}')
     for name in ("wrong units", "no numbers of units"):
         wrong = folder / name / "log.jsonl"
-        wrong.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": "<b>high</b>"', wrong.read_text()))
-    (folder / "wrong units" / "separability.jsonl").write_text('{"epoch": 1, "units": [3, {"index": "x"}]}\n{"units": 4}\nno\n')
+        wrong.write_text(
+            re.sub(r'"accuracy": [\d.]+', '"accuracy": "<b>high</b>"', wrong.read_text())
+        )
+    (folder / "wrong units" / "separability.jsonl").write_text(
+        '{"epoch": 1, "units": [3, {"index": "x"}]}\n{"units": 4}\nno\n'
+    )
     (folder / "wrong units" / "run.json").write_text(
         json.dumps(
-            json.loads((folder / "wrong units" / "run.json").read_text()) | {"machine": 3, "units": 5, "commit": ["<i>"]}
+            json.loads((folder / "wrong units" / "run.json").read_text())
+            | {"machine": 3, "units": 5, "commit": ["<i>"]}
         )
     )
     (folder / "cut" / "run").mkdir(parents=True)
     (folder / "cut" / "run" / "run.json").write_text('{"format": 2, "run"')
     impossible = folder / "no percentage"
     write_run(impossible, Run(epochs=4, seed=9), 50.0, 4)
-    (impossible / "result.json").write_text((impossible / "result.json").read_text().replace("50.0", "5300.0"))
+    (impossible / "result.json").write_text(
+        (impossible / "result.json").read_text().replace("50.0", "5300.0")
+    )
     (folder / "notes").mkdir()
     (folder / "notes" / "why.txt").write_text("because")
     (folder / "stray <b>.txt").write_text("?")
@@ -87,7 +97,11 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
         self.identifiers += [given["id"] or ""] if "id" in given else []
-        self.addresses += [given[name] or "" for name in ("src", "href", "srcset", "data", "action") if name in given]
+        self.addresses += [
+            given[name] or ""
+            for name in ("src", "href", "srcset", "data", "action")
+            if name in given
+        ]
         if tag == "table":
             self.caption, self.rows = "", []
         if tag == "tr":
@@ -134,9 +148,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_page_has_every_part_and_loads_nothing(page: tuple[str, Page]) -> None:
     text, parsed = page
-    assert {"headline", "runs-read", "claims", "tables", "figures", "epochs", "hierarchies", "runs", "broken"} <= set(
-        parsed.identifiers
-    )
+    assert {
+        "headline",
+        "runs-read",
+        "claims",
+        "tables",
+        "figures",
+        "epochs",
+        "hierarchies",
+        "runs",
+        "broken",
+    } <= set(parsed.identifiers)
     assert len(parsed.identifiers) == len(set(parsed.identifiers))
     assert all(address.startswith(("#", "data:")) for address in parsed.addresses)
     assert not re.search(r"@import|url\(|https?://(?!www\.w3\.org/2000/svg)", text)
@@ -153,21 +175,33 @@ def test_a_papers_column_holds_the_papers_numbers_only(page: tuple[str, Page]) -
         assert cells[2:4] == [f"{row.layerwise_accuracy:.2f}", f"{row.global_accuracy:.2f}"]
         assert re.fullmatch(r"\d\d\.\d\d ± \d\.\d\d \(2\)", cells[5])
         assert float(cells[5][:5]) < 60  # the made-up small numbers
-        assert float(cells[8].replace("−", "-")) == pytest.approx(float(cells[5][:5]) - row.layerwise_accuracy, abs=0.011)
-    paper = next(name for name in parsed.tables if name.startswith("Table VI beside what was measured at paper scale"))
+        assert float(cells[8].replace("−", "-")) == pytest.approx(
+            float(cells[5][:5]) - row.layerwise_accuracy, abs=0.011
+        )
+    paper = next(
+        name
+        for name in parsed.tables
+        if name.startswith("Table VI beside what was measured at paper scale")
+    )
     assert "40 epochs instead of 400" in paper
-    assert "Table I, the paper's numbers. Nothing of it was measured in these runs." in parsed.tables
+    assert (
+        "Table I, the paper's numbers. Nothing of it was measured in these runs." in parsed.tables
+    )
 
 
 def test_claims_and_the_papers_contradiction_are_shown(page: tuple[str, Page]) -> None:
     text, parsed = page
-    verdicts = {row[0].split(" ", 1)[1] for row in parsed.tables["The paper's claims at small scale"][1:]}
+    verdicts = {
+        row[0].split(" ", 1)[1] for row in parsed.tables["The paper's claims at small scale"][1:]
+    }
     assert verdicts <= {"holds", "does not hold", "undecided"}
     assert "rank correlation of the rows&#39; order with the paper&#39;s" in text
     assert "62.32 %" in text.split("Where the paper contradicts itself")[1]
 
 
-def test_what_is_broken_is_listed_in_words_and_escaped(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_broken_is_listed_in_words_and_escaped(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text, _ = written(runs, tmp_path)
     problems = text.split('id="broken"')[1]
     for words in (
@@ -195,7 +229,11 @@ def test_what_is_broken_is_listed_in_words_and_escaped(runs: Path, tmp_path: Pat
 def test_every_run_is_there_with_its_command(page: tuple[str, Page]) -> None:
     text, parsed = page
     data = embedded(text)
-    one = next(run for run in data["runs"] if "resnet18-1-1-2-2" in run["path"] and "simultaneous" in run["path"])
+    one = next(
+        run
+        for run in data["runs"]
+        if "resnet18-1-1-2-2" in run["path"] and "simultaneous" in run["path"]
+    )
     assert one["command"].startswith("layerwise train resnet18 --hierarchy 1,1,2,2")
     assert one["epochs"][-1] == 20
     assert [(found["kind"], found["axis"]) for found in one["units"]] == [
@@ -204,8 +242,11 @@ def test_every_run_is_there_with_its_command(page: tuple[str, Page]) -> None:
         ("effective rank of each unit's features", "effective rank"),
         ("gain of each unit, its output's separability less its input's", "points"),
     ]
-    assert one["units"][2]["values"][4][0] == 6.5  # the fifth, counting from the image, after the first measured epoch
-    assert [f"run-{index}" in parsed.identifiers for index in range(len(data["runs"]))] == [True] * len(data["runs"])
+    # the fifth, counting from the image, after the first measured epoch
+    assert one["units"][2]["values"][4][0] == 6.5
+    assert [f"run-{index}" in parsed.identifiers for index in range(len(data["runs"]))] == [
+        True
+    ] * len(data["runs"])
 
 
 def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
@@ -216,7 +257,9 @@ def test_the_same_runs_give_the_same_bytes(runs: Path, tmp_path: Path) -> None:
     first, second = (sorted((tmp_path / name).rglob("*.*")) for name in ("one", "two"))
     assert [path.name for path in first] == [path.name for path in second]
     assert {path.suffix for path in first} == {".html", ".svg", ".png"}
-    assert {"figure-1-paper.svg", "figure-4-small.svg", "depth-5-resnet18-small.png"} <= {path.name for path in first}
+    assert {"figure-1-paper.svg", "figure-4-small.svg", "depth-5-resnet18-small.png"} <= {
+        path.name for path in first
+    }
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes(), one.name
 
@@ -230,17 +273,23 @@ def test_only_files_of_figures_need_matplotlib(
 ) -> None:
     monkeypatch.setattr("layerwise.report.find_spec", lambda name: None)
     assert written(runs, tmp_path)[0] == page[0]
-    assert "pip install 'layerwise[plots]'" in refusal(capsys, str(runs), "--figures", str(tmp_path / "figures"))
+    assert "pip install 'layerwise[plots]'" in refusal(
+        capsys, str(runs), "--figures", str(tmp_path / "figures")
+    )
     assert not (tmp_path / "figures").exists()
 
 
 def embedded(text: str) -> dict[str, Any]:
     """What the page's script reads."""
-    data: dict[str, Any] = json.loads(text.split('id="data">')[1].split("</script>")[0], parse_constant=pytest.fail)
+    data: dict[str, Any] = json.loads(
+        text.split('id="data">')[1].split("</script>")[0], parse_constant=pytest.fail
+    )
     return data
 
 
-def test_every_figure_is_on_the_page_as_charts(page: tuple[str, Page], runs: Path, tmp_path: Path) -> None:
+def test_every_figure_is_on_the_page_as_charts(
+    page: tuple[str, Page], runs: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
     text, parsed = page
     figures = embedded(text)["figures"]
@@ -256,7 +305,8 @@ def test_charts_hold_the_numbers_of_the_figures(page: tuple[str, Page]) -> None:
     data = embedded(text)
     printed = data["figures"]["figure-1-paper"]["panels"][1]
     resnet18 = printed["labels"].index(["resnet18", "[2,2,2,2]"])
-    assert [bar["values"][resnet18] for bar in printed["bars"]] == [62.32, 72.45]  # CIFAR-100, Table IV
+    # CIFAR-100, Table IV
+    assert [bar["values"][resnet18] for bar in printed["bars"]] == [62.32, 72.45]
 
     row = parsed.tables["Table V beside what was measured at small scale."][2]
     line = data["figures"]["figure-4-small"]["panels"][0]["series"][0]
@@ -266,16 +316,25 @@ def test_charts_hold_the_numbers_of_the_figures(page: tuple[str, Page]) -> None:
 
     layerwise, globally = data["figures"]["depth-5-resnet18-small"]["panels"]
     assert (layerwise["kind"], globally["kind"]) == ("layer-wise", "global")
-    probed = [run for run in data["runs"] if "resnet18-2-2-2-2" in run["path"] and "simultaneous" in run["path"]]
+    probed = [
+        run
+        for run in data["runs"]
+        if "resnet18-2-2-2-2" in run["path"] and "simultaneous" in run["path"]
+    ]
     deepest = [run["separable"]["measures"]["linear probe, %"][-1] for run in probed]
     assert len(deepest) == 2
     assert layerwise["values"][-1][-1] == pytest.approx(sum(deepest) / 2, abs=0.06)
-    assert layerwise["spread"][-1][-1] == pytest.approx(abs(deepest[0] - deepest[1]) / 2**0.5, abs=0.06)
+    assert layerwise["spread"][-1][-1] == pytest.approx(
+        abs(deepest[0] - deepest[1]) / 2**0.5, abs=0.06
+    )
 
 
 def test_tables_of_an_earlier_version_are_written_over(runs: Path, tmp_path: Path) -> None:
     table = tmp_path / "runs.csv"
-    for path, columns in ((table, RUN_COLUMNS), (tmp_path / "runs-separability.csv", SEPARABILITY_COLUMNS)):
+    for path, columns in (
+        (table, RUN_COLUMNS),
+        (tmp_path / "runs-separability.csv", SEPARABILITY_COLUMNS),
+    ):
         path.write_text(",".join(columns[:-2]) + "\n")  # two columns came later
     main(["report", str(runs), "--output", str(tmp_path / "r.html"), "--csv", str(table)])
     assert table.read_text().startswith(",".join(RUN_COLUMNS))
@@ -295,7 +354,12 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[0] == ",".join(SEPARABILITY_COLUMNS)
     fourth = next(csv.DictReader([lines[0], lines[4]]))
     assert (fourth["epoch"], fourth["depth"], fourth["unit"]) == ("1", "3", "stages.2.conv")
-    assert (fourth["resolution"], fourth["gain"], fourth["mismatched"], fourth["nearest_class_mean"]) == (
+    assert (
+        fourth["resolution"],
+        fourth["gain"],
+        fourth["mismatched"],
+        fourth["nearest_class_mean"],
+    ) == (
         "8×8",
         "1.25",
         "yes",
@@ -313,13 +377,21 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ("{runs} --output {tmp}", "is a folder: give a file"),
         ("{runs} --output {tmp}/none/report.html", "lies in a folder that does not exist"),
         ("{runs} --output {tmp}/mine.html", "exists and was not written by layerwise report"),
-        ("{runs} --output {tmp}/r.html --csv {tmp}/mine.html", "exists and was not written by layerwise report"),
+        (
+            "{runs} --output {tmp}/r.html --csv {tmp}/mine.html",
+            "exists and was not written by layerwise report",
+        ),
         ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "is a file: give a folder"),
         ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "is a file: give a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
-    arguments: str, words: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: str,
+    words: str,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.html").write_text("<html><head><title>mine</title></head></html>")
@@ -334,7 +406,7 @@ def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("layerwise.runs.os.fsync", full)
+    monkeypatch.setattr("layerwise.runs.folder.os.fsync", full)
     with pytest.raises(SystemExit):
         main(["report", str(runs), "--output", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").read_text() == before
@@ -345,9 +417,9 @@ def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
     """A tenth of 1,000 runs of 400 epochs; those take 7 s, and their page has 3.8 MB (docs/log.md)."""
     write_runs(tmp_path / "runs", paper_plan((1, 2, 3, 4, 5, 6), seeds=1, scale="paper")[:100])
     code = (
-        "import sys, time; from layerwise.cli import main; "
-        f"main(['report', {str(tmp_path / 'runs')!r}, '--output', {str(tmp_path / 'report.html')!r}]); "
-        "assert not {'torch', 'matplotlib'} & set(sys.modules); print(time.process_time())"
+        "import sys, time; from layerwise.cli import main; main(['report', "
+        f"{str(tmp_path / 'runs')!r}, '--output', {str(tmp_path / 'report.html')!r}]); assert not "
+        "{'torch', 'matplotlib'} & set(sys.modules); print(time.process_time())"
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -363,13 +435,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     tiny = "--data digits --width 0.125 --epochs 2 --train-limit 256 --batch-size 64 --lr 1e-3"
     for rule in ("simultaneous", "global"):
-        arguments = f"train vgg8 {tiny} --rule {rule} --separability-every 1 --output {folder / rule}"
+        arguments = (
+            f"train vgg8 {tiny} --rule {rule} --separability-every 1 --output {folder / rule}"
+        )
         main(arguments.split())
     return folder
 
 
 @pytest.mark.parametrize("rule", ["simultaneous", "global"])
-def test_a_page_of_trained_runs_shows_their_numbers(rule: str, trained: Path, tmp_path: Path) -> None:
+def test_a_page_of_trained_runs_shows_their_numbers(
+    rule: str, trained: Path, tmp_path: Path
+) -> None:
     text, parsed = written(trained, tmp_path)
     result = json.loads((trained / rule / "result.json").read_text())
     epochs = [json.loads(line) for line in (trained / rule / "log.jsonl").read_text().splitlines()]
@@ -377,7 +453,9 @@ def test_a_page_of_trained_runs_shows_their_numbers(rule: str, trained: Path, tm
     data = embedded(text)
     run = next(run for run in data["runs"] if Path(run["path"]).name == rule)
 
-    row = next(row for row in parsed.tables["All runs; each name leads to its details"] if row[3] == rule)
+    row = next(
+        row for row in parsed.tables["All runs; each name leads to its details"] if row[3] == rule
+    )
     assert row[8:10] == ["2 of 2", f"{result['test_accuracy']:.2f}"]
     assert run["test"] == [round(epoch["test_accuracy"], 2) for epoch in epochs]
     assert run["result"]["parameters"] == result["parameters"]

@@ -1,4 +1,6 @@
-"""The report's page in a browser: it works from disk, asks the network for nothing, and fits a phone."""
+"""The report's page in a browser: it works from disk, asks the network for nothing, and fits a
+phone.
+"""
 
 import json
 import shutil
@@ -18,11 +20,22 @@ from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(CHROMIUM is None or DRIVER is None, reason="chromium or chromedriver is not installed")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="chromium or chromedriver is not installed"
+)
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+    ),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
 
@@ -58,27 +71,38 @@ def open_page(browser: Any, address: str, width: int = 1280) -> None:
     browser.get_log("browser")
     browser.get(address)
     browser.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
-    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")  # laid out at this width
+    # laid out at this width
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
 
 def requests(browser: Any) -> list[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"
+    ]
 
 
 def column(table: Any, index: int) -> list[str]:
-    return [row.find_elements(By.CSS_SELECTOR, "th,td")[index].text for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]
+    return [
+        row.find_elements(By.CSS_SELECTOR, "th,td")[index].text
+        for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")
+    ]
 
 
 def test_it_opens_without_errors_or_requests(browser: Any, address: str) -> None:
     open_page(browser, address)
-    browser.execute_script("for (const details of document.querySelectorAll('details')) details.open = true")
+    browser.execute_script(
+        "for (const details of document.querySelectorAll('details')) details.open = true"
+    )
     browser.execute_script("scrollTo(0, document.body.scrollHeight)")
     browser.implicitly_wait(5)
     assert browser.find_elements(By.CSS_SELECTOR, "#run-0 .run dl")
     assert browser.get_log("browser") == []
     assert [url for url in requests(browser) if not url.startswith("data:")] == [address]
-    assert browser.title == "layerwise: the paper, row by row"  # no name in a folder was run as a script
+    # no name in a folder was run as a script
+    assert browser.title == "layerwise: the paper, row by row"
     assert EVIL in browser.find_element(By.ID, "runs").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "#tables table")) >= 6
 
@@ -158,12 +182,16 @@ def test_values_are_read_by_touch(browser: Any, address: str) -> None:
     chart = browser.find_element(By.CSS_SELECTOR, "#charts .chart")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
     place = browser.execute_script(
-        "return arguments[0].getBoundingClientRect().toJSON()", chart.find_element(By.TAG_NAME, "svg")
+        "return arguments[0].getBoundingClientRect().toJSON()",
+        chart.find_element(By.TAG_NAME, "svg"),
     )
     point = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
-    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    browser.execute_cdp_cmd(
+        "Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]}
+    )
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    assert chart.find_element(By.CLASS_NAME, "tip").text.startswith("epoch ")  # stays when the finger is lifted
+    # stays when the finger is lifted
+    assert chart.find_element(By.CLASS_NAME, "tip").text.startswith("epoch ")
 
 
 def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str) -> None:
@@ -172,10 +200,16 @@ def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str
     details = browser.find_element(By.ID, f"run-{index}")
     browser.execute_script("arguments[0].open = true", details)
     WebDriverWait(browser, 10).until(lambda _: details.find_elements(By.TAG_NAME, "details"))
-    charts = {chart.find_element(By.TAG_NAME, "h4").text: chart for chart in details.find_elements(By.CLASS_NAME, "chart")}
+    charts = {
+        chart.find_element(By.TAG_NAME, "h4").text: chart
+        for chart in details.find_elements(By.CLASS_NAME, "chart")
+    }
     for kind, range_of_it in (
         ("effective rank of each unit's features", "dark 2.50, bright 12.50;"),
-        ("gain of each unit, its output's separability less its input's", "dark -2.0 points, bright 1.25 points;"),
+        (
+            "gain of each unit, its output's separability less its input's",
+            "dark -2.0 points, bright 1.25 points;",
+        ),
     ):
         assert charts[f"Over depth: {kind}"].find_elements(By.TAG_NAME, "path")
         assert range_of_it in charts[f"Over depth and epochs: {kind}"].text
@@ -190,7 +224,11 @@ def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str
 def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> None:
     open_page(browser, address)
     link = browser.find_element(By.CSS_SELECTOR, "#runs tbody a[href='#run-0']")
-    assert browser.find_element(By.CSS_SELECTOR, "#run-0 .run").get_attribute("childElementCount") == "0"  # drawn when opened
+    # drawn when opened
+    assert (
+        browser.find_element(By.CSS_SELECTOR, "#run-0 .run").get_attribute("childElementCount")
+        == "0"
+    )
     browser.execute_script("arguments[0].click()", link)
     details = browser.find_element(By.ID, "run-0")
     assert details.get_attribute("open")
@@ -204,11 +242,16 @@ def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> 
 @pytest.mark.parametrize("width", [1280, 375])
 def test_nothing_overflows_the_page(width: int, browser: Any, address: str) -> None:
     open_page(browser, address, width)
-    browser.execute_script("for (const details of document.querySelectorAll('details')) details.open = true")
+    browser.execute_script(
+        "for (const details of document.querySelectorAll('details')) details.open = true"
+    )
     seen = browser.execute_script(
-        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth, innerWidth]"
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth, "
+        "innerWidth]"
     )
     assert seen[0] <= seen[1], seen
     assert seen[2] == width
     inside = "(box) => box.getBoundingClientRect().right <= innerWidth"
-    assert browser.execute_script(f"return [...document.querySelectorAll('.scroll, .chart')].every({inside})")
+    assert browser.execute_script(
+        f"return [...document.querySelectorAll('.scroll, .chart')].every({inside})"
+    )

@@ -1,4 +1,6 @@
-"""Separability over depth and epochs: of runs, of networks, and while training, which it must not change."""
+"""Separability over depth and epochs: of runs, of networks, and while training, which it must not
+change.
+"""
 
 import csv
 import json
@@ -13,25 +15,44 @@ import torch
 from torch import nn
 
 import layerwise
-from layerwise import probing
-from layerwise import train as train_module
-from layerwise.chain import split
+from layerwise.analysis.separability import survey
 from layerwise.cli import main
+from layerwise.core.split import split
 from layerwise.errors import InvalidInput
-from layerwise.evaluation import unit_scores
-from layerwise.gains import add_gains, losses_push
-from layerwise.headings import HEADINGS
-from layerwise.measures import MEASURES, is_accuracy, percent
-from layerwise.probing import Depths, Sample, Watch, depths_of, groups, measure_depths, network_depths, places_of, sample_images
-from layerwise.progress import Progress
+from layerwise.measures import MEASURES
+from layerwise.measures import depths as probing
+from layerwise.measures.base import is_accuracy, percent
+from layerwise.measures.depths import (
+    Depths,
+    Sample,
+    Watch,
+    depths_of,
+    groups,
+    measure_depths,
+    network_depths,
+    places_of,
+    sample_images,
+)
+from layerwise.measures.gains import add_gains, losses_push
 from layerwise.rules import RULES
-from layerwise.runs import SEPARABILITY, STATE, WEIGHTS, Execution, Run, RunFolder
-from layerwise.survey import survey
-from layerwise.train import Interrupted, train
+from layerwise.runs.folder import SEPARABILITY, STATE, WEIGHTS, RunFolder
+from layerwise.runs.headings import HEADINGS
+from layerwise.runs.run import Execution, Run
+from layerwise.training import loop as train_module
+from layerwise.training.evaluate import unit_scores
+from layerwise.training.loop import Interrupted, train
+from layerwise.training.progress import Progress
 from tests.helpers import CLASSES, digits, learner, network, ticks
 
 SMALL = Run(
-    model="resnet18", hierarchy="1,1,1,1", width=1 / 16, batch_size=64, train_images=300, epochs=3, lr=1e-3, dropout=0.1
+    model="resnet18",
+    hierarchy="1,1,1,1",
+    width=1 / 16,
+    batch_size=64,
+    train_images=300,
+    epochs=3,
+    lr=1e-3,
+    dropout=0.1,
 )
 WATCHING = Execution(device="cpu", separability_every=2)
 COLUMNS = {
@@ -59,7 +80,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A layer-wise and a global run, both measured while they trained."""
     folder = tmp_path_factory.mktemp("runs")
     rules = "simultaneous", "global"
-    return {rule: carry_out(replace(SMALL, rule=rule), folder / rule, WATCHING).path for rule in rules}
+    return {
+        rule: carry_out(replace(SMALL, rule=rule), folder / rule, WATCHING).path for rule in rules
+    }
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -85,7 +108,12 @@ def test_the_command_measures_every_depth(
 ) -> None:
     result = command(capsys, str(runs[rule]), "--csv", str(tmp_path / "table.csv"))
     rows = result["units"]
-    assert (result["epoch"], result["split"], result["images"], result["pooled_to"]) == (3, "test", 360, 1024)
+    assert (result["epoch"], result["split"], result["images"], result["pooled_to"]) == (
+        3,
+        "test",
+        360,
+        1024,
+    )
     assert [row["name"] for row in rows[:2]] == ["input", "stem.conv"]
     assert [row["index"] for row in rows] == list(range(-1, 10))
     for row in rows:
@@ -101,14 +129,30 @@ def test_the_command_measures_every_depth(
     assert table[0]["resolution"] == "8×8"
 
 
-def test_the_command_prints_a_table(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["separability", str(runs["simultaneous"]), "--measures", "nearest_class_mean", "--split", "validation"])
+def test_the_command_prints_a_table(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(
+        [
+            "separability",
+            str(runs["simultaneous"]),
+            "--measures",
+            "nearest_class_mean",
+            "--split",
+            "validation",
+        ]
+    )
     printed = capsys.readouterr().out
-    assert all(text in printed for text in ("stages.3.0.conv2", "nearest class mean, %", "gain", "at most 1024 numbers"))
+    assert all(
+        text in printed
+        for text in ("stages.3.0.conv2", "nearest class mean, %", "gain", "at most 1024 numbers")
+    )
     assert "fisher" not in printed
 
 
-def test_runs_are_compared_at_the_same_depth(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_are_compared_at_the_same_depth(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     own, other = str(runs["simultaneous"]), str(runs["global"])
     itself = command(capsys, own, "--against", own, "--measures", "nearest_class_mean")["units"]
     assert all(row["cka"] == pytest.approx(1) for row in itself)
@@ -127,7 +171,9 @@ def test_the_heads_accuracy_is_that_of_evaluation() -> None:
         assert row["auxiliary_accuracy"] == pytest.approx(score.accuracy)
 
 
-def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = network("resnet18").eval()
     data = digits()
     sample = sample_images(data.test, 200, CLASSES)
@@ -144,7 +190,9 @@ def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(monkeypatch
         if features.dim() == 4:
             features = nn.functional.adaptive_avg_pool2d(features, row["pooled_resolution"])
         assert row["features"] == features.flatten(1).shape[1] <= max(40, row["channels"])
-        assert row["effective_rank"] == pytest.approx(MEASURES["effective_rank"](features.flatten(1), sample.labels), rel=1e-3)
+        assert row["effective_rank"] == pytest.approx(
+            MEASURES["effective_rank"](features.flatten(1), sample.labels), rel=1e-3
+        )
     passes: list[Any] = []
     features_of = probing.features_of
 
@@ -172,7 +220,10 @@ def test_images_are_drawn_evenly_and_alike() -> None:
     sample = sample_images(digits().test, 105, CLASSES)
     assert set(sample.labels.bincount().tolist()) == {10, 11}
     again = sample_images(digits().test, 105, CLASSES)
-    assert all(torch.equal(one, other) for one, other in zip(sample.batches(), again.batches(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(sample.batches(), again.batches(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -190,7 +241,8 @@ def test_measuring_changes_no_bit_of_training(rule: str, tmp_path: Path) -> None
         assert set(record) == {"epoch", "split", "pooled_to", "images", "units"}
         assert (record["units"][0]["index"], record["units"][0]["name"]) == (-1, "input")
         assert "auxiliary_accuracy" not in record["units"][-1]  # it is in the log
-        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else 10  # those behind have not begun
+        # those behind have not begun
+        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else 10
         assert len(record["units"]) == 1 + learned
 
 
@@ -200,16 +252,26 @@ def test_measuring_leaves_weights_modes_and_generators_as_they_were(at: Any) -> 
     watch = Watch(local, digits(), "layer")
     local.train()
     local.model.stages[0].eval()  # frozen by its owner
-    modes = {module: module.training for unit in local.units for part in (unit.piece, unit.loss) for module in part.modules()}
+    modes = {
+        module: module.training
+        for unit in local.units
+        for part in (unit.piece, unit.loss)
+        for module in part.modules()
+    }
     modes |= {module: module.training for module in local.model.modules()}
-    before, state = {name: value.clone() for name, value in local.model.state_dict().items()}, torch.get_rng_state()
+    before, state = (
+        {name: value.clone() for name, value in local.model.state_dict().items()},
+        torch.get_rng_state(),
+    )
     watch.record(1, len(local.units) - 1, [])
     assert all(module.training == mode for module, mode in modes.items())
     assert all(torch.equal(value, before[name]) for name, value in local.model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_resumed_run_keeps_one_line_per_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_one_line_per_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = carry_out(SMALL, tmp_path / "whole", WATCHING)
     assert [record["epoch"] for record in whole.log(SEPARABILITY)] == [2, 3]  # and at the end
     folder = RunFolder(tmp_path / "run")
@@ -217,7 +279,8 @@ def test_a_resumed_run_keeps_one_line_per_epoch(tmp_path: Path, monkeypatch: pyt
         patch.setattr(train_module, "save", stop_after(2, train_module.save))
         with pytest.raises(Interrupted):
             carry_out(SMALL, folder.path, WATCHING)
-    assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]  # measured, but the state is of epoch 1
+    # measured, but the state is of epoch 1
+    assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]
     half_trained = survey(folder, WATCHING, ["fisher"])
     assert (half_trained["epoch"], len(half_trained["units"])) == (1, 11)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
@@ -239,11 +302,15 @@ def test_a_python_call_measures_a_network_and_a_run(runs: dict[str, Path]) -> No
     local = learner("plain")
     rows = layerwise.separability(local.model, (images, labels), measures=["fisher"])
     assert [row["name"] for row in rows] == ["input", "conv1", "conv2", "out"]
-    with_heads = layerwise.separability(local, (images, labels), measures=["fisher"], against=local.model)
+    with_heads = layerwise.separability(
+        local, (images, labels), measures=["fisher"], against=local.model
+    )
     assert [row["fisher"] for row in with_heads] == [row["fisher"] for row in rows]
     assert all(row["cka"] == pytest.approx(1) for row in with_heads)
     assert "auxiliary_accuracy" in with_heads[1]
-    assert len(layerwise.separability(local.model, (images, labels), at=2, measures=["fisher"])) == 3
+    assert (
+        len(layerwise.separability(local.model, (images, labels), at=2, measures=["fisher"])) == 3
+    )
     of_run = layerwise.separability(runs["global"], measures=["fisher"], images=200, device="cpu")
     assert [row["depth"] for row in of_run] == list(range(11))
 
@@ -257,8 +324,12 @@ def test_a_run_without_its_state_is_measured_by_its_weights(
         for file in path.iterdir():
             if file.name != STATE:
                 (copy / file.name).write_bytes(file.read_bytes())
-        whole, bare = (command(capsys, str(folder), "--measures", "fisher")["units"] for folder in (path, copy))
-        assert [row["fisher"] for row in bare] == pytest.approx([row["fisher"] for row in whole], rel=1e-3)
+        whole, bare = (
+            command(capsys, str(folder), "--measures", "fisher")["units"] for folder in (path, copy)
+        )
+        assert [row["fisher"] for row in bare] == pytest.approx(
+            [row["fisher"] for row in whole], rel=1e-3
+        )
         assert "auxiliary_accuracy" not in bare[1]
 
 
@@ -278,8 +349,12 @@ def test_mismatched_is_no_gain_under_a_loss_that_pushes() -> None:
     right = [hits(500), hits(600), hits(605), hits(550), hits(550)]
     rows = [{"index": index - 1, "linear_probe": percent(one)} for index, one in enumerate(right)]
     add_gains(rows, "linear_probe", right, {0: True, 1: True, 2: True, 3: False})
-    assert [row["mismatched"] for row in rows] == [None, False, False, True, False]  # 5 won and none lost is a gain
-    log = [{"units": [{"index": 0, "loss": 2.0}, {"index": 1, "loss": 2.0}]}, {"units": [{"index": 1, "loss": 0.01}]}]
+    # 5 won and none lost is a gain
+    assert [row["mismatched"] for row in rows] == [None, False, False, True, False]
+    log = [
+        {"units": [{"index": 0, "loss": 2.0}, {"index": 1, "loss": 2.0}]},
+        {"units": [{"index": 1, "loss": 0.01}]},
+    ]
     assert losses_push(log) == {0: True, 1: False}
 
 
@@ -290,7 +365,10 @@ def hits(count: int) -> torch.Tensor:
 def test_a_gain_of_images_won_and_lost_by_chance_is_none() -> None:
     before = hits(500)
     now = torch.roll(hits(500), 100) | hits(10)  # 100 won, 90 lost
-    rows: list[dict[str, Any]] = [{"index": index - 1, "linear_probe": percent(one)} for index, one in enumerate([before, now])]
+    rows: list[dict[str, Any]] = [
+        {"index": index - 1, "linear_probe": percent(one)}
+        for index, one in enumerate([before, now])
+    ]
     add_gains(rows, "linear_probe", [before, now], {0: True})
     assert rows[1]["gain"] == pytest.approx(1.0)
     difference = 100 * (now.double() - before.double())
@@ -299,7 +377,9 @@ def test_a_gain_of_images_won_and_lost_by_chance_is_none() -> None:
 
 
 def test_a_measure_that_is_no_accuracy_has_no_error() -> None:
-    rows: list[dict[str, Any]] = [{"index": index - 1, "fisher": value} for index, value in enumerate([1.0, 1.5, 1.5])]
+    rows: list[dict[str, Any]] = [
+        {"index": index - 1, "fisher": value} for index, value in enumerate([1.0, 1.5, 1.5])
+    ]
     add_gains(rows, "fisher", [None] * 3, {0: True, 1: True})
     assert [row["gain_error"] for row in rows] == [None] * 3
     assert [row["mismatched"] for row in rows] == [None, False, True]
@@ -307,10 +387,14 @@ def test_a_measure_that_is_no_accuracy_has_no_error() -> None:
 
 def test_what_was_measured_while_training_is_a_table(runs: dict[str, Path]) -> None:
     rows = layerwise.separability_over_epochs(runs["simultaneous"])
-    assert [(row["epoch"], row["depth"]) for row in rows] == [(epoch, depth) for epoch in (2, 3) for depth in range(11)]
+    assert [(row["epoch"], row["depth"]) for row in rows] == [
+        (epoch, depth) for epoch in (2, 3) for depth in range(11)
+    ]
     assert {(row["split"], row["pooled_to"]) for row in rows} == {("validation", 256)}
     lines = RunFolder(runs["simultaneous"]).log(SEPARABILITY)
-    assert [row["linear_probe"] for row in rows] == [unit["linear_probe"] for line in lines for unit in line["units"]]
+    assert [row["linear_probe"] for row in rows] == [
+        unit["linear_probe"] for line in lines for unit in line["units"]
+    ]
 
 
 def test_other_measures_can_be_watched(tmp_path: Path) -> None:
@@ -336,22 +420,53 @@ def test_features_are_compared_with_another_run_while_training(
     comparing = replace(WATCHING, separability_every=1, separability_against=str(runs["global"]))
     plain = carry_out(run, tmp_path / "plain", Execution(device="cpu"))
     watched = carry_out(run, tmp_path / "watched", comparing)
-    assert plain.file(WEIGHTS).read_bytes() == watched.file(WEIGHTS).read_bytes()  # also of dropout's random numbers
+    # also of dropout's random numbers
+    assert plain.file(WEIGHTS).read_bytes() == watched.file(WEIGHTS).read_bytes()
     rows = layerwise.separability_over_epochs(watched.path)
-    assert all(row["cka"] == pytest.approx(1) if row["index"] < 0 else 0 <= row["cka"] < 0.9999 for row in rows)
-    settings = ["--against", str(runs["global"]), "--split", "validation", "--pooled-to", "256", "--measures", "linear_probe"]
-    assert {(line["against"], line["against_epoch"]) for line in watched.log(SEPARABILITY)} == {(str(runs["global"]), 3)}
+    assert all(
+        row["cka"] == pytest.approx(1) if row["index"] < 0 else 0 <= row["cka"] < 0.9999
+        for row in rows
+    )
+    settings = [
+        "--against",
+        str(runs["global"]),
+        "--split",
+        "validation",
+        "--pooled-to",
+        "256",
+        "--measures",
+        "linear_probe",
+    ]
+    assert {(line["against"], line["against_epoch"]) for line in watched.log(SEPARABILITY)} == {
+        (str(runs["global"]), 3)
+    }
     after = command(capsys, str(watched.path), *settings)["units"]
-    assert [row["cka"] for row in rows[-len(after) :]] == pytest.approx([row["cka"] for row in after])
+    assert [row["cka"] for row in rows[-len(after) :]] == pytest.approx(
+        [row["cka"] for row in after]
+    )
 
 
-def test_what_cannot_be_compared_is_refused_before_training(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused_before_training(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
     against = str(runs["global"])
     for execution, run, sentence in (
         (replace(WATCHING, separability_against=str(tmp_path / "none")), SMALL, "none"),
-        (replace(WATCHING, separability_against=against), replace(SMALL, hierarchy="1,1,1,2"), "have no depths in common"),
-        (replace(WATCHING, separability_against=against), replace(SMALL, image_size=4), "its image size differs"),
-        (Execution(device="cpu", separability_against=against), SMALL, "give both, or leave it out"),
+        (
+            replace(WATCHING, separability_against=against),
+            replace(SMALL, hierarchy="1,1,1,2"),
+            "have no depths in common",
+        ),
+        (
+            replace(WATCHING, separability_against=against),
+            replace(SMALL, image_size=4),
+            "its image size differs",
+        ),
+        (
+            Execution(device="cpu", separability_against=against),
+            SMALL,
+            "give both, or leave it out",
+        ),
     ):
         with pytest.raises(InvalidInput, match=sentence):
             carry_out(run, tmp_path / "refused", execution)
@@ -363,14 +478,22 @@ def test_headings_are_of_every_measure() -> None:
     assert all(HEADINGS[name].endswith("%") == is_accuracy(name) for name in MEASURES)
 
 
-def test_bad_input_is_refused(runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = str(runs["simultaneous"])
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "run.json").write_bytes((runs["simultaneous"] / "run.json").read_bytes())
-    other = carry_out(replace(SMALL, hierarchy="1,1,1,2", epochs=1), tmp_path / "other", Execution(device="cpu")).path
-    small = carry_out(replace(SMALL, image_size=4, epochs=1), tmp_path / "small", Execution(device="cpu")).path
-    open_run = carry_out(replace(SMALL, val_fraction=0.0, epochs=1), tmp_path / "open", Execution(device="cpu")).path
+    other = carry_out(
+        replace(SMALL, hierarchy="1,1,1,2", epochs=1), tmp_path / "other", Execution(device="cpu")
+    ).path
+    small = carry_out(
+        replace(SMALL, image_size=4, epochs=1), tmp_path / "small", Execution(device="cpu")
+    ).path
+    open_run = carry_out(
+        replace(SMALL, val_fraction=0.0, epochs=1), tmp_path / "open", Execution(device="cpu")
+    ).path
     for arguments, sentence in (
         ([str(begun)], "has no saved state"),
         ([str(tmp_path / "absent")], "is not a run"),
@@ -388,7 +511,8 @@ def test_bad_input_is_refused(runs: dict[str, Path], tmp_path: Path, capsys: pyt
         assert sentence in refusal(capsys, *arguments)
     with pytest.raises(InvalidInput, match="separability_every -1 is too small"):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
-    with pytest.raises(InvalidInput, match="give 4 or more of each class"):  # before anything is trained
+    # before anything is trained
+    with pytest.raises(InvalidInput, match="give 4 or more of each class"):
         carry_out(replace(SMALL, val_fraction=0.01), tmp_path / "few", WATCHING)
     assert not (tmp_path / "few").exists()
 

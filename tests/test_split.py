@@ -1,4 +1,6 @@
-"""Where networks are cut, what passes a cut, what is refused, and networks of other kinds than the paper's."""
+"""Where networks are cut, what passes a cut, what is refused, and networks of other kinds than the
+paper's.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -11,15 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
-from layerwise.chain import Chain, balance, block_cuts, multiply_adds, split
+from layerwise.core.layers import Network
+from layerwise.core.split import Chain, balance, block_cuts, multiply_adds, split
+from layerwise.core.trace import trace_network
 from layerwise.errors import CannotSplit
-from layerwise.graph import trace_network
 from layerwise.models import create_model
-from layerwise.spine import Network
 from tests.helpers import CLASSES, PreActivation, narrow
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-VGG8B = [f"stages.{stage}.{unit}.conv" for stage, unit in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0))]
+VGG8B = [
+    f"stages.{stage}.{unit}.conv"
+    for stage, unit in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (3, 0))
+]
 
 
 def published(name: str) -> nn.Module:
@@ -29,7 +34,9 @@ def published(name: str) -> nn.Module:
 
 
 def carried_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[int, ...]]]:
-    """The shapes without the batch of all tensors that leave each piece, found by running the pieces."""
+    """The shapes without the batch of all tensors that leave each piece, found by running the
+    pieces.
+    """
     shapes, carried = [], (images,)
     for piece in chain.pieces:
         carried = piece(*carried)
@@ -82,15 +89,31 @@ def test_one_unit_is_the_whole_network() -> None:
 @pytest.mark.parametrize(
     ("name", "paths", "names"),
     [
-        ("vgg8b", ["stages.0", "stages.2"], ("stages.0", "stages.1.0.conv..stages.2.0.conv", "stages.3.0.conv..output")),
-        ("vgg8b", ["stages.2", "stages.0"], ("stages.0", "stages.1.0.conv..stages.2.0.conv", "stages.3.0.conv..output")),
+        (
+            "vgg8b",
+            ["stages.0", "stages.2"],
+            ("stages.0", "stages.1.0.conv..stages.2.0.conv", "stages.3.0.conv..output"),
+        ),
+        (
+            "vgg8b",
+            ["stages.2", "stages.0"],
+            ("stages.0", "stages.1.0.conv..stages.2.0.conv", "stages.3.0.conv..output"),
+        ),
         ("vgg8b", ["stages.0", "stages.0"], ("stages.0", "stages.1.0.conv..output")),
         ("vgg8b", ["stages.0.1.conv"], ("stages.0", "stages.1.0.conv..output")),
         ("vgg8b", ["stages.0.1.norm"], ("stages.0", "stages.1.0.conv..output")),
         ("vgg8b", ["hidden", "output"], ("stages.0.0.conv..hidden.linear", "output")),
         ("vgg8b", ["output"], ("network",)),
-        ("resnet18", ["stem", "stages.1.0"], ("stem.conv", "stages.0.0.conv1..stages.1.0.conv2", "stages.1.1.conv1..output")),
-        ("resnet18", ["stages.1.0.conv1"], ("stem.conv..stages.1.0.conv1", "stages.1.0.conv2..output")),
+        (
+            "resnet18",
+            ["stem", "stages.1.0"],
+            ("stem.conv", "stages.0.0.conv1..stages.1.0.conv2", "stages.1.1.conv1..output"),
+        ),
+        (
+            "resnet18",
+            ["stages.1.0.conv1"],
+            ("stem.conv..stages.1.0.conv1", "stages.1.0.conv2..output"),
+        ),
     ],
 )
 def test_paths_end_units(name: str, paths: list[str], names: tuple[str, ...]) -> None:
@@ -119,14 +142,20 @@ class Blocks(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.one, self.two, self.out = nn.Conv2d(1, 4, 3), Blocks.Block(), Blocks.Block(), nn.Linear(4, CLASSES)
+        self.stem, self.one, self.two, self.out = (
+            nn.Conv2d(1, 4, 3),
+            Blocks.Block(),
+            Blocks.Block(),
+            nn.Linear(4, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.two(self.one(self.stem(x))).mean((2, 3)))
 
 
 @pytest.mark.parametrize(
-    ("at", "names"), [("block", ("stem", "one", "two", "out")), (["one", "two"], ("stem..one.conv2", "two", "out"))]
+    ("at", "names"),
+    [("block", ("stem", "one", "two", "out")), (["one", "two"], ("stem..one.conv2", "two", "out"))],
 )
 def test_a_block_ends_where_one_tensor_leaves_it(at: Any, names: tuple[str, ...]) -> None:
     model = Blocks()
@@ -148,7 +177,8 @@ def test_features_are_taken_before_dropout_and_pooling() -> None:
         *[(32, 2, 2), (32, 1, 1), (64,), (10,)],
     ]
     dropouts = [
-        sum(isinstance(module, nn.modules.dropout._DropoutNd) for module in piece.modules()) for piece in split(model).pieces
+        sum(isinstance(module, nn.modules.dropout._DropoutNd) for module in piece.modules())
+        for piece in split(model).pieces
     ]
     assert dropouts == [0, 1, 1, 1, 1, 1, 1, 1]
 
@@ -185,7 +215,11 @@ def test_between_blocks_passes_one_tensor_and_inside_a_block_two() -> None:
 def test_a_shortcut_learns_with_its_blocks_last_convolution(name: str) -> None:
     model = published(name)
     chain = split(model)
-    shortcuts = [path for path, module in model.named_modules() if path.endswith("shortcut") and list(module.parameters())]
+    shortcuts = [
+        path
+        for path, module in model.named_modules()
+        if path.endswith("shortcut") and list(module.parameters())
+    ]
     assert len(shortcuts) == (3 if name == "resnet18" else 4)
     for path in shortcuts:
         block = path.removesuffix(".shortcut")
@@ -210,12 +244,26 @@ def test_a_shortcut_that_forward_computes_first_learns_with_its_blocks_last_conv
         for name in parameter_names(model, piece)
         if "shortcut.weight" in parameter_names(model, piece)
     }
-    assert owner == {"shortcut.weight", "shortcut.bias", "conv2.weight", "conv2.bias", "norm3.weight", "norm3.bias"}
-    assert [len(shapes) for shapes in carried_shapes(chain)] == [3, 3, 3, 2, 1]  # two skips are alive at once
+    assert owner == {
+        "shortcut.weight",
+        "shortcut.bias",
+        "conv2.weight",
+        "conv2.bias",
+        "norm3.weight",
+        "norm3.bias",
+    }
+    # two skips are alive at once
+    assert [len(shapes) for shapes in carried_shapes(chain)] == [3, 3, 3, 2, 1]
 
 
 def test_a_free_shortcut_passes_subsampled() -> None:
-    shapes = dict(zip(split(published("resnet32")).names, carried_shapes(split(published("resnet32"))), strict=True))
+    shapes = dict(
+        zip(
+            split(published("resnet32")).names,
+            carried_shapes(split(published("resnet32"))),
+            strict=True,
+        )
+    )
     assert shapes["stages.0.4.conv2"] == [(1, 8, 8)]
     assert shapes["stages.1.0.conv1"] == [(2, 4, 4), (2, 4, 4)]
     assert shapes["stages.2.0.conv1"] == [(4, 2, 2), (4, 2, 2)]
@@ -225,7 +273,9 @@ def test_pieces_hold_the_networks_own_modules() -> None:
     model = published("resnet18")
     before = [*model.state_dict()]
     chain = split(model)
-    convolution: Any = next(module for module in chain.pieces[3].modules() if isinstance(module, nn.Conv2d))
+    convolution: Any = next(
+        module for module in chain.pieces[3].modules() if isinstance(module, nn.Conv2d)
+    )
     assert convolution is model.stages[0][1].conv1
     assert [*model.state_dict()] == before
     chain.train()(IMAGES)
@@ -295,15 +345,21 @@ def test_one_dropout_shared_by_units_has_a_mode_in_each() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
-@pytest.mark.parametrize("costs", [[5, 1, 1, 1, 1, 5], [1, 2, 3, 4, 5, 6], [6, 0, 0, 0, 0, 1], [1] * 6, [0] * 6], ids=str)
+@pytest.mark.parametrize(
+    "costs", [[5, 1, 1, 1, 1, 5], [1, 2, 3, 4, 5, 6], [6, 0, 0, 0, 0, 1], [1] * 6, [0] * 6], ids=str
+)
 def test_balance_is_the_best_of_all_choices(costs: list[float], count: int) -> None:
     def dearest(lasts: Sequence[int]) -> float:
-        return max(sum(costs[a:b]) for a, b in pairwise([0, *(last + 1 for last in lasts), len(costs)]))
+        return max(
+            sum(costs[a:b]) for a, b in pairwise([0, *(last + 1 for last in lasts), len(costs)])
+        )
 
     chosen = balance(costs, count)
     assert len(chosen) == count - 1
     assert chosen == sorted(set(chosen))
-    assert dearest(chosen) == min(dearest(lasts) for lasts in combinations(range(len(costs) - 1), count - 1))
+    assert dearest(chosen) == min(
+        dearest(lasts) for lasts in combinations(range(len(costs) - 1), count - 1)
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])
@@ -316,7 +372,10 @@ def test_units_in_number_balance_multiply_adds(name: str, count: int) -> None:
 
     def dearest(cuts: Sequence[Any]) -> float:
         place = network.place(cuts)
-        return max(sum(costs[node] for node in order if place[node] == unit) for unit in range(len(cuts) + 1))
+        return max(
+            sum(costs[node] for node in order if place[node] == unit)
+            for unit in range(len(cuts) + 1)
+        )
 
     best = min(dearest(cuts) for cuts in combinations(block_cuts(network), count - 1))
     chain, carried, found = split(model, count, IMAGES), (IMAGES[:2],), []
@@ -343,7 +402,11 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, CLASSES)
+        self.a, self.b, self.out = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Linear(4, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Any:
         return self.out(self.b(F.relu(self.a(x))).mean((2, 3)))
@@ -430,7 +493,9 @@ class Auxiliary(Net):
     def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         return (
-            (self.out(self.b(x).mean((2, 3))), self.aux(x.mean((2, 3)))) if self.training else self.out(self.b(x).mean((2, 3)))
+            (self.out(self.b(x).mean((2, 3))), self.aux(x.mean((2, 3))))
+            if self.training
+            else self.out(self.b(x).mean((2, 3)))
         )
 
 
@@ -543,7 +608,9 @@ def test_refusals(make: Callable[[], nn.Module], at: Any, words: str) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_number_of_units_needs_a_sample(count: int) -> None:
-    with pytest.raises(CannotSplit, match=f"at={count} balances multiply-adds.*pass sample=, a batch of images"):
+    with pytest.raises(
+        CannotSplit, match=f"at={count} balances multiply-adds.*pass sample=, a batch of images"
+    ):
         split(Net(), count)
 
 
@@ -566,7 +633,9 @@ def test_weights_may_be_shared_inside_a_unit(make: type[Net]) -> None:
 
 
 @pytest.mark.parametrize(
-    "leaves", [["inner.1"], ["inner"], (path for path in ["inner.1"])], ids=["itself", "parent", "generator"]
+    "leaves",
+    [["inner.1"], ["inner"], (path for path in ["inner.1"])],
+    ids=["itself", "parent", "generator"],
 )
 def test_control_flow_is_kept_whole_by_leaves(leaves: Any) -> None:
     model = DataDependent()
@@ -585,7 +654,9 @@ class Inception(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(1, 4, 3, padding=1)
         self.one = nn.Conv2d(4, 3, 1)
-        self.three = nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 3, padding=1))
+        self.three = nn.Sequential(
+            nn.Conv2d(4, 3, 1), nn.ReLU(inplace=True), nn.Conv2d(3, 3, 3, padding=1)
+        )
         self.pool = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 2, 1))
         self.out = nn.Linear(12, CLASSES)
 
@@ -598,7 +669,9 @@ class Inception(nn.Module):
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(1 + 3 * number, 3, 3, padding=1) for number in range(4))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(1 + 3 * number, 3, 3, padding=1) for number in range(4)
+        )
         self.out = nn.Linear(13, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -622,7 +695,10 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.blocks = nn.Conv2d(1, 6, 3, padding=1), nn.Sequential(self.Block(), self.Block())
+        self.stem, self.blocks = (
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Sequential(self.Block(), self.Block()),
+        )
         self.out = nn.Linear(6, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -633,9 +709,20 @@ class MobileNet(nn.Module):
     class Block(nn.Sequential):
         def __init__(self, width: int) -> None:
             super().__init__(
-                *[nn.Conv2d(width, 2 * width, 1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU6(inplace=True)],
-                *[nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width, bias=False), nn.BatchNorm2d(2 * width)],
-                *[nn.ReLU6(inplace=True), nn.Conv2d(2 * width, width, 1, bias=False), nn.BatchNorm2d(width)],
+                *[
+                    nn.Conv2d(width, 2 * width, 1, bias=False),
+                    nn.BatchNorm2d(2 * width),
+                    nn.ReLU6(inplace=True),
+                ],
+                *[
+                    nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width, bias=False),
+                    nn.BatchNorm2d(2 * width),
+                ],
+                *[
+                    nn.ReLU6(inplace=True),
+                    nn.Conv2d(2 * width, width, 1, bias=False),
+                    nn.BatchNorm2d(width),
+                ],
             )
 
         def forward(self, x: Tensor) -> Tensor:
@@ -643,7 +730,13 @@ class MobileNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU6(True), self.Block(4), self.Block(4))
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3, 2, 1),
+            nn.BatchNorm2d(4),
+            nn.ReLU6(True),
+            self.Block(4),
+            self.Block(4),
+        )
         self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(4, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -702,7 +795,9 @@ class BareWeight(nn.Module):
 
 
 class Buffers(nn.Module):
-    """A buffer and a constant used in forward, a fixed kernel that is no layer to train, a weight made from a parameter."""
+    """A buffer and a constant used in forward, a fixed kernel that is no layer to train, a weight
+    made from a parameter.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -752,7 +847,13 @@ class Sizes(nn.Module):
 def sequential() -> nn.Module:
     return nn.Sequential(
         *[nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.PReLU(), nn.MaxPool2d(2), nn.Dropout(0.3)],
-        *[nn.Conv2d(4, 6, 2), nn.InstanceNorm2d(6, affine=False), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 4, CLASSES)],
+        *[
+            nn.Conv2d(4, 6, 2),
+            nn.InstanceNorm2d(6, affine=False),
+            nn.Tanh(),
+            nn.Flatten(),
+            nn.Linear(6 * 4, CLASSES),
+        ],
     )
 
 
@@ -766,10 +867,20 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "dense": (Dense, ["layers.0", "layers.1", "layers.2", "layers.3", "out"]),
     "squeeze and excitation": (
         SqueezeExcitation,
-        ["stem", *(f"blocks.{i}.{layer}" for i in range(2) for layer in ("conv", "squeeze", "excite")), "out"],
+        [
+            "stem",
+            *(f"blocks.{i}.{layer}" for i in range(2) for layer in ("conv", "squeeze", "excite")),
+            "out",
+        ],
     ),
-    "mobilenet": (MobileNet, ["features.0", *(f"features.{i}.{j}" for i in (3, 4) for j in (0, 3, 6)), "classifier.1"]),
-    "convnext": (ConvNeXt, ["stem", *(f"blocks.{i}.{layer}" for i in range(2) for layer in BLOCK), "head"]),
+    "mobilenet": (
+        MobileNet,
+        ["features.0", *(f"features.{i}.{j}" for i in (3, 4) for j in (0, 3, 6)), "classifier.1"],
+    ),
+    "convnext": (
+        ConvNeXt,
+        ["stem", *(f"blocks.{i}.{layer}" for i in range(2) for layer in BLOCK), "head"],
+    ),
     "u-net": (UNet, ["down1", "down2", "bottom", "up2", "up1", "last", "out"]),
     "sequential": (sequential, ["0", "5", "9"]),
     "linear": (linear, ["network"]),
@@ -777,7 +888,10 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "buffers": (Buffers, ["conv1", "conv2", "network"]),
     "in place": (InPlace, ["stem", "conv1", "conv2", "out"]),
     "sizes": (Sizes, ["conv1", "conv2", "out"]),
-    "pre-activation blocks": (Blocks, ["stem", "one.conv1", "one.conv2", "two.conv1", "two.conv2", "out"]),
+    "pre-activation blocks": (
+        Blocks,
+        ["stem", "one.conv1", "one.conv2", "two.conv1", "two.conv2", "out"],
+    ),
     "functional": (Functional, ["conv1", "conv2", "out"]),
 }
 
@@ -822,9 +936,12 @@ def test_every_parameter_of_other_networks_learns_locally(name: str, at: str) ->
         return torch.optim.Adam(parameters, lr=1e-2)
 
     learner = layerwise.localize(model, images, CLASSES, loss="pred", at=at, optimizer=adam, seed=0)
-    learner.step(images, labels)  # the heads start at zero, so only they and the output layer learn in the first step
+    # the heads start at zero, so only they and the output layer learn in the first step
+    learner.step(images, labels)
     before = copy.deepcopy(dict(model.named_parameters()))
     learner.step(images, labels)
-    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    still = [
+        name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])
+    ]
     assert still == []
     assert torch.equal(images, kept)

@@ -1,4 +1,6 @@
-"""TensorBoard as a log beside the run's own: what it holds, after a kill too, and that training does not change."""
+"""TensorBoard as a log beside the run's own: what it holds, after a kill too, and that training
+does not change.
+"""
 
 import json
 from dataclasses import replace
@@ -8,10 +10,11 @@ from typing import Any
 import pytest
 
 from layerwise.errors import InvalidInput
-from layerwise.progress import Progress
-from layerwise.runs import Execution, Run, RunFolder
-from layerwise.tensorboard import FOLDER, OF_EPOCHS, OF_UNITS, check_log
-from layerwise.train import train
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.training.loop import train
+from layerwise.training.progress import Progress
+from layerwise.training.tensorboard import FOLDER, OF_EPOCHS, OF_UNITS, check_log
 
 SMALL = Run(hierarchy="1,1,1,1", width=0.0625, train_images=60, batch_size=16, epochs=3)
 LOGGED = Execution(device="cpu", log="tensorboard")
@@ -37,16 +40,22 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder), size_guidance={accumulator.SCALARS: 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
 
 
 def test_it_holds_what_the_log_holds_and_changes_nothing(tmp_path: Path) -> None:
     result = train(SMALL, RunFolder(tmp_path / "logged"), LOGGED, False, Progress())
-    plain = train(SMALL, RunFolder(tmp_path / "plain"), replace(LOGGED, log=None), False, Progress())
+    plain = train(
+        SMALL, RunFolder(tmp_path / "plain"), replace(LOGGED, log=None), False, Progress()
+    )
     assert result["sha256"] == plain["sha256"]
     assert not (tmp_path / "plain" / FOLDER).exists()
     found = logged(tmp_path / "logged" / FOLDER)
-    records = [json.loads(line) for line in (tmp_path / "logged" / "log.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "logged" / "log.jsonl").read_text().splitlines()
+    ]
     for key, tag in OF_EPOCHS.items():
         assert found[tag] == [(r["epoch"], pytest.approx(r[key])) for r in records]
     for key, group in OF_UNITS.items():
@@ -69,8 +78,10 @@ def test_after_a_kill_no_epoch_is_shown_twice(tmp_path: Path) -> None:
 
 def test_it_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput, match="unknown log 'tensorbord': did you mean 'tensorboard'"):
-        train(SMALL, RunFolder(tmp_path / "run"), replace(LOGGED, log="tensorbord"), False, Progress())
-    monkeypatch.setattr("layerwise.tensorboard.find_spec", lambda name: None)
+        train(
+            SMALL, RunFolder(tmp_path / "run"), replace(LOGGED, log="tensorbord"), False, Progress()
+        )
+    monkeypatch.setattr("layerwise.training.tensorboard.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'layerwise\[tensorboard\]'"):
         check_log("tensorboard")
     assert not (tmp_path / "run").exists()

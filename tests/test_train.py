@@ -16,18 +16,36 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from layerwise import train as train_module
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
-from layerwise.paper import ROWS, row_run
-from layerwise.progress import Progress
+from layerwise.paper.rows import ROWS, row_run
 from layerwise.rules import RULES
-from layerwise.runs import BEST, CONFIGURATION, FORMAT, LOG, RESULT, STATE, WEIGHTS, Execution, Run, RunFolder, run_name
-from layerwise.states import load_state
-from layerwise.train import train
+from layerwise.runs.folder import (
+    BEST,
+    CONFIGURATION,
+    FORMAT,
+    LOG,
+    RESULT,
+    STATE,
+    WEIGHTS,
+    RunFolder,
+)
+from layerwise.runs.run import Execution, Run, run_name
+from layerwise.training import loop as train_module
+from layerwise.training.checkpoint import load_state
+from layerwise.training.loop import train
+from layerwise.training.progress import Progress
 
 SMALL = Run(
-    model="resnet18", hierarchy="1,1,1,1", width=1 / 16, train_images=60, batch_size=16, epochs=2, lr=1e-3, dropout=0.1, views=2
+    model="resnet18",
+    hierarchy="1,1,1,1",
+    width=1 / 16,
+    train_images=60,
+    batch_size=16,
+    epochs=2,
+    lr=1e-3,
+    dropout=0.1,
+    views=2,
 )
 OPTIONS = [
     "--hierarchy",
@@ -71,11 +89,16 @@ def test_a_run_by_every_rule(rule: str, tmp_path: Path) -> None:
     assert result["epochs"] == epochs
     assert result["hierarchy"] == [1, 1, 1, 1]
     assert result["test_accuracy"] == log[-1]["test_accuracy"]
-    best = max((record for record in log if record["val_accuracy"] is not None), key=lambda record: record["val_accuracy"])
+    best = max(
+        (record for record in log if record["val_accuracy"] is not None),
+        key=lambda record: record["val_accuracy"],
+    )
     assert result["best_epoch"] == best["epoch"]  # the first of equals
     assert result["best_test_accuracy"] == best["test_accuracy"]
     assert result["images_per_second"] > 0
-    assert (result["peak_memory_bytes"] or 0) > 4 * result["parameters"] or not RULES[rule].one_thread
+    assert (result["peak_memory_bytes"] or 0) > 4 * result["parameters"] or not RULES[
+        rule
+    ].one_thread
 
 
 def test_the_same_run_gives_the_same_bits(tmp_path: Path) -> None:
@@ -92,7 +115,8 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
     for name in (WEIGHTS, BEST):
         model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
     assert result["sha256"] == {name: digest(tmp_path / "run" / name) for name in (WEIGHTS, BEST)}
-    assert set(load_state(tmp_path / "run" / STATE)) == {"run", "position", "learner", "meter"}  # weights_only
+    # weights_only
+    assert set(load_state(tmp_path / "run" / STATE)) == {"run", "position", "learner", "meter"}
 
 
 def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:
@@ -103,7 +127,17 @@ def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:
 
 
 def command(path: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "layerwise", "train", "resnet18", *OPTIONS, "--output", str(path), *more]
+    return [
+        sys.executable,
+        "-m",
+        "layerwise",
+        "train",
+        "resnet18",
+        *OPTIONS,
+        "--output",
+        str(path),
+        *more,
+    ]
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
@@ -120,9 +154,12 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: 
     torch.set_num_threads(1)
     carry_out(run, tmp_path / "whole")
     path = tmp_path / "killed"
-    moments = [STATE + ".draft", STATE, BEST + ".draft"]  # while a state is written, between two, while weights are written
+    # while a state is written, between two, while weights are written
+    moments = [STATE + ".draft", STATE, BEST + ".draft"]
     for moment in moments:
-        process = subprocess.Popen(command(path, "--rule", rule, "--epochs", epochs, "--resume"), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(path, "--rule", rule, "--epochs", epochs, "--resume"), stdout=subprocess.DEVNULL
+        )
         time.sleep(0.5 if moment == STATE else 0)
         wait_for(path / moment, process)
         process.send_signal(signal.SIGKILL)
@@ -133,17 +170,27 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: 
     whole, killed = RunFolder(tmp_path / "whole"), RunFolder(path)
     volatile = {"seconds", "images_per_second"}
     for one, other in zip(whole.log(), killed.log(), strict=True):
-        assert {k: v for k, v in one.items() if k not in volatile} == {k: v for k, v in other.items() if k not in volatile}
+        assert {k: v for k, v in one.items() if k not in volatile} == {
+            k: v for k, v in other.items() if k not in volatile
+        }
     states = [load_state(folder.file(STATE)) for folder in (whole, killed)]
-    for one, other in zip(states[0]["learner"]["optimizers"], states[1]["learner"]["optimizers"], strict=True):
+    for one, other in zip(
+        states[0]["learner"]["optimizers"], states[1]["learner"]["optimizers"], strict=True
+    ):
         for key, moments_of in one["state"].items():
-            assert all(torch.equal(value, other["state"][key][name]) for name, value in moments_of.items())
+            assert all(
+                torch.equal(value, other["state"][key][name]) for name, value in moments_of.items()
+            )
 
 
-def test_killed_between_the_best_weights_and_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_the_best_weights_and_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = replace(SMALL, epochs=6, train_images=200)
     carry_out(run, tmp_path / "whole")
-    last_best = max(record["epoch"] for record in RunFolder(tmp_path / "whole").log() if record["best"])
+    last_best = max(
+        record["epoch"] for record in RunFolder(tmp_path / "whole").log() if record["best"]
+    )
     assert last_best > 1
     save = train_module.save
 
@@ -163,7 +210,9 @@ def test_killed_between_the_best_weights_and_the_state(tmp_path: Path, monkeypat
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     path = tmp_path / "run"
-    process = subprocess.Popen(command(path, "--epochs", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(path, "--epochs", "500"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     wait_for(path / STATE, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -198,7 +247,10 @@ def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_pat
         assert load_state(tmp_path / "run" / STATE)["position"] == [1, 2]
     carry_out(run, tmp_path / "run", resume=True)
     assert digest(tmp_path / "run" / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
-    accuracies = [[[u["accuracy"] for u in r["units"]] for r in RunFolder(tmp_path / n).log()] for n in ("whole", "run")]
+    accuracies = [
+        [[u["accuracy"] for u in r["units"]] for r in RunFolder(tmp_path / n).log()]
+        for n in ("whole", "run")
+    ]
     assert accuracies[0] == accuracies[1]
 
 
@@ -206,7 +258,8 @@ def test_cached_features_survive_a_stop(tmp_path: Path) -> None:
     run = replace(SMALL, rule="sequential", cache=True)
     carry_out(run, tmp_path / "whole")
     with pytest.raises(train_module.Interrupted):
-        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(30))  # in the fourth unit
+        # in the fourth unit
+        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(30))
     carry_out(run, tmp_path / "run", resume=True)
     assert digest(tmp_path / "run" / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
 
@@ -242,7 +295,9 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"at": "99"}, "99 units are not to be had"),
     ],
 )
-def test_what_cannot_be_carried_out_writes_nothing(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_what_cannot_be_carried_out_writes_nothing(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=words):
         carry_out(replace(SMALL, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -257,7 +312,9 @@ def test_a_damaged_state_is_refused_and_left(damage: str, tmp_path: Path) -> Non
     middle = len(content) // 2
     altered = {
         "truncated": content[:middle],
-        "altered": content[:middle] + bytes(255 - byte for byte in content[middle : middle + 64]) + content[middle + 64 :],
+        "altered": content[:middle]
+        + bytes(255 - byte for byte in content[middle : middle + 64])
+        + content[middle + 64 :],
         "foreign": b"not a state at all" * 100,
         "empty": b"",
     }[damage]
@@ -302,7 +359,9 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
     assert carry_out(SMALL, tmp_path / "run", resume=True)["sha256"] == whole["sha256"]
 
 
-def test_a_diverging_loss_keeps_the_last_good_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverging_loss_keeps_the_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from layerwise.losses.predsim import PredSim
 
     forward, calls = PredSim.forward, []
@@ -324,7 +383,10 @@ def test_a_diverging_loss_keeps_the_last_good_state(tmp_path: Path, monkeypatch:
 def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     with pytest.raises(train_module.Interrupted):
         train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
-    with RunFolder(tmp_path / "run").locked(), pytest.raises(InvalidInput, match="by another process"):
+    with (
+        RunFolder(tmp_path / "run").locked(),
+        pytest.raises(InvalidInput, match="by another process"),
+    ):
         carry_out(SMALL, tmp_path / "run", resume=True)
 
 
@@ -342,7 +404,15 @@ def test_output_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_names_tell_runs_apart() -> None:
     assert run_name(SMALL) == run_name(replace(SMALL))
-    names = {run_name(run) for run in (SMALL, replace(SMALL, lr=0.1), replace(SMALL, seed=1), replace(SMALL, rule="global"))}
+    names = {
+        run_name(run)
+        for run in (
+            SMALL,
+            replace(SMALL, lr=0.1),
+            replace(SMALL, seed=1),
+            replace(SMALL, rule="global"),
+        )
+    }
     assert len(names) == 4
     assert run_name(SMALL).startswith("resnet18-1-1-1-1-digits-simultaneous-predsim-seed0-")
     halved = run_name(replace(SMALL, downsample_after="0,1,2"))
@@ -351,8 +421,13 @@ def test_names_tell_runs_apart() -> None:
 
 def test_an_option_that_came_later_changes_no_earlier_run(tmp_path):
     row = next(row for row in ROWS if row.name == "resnet18_r4" and row.table == 5)
-    assert run_name(row_run(row, "small", "global")).endswith("-ad1bb6")  # of a run from before downsample_after
-    facts = {"format": FORMAT, "data": {}, "run": {k: v for k, v in asdict(SMALL).items() if k != "downsample_after"}}
+    # of a run from before downsample_after
+    assert run_name(row_run(row, "small", "global")).endswith("-ad1bb6")
+    facts = {
+        "format": FORMAT,
+        "data": {},
+        "run": {k: v for k, v in asdict(SMALL).items() if k != "downsample_after"},
+    }
     (tmp_path / "run.json").write_text(json.dumps(facts))
     assert RunFolder(tmp_path).run() == SMALL
     facts["run"]["downsample_after"] = "1,2"
@@ -379,7 +454,9 @@ def test_a_run_killed_before_it_began_begins_again(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").finished
 
 
-def test_other_data_than_a_run_began_with_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_than_a_run_began_with_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(train_module.Interrupted):
         train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -389,7 +466,9 @@ def test_other_data_than_a_run_began_with_are_refused(tmp_path: Path, monkeypatc
         carry_out(SMALL, tmp_path / "run", resume=True)
 
 
-def test_a_run_whose_description_or_best_weights_were_altered_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_whose_description_or_best_weights_were_altered_is_not_gone_on_with(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(train_module.Interrupted):
         train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
     path = tmp_path / "run" / "run.json"
@@ -413,13 +492,16 @@ def test_memory_counts_what_a_sequential_rule_keeps(tmp_path: Path) -> None:
     for views in (1, 3):
         run = replace(SMALL, rule="sequential", cache=True, views=views, epochs=3)
         peaks.append(carry_out(run, tmp_path / str(views))["peak_memory_bytes"])
-    features = 2 * 60 * 4 * 8 * 8 * 4  # two tensors (feature, shortcut) of the first stage for 60 images: bytes of a view
+    # two tensors (feature, shortcut) of the first stage for 60 images: bytes of a view
+    features = 2 * 60 * 4 * 8 * 8 * 4
     assert peaks[1] - peaks[0] >= 1.5 * features
 
 
 def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="loss of unit"):
-        carry_out(replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run")
+        carry_out(
+            replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run"
+        )
     assert not (tmp_path / "run" / RESULT).exists()
 
 
@@ -429,7 +511,8 @@ def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
     whole = carry_out(run, tmp_path / "whole")
     folder = RunFolder(tmp_path / "whole")
     facts = folder.facts()
-    assert facts["run"]["cache_type"] == "float32"  # so that its name, and its state, are those of before
+    # so that its name, and its state, are those of before
+    assert facts["run"]["cache_type"] == "float32"
     execution = {"layout": "contiguous", "cache_place": None, "device": "cpu"}
     folder.file(CONFIGURATION).write_text(json.dumps(facts | {"execution": execution}))
     assert folder.run() == run
@@ -437,5 +520,7 @@ def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
     assert carry_out(run, folder.path, resume=True) == whole
     facts["run"]["cache_type"] = "uint8"
     folder.file(CONFIGURATION).write_text(json.dumps(facts))
-    with pytest.raises(InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"):
+    with pytest.raises(
+        InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"
+    ):
         folder.run()

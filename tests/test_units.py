@@ -36,7 +36,9 @@ def test_the_readme_example_trains_the_users_model_in_place() -> None:
     assert all(0 <= accuracy <= 100 for accuracy in result.accuracies)
     assert learner.model is model
     assert model(images).shape == (8, 10)
-    changed = [not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    ]
     assert all(changed)
     assert model.state_dict().keys() == before.state_dict().keys()
 
@@ -49,7 +51,9 @@ def test_batches_of_any_size_from_two(size: int) -> None:
 
 
 def test_state_holds_everything_and_loads_without_running_code() -> None:
-    schedule: dict[str, Any] = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)}
+    schedule: dict[str, Any] = {
+        "scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    }
     one = learner("vgg8b", **schedule)
     for _ in range(3):
         one.step(*batch())
@@ -63,7 +67,9 @@ def test_state_holds_everything_and_loads_without_running_code() -> None:
         local.step(*batch())
         local.end_epoch()
     assert same_weights(one.model, other.model)
-    assert [u.optimizer.param_groups[0]["lr"] for u in other.units if u.optimizer] == [0.25e-3] * len(other.units)
+    assert [u.optimizer.param_groups[0]["lr"] for u in other.units if u.optimizer] == [
+        0.25e-3
+    ] * len(other.units)
 
 
 def test_a_state_of_another_network_is_refused() -> None:
@@ -71,7 +77,10 @@ def test_a_state_of_another_network_is_refused() -> None:
         learner("plain").load_state_dict(learner("vgg8b").state_dict())
     local = learner("plain", "predsim")
     before = copy.deepcopy(local.model)
-    plain, sgd = learner("plain", "pred", seed=1), learner("plain", optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    plain, sgd = (
+        learner("plain", "pred", seed=1),
+        learner("plain", optimizer=lambda p: torch.optim.SGD(p, lr=0.1)),
+    )
     incomplete = {key: value for key, value in local.state_dict().items() if key != "steps"}
     for state in (plain.state_dict(), sgd.state_dict(), incomplete):
         with pytest.raises(InvalidInput, match="does not fit this learner"):
@@ -89,7 +98,11 @@ def test_an_optimizer_of_choice_per_unit() -> None:
     by_name = learner("plain", optimizer={"conv1": sgd, "conv2": adam, "out": sgd})
     in_order = learner("plain", optimizer=[sgd, adam, sgd])
     for local in (by_name, in_order):
-        assert [type(unit.optimizer) for unit in local.units] == [torch.optim.SGD, torch.optim.Adam, torch.optim.SGD]
+        assert [type(unit.optimizer) for unit in local.units] == [
+            torch.optim.SGD,
+            torch.optim.Adam,
+            torch.optim.SGD,
+        ]
     for wrong in ({"conv1": sgd}, [sgd, sgd]):
         with pytest.raises(InvalidInput, match="each of the 3 units"):
             learner("plain", optimizer=wrong)
@@ -107,7 +120,9 @@ def test_gradients_are_clipped_per_unit() -> None:
     free = norms.copy()
     norms.clear()
     limit = sorted(free)[1]
-    learner("plain", optimizer=lambda parameters: Watcher(parameters, lr=0.0), clip_grad=limit).step(*batch())
+    learner(
+        "plain", optimizer=lambda parameters: Watcher(parameters, lr=0.0), clip_grad=limit
+    ).step(*batch())
     assert norms == pytest.approx([min(norm, limit) for norm in free], rel=1e-3)
 
 
@@ -140,7 +155,9 @@ def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
 
 
 class Stubborn(nn.Sequential):
-    """Keeps its batch normalisation in evaluation mode whatever it is told, as is usual in fine-tuning."""
+    """Keeps its batch normalisation in evaluation mode whatever it is told, as is usual in
+    fine-tuning.
+    """
 
     def train(self, mode: bool = True) -> "Stubborn":
         super().train(mode)
@@ -149,7 +166,9 @@ class Stubborn(nn.Sequential):
 
 
 def test_a_model_that_freezes_parts_of_itself_has_the_last_word() -> None:
-    model = Stubborn(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, CLASSES)).train()
+    model = Stubborn(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, CLASSES)
+    ).train()
     local = layerwise.localize(model, batch()[0], CLASSES)
     for mode in (False, True):
         model.train(mode)
@@ -161,7 +180,10 @@ def test_a_model_that_freezes_parts_of_itself_has_the_last_word() -> None:
 @pytest.mark.parametrize("kind", [torch.int32, torch.uint8, torch.int64])
 def test_labels_of_any_integer_type(kind: torch.dtype) -> None:
     images, labels = batch()
-    assert learner("plain").step(images, labels.to(kind)).losses == learner("plain").step(images, labels).losses
+    assert (
+        learner("plain").step(images, labels.to(kind)).losses
+        == learner("plain").step(images, labels).losses
+    )
 
 
 def test_networks_of_double_precision() -> None:
@@ -179,7 +201,9 @@ def test_a_loss_of_the_users_own_with_options() -> None:
 
         def forward(self, features: Tensor, targets: layerwise.Targets) -> layerwise.Evaluated:
             logits = self.head(features.flatten(1))
-            loss = self.weight * nn.functional.mse_loss(logits, nn.functional.one_hot(targets.labels, CLASSES).float())
+            loss = self.weight * nn.functional.mse_loss(
+                logits, nn.functional.one_hot(targets.labels, CLASSES).float()
+            )
             return layerwise.Evaluated(loss, (logits.argmax(1) == targets.labels).sum())
 
     model, images = network("plain"), batch()[0]
@@ -220,12 +244,20 @@ def test_mixed_precision_trains_float32_weights() -> None:
     ("images", "labels", "words"),
     [
         (torch.randn(1, 1, 8, 8), torch.tensor([0]), "a batch of 1"),
-        (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 10]), "labels from 0 to 10 are out of range"),
+        (
+            torch.randn(4, 1, 8, 8),
+            torch.tensor([0, 1, 2, 10]),
+            "labels from 0 to 10 are out of range",
+        ),
         (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, -1]), "labels from -1 to 2"),
         (torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2]), "do not fit 4 images"),
         (torch.randn(4, 1, 8, 8), torch.rand(4), "one integer per image"),
         (torch.randn(4, 1, 9, 9), torch.tensor([0, 1, 2, 3]), r"had shape \(B, 1, 8, 8\)"),
-        (torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2, 3]), "type torch.uint8 do not fit"),
+        (
+            torch.zeros(4, 1, 8, 8, dtype=torch.uint8),
+            torch.tensor([0, 1, 2, 3]),
+            "type torch.uint8 do not fit",
+        ),
         (torch.randn(4, 1, 8, 8), [0, 1, 2, 3], "must be tensors"),
         (torch.full((4, 1, 8, 8), float("nan")), torch.tensor([0, 1, 2, 3]), "NaN or infinite"),
     ],
@@ -268,7 +300,11 @@ def test_a_loss_that_is_not_finite_names_unit_and_step_before_the_update() -> No
     ],
 )
 def test_arguments_that_cannot_be_used(options: dict[str, Any], words: str) -> None:
-    arguments: dict[str, Any] = {"model": network("plain"), "sample": batch()[0], "num_classes": CLASSES}
+    arguments: dict[str, Any] = {
+        "model": network("plain"),
+        "sample": batch()[0],
+        "num_classes": CLASSES,
+    }
     with pytest.raises(InvalidInput, match=words):
         layerwise.localize(**{**arguments, **options})
 
@@ -284,7 +320,9 @@ def test_what_a_loss_of_the_users_own_returns_is_checked() -> None:
             return features.mean()
 
     with pytest.raises(InvalidInput, match="the loss returned Tensor"):
-        layerwise.localize(network("plain"), batch()[0], CLASSES, loss=lambda site: Bare()).step(*batch())
+        layerwise.localize(network("plain"), batch()[0], CLASSES, loss=lambda site: Bare()).step(
+            *batch()
+        )
 
 
 def test_wrong_number_of_classes_is_refused() -> None:

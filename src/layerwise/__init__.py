@@ -1,62 +1,89 @@
-"""Train convolutional networks without global backpropagation: any network, any local loss, any order of updates.
+"""Train convolutional networks without global backpropagation: any network, any local loss, any
+order of updates.
 
-Names are loaded when first used, so that ``import layerwise`` and ``layerwise --help`` do not wait for torch.
+Names are loaded when first used, so that ``import layerwise`` and ``layerwise --help`` do not wait
+for torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.allocator import keep_freed_memory
-    from layerwise.captured import CapturedSteps
-    from layerwise.chain import Chain, split
+    from layerwise.analysis.separability import separability, separability_over_epochs
+    from layerwise.core.cuda_graphs import CapturedSteps
+    from layerwise.core.learner import Learner
+    from layerwise.core.localize import localize
+    from layerwise.core.memory_format import lay_out, set_memory_format
+    from layerwise.core.split import Chain, split
+    from layerwise.core.unit import StepResult, Unit
+    from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
-    from layerwise.learner import Learner, localize
-    from layerwise.losses import LOSSES, Evaluated, Output, Pred, PredSim, Sim, Site, Targets
+    from layerwise.losses import (
+        LOSSES,
+        Evaluated,
+        Output,
+        Pred,
+        PredSim,
+        PredSimLite,
+        Sim,
+        Site,
+        Targets,
+    )
     from layerwise.measures import MEASURES, linear_cka
-    from layerwise.memory_format import lay_out, set_memory_format
-    from layerwise.models import create_model, list_models
-    from layerwise.profile import predict_peak
-    from layerwise.rules import RULES
-    from layerwise.survey import separability, separability_over_epochs
-    from layerwise.units import StepResult, Unit
+    from layerwise.models import MODELS, create_model, list_models
+    from layerwise.profiling.profile import predict_peak
+    from layerwise.rules import RULES, Position, Rule, Tick
+    from layerwise.utils.allocator import keep_freed_memory
 
 HOMES = {
-    "allocator": ("keep_freed_memory",),
-    "captured": ("CapturedSteps",),
+    "analysis.separability": ("separability", "separability_over_epochs"),
+    "core.cuda_graphs": ("CapturedSteps",),
+    "core.learner": ("Learner",),
+    "core.localize": ("localize",),
+    "core.memory_format": ("lay_out", "set_memory_format"),
+    "core.split": ("Chain", "split"),
+    "core.unit": ("StepResult", "Unit"),
+    "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
-    "losses": ("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site", "Targets"),
+    "losses": (
+        *("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site"),
+        "Targets",
+    ),
     "measures": ("MEASURES", "linear_cka"),
-    "models": ("create_model", "list_models"),
-    "rules": ("RULES",),
-    "profile": ("predict_peak",),
-    "chain": ("Chain", "split"),
-    "memory_format": ("lay_out", "set_memory_format"),
-    "learner": ("Learner", "localize"),
-    "survey": ("separability", "separability_over_epochs"),
-    "units": ("StepResult", "Unit"),
+    "models": ("MODELS", "create_model", "list_models"),
+    "profiling.profile": ("predict_peak",),
+    "rules": ("RULES", "Position", "Rule", "Tick"),
+    "utils.allocator": ("keep_freed_memory",),
 }
 
 __all__ = [
+    "DATASETS",
     "LOSSES",
     "MEASURES",
+    "MODELS",
     "RULES",
+    "Arrays",
     "CannotSplit",
     "CapturedSteps",
     "Chain",
+    "DataSet",
     "Diverged",
     "Evaluated",
+    "ImageFormat",
     "InvalidInput",
     "Learner",
     "MissingData",
     "Output",
+    "Position",
     "Pred",
     "PredSim",
     "PredSimLite",
+    "Rule",
     "Sim",
     "Site",
     "StepResult",
     "Targets",
+    "Tick",
     "Unit",
     "create_model",
     "keep_freed_memory",

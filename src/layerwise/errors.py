@@ -1,7 +1,8 @@
 """What layerwise refuses, and how it says so.
 
-Every refusal is one of these classes, its message one clear sentence or short paragraph: what was wrong, what is accepted,
-what to do. The command line prints the message and exits with code 2; a library user catches the class.
+Every refusal is one of these classes, its message one clear sentence or short paragraph: what was
+wrong, what is accepted, what to do. The command line prints the message and exits with code 2; a
+library user catches the class.
 """
 
 from collections.abc import Iterable
@@ -41,5 +42,7 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     near = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    accepted = ", ".join(known[:MOST_NAMED]) + (f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else "")
+    accepted = ", ".join(known[:MOST_NAMED]) + (
+        f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    )
     raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {accepted}")

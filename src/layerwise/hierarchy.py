@@ -1,7 +1,8 @@
-"""Hierarchies: how many convolutions (VGG) or residual blocks (ResNet) stand between two downsamplings.
+"""Hierarchies: how many convolutions (VGG) or residual blocks (ResNet) stand between two
+downsamplings.
 
-A hierarchy is a tuple of positive integers, one per stage, shallow to deep, such as ``(2, 2, 2, 2)`` for ResNet18. It imports
-no torch, so that the command line can check one at once.
+A hierarchy is a tuple of positive integers, one per stage, shallow to deep, such as ``(2, 2, 2,
+2)`` for ResNet18. It imports no torch, so that the command line can check one at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,8 +24,8 @@ def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
     counts = whole_numbers(value)
     if not counts or min(counts) < 1:
         raise InvalidInput(
-            f"hierarchy {value!r} is not a list of positive whole numbers: give one number of layers per stage, "
-            "shallow to deep, such as 1,1,2,2"
+            f"hierarchy {value!r} is not a list of positive whole numbers: give one number of "
+            "layers per stage, shallow to deep, such as 1,1,2,2"
         )
     return counts
 
@@ -41,7 +42,8 @@ def whole_numbers(value: str | Iterable[int]) -> tuple[int, ...]:
 
 
 def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
-    """Read after how many convolutions or blocks, counted from the first, maps are halved: ``"1,4,6"`` or integers.
+    """Read after how many convolutions or blocks, counted from the first, maps are halved:
+    ``"1,4,6"`` or integers.
 
     Raises:
         InvalidInput: an entry is no whole number, or they do not increase.
@@ -49,8 +51,8 @@ def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
     places = whole_numbers(value)
     if not places or any(one >= other for one, other in pairwise(places)):
         raise InvalidInput(
-            f"downsample_after {value!r} is not a list of increasing whole numbers: give after how many convolutions or blocks "
-            "the map is halved, such as 1,4,6"
+            f"downsample_after {value!r} is not a list of increasing whole numbers: give after "
+            "how many convolutions or blocks the map is halved, such as 1,4,6"
         )
     return places
 
@@ -64,17 +66,20 @@ def check_downsampling(name: str, places: Sequence[int], first: int, last: int) 
     for place in places:
         if not first <= place <= last:
             raise InvalidInput(
-                f"downsample_after {place} is not a place in {name} of this depth: give numbers from {first} to {last}"
+                f"downsample_after {place} is not a place in {name} of this depth: give numbers "
+                f"from {first} to {last}"
             )
 
 
 @dataclass(frozen=True)
 class Design:
-    """What this software moves in a network: how deep its stages are, and where its maps are halved.
+    """What this software moves in a network: how deep its stages are, and where its maps are
+    halved.
 
     Attributes:
         hierarchy: convolutions or blocks per stage; a stage is a width.
-        downsample_after: after how many convolutions or blocks maps are halved; None: where stages end, as published.
+        downsample_after: after how many convolutions or blocks maps are halved; None: where stages
+            end, as published.
     """
 
     hierarchy: Hierarchy
@@ -83,7 +88,11 @@ class Design:
     @property
     def text(self) -> str:
         """In words: ``[1,1,2,2]``, or ``[2,2,2,2] halved after 1,4,6``."""
-        halved = f" halved after {','.join(map(str, self.downsample_after))}" if self.downsample_after is not None else ""
+        halved = (
+            f" halved after {','.join(map(str, self.downsample_after))}"
+            if self.downsample_after is not None
+            else ""
+        )
         return format_hierarchy(self.hierarchy) + halved
 
     def describe(self) -> dict[str, list[int] | None]:
@@ -106,8 +115,9 @@ def check_stages(name: str, hierarchy: Hierarchy, published: Hierarchy) -> None:
     """
     if len(hierarchy) != len(published):
         raise InvalidInput(
-            f"hierarchy {format_hierarchy(hierarchy)} has {len(hierarchy)} stages, {name} has {len(published)}: "
-            f"give {len(published)} numbers, such as {format_hierarchy(published)}"
+            f"hierarchy {format_hierarchy(hierarchy)} has {len(hierarchy)} stages, {name} has "
+            f"{len(published)}: give {len(published)} numbers, such as "
+            f"{format_hierarchy(published)}"
         )
 
 
@@ -117,12 +127,16 @@ def format_hierarchy(hierarchy: Iterable[int]) -> str:
 
 
 def deep_start(stages: int) -> int:
-    """The first deep stage: stages are split in the middle, and a middle one of an odd number is deep (k < n/2)."""
+    """The first deep stage: stages are split in the middle, and a middle one of an odd number is
+    deep (k < n/2).
+    """
     return stages // 2
 
 
 def shallow(hierarchy: Hierarchy) -> Hierarchy:
-    """The counts of the shallow stages: of ResNet18 the first two of four, of VGG16 the first two of five."""
+    """The counts of the shallow stages: of ResNet18 the first two of four, of VGG16 the first two
+    of five.
+    """
     return hierarchy[: deep_start(len(hierarchy))]
 
 
@@ -132,10 +146,12 @@ def deep(hierarchy: Hierarchy) -> Hierarchy:
 
 
 def fulfils_equation_7(hierarchy: Hierarchy, strict: bool = True) -> bool:
-    """Whether every shallow stage has fewer convolutions than every deep one: k(d_i) < k(d_j) for all i shallow, j deep.
+    """Whether every shallow stage has fewer convolutions than every deep one: k(d_i) < k(d_j) for
+    all i shallow, j deep.
 
-    The paper writes of layers; here d_i is a stage and k(d_i) how many convolutions (VGG) or blocks (ResNet) it has. Its
-    [1,1,2,2] and [1,2,6,3] fulfil this, its [1,1,1,1] and [2,3,6,3] only with ≤.
+    The paper writes of layers; here d_i is a stage and k(d_i) how many convolutions (VGG) or blocks
+    (ResNet) it has. Its [1,1,2,2] and [1,2,6,3] fulfil this, its [1,1,1,1] and [2,3,6,3] only with
+    ≤.
 
     Args:
         strict: read the sign as <; otherwise as ≤, "no more than".
@@ -145,23 +161,29 @@ def fulfils_equation_7(hierarchy: Hierarchy, strict: bool = True) -> bool:
 
 
 def downsamplings(hierarchy: Hierarchy) -> Hierarchy:
-    """After how many convolutions or blocks each shallow stage ends, where the map is next made smaller."""
+    """After how many convolutions or blocks each shallow stage ends, where the map is next made
+    smaller.
+    """
     return tuple(accumulate(shallow(hierarchy)))
 
 
 def downsamples_earlier(one: Hierarchy, other: Hierarchy) -> bool:
-    """Equation 8, relative to another hierarchy: no shallow layer's map is larger, and at least one is smaller.
+    """Equation 8, relative to another hierarchy: no shallow layer's map is larger, and at least one
+    is smaller.
 
-    That is: no shallow stage ends after more convolutions than the other's, and at least one ends after fewer.
+    That is: no shallow stage ends after more convolutions than the other's, and at least one ends
+    after fewer.
     """
     pairs = list(zip(downsamplings(one), downsamplings(other), strict=True))
     return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
 
 
 def segments(design: Design) -> Hierarchy:
-    """How many convolutions or blocks stand between two halvings of the map, which is what equation 7 counts.
+    """How many convolutions or blocks stand between two halvings of the map, which is what equation
+    7 counts.
 
-    As published, that is the hierarchy (a last pooling behind the last convolution begins no segment).
+    As published, that is the hierarchy (a last pooling behind the last convolution begins no
+    segment).
     """
     if design.downsample_after is None:
         return design.hierarchy
@@ -171,24 +193,31 @@ def segments(design: Design) -> Hierarchy:
 
 
 def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int) -> float:
-    """Scale(X_i), i ≤ k, of equation 8: the mean height in pixels of the maps of the first ``layers`` convolutions or blocks.
+    """Scale(X_i), i ≤ k, of equation 8: the mean height in pixels of the maps of the first
+    ``layers`` convolutions or blocks.
 
-    Deep stages count with the first deep stage's resolution: equation 8 is of the shallow part, and would else alone put every
-    convolution into the last stage.
+    Deep stages count with the first deep stage's resolution: equation 8 is of the shallow part, and
+    would else alone put every convolution into the last stage.
 
     Args:
         resolutions: pixels a side of the maps of each stage.
         layers: k; those of the shallow stages of the hierarchy that others are compared with.
     """
     start = deep_start(len(hierarchy))
-    heights = [height for count, height in zip(hierarchy[:start], resolutions, strict=False) for _ in range(count)][:layers]
+    heights = [
+        height
+        for count, height in zip(hierarchy[:start], resolutions, strict=False)
+        for _ in range(count)
+    ][:layers]
     return (sum(heights) + (layers - len(heights)) * resolutions[start]) / layers
 
 
 def accelerated(one: Hierarchy, other: Hierarchy) -> bool:
-    """Whether one is the other with convolutions moved from shallow to deep stages, their number being equal.
+    """Whether one is the other with convolutions moved from shallow to deep stages, their number
+    being equal.
 
-    No shallow stage has more than the other's, no deep stage fewer, and they differ: ResNet18's [1,1,2,4] against [2,2,2,2].
+    No shallow stage has more than the other's, no deep stage fewer, and they differ: ResNet18's
+    [1,1,2,4] against [2,2,2,2].
     """
     fewer = all(mine <= its for mine, its in zip(shallow(one), shallow(other), strict=True))
     more = all(mine >= its for mine, its in zip(deep(one), deep(other), strict=True))
@@ -206,9 +235,17 @@ def deeper(one: Hierarchy, other: Hierarchy) -> bool:
 
 
 def relation(one: Hierarchy, other: Hierarchy) -> str:
-    """One's relation to the other in a word or two: the same, accelerated, equal depth, deeper or shallower."""
+    """One's relation to the other in a word or two: the same, accelerated, equal depth, deeper or
+    shallower.
+    """
     if one == other:
         return "the same"
     if accelerated(one, other):
         return "accelerated"
-    return "equal depth" if equal_depth(one, other) else "deeper" if deeper(one, other) else "shallower"
+    return (
+        "equal depth"
+        if equal_depth(one, other)
+        else "deeper"
+        if deeper(one, other)
+        else "shallower"
+    )

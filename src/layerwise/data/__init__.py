@@ -12,11 +12,10 @@ where ``read(folder)`` gives ``Arrays``: images (N, 3, 64, 64) uint8, or paths, 
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from layerwise.data.dataset import Arrays, DataSet, ImageFormat
 from layerwise.data.download import RemoteFile
 from layerwise.data.image_folder import read_folder
+from layerwise.data.loader import Augmentation, Loader
 from layerwise.data.published import (
     CIFAR10_CLASSES,
     CIFAR100_CLASSES,
@@ -35,18 +34,18 @@ from layerwise.data.readers import (
     read_svhn,
 )
 from layerwise.data.splits import Splits, hold_out, make_splits, resize
-from layerwise.errors import choose
-from layerwise.runs import Execution, Run
 
 __all__ = [
     "DATASETS",
     "Arrays",
+    "Augmentation",
     "DataSet",
     "ImageFormat",
+    "Loader",
     "RemoteFile",
     "Splits",
     "hold_out",
-    "load_data",
+    "make_splits",
     "resize",
 ]
 
@@ -85,13 +84,3 @@ DATASETS: dict[str, DataSet] = {
         note="class folders of images under --data-dir, or train/ and test/ that hold them",
     ),
 }
-
-
-def load_data(run: Run, execution: Execution, device: torch.device) -> Splits:
-    """Read a run's data set, hold out a validation part, and make the loaders.
-
-    Raises:
-        InvalidInput: the data set is unknown, or its files are missing, altered or too few.
-    """
-    dataset = DATASETS[choose("data set", run.data, DATASETS)]
-    return make_splits(dataset, run, execution, device)

@@ -21,7 +21,8 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
-    """An image file as (channels, size, size) uint8: its shorter side scaled to ``size``, its middle cut out.
+    """An image file as (channels, size, size) uint8: its shorter side scaled to ``size``, its
+    middle cut out.
 
     Raises:
         InvalidInput: the file is not an image, or is cut short.
@@ -81,7 +82,9 @@ class PixelsInFiles:
         return len(self.paths)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        # its own generator: a loader draws from the global one when it starts, and training must not depend on that
+        # its own generator: a loader draws from the global one when it starts, and training must
+        # not depend on that
+
         yield from DataLoader(
             Files(self.paths, self.size, self.channels),
             batch_sampler=[indices.tolist() for indices in batches],
@@ -135,8 +138,8 @@ def class_folders(root: Path) -> list[str]:
         )
     if len(names) < 2:
         raise MissingData(
-            f"{root.absolute()} holds {len(names)} class folders with images: give a --data-dir with two or more, such as "
-            "cats/ and dogs/, or train/ and test/ that hold them"
+            f"{root.absolute()} holds {len(names)} class folders with images: give a --data-dir "
+            "with two or more, such as cats/ and dogs/, or train/ and test/ that hold them"
         )
     return names
 

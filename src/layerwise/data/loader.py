@@ -1,16 +1,17 @@
 """Images on the device as one uint8 tensor, augmented by the batch.
 
-Every random draw is a function of the seed, the epoch and the image's number: an epoch can be entered anywhere, and an image
-looks the same in whichever batch it comes.
+Every random draw is a function of the seed, the epoch and the image's number: an epoch can be
+entered anywhere, and an image looks the same in whichever batch it comes.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from layerwise.utils.seeds import derived_seed
 
 
 class Pixels(Protocol):
@@ -69,7 +70,9 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random draws for N images: crop offsets (N, 2), flips (N,), centres of the blanked square (N, 2)."""
+    """Random draws for N images: crop offsets (N, 2), flips (N,), centres of the blanked square (N,
+    2).
+    """
 
     offsets: Tensor
     flips: Tensor
@@ -83,7 +86,9 @@ class Draws:
 
 
 def crop_and_flip(pixels: Tensor, draws: Draws) -> Tensor:
-    """Shift every image by its offset, black where nothing was, and mirror those drawn. (B, C, H, W) uint8 -> same."""
+    """Shift every image by its offset, black where nothing was, and mirror those drawn. (B, C, H,
+    W) uint8 -> same.
+    """
     count, _, height, width = pixels.shape
     rows = draws.offsets[:, :1] + torch.arange(height, device=pixels.device)  # (B, H)
     columns = draws.offsets[:, 1:] + torch.arange(width, device=pixels.device)  # (B, W)
@@ -99,7 +104,9 @@ def crop_and_flip(pixels: Tensor, draws: Draws) -> Tensor:
 
 
 def cut_out(images: Tensor, draws: Draws, side: int) -> Tensor:
-    """Set a square around every image's centre draw to zero, the mean; it may reach over the border. (B, C, H, W) -> same."""
+    """Set a square around every image's centre draw to zero, the mean; it may reach over the
+    border. (B, C, H, W) -> same.
+    """
     _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) - draws.centres[:, :1] + side // 2  # (B, H)
     columns = torch.arange(width, device=images.device) - draws.centres[:, 1:] + side // 2
@@ -144,7 +151,9 @@ class Loader:
         return whole + (rest > 1)
 
     def order(self, epoch: int) -> list[Tensor]:
-        """The indices of every batch of an epoch, shuffled; a last batch of a single image is left out."""
+        """The indices of every batch of an epoch, shuffled; a last batch of a single image is left
+        out.
+        """
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         shuffled = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         return [indices for indices in shuffled.split(self.batch_size) if len(indices) > 1]
@@ -192,12 +201,6 @@ class Loader:
             torch.float32, memory_format=torch.contiguous_format
         )
         return images.sub_(self.mean).mul_(self.scale)
-
-
-def derived_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose, unrelated to that of any other."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ def refuse(path: object, problem: str) -> NoReturn:
 
 def missing(folder: Path, names: Sequence[str]) -> NoReturn:
     raise MissingData(
-        f"Cannot find {' or '.join(names)} in {folder}: pass --data-dir, or --download to fetch them"
+        f"Cannot find {' or '.join(names)} in {folder}: pass --data-dir, or --download to fetch "
+        "them"
     )
 
 
@@ -84,7 +85,9 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
 
 
 def binary_part(raw: bytes, path: Path, label_bytes: int) -> Part:
-    """Images (N, 3, 32, 32) and labels (N,) of records: label bytes, the last of which counts, pixels."""
+    """Images (N, 3, 32, 32) and labels (N,) of records: label bytes, the last of which counts,
+    pixels.
+    """
     length = label_bytes + 3 * 32 * 32
     if not raw or len(raw) % length:
         refuse(path, f"it holds {len(raw)} bytes, not a positive multiple of {length}")

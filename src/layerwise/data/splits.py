@@ -11,16 +11,10 @@ from torch.nn import functional as F
 from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels
 from layerwise.data.download import download
 from layerwise.data.image_folder import pixels_of_files
-from layerwise.data.loader import (
-    Augmentation,
-    ImageSet,
-    Loader,
-    Pixels,
-    PixelsInMemory,
-    derived_seed,
-)
+from layerwise.data.loader import Augmentation, ImageSet, Loader, Pixels, PixelsInMemory
 from layerwise.errors import InvalidInput
-from layerwise.runs import Execution, Run
+from layerwise.runs.run import Execution, Run
+from layerwise.utils.seeds import derived_seed
 
 TEST_SHARE = 0.2  # of the images, where a data set has no test part of its own
 
@@ -53,15 +47,19 @@ class Splits(ImageFormat):
         }
 
 
-def make_splits(dataset: DataSet, run: Run, execution: Execution, device: torch.device) -> Splits:
+def make_splits(
+    dataset: DataSet,
+    augmentation: Augmentation,
+    run: Run,
+    execution: Execution,
+    device: torch.device,
+) -> Splits:
     """Read a data set, hold out a validation part, and make the loaders.
 
     Raises:
-        InvalidInput: files are missing, altered or too few, or an option is out of range.
+        InvalidInput: files are missing, altered or too few.
     """
-    check_options(run)
     size = run.image_size or dataset.format.image_size
-    augmentation = choose_augmentation(run, dataset.padding_at(size), dataset.flip, size)
     train, test, images = read(dataset, size, execution)
     train, validation = hold_out(
         train, run.val_fraction, run.train_images, images.num_classes, run.seed
@@ -83,20 +81,6 @@ def make_splits(dataset: DataSet, run: Run, execution: Execution, device: torch.
         mean,
         std,
     )
-
-
-def check_options(run: Run) -> None:
-    if not 0 <= run.val_fraction < 1:
-        raise InvalidInput(
-            f"val_fraction {run.val_fraction} is out of range: give 0 up to but not including 1"
-        )
-    if run.image_size is not None and run.image_size < 1:
-        raise InvalidInput(f"image_size {run.image_size} is too small: give 1 pixel or more")
-    if run.batch_size < 2:
-        raise InvalidInput(
-            f"batch_size {run.batch_size} is too small: give 2 or more, since local losses "
-            "compare images"
-        )
 
 
 def read(
@@ -140,7 +124,8 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
             )
     if run.views is not None and run.views < 1:
         raise InvalidInput(
-            f"views {run.views} is too small: give 1 or more, or leave it out for new augmentations each epoch"
+            f"views {run.views} is too small: give 1 or more, or leave it out for new "
+            "augmentations each epoch"
         )
     if not run.augment:
         if run.cutout:
@@ -154,7 +139,9 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk, bilinear when enlarged."""
+    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk,
+    bilinear when enlarged.
+    """
     if images.shape[-1] == size:
         return images.contiguous()
     mode = (
@@ -172,7 +159,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 def hold_out(
     images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images) and what is held out."""
+    """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images)
+    and what is held out.
+    """
     labels = images.labels.numpy()
     order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
     train, held = [], []
@@ -185,9 +174,12 @@ def hold_out(
         total = sum(map(len, train))
         if not classes <= limit <= total:
             raise InvalidInput(
-                f"train_images {limit} is out of range: give {classes} (one per class) to {total}, or leave it out"
+                f"train_images {limit} is out of range: give {classes} (one per class) to "
+                f"{total}, or leave it out"
             )
-        # whole shares first, then one more for the first classes, so that the sum is the limit for equal classes
+        # whole shares first, then one more for the first classes, so that the sum is the limit for
+        # equal classes
+
         shares = [limit * len(part) // total for part in train]
         for number in range(limit - sum(shares)):
             shares[number % classes] += 1
@@ -201,7 +193,9 @@ def hold_out(
 
 
 def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixel values from 0 to 255, over evenly spaced images."""
+    """Mean and standard deviation per channel of pixel values from 0 to 255, over evenly spaced
+    images.
+    """
     indices = torch.arange(0, len(pixels), max(1, len(pixels) // sample))
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for part in pixels.stream(list(indices.split(256))):

@@ -1,7 +1,8 @@
 """Local losses: modules built for a site in the chain that know nothing of rules.
 
-A new loss is one class with the constructor ``(site, *, options)`` and a ``forward(features, targets) -> Evaluated``, and one
-line in ``LOSSES``. A loss that weighs the network's output differently from plain cross-entropy has a static method ``output``.
+A new loss is one class with the constructor ``(site, *, options)`` and a ``forward(features,
+targets) -> Evaluated``, and one line in ``LOSSES``. A loss that weighs the network's output
+differently from plain cross-entropy has a static method ``output``.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.utils.options import keyword_only
 
 LossFactory = Callable[..., nn.Module]
 
@@ -27,8 +29,8 @@ LOSSES: dict[str, LossFactory] = {
 }
 
 PROTOCOL = (
-    f"give a name ({', '.join(LOSSES)}) or a callable (site, **options) that makes a module whose forward(features, targets) "
-    "returns Evaluated(loss, correct)"
+    f"give a name ({', '.join(LOSSES)}) or a callable (site, **options) that makes a module whose "
+    "forward(features, targets) returns Evaluated(loss, correct)"
 )
 
 __all__ = [
@@ -64,20 +66,19 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     unknown = sorted(set(options) - {parameter.name for parameter in parameters})
     if unknown and not anything:
         accepted = ", ".join(parameter.name for parameter in parameters) or "none"
-        raise InvalidInput(f"loss {name_of(loss)} has no option {unknown[0]!r}: accepted: {accepted}")
+        raise InvalidInput(
+            f"loss {name_of(loss)} has no option {unknown[0]!r}: accepted: {accepted}"
+        )
     if site.last:
         output = getattr(factory, "output", Output)
-        return output(site, **{key: value for key, value in options.items() if key in accepted_options(output)})
+        return output(
+            site,
+            **{key: value for key, value in options.items() if key in keyword_only(output)},
+        )
     head = factory(site, **options)
     if not isinstance(head, nn.Module):
         raise InvalidInput(f"loss {name_of(loss)} made {type(head).__name__}: {PROTOCOL}")
     return head
-
-
-def accepted_options(factory: Callable[..., Any]) -> list[str]:
-    """Names of the keyword-only arguments of a callable."""
-    parameters = inspect.signature(factory).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def name_of(loss: str | LossFactory) -> str:

@@ -12,13 +12,15 @@ from layerwise.ops.pooling import Kernel, average, averaged, pooling_kernel
 
 
 class Pred(nn.Module):
-    """Cross-entropy of a linear classifier on features that are average-pooled to at most ``decoder_dim`` numbers.
+    """Cross-entropy of a linear classifier on features that are average-pooled to at most
+    ``decoder_dim`` numbers.
 
     The classifier starts at zero, so every class is equally likely before the first update.
 
     Args:
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        decoder_dim: the largest input of the classifier. The published program used 4096, and 2048 for VGG8b on CIFAR.
+        decoder_dim: the largest input of the classifier. The published program used 4096, and 2048
+            for VGG8b on CIFAR.
     """
 
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
@@ -39,7 +41,8 @@ class Pred(nn.Module):
 
 
 class Output(nn.Module):
-    """Cross-entropy of the network's own logits: the loss of a chain's last unit, with no head of its own.
+    """Cross-entropy of the network's own logits: the loss of a chain's last unit, with no head of
+    its own.
 
     Args:
         scale: factor of the cross-entropy of a separate output layer; 1 − β under predsim.

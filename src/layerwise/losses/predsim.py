@@ -13,7 +13,8 @@ class PredSim(nn.Module):
 
     Args:
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        beta: weight of the similarity loss, 0 ≤ β < 1; the cross-entropy of the network's output is scaled by 1 − β too.
+        beta: weight of the similarity loss, 0 ≤ β < 1; the cross-entropy of the network's output is
+            scaled by 1 − β too.
         decoder_dim: see ``Pred``.
         similarity_size, similarity_channels: see ``Sim``.
     """
@@ -29,10 +30,15 @@ class PredSim(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= beta < 1:
-            raise InvalidInput(f"beta {beta} is out of range: give 0 up to but not including 1, or use the loss 'sim'")
+            raise InvalidInput(
+                f"beta {beta} is out of range: give 0 up to but not including 1, or use the loss "
+                "'sim'"
+            )
         self.beta = beta
         self.pred = Pred(site, decoder_dim=decoder_dim)
-        self.sim = Sim(site, similarity_size=similarity_size, similarity_channels=similarity_channels)
+        self.sim = Sim(
+            site, similarity_size=similarity_size, similarity_channels=similarity_channels
+        )
 
     @staticmethod
     def output(site: Site, *, beta: float = 0.99) -> Output:

@@ -1,4 +1,6 @@
-"""Predsim at a fraction of its cost: features averaged to few pixels, and similarity over fewer of those and of channels."""
+"""Predsim at a fraction of its cost: features averaged to few pixels, and similarity over fewer of
+those and of channels.
+"""
 
 from dataclasses import replace
 
@@ -11,13 +13,15 @@ from layerwise.ops.pooling import average_alone, averaging
 
 
 class PredSimLite(PredSim):
-    """Predsim on features averaged over space, with the similarity taken on even fewer pixels and on fewer channels.
+    """Predsim on features averaged over space, with the similarity taken on even fewer pixels and
+    on fewer channels.
 
-    Nearly all of predsim's arithmetic is the 3×3 convolution of its similarity loss at the features' full width and resolution,
-    of which only a standard deviation over space is taken. Space can be given up, also by the classifier as long as some is
-    left; mixing of channels cannot, so wide features are mixed into fewer before they are convolved. Both losses read the
-    averaged features, so their gradient is one number per window until the unit takes it in parts. docs/predsim-lite.md has
-    what was tried.
+    Nearly all of predsim's arithmetic is the 3×3 convolution of its similarity loss at the
+    features' full width and resolution, of which only a standard deviation over space is taken.
+    Space can be given up, also by the classifier as long as some is left; mixing of channels
+    cannot, so wide features are mixed into fewer before they are convolved. Both losses read the
+    averaged features, so their gradient is one number per window until the unit takes it in parts.
+    docs/predsim-lite.md has what was tried.
 
     Args:
         site, beta, decoder_dim: see ``PredSim``.

@@ -1,4 +1,6 @@
-"""The similarity-matching loss (Nøkland & Eidnes 2019): examples of one class should look alike, others not."""
+"""The similarity-matching loss (Nøkland & Eidnes 2019): examples of one class should look alike,
+others not.
+"""
 
 from math import prod
 
@@ -15,21 +17,33 @@ from layerwise.ops.spatial_std import spatial_deviation
 class Sim(nn.Module):
     """Mean squared difference between the similarity matrix of the features and that of the labels.
 
-    The features pass a 3×3 convolution of equal width without bias (a linear layer, for vectors); of a map, the standard
-    deviation over space is taken per channel, when it has more than 3 channels and more than one pixel.
+    The features pass a 3×3 convolution of equal width without bias (a linear layer, for vectors);
+    of a map, the standard deviation over space is taken per channel, when it has more than 3
+    channels and more than one pixel.
 
-    There is no classifier: an example counts as correct when the other example of the batch that is most similar to it has
-    the same label.
+    There is no classifier: an example counts as correct when the other example of the batch that is
+    most similar to it has the same label.
 
     Args:
         site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        similarity_size: maps of more pixels a side are first averaged to at most so many; None: never.
-        similarity_channels: maps of more channels are then mixed into so many by a 1×1 convolution; None: never.
+        similarity_size: maps of more pixels a side are first averaged to at most so many; None:
+            never.
+        similarity_channels: maps of more channels are then mixed into so many by a 1×1 convolution;
+            None: never.
     """
 
-    def __init__(self, site: Site, *, similarity_size: int | None = None, similarity_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        *,
+        similarity_size: int | None = None,
+        similarity_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        for name, value in (("similarity_size", similarity_size), ("similarity_channels", similarity_channels)):
+        for name, value in (
+            ("similarity_size", similarity_size),
+            ("similarity_channels", similarity_channels),
+        ):
             if value is not None and value < 1:
                 raise InvalidInput(f"{name} {value} is too small: give 1 or more")
         check_shape(site)
@@ -39,7 +53,9 @@ class Sim(nn.Module):
         if size:
             self.transform = Convolution(compared, compared, bias=False)
             if compared < channels:
-                self.transform = nn.Sequential(nn.Conv2d(channels, compared, 1, bias=False), self.transform)
+                self.transform = nn.Sequential(
+                    nn.Conv2d(channels, compared, 1, bias=False), self.transform
+                )
         else:
             self.transform = nn.Linear(channels, channels, bias=False)
         self.deviation = bool(size) and compared > 3 and prod(size) > 1
@@ -47,10 +63,13 @@ class Sim(nn.Module):
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, and the similarity matrix (B, B) it was computed from."""
         transformed = self.transform(average(features, self.kernel))
-        vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)  # (B, F)
+        # (B, F)
+        vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
             # inner products lose too much in bf16
-            similarity = similarity_matrix(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
+            similarity = similarity_matrix(
+                vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+            )
             return torch.mean((similarity - targets.similarity) ** 2), similarity
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
@@ -60,6 +79,10 @@ class Sim(nn.Module):
 
 
 def count_nearest(similarity: Tensor, labels: Tensor) -> Tensor:
-    """How many examples share the label of their nearest neighbour in the batch; (B, B) and (B,) -> ()."""
-    others = similarity.masked_fill(torch.eye(len(labels), dtype=torch.bool, device=labels.device), -2.0)
+    """How many examples share the label of their nearest neighbour in the batch; (B, B) and (B,) ->
+    ().
+    """
+    others = similarity.masked_fill(
+        torch.eye(len(labels), dtype=torch.bool, device=labels.device), -2.0
+    )
     return torch.sum(labels[others.argmax(1)] == labels)

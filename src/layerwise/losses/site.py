@@ -38,13 +38,16 @@ def check_shape(site: Site) -> None:
     """Refuse features that are neither maps (C, H, W) nor vectors (C,)."""
     if len(site.shape) not in (1, 3):
         raise InvalidInput(
-            f"the features of unit {site.index} have shape {site.shape} without the batch: this loss reads maps (C, H, W) or "
-            "vectors (C,); cut the network where its features have such a shape, or give a loss of your own"
+            f"the features of unit {site.index} have shape {site.shape} without the batch: this "
+            "loss reads maps (C, H, W) or vectors (C,); cut the network where its features have "
+            "such a shape, or give a loss of your own"
         )
 
 
 class Evaluated(NamedTuple):
-    """A loss, and how many examples of the batch the unit alone would classify correctly (both are 0-dimensional)."""
+    """A loss, and how many examples of the batch the unit alone would classify correctly (both are
+    0-dimensional).
+    """
 
     loss: Tensor
     correct: Tensor
@@ -70,8 +73,8 @@ class Targets:
 def similarity_matrix(features: Tensor) -> Tensor:
     """Cosine similarity between the examples of a batch, each centred over its own features.
 
-    Nøkland & Eidnes 2019, section 2.1: centre each example, scale it to unit length, take inner products; clamped to [−1, 1]
-    against rounding.
+    Nøkland & Eidnes 2019, section 2.1: centre each example, scale it to unit length, take inner
+    products; clamped to [−1, 1] against rounding.
 
     Shapes: (B, F) -> (B, B).
     """

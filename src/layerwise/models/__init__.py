@@ -1,24 +1,75 @@
-"""The networks of the paper, of any hierarchy and width: plain modules that know nothing of local learning.
+"""Networks by name: plain modules that know nothing of local learning.
 
-A new network is one class with the constructor of ``VGG`` and ``ResNet`` and one line in ``MODELS``.
+A network of your own is a function ``(num_classes, in_chans, image_size, *, options)`` that returns
+a module, and one line in ``MODELS``. The paper's families can have any hierarchy and width.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import inf
 from numbers import Integral, Real
+from typing import Any
 
 from torch import nn
 
 from layerwise.errors import InvalidInput, choose
-from layerwise.hierarchy import Hierarchy, check_stages, parse_downsampling, parse_hierarchy
+from layerwise.hierarchy import (
+    Hierarchy,
+    check_stages,
+    format_hierarchy,
+    parse_downsampling,
+    parse_hierarchy,
+)
 from layerwise.models.resnet import RESNETS, ResNet
 from layerwise.models.vgg import VGG, VGGS
 
-# name -> (class, published hierarchy)
-MODELS: dict[str, tuple[type[VGG] | type[ResNet], Hierarchy]] = {
-    **{name: (VGG, definition[0]) for name, definition in VGGS.items()},
-    **{name: (ResNet, definition[0]) for name, definition in RESNETS.items()},
+ModelFactory = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A network of one of the paper's families, as a factory.
+
+    Attributes:
+        family: ``VGG`` or ``ResNet``.
+        hierarchy: the one that it was published with.
+    """
+
+    name: str
+    family: type[VGG] | type[ResNet]
+    hierarchy: Hierarchy
+
+    def __call__(
+        self,
+        num_classes: int,
+        in_chans: int,
+        image_size: int,
+        *,
+        hierarchy: str | Iterable[int] | None = None,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        downsample_after: str | Iterable[int] | None = None,
+    ) -> nn.Module:
+        stages = self.hierarchy if hierarchy is None else parse_hierarchy(hierarchy)
+        check_stages(self.name, stages, self.hierarchy)
+        check_number(self.name, "width", width, Real, width > 0, "a number above 0")
+        rate = "a number from 0 up to but not including 1"
+        check_number(self.name, "dropout", dropout, Real, 0 <= dropout < 1, rate)
+        halvings = None if downsample_after is None else parse_downsampling(downsample_after)
+        sizes = num_classes, in_chans, image_size
+        return self.family(self.name, stages, width, *sizes, dropout, halvings)
+
+    @property
+    def text(self) -> str:
+        """A few words for ``layerwise list models``."""
+        return f"published as {format_hierarchy(self.hierarchy)}"
+
+
+MODELS: dict[str, ModelFactory] = {
+    **{name: Published(name, VGG, definition[0]) for name, definition in VGGS.items()},
+    **{name: Published(name, ResNet, definition[0]) for name, definition in RESNETS.items()},
 }
 
 
@@ -28,8 +79,23 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def published_hierarchy(name: str) -> Hierarchy:
-    """The hierarchy that a network was published with."""
-    return MODELS[choose("model", name, MODELS)][1]
+    """The hierarchy that a network was published with.
+
+    Raises:
+        InvalidInput: the network is unknown, or has no hierarchy.
+    """
+    factory = MODELS[choose("model", name, MODELS)]
+    if not isinstance(factory, Published):
+        raise InvalidInput(
+            f"Cannot change the hierarchy of {name}: it has none. Choose one of "
+            f"{', '.join(hierarchical())}."
+        )
+    return factory.hierarchy
+
+
+def hierarchical() -> list[str]:
+    """Names of the networks that can be built with any hierarchy."""
+    return [name for name, factory in MODELS.items() if isinstance(factory, Published)]
 
 
 def create_model(
@@ -41,35 +107,61 @@ def create_model(
     image_size: int = 32,
     dropout: float = 0.0,
     downsample_after: str | Iterable[int] | None = None,
+    **options: Any,
 ) -> nn.Module:
-    """Build a network by name, its weights initialised by PyTorch's defaults from the global random generator.
+    """Build a network by name.
+
+    Its weights are initialised by PyTorch's defaults, from the global random generator.
 
     Args:
         name: one of ``list_models()``.
         hierarchy: convolutions (VGG) or residual blocks (ResNet) per stage; default: as published.
         width: multiplier of every channel count.
-        image_size: height and width of the images in pixels; 64 and up selects the family's stem for large images.
+        image_size: height and width of the images in pixels; 64 and up selects the family's stem
+            for large images.
         dropout: probability of dropping a channel after every unit.
-        downsample_after: after how many convolutions (VGG, by 2×2 maximum pooling) or residual blocks (ResNet, by a stride of 2
-            in the next one; 0: the first) maps are halved; a map of one pixel stays. Default: where stages end, as published.
+        downsample_after: after how many convolutions (VGG, by 2×2 maximum pooling) or residual
+            blocks (ResNet, by a stride of 2 in the next one; 0: the first) maps are halved; a map
+            of one pixel stays. Default: where stages end, as published.
+        options: further ones that the network declares.
 
     Returns:
         A module that maps (B, in_chans, image_size, image_size) to logits (B, num_classes).
 
     Raises:
-        InvalidInput: an argument is out of range; the message names it and what is accepted.
+        InvalidInput: an argument is out of range, or not one of this network's.
     """
-    network, published = MODELS[choose("model", name, MODELS)]
-    stages = published if hierarchy is None else parse_hierarchy(hierarchy)
-    check_stages(name, stages, published)
-    for label, value, kind, accepted, valid in (
-        ("width", width, Real, "a number above 0", lambda x: 0 < x < inf),
-        ("num_classes", num_classes, Integral, "a whole number, 2 or more", lambda x: x >= 2),
-        ("in_chans", in_chans, Integral, "a whole number, 1 or more", lambda x: x >= 1),
-        ("image_size", image_size, Integral, "a whole number of pixels, 1 or more", lambda x: x >= 1),
-        ("dropout", dropout, Real, "a number from 0 up to but not including 1", lambda x: 0 <= x < 1),
+    factory = MODELS[choose("model", name, MODELS)]
+    for label, value, least in (
+        ("num_classes", num_classes, 2),
+        ("in_chans", in_chans, 1),
+        ("image_size", image_size, 1),
     ):
-        if not isinstance(value, kind) or not valid(value):
-            raise InvalidInput(f"{label} {value} cannot be used to build {name}: give {accepted}")
-    halvings = None if downsample_after is None else parse_downsampling(downsample_after)
-    return network(name, stages, width, num_classes, in_chans, image_size, dropout, halvings)
+        accepted = f"a whole number, {least} or more"
+        valid = isinstance(value, Integral) and value >= least
+        check_number(name, label, value, Integral, valid, accepted)
+    shared = {
+        "hierarchy": (hierarchy, None),
+        "width": (width, 1.0),
+        "dropout": (dropout, 0.0),
+        "downsample_after": (downsample_after, None),
+    }
+    given = {key: value for key, (value, default) in shared.items() if value != default} | options
+    parameters = inspect.signature(factory).parameters
+    refused = [key for key in given if key not in parameters]
+    if refused:
+        raise InvalidInput(
+            f"Cannot use {refused[0]} to build {name}: this network has no such option. Leave it "
+            "out."
+        )
+    return factory(num_classes, in_chans, image_size, **given)
+
+
+def check_number(name: str, label: str, value: Any, kind: type, valid: bool, accepted: str) -> None:
+    """Refuse a number that a network cannot be built with.
+
+    Raises:
+        InvalidInput: naming it.
+    """
+    if not isinstance(value, kind) or not valid or value == inf:
+        raise InvalidInput(f"Cannot build {name} with {label} {value}: give {accepted}.")

@@ -1,7 +1,9 @@
-"""Residual networks of any hierarchy (He et al. 2016), with leaky ReLU and dropout after every unit as the paper trains them.
+"""Residual networks of any hierarchy (He et al. 2016), with leaky ReLU and dropout after every unit
+as the paper trains them.
 
-Where the paper's units end: after batch normalisation and non-linearity of every convolution; in a block's last convolution the
-shortcut is added in between. The 3×3 convolution carries a bottleneck's stride.
+Where the paper's units end: after batch normalisation and non-linearity of every convolution; in a
+block's last convolution the shortcut is added in between. The 3×3 convolution carries a
+bottleneck's stride.
 """
 
 from itertools import accumulate
@@ -36,7 +38,8 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 
 class Subsample(nn.Module):
-    """The parameter-free shortcut of the CIFAR ResNets (He et al., option A): every second pixel, new channels zero.
+    """The parameter-free shortcut of the CIFAR ResNets (He et al., option A): every second pixel,
+    new channels zero.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, ⌈H/stride⌉, ⌈W/stride⌉).
     """
@@ -60,7 +63,9 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Modul
 
 
 class Stem(nn.Sequential):
-    """Convolution → batch normalisation → leaky ReLU → dropout; 3×3 for small images, 7×7/2 and pooling for large ones."""
+    """Convolution → batch normalisation → leaky ReLU → dropout; 3×3 for small images, 7×7/2 and
+    pooling for large ones.
+    """
 
     def __init__(self, inputs: int, outputs: int, large: bool, dropout: float) -> None:
         super().__init__()
@@ -72,7 +77,10 @@ class Stem(nn.Sequential):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut. Shapes: (B, inputs, H, W) -> (B, width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+    """Two 3×3 convolutions and a shortcut.
+
+    Shapes: (B, inputs, H, W) -> (B, width, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
 
     expansion = 1
 
@@ -86,11 +94,16 @@ class BasicBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.norm1(self.conv1(features)))
-        return self.dropout(self.norm2(self.conv2(inner), self.shortcut(features), spare=self.projects))
+        return self.dropout(
+            self.norm2(self.conv2(inner), self.shortcut(features), spare=self.projects)
+        )
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions and a shortcut. Shapes: (B, inputs, H, W) -> (B, 4·width, ⌈H/stride⌉, ⌈W/stride⌉)."""
+    """1×1, 3×3 and 1×1 convolutions and a shortcut.
+
+    Shapes: (B, inputs, H, W) -> (B, 4·width, ⌈H/stride⌉, ⌈W/stride⌉).
+    """
 
     expansion = 4
 
@@ -107,16 +120,19 @@ class Bottleneck(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.norm1(self.conv1(features)))
         inner = self.dropout(self.norm2(self.conv2(inner)))
-        return self.dropout(self.norm3(self.conv3(inner), self.shortcut(features), spare=self.projects))
+        return self.dropout(
+            self.norm3(self.conv3(inner), self.shortcut(features), spare=self.projects)
+        )
 
 
 class ResNet(nn.Module):
     """A residual network with ``hierarchy[s]`` blocks in stage ``s``.
 
-    Maps are halved by a stride of 2 in the block that follows so many others; as published, in the first of each stage but the
-    first stage's.
+    Maps are halved by a stride of 2 in the block that follows so many others; as published, in the
+    first of each stage but the first stage's.
 
-    From 64 pixels on it begins with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3 maximum pooling of stride 2.
+    From 64 pixels on it begins with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3
+    maximum pooling of stride 2.
 
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """

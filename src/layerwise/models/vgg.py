@@ -1,7 +1,9 @@
-"""VGG networks of any hierarchy (Simonyan & Zisserman 2015; vgg8b and vgg11b from Nøkland & Eidnes 2019).
+"""VGG networks of any hierarchy (Simonyan & Zisserman 2015; vgg8b and vgg11b from Nøkland & Eidnes
+2019).
 
-Every convolution is 3×3 with bias, then batch normalisation, leaky ReLU, channel dropout; as published, a 2×2 maximum pooling
-ends each stage; one hidden fully connected layer and the output layer follow.
+Every convolution is 3×3 with bias, then batch normalisation, leaky ReLU, channel dropout; as
+published, a 2×2 maximum pooling ends each stage; one hidden fully connected layer and the output
+layer follow.
 """
 
 from itertools import accumulate, pairwise
@@ -15,8 +17,8 @@ from layerwise.ops.small_conv import Convolution
 LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
 HIDDEN_FEATURES = 1024
 
-# Stage widths as (every convolution but the stage's last, the last one). The paper leaves open where the extra convolutions
-# of vgg8b_e1 … e3 go: here they repeat the stage's first width.
+# Stage widths as (every convolution but the stage's last, the last one). The paper leaves open
+# where the extra convolutions of vgg8b_e1 … e3 go: here they repeat the stage's first width.
 PLAIN = ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))
 WIDENING = ((128, 256), (256, 512), (512, 512), (512, 512))
 
@@ -39,10 +41,16 @@ def scaled(channels: int, width: float) -> int:
 class ConvolutionUnit(nn.Sequential):
     """Convolution → batch normalisation → leaky ReLU → channel dropout."""
 
-    def __init__(self, inputs: int, outputs: int, dropout: float, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, dropout: float, kernel: int = 3, stride: int = 1
+    ) -> None:
         super().__init__()
         plain = kernel == 3 and stride == 1
-        self.conv = Convolution(inputs, outputs) if plain else nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        self.conv = (
+            Convolution(inputs, outputs)
+            if plain
+            else nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        )
         self.norm = NormalisedActivation(outputs)
         self.dropout = nn.Dropout2d(dropout)
 
@@ -61,10 +69,12 @@ class HiddenUnit(nn.Sequential):
 class VGG(nn.Module):
     """A VGG network with ``hierarchy[s]`` convolutions in stage ``s``.
 
-    Maps are halved by a 2×2 maximum pooling after so many convolutions; as published, after the last of every stage.
+    Maps are halved by a 2×2 maximum pooling after so many convolutions; as published, after the
+    last of every stage.
 
-    From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as their authors' do; the others keep 3×3
-    convolutions throughout, as on ImageNet. A map of one pixel is not pooled further, so images may be smaller than 32 pixels.
+    From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as their authors'
+    do; the others keep 3×3 convolutions throughout, as on ImageNet. A map of one pixel is not
+    pooled further, so images may be smaller than 32 pixels.
 
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """
@@ -94,7 +104,9 @@ class VGG(nn.Module):
             units: list[nn.Module] = []
             for inputs, outputs in pairwise([channels, *widths]):
                 stem = halving_stem and not self.stages and not units
-                units.append(ConvolutionUnit(inputs, outputs, dropout, *((7, 2) if stem else (3, 1))))
+                units.append(
+                    ConvolutionUnit(inputs, outputs, dropout, *((7, 2) if stem else (3, 1)))
+                )
                 size = (size + 1) // 2 if stem else size
                 passed += 1
                 if passed in halvings and size > 1:

@@ -1,1 +1,3 @@
-"""Layers and functions equal to PyTorch's, faster or smaller; they import nothing else of layerwise."""
+"""Layers and functions equal to PyTorch's, faster or smaller; they import nothing else of
+layerwise.
+"""

@@ -1,4 +1,6 @@
-"""Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU as one operation."""
+"""Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU
+as one operation.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -17,16 +19,20 @@ from torch.nn import functional as F
 from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, GradientInParts, made_whole
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
-PART_ELEMENTS = 1 << 19  # at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
+# at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
+PART_ELEMENTS = 1 << 19
 MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
 
-_pairs: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()  # looked for once in a network
+# looked for once in a network
+_pairs: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()
 _overwriting: ContextVar[Set[nn.Module]] = ContextVar("overwriting", default=frozenset())
 
 
 @contextmanager
 def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
-    """While this is entered, these normalisations write over their maps if they are on a CPU and nothing learns."""
+    """While this is entered, these normalisations write over their maps if they are on a CPU and
+    nothing learns.
+    """
     before = _overwriting.set(modules)
     try:
         yield
@@ -35,16 +41,22 @@ def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
 
 
 def sole_readers(piece: nn.Module) -> set[nn.Module]:
-    """The normalisations in a traced network that alone read what a convolution computes; without hooks that would see it."""
+    """The normalisations in a traced network that alone read what a convolution computes; without
+    hooks that would see it.
+    """
     if piece not in _pairs:
         _pairs[piece] = lone_pairs(piece) if isinstance(piece, fx.GraphModule) else []
     return {
-        norm for maker, norm in _pairs[piece] if not (maker._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
+        norm
+        for maker, norm in _pairs[piece]
+        if not (maker._forward_hooks or norm._forward_hooks or norm._forward_pre_hooks)
     }
 
 
 def lone_pairs(piece: fx.GraphModule) -> list[tuple[nn.Module, nn.Module]]:
-    """Convolutions and the normalisations that alone read what they compute, of those that are called once."""
+    """Convolutions and the normalisations that alone read what they compute, of those that are
+    called once.
+    """
     calls = Counter(node.target for node in piece.graph.nodes)
     pairs = list[tuple[nn.Module, nn.Module]]()
     for node in piece.graph.nodes:
@@ -66,11 +78,12 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
 class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
-    Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may read them after the backward
-    pass, which runs once.
+    Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may
+    read them after the backward pass, which runs once.
 
-    It is no ``BatchNorm2d``, so what replaces or resets those (``SyncBatchNorm.convert_sync_batchnorm``,
-    ``torch.optim.swa_utils.update_bn``) leaves it as it is.
+    It is no ``BatchNorm2d``, so what replaces or resets those
+    (``SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``) leaves it as it
+    is.
 
     Shapes: z, f: (B, C, H, W).
 
@@ -97,7 +110,9 @@ class Normalisation(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         if maps.dim() != 4:
-            raise ValueError(f"Cannot normalise {maps.dim()}D input: expected 4D input (B, C, H, W). Reshape it.")
+            raise ValueError(
+                f"Cannot normalise {maps.dim()}D input: expected 4D input (B, C, H, W). Reshape it."
+            )
         if self.is_by_parts(maps):
             return self.in_place(maps)
         evaluates = not self.training and not torch.is_grad_enabled() and maps.device.type == "cpu"
@@ -106,23 +121,37 @@ class Normalisation(nn.Module):
         if self.training:
             self.num_batches_tracked.add_(1)
         statistics = self.running_mean, self.running_var
-        return F.batch_norm(maps, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return F.batch_norm(
+            maps, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
 
     def written_over(self, maps: Tensor) -> Tensor:
-        made = tuple(self.running_mean.new_empty(0) for _ in range(2))  # statistics of the maps, which stay empty here
+        # statistics of the maps, which stay empty here
+        made = tuple(self.running_mean.new_empty(0) for _ in range(2))
         statistics = self.running_mean, self.running_var, False, 0.0, self.eps
         torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=(maps, *made))
         return maps
 
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        return self.training and large and maps.device.type == "cpu"  # a GPU is slower with parts than with the whole
+        # a GPU is slower with parts than with the whole
+        return self.training and large and maps.device.type == "cpu"
 
-    def in_place(self, maps: Tensor, shortcut: Tensor | None = None, activates: bool = False, spare: bool = False) -> Tensor:
+    def in_place(
+        self,
+        maps: Tensor,
+        shortcut: Tensor | None = None,
+        activates: bool = False,
+        spare: bool = False,
+    ) -> Tensor:
         self.num_batches_tracked.add_(1)
         running = (self.running_mean, self.running_var, self.momentum, self.eps)
-        projected = spare and shortcut is not None and getattr(shortcut.grad_fn, "normalises_alone", False)
-        normalised: Tensor = Normalise.apply(maps, shortcut, activates, projected, self.weight, self.bias, *running)
+        projected = (
+            spare and shortcut is not None and getattr(shortcut.grad_fn, "normalises_alone", False)
+        )
+        normalised: Tensor = Normalise.apply(
+            maps, shortcut, activates, projected, self.weight, self.bias, *running
+        )
         return normalised
 
 
@@ -131,8 +160,8 @@ class NormalisedActivation(Normalisation):
 
     Shapes: z, s (optional), f: (B, C, H, W).
 
-    Args of ``forward``:
-        spare: whether nothing else reads s, not even a hook. Where ``Normalisation`` computed it, of large maps on a CPU while
+    Args of ``forward``: spare: whether nothing else reads s, not even a hook. Where
+        ``Normalisation`` computed it, of large maps on a CPU while
             they learn, f is then written over it.
     """
 
@@ -144,12 +173,13 @@ class NormalisedActivation(Normalisation):
 
 
 class Normalise(torch.autograd.Function):
-    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel; or f = γ x + β.
+    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel; or
+    f = γ x + β.
 
-    With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n).
-    The sign of y is that of f, so z and f are all that is kept (z alone, without an activation), and ∂z is written over z.
-    Where ``projected`` is set, ``Normalisation`` made s for this operation alone: f is written over it, and its gradient is
-    handed back in parts.
+    With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ ·
+    (g − ∂β / n − x ∂γ / n). The sign of y is that of f, so z and f are all that is kept (z alone,
+    without an activation), and ∂z is written over z. Where ``projected`` is set, ``Normalisation``
+    made s for this operation alone: f is written over it, and its gradient is handed back in parts.
     """
 
     @staticmethod
@@ -167,10 +197,14 @@ class Normalise(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         if shortcut is not None and projected:
-            mean, variance = torch.batch_norm_update_stats(maps, running_mean, running_var, momentum)
+            mean, variance = torch.batch_norm_update_stats(
+                maps, running_mean, running_var, momentum
+            )
             inverse, activated = (variance + eps).rsqrt(), shortcut
             for part, out in zip(parts(maps), parts(activated), strict=True):
-                normalised = torch.native_batch_norm(part, weight, bias, mean, variance, False, 0.0, eps)[0]
+                normalised = torch.native_batch_norm(
+                    part, weight, bias, mean, variance, False, 0.0, eps
+                )[0]
                 F.leaky_relu_(out.add_(normalised), SLOPE)
             ctx.mark_dirty(activated)
         else:
@@ -188,11 +222,15 @@ class Normalise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.spent:
-            raise RuntimeError("the gradient of a normalised activation was asked for twice: the first time overwrote its maps")
+            raise RuntimeError(
+                "the gradient of a normalised activation was asked for twice: the first time "
+                "overwrote its maps"
+            )
         ctx.spent = True
         maps, activated, *channels = ctx.saved_tensors
         of_shortcut: Tensor | None = None
-        if ctx.needs_input_grad[1] and ctx.projected:  # what normalised the shortcut takes it in parts, at once
+        # what normalised the shortcut takes it in parts, at once
+        if ctx.needs_input_grad[1] and ctx.projected:
             of_shortcut = ActivationGradient(gradient, activated)
         elif ctx.needs_input_grad[1]:
             before = torch.empty_like(activated)
@@ -222,16 +260,25 @@ class ActivationGradient(GradientInParts):
 
     def stretches(self, examples: int) -> Sequence[Tensor]:
         gradients = stretches(self.gradient, examples)
-        return [ActivationGradient(*both) for both in zip(gradients, self.activated.split(examples), strict=True)]
+        return [
+            ActivationGradient(*both)
+            for both in zip(gradients, self.activated.split(examples), strict=True)
+        ]
 
     def whole(self) -> Tensor:
         return before_activation(self.gradient, self.activated)
 
 
 def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
-    """The gradient of what the activation was computed from; without an activation, the gradient itself."""
+    """The gradient of what the activation was computed from; without an activation, the gradient
+    itself.
+    """
     whole: Tensor = made_whole(gradient)
-    return whole if activated is None else torch.ops.aten.leaky_relu_backward(whole, activated, SLOPE, True)
+    return (
+        whole
+        if activated is None
+        else torch.ops.aten.leaky_relu_backward(whole, activated, SLOPE, True)
+    )
 
 
 def write_gradient(
@@ -246,8 +293,16 @@ def write_gradient(
 
     signs: Iterable[Any] = repeat(None) if activated is None else parts(activated)
     pieces = list(zip(parts(maps), parts(gradient), signs, strict=False))
-    backward = partial(torch.ops.aten.native_batch_norm_backward, train=True, eps=0.0, output_mask=[False, True, True])
-    sums = [backward(before_activation(*both), part, weight, None, None, mean, inverse)[1:] for part, *both in pieces]
+    backward = partial(
+        torch.ops.aten.native_batch_norm_backward,
+        train=True,
+        eps=0.0,
+        output_mask=[False, True, True],
+    )
+    sums = [
+        backward(before_activation(*both), part, weight, None, None, mean, inverse)[1:]
+        for part, *both in pieces
+    ]
     for_weight, for_bias = (torch.stack(column).sum(0) for column in zip(*sums, strict=True))
     count = maps.numel() // len(mean)
     factor = -for_weight * inverse / count
@@ -255,7 +310,8 @@ def write_gradient(
     scale = (weight * inverse).to(maps.dtype)[:, None, None]
     unchanged = torch.zeros_like(mean), torch.ones_like(mean)  # a mean and a variance
     for part, *both in pieces:
-        line = torch.native_batch_norm(part, factor, shift, *unchanged, False, 0.0, 0.0)[0]  # factor · z + shift, rounded once
+        # factor · z + shift, rounded once
+        line = torch.native_batch_norm(part, factor, shift, *unchanged, False, 0.0, 0.0)[0]
         torch.mul(line.add_(before_activation(*both)), scale, out=part)
         del line
     return for_weight, for_bias

@@ -9,7 +9,8 @@ Kernel = tuple[int, int] | None  # None: as it is
 
 
 def averaging(shape: tuple[int, ...], size: int | None) -> tuple[Kernel, tuple[int, ...]]:
-    """The kernel that brings maps (C, H, W) down to at most ``size`` pixels a side, and the shape after it.
+    """The kernel that brings maps (C, H, W) down to at most ``size`` pixels a side, and the shape
+    after it.
 
     Vectors (C,), and maps that are small enough, stay as they are.
     """
@@ -27,9 +28,11 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
 
 
 def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
-    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim`` numbers.
+    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim``
+    numbers.
 
-    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is one pixel.
+    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is
+    one pixel.
     """
     channels, height, width = shape
     kernel = [1, 1]
@@ -43,7 +46,8 @@ def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
 
 
 def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
-    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that are there.
+    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that
+    are there.
 
     Args:
         windowed: keep the gradient as one number per window, where windows are whole.
@@ -57,7 +61,8 @@ def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
 
 
 def average_alone(features: Tensor, kernel: Kernel) -> Tensor:
-    """``average`` of features that nothing else in the loss reads: the gradient of large maps is then never whole.
+    """``average`` of features that nothing else in the loss reads: the gradient of large maps is
+    then never whole.
 
     It is kept as one number per window, until the unit's last operation takes it in parts.
     """

@@ -1,4 +1,6 @@
-"""A convolution that is computed by matrix products where maps are a few pixels and PyTorch's own takes longer."""
+"""A convolution that is computed by matrix products where maps are a few pixels and PyTorch's own
+takes longer.
+"""
 
 from functools import cache
 from typing import Any
@@ -29,10 +31,11 @@ def has_matrix_unit() -> bool:
 
 
 class Convolution(nn.Conv2d):
-    """A 3×3 convolution of stride 1, as PyTorch's; in part by matrix products where those are faster.
+    """A 3×3 convolution of stride 1, as PyTorch's; in part by matrix products where those are
+    faster.
 
-    They are in bfloat16, of small maps, while it learns on a CPU with a matrix unit (docs/log.md, 2026-11-26 and 2026-11-27).
-    Results then round differently.
+    They are in bfloat16, of small maps, while it learns on a CPU with a matrix unit (docs/log.md,
+    2026-11-26 and 2026-11-27). Results then round differently.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, H, W).
     """
@@ -49,7 +52,9 @@ class Convolution(nn.Conv2d):
         return convolved
 
     def is_by_products(self, maps: Tensor) -> bool:
-        learns_here = self.training and maps.device.type == "cpu" and self.weight.numel() >= LEAST_WEIGHTS
+        learns_here = (
+            self.training and maps.device.type == "cpu" and self.weight.numel() >= LEAST_WEIGHTS
+        )
         fast = computed_type(self.weight) is torch.bfloat16 and has_matrix_unit()
         return learns_here and fast and pixels(maps) <= WEIGHT_PIXELS
 
@@ -66,9 +71,10 @@ def computed_type(weight: Tensor) -> torch.dtype:
 class Product(torch.autograd.Function):
     """Y = C(X) W, where C(X) has a row for every pixel, of the 3×3 pixels around it.
 
-    With G the gradient of Y: ∂W = C(X)' G, and ∂X = C(G) W̃, where W̃ is W mirrored in both directions of space and with inputs
-    and outputs exchanged. Where ``whole`` is not set, PyTorch computes Y and ∂X, and ∂W alone is a product. C is made of some
-    examples at a time, so that it needs less memory than the gradient of W.
+    With G the gradient of Y: ∂W = C(X)' G, and ∂X = C(G) W̃, where W̃ is W mirrored in both
+    directions of space and with inputs and outputs exchanged. Where ``whole`` is not set, PyTorch
+    computes Y and ∂X, and ∂W alone is a product. C is made of some examples at a time, so that it
+    needs less memory than the gradient of W.
     """
 
     @staticmethod
@@ -87,7 +93,9 @@ class Product(torch.autograd.Function):
         if ctx.needs_input_grad[0] and ctx.whole:
             of_maps = product(gradient, mirrored_rows(weight), None)
         elif ctx.needs_input_grad[0]:
-            of_maps = convolution_backward(gradient, maps, weight, None, *GEOMETRY, [True, False, False])[0]
+            of_maps = convolution_backward(
+                gradient, maps, weight, None, *GEOMETRY, [True, False, False]
+            )[0]
         if ctx.needs_input_grad[1]:
             of_weight = weight_gradient(maps, gradient, weight)
         if ctx.needs_input_grad[2]:
@@ -108,7 +116,9 @@ def product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def weight_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """∂W = C(X)' G, summed in float32 at least: (outputs, C, 3, 3)."""
     outputs, inputs = weight.shape[:2]
-    total = weight.new_zeros(outputs, 9 * inputs, dtype=torch.promote_types(weight.dtype, torch.float32))
+    total = weight.new_zeros(
+        outputs, 9 * inputs, dtype=torch.promote_types(weight.dtype, torch.float32)
+    )
     size = examples(maps, outputs)
     for part, of_part in zip(maps.split(size), gradient.split(size), strict=True):
         flat = of_part.permute(0, 2, 3, 1).reshape(-1, outputs).T
@@ -120,12 +130,16 @@ def weight_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def examples(maps: Tensor, outputs: int) -> int:
-    """How many are taken at a time: half as many pixels as outputs, so that C(X) is half as large as the weight."""
+    """How many are taken at a time: half as many pixels as outputs, so that C(X) is half as large
+    as the weight.
+    """
     return max(1, outputs // (2 * maps.shape[2] * maps.shape[3]))
 
 
 def rows(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) -> (outputs, 9 · inputs), in the order of ``surroundings``; of a channels-last weight no copy."""
+    """(outputs, inputs, 3, 3) -> (outputs, 9 · inputs), in the order of ``surroundings``; of a
+    channels-last weight no copy.
+    """
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
@@ -140,9 +154,13 @@ def mirrored_rows(weight: Tensor) -> Tensor:
 
 
 def surroundings(maps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B · H · W, 9 · C): for every pixel the 3×3 around it, zero outside the map, all channels of each."""
+    """(B, C, H, W) -> (B · H · W, 9 · C): for every pixel the 3×3 around it, zero outside the map,
+    all channels of each.
+    """
     count, channels, height, width = maps.shape
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
     example, row, pixel, channel = padded.stride()
-    windows = padded.as_strided((count, height, width, 3, 3, channels), (example, row, pixel, row, pixel, channel))
+    windows = padded.as_strided(
+        (count, height, width, 3, 3, channels), (example, row, pixel, row, pixel, channel)
+    )
     return windows.reshape(count * height * width, 9 * channels)

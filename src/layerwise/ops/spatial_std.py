@@ -1,4 +1,6 @@
-"""The standard deviation over space that the similarity loss takes of its maps, without copies of the maps."""
+"""The standard deviation over space that the similarity loss takes of its maps, without copies of
+the maps.
+"""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -8,14 +10,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CACHED_ELEMENTS = 1 << 17  # a piece of the maps that stays in a core's cache from one pass over it to the next
-MOST_PARTS = 128  # of very large maps, so that operations stay few; a piece is then less than a hundredth of them
+# a piece of the maps that stays in a core's cache from one pass over it to the next
+CACHED_ELEMENTS = 1 << 17
+# of very large maps, so that operations stay few; a piece is then less than a hundredth of them
+MOST_PARTS = 128
 
 
 def spatial_deviation(maps: Tensor) -> Tensor:
     """Standard deviation of every channel over space, as ``maps.std((2, 3))`` in at least float32.
 
-    The maps are consumed: backward writes their gradient over them, so nothing else may need them, and backward runs once.
+    The maps are consumed: backward writes their gradient over them, so nothing else may need them,
+    and backward runs once.
 
     Shapes: (B, C, H, W) with H · W > 1 -> (B, C).
     """
@@ -24,12 +29,20 @@ def spatial_deviation(maps: Tensor) -> Tensor:
 
 
 class Deviation(torch.autograd.Function):
-    """σ = √(Σ (x − μ)² / (n − 1)) over the n pixels of a channel; its gradient is (x − μ) / (σ (n − 1))."""
+    """σ = √(Σ (x − μ)² / (n − 1)) over the n pixels of a channel; its gradient is (x − μ) / (σ (n −
+    1)).
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor) -> Tensor:
         kernels = kernels_for(maps)
-        compute = kernels.deviation if kernels else in_pieces if maps.device.type == "cpu" else in_one_pass
+        compute = (
+            kernels.deviation
+            if kernels
+            else in_pieces
+            if maps.device.type == "cpu"
+            else in_one_pass
+        )
         mean, deviation = compute(maps)
         ctx.save_for_backward(maps, mean, deviation)
         ctx.spent = False
@@ -39,35 +52,52 @@ class Deviation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         if ctx.spent:
-            raise RuntimeError("the gradient of a similarity loss was asked for twice: the first time overwrote its maps")
+            raise RuntimeError(
+                "the gradient of a similarity loss was asked for twice: the first time overwrote "
+                "its maps"
+            )
         ctx.spent = True
         maps, means, deviation = ctx.saved_tensors
         if kernels := kernels_for(maps):
             written: Tensor = kernels.write_gradient(maps, means, deviation, gradient)
             return written
         # a channel that is constant over space has no direction to grow in: gradient 0, as of std
-        factors = torch.where(deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0)[..., None, None]
+        factors = torch.where(
+            deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0
+        )[..., None, None]
         if maps.device.type != "cpu":
             return write_at_once(maps, means, factors)
-        for part, mean, factor in zip(parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True):
+        for part, mean, factor in zip(
+            parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True
+        ):
             part.copy_(part.sub(mean).mul_(factor))
         return maps
 
 
 def kernels_for(maps: Tensor) -> ModuleType | None:
-    """Kernels made for this, where there are any: on a GPU for which Triton is installed and can compile."""
+    """Kernels made for this, where there are any: on a GPU for which Triton is installed and can
+    compile.
+    """
     if maps.device.type != "cuda":
         return None
     try:
         from layerwise.ops import spatial_std_triton
     except ImportError:
         return None
-    return spatial_std_triton if maps.dtype in spatial_std_triton.KINDS and spatial_std_triton.usable(maps.device) else None
+    return (
+        spatial_std_triton
+        if maps.dtype in spatial_std_triton.KINDS and spatial_std_triton.usable(maps.device)
+        else None
+    )
 
 
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32; for a GPU, which does it in one operation."""
-    variance, mean = torch.var_mean(maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True)
+    """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32; for a GPU, which does
+    it in one operation.
+    """
+    variance, mean = torch.var_mean(
+        maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True
+    )
     return mean, variance.sqrt_().flatten(1)
 
 

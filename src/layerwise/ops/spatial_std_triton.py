@@ -1,6 +1,8 @@
-"""The deviation over space and its gradient as GPU kernels, each of which reads the maps once; made by Triton.
+"""The deviation over space and its gradient as GPU kernels, each of which reads the maps once; made
+by Triton.
 
-PyTorch's own operations convert half-precision maps to float32 first and write maps that are read again.
+PyTorch's own operations convert half-precision maps to float32 first and write maps that are read
+again.
 """
 
 import warnings
@@ -12,17 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)  # of maps; they are summed in float32
-MOST_PIXELS, LEAST_CHANNELS, CHANNELS = 128, 4, 32  # of a tile; the fewer channels where they lie apart
+# of a tile; the fewer channels where they lie apart
+MOST_PIXELS, LEAST_CHANNELS, CHANNELS = 128, 4, 32
 
 
 @cache
 def usable(device: torch.device) -> bool:
-    """Whether kernels can be made for a device: that takes a C compiler, which not every machine has."""
+    """Whether kernels can be made for a device: that takes a C compiler, which not every machine
+    has.
+    """
     try:
         deviation(torch.zeros(1, 4, 2, 2, device=device))
     except Exception as error:  # of many kinds: no compiler, headers missing, a device too old
         reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"the similarity loss takes longer, since its kernels could not be compiled: {reason}", stacklevel=2)
+        warnings.warn(
+            f"the similarity loss takes longer, since its kernels could not be compiled: {reason}",
+            stacklevel=2,
+        )
         return False
     return True
 
@@ -35,7 +43,9 @@ def deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
     tile = tile_size(maps)
     grid = (count, triton.cdiv(channels, tile[0]))
     with torch.cuda.device_of(maps):
-        deviation_kernel[grid](maps, mean, deviations, channels, height * width, *strides(maps), *tile)
+        deviation_kernel[grid](
+            maps, mean, deviations, channels, height * width, *strides(maps), *tile
+        )
     return mean[..., None, None], deviations
 
 
@@ -47,7 +57,9 @@ def write_gradient(maps: Tensor, mean: Tensor, deviations: Tensor, gradient: Ten
     grid = (count, triton.cdiv(channels, tile[0]), triton.cdiv(height * width, tile[1]))
     arguments = (mean.contiguous(), deviations.contiguous(), gradient.contiguous())
     with torch.cuda.device_of(maps):
-        gradient_kernel[grid](written, *arguments, channels, height * width, *strides(written), *tile)
+        gradient_kernel[grid](
+            written, *arguments, channels, height * width, *strides(written), *tile
+        )
     return written
 
 
@@ -58,7 +70,9 @@ def dense(maps: Tensor) -> Tensor:
 
 
 def strides(maps: Tensor) -> tuple[int, int, int]:
-    """Elements from one example, channel and pixel to the next; of sides of one pixel, a tensor's own say nothing."""
+    """Elements from one example, channel and pixel to the next; of sides of one pixel, a tensor's
+    own say nothing.
+    """
     channels, pixels = maps.shape[1], maps.shape[2] * maps.shape[3]
     return channels * pixels, *((pixels, 1) if maps.is_contiguous() else (1, channels))
 
@@ -93,7 +107,9 @@ def deviation_kernel(
     for start in range(0, pixels, PIXELS):
         pixel = start + tl.arange(0, PIXELS)
         inside = (pixel[:, None] < pixels) & there[None, :]
-        values = tl.load(base + pixel[:, None] * of_pixel + channel[None, :] * of_channel, mask=inside, other=0.0)
+        values = tl.load(
+            base + pixel[:, None] * of_pixel + channel[None, :] * of_channel, mask=inside, other=0.0
+        )
         difference = tl.where(inside, values.to(tl.float32) - first[None, :], 0.0)
         total += tl.sum(difference, 0)
         squares += tl.sum(difference * difference, 0)
@@ -127,6 +143,12 @@ def gradient_kernel(
     factor = tl.load(gradient + place, mask=there, other=0.0).to(tl.float32)
     factor = tl.where(deviation > 0, factor / (deviation * (pixels - 1)), 0.0)
     inside = (pixel[:, None] < pixels) & there[None, :]
-    address = maps + example * of_example + pixel[:, None] * of_pixel + channel[None, :] * of_channel
+    address = (
+        maps + example * of_example + pixel[:, None] * of_pixel + channel[None, :] * of_channel
+    )
     values = tl.load(address, mask=inside, other=0.0).to(tl.float32)
-    tl.store(address, ((values - middle[None, :]) * factor[None, :]).to(maps.dtype.element_ty), mask=inside)
+    tl.store(
+        address,
+        ((values - middle[None, :]) * factor[None, :]).to(maps.dtype.element_ty),
+        mask=inside,
+    )

@@ -15,7 +15,8 @@ LARGE_ELEMENTS = 1 << 21  # of smaller maps little memory could be saved, and sa
 class GradientInParts(Tensor):
     """Stands for a gradient of maps, a tensor of their shape.
 
-    Code that knows it takes it in stretches of examples, and the whole never lives; any other operation gets the whole.
+    Code that knows it takes it in stretches of examples, and the whole never lives; any other
+    operation gets the whole.
     """
 
     @abstractmethod
@@ -27,7 +28,8 @@ class GradientInParts(Tensor):
         """The tensor that it stands for."""
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # the stub of Tensor leaves out that it is a class method
+    # the stub of Tensor leaves out that it is a class method
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         args, kwargs = made_whole((args, kwargs or {}))
@@ -50,27 +52,43 @@ class WindowedGradient(GradientInParts):
     coarse: Tensor
 
     def __new__(cls, coarse: Tensor, shape: Sequence[int]) -> "WindowedGradient":
-        made: WindowedGradient = Tensor._make_wrapper_subclass(cls, torch.Size(shape), dtype=coarse.dtype, device=coarse.device)
+        made: WindowedGradient = Tensor._make_wrapper_subclass(
+            cls, torch.Size(shape), dtype=coarse.dtype, device=coarse.device
+        )
         made.coarse = coarse
         return made
 
     def stretches(self, examples: int) -> Sequence["WindowedGradient"]:
-        return [WindowedGradient(part, (len(part), *self.shape[1:])) for part in self.coarse.split(examples)]
+        return [
+            WindowedGradient(part, (len(part), *self.shape[1:]))
+            for part in self.coarse.split(examples)
+        ]
 
     def whole(self) -> Tensor:
         """In the memory format of ``coarse``."""
         contiguous = self.coarse.is_contiguous()
         if self.device.type != "cpu":
-            made = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=memory_format_of(self.coarse))
+            made = torch.empty(
+                self.shape,
+                dtype=self.dtype,
+                device=self.device,
+                memory_format=memory_format_of(self.coarse),
+            )
             windows(made, self.window).copy_(self.coarse[:, :, :, None, :, None])
             return made
         if contiguous:  # where interpolation takes several times as long
-            return self.coarse.repeat_interleave(self.window[1], 3).repeat_interleave(self.window[0], 2)
+            return self.coarse.repeat_interleave(self.window[1], 3).repeat_interleave(
+                self.window[0], 2
+            )
         return F.interpolate(self.coarse, self.shape[2:], mode="nearest-exact")
 
     def added_to(self, maps: Tensor) -> Tensor:
         """The sum with a tensor of the same shape, in whose memory format it is, without the whole."""
-        return (windows(maps, self.window) + self.coarse[:, :, :, None, :, None]).flatten(4, 5).flatten(2, 3)
+        return (
+            (windows(maps, self.window) + self.coarse[:, :, :, None, :, None])
+            .flatten(4, 5)
+            .flatten(2, 3)
+        )
 
     @property
     def window(self) -> tuple[int, int]:
@@ -78,12 +96,18 @@ class WindowedGradient(GradientInParts):
         return self.shape[2] // self.coarse.shape[2], self.shape[3] // self.coarse.shape[3]
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]  # the stub of Tensor leaves out that it is a class method
+    # the stub of Tensor leaves out that it is a class method
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.ops.aten.add.Tensor and len(args) == 2 and not kwargs:  # as gradients from two readers are added
+        # as gradients from two readers are added
+        if func is torch.ops.aten.add.Tensor and len(args) == 2 and not kwargs:
             windowed, other = args if isinstance(args[0], cls) else reversed(args)
-            if not isinstance(other, GradientInParts) and isinstance(other, Tensor) and other.shape == windowed.shape:
+            if (
+                not isinstance(other, GradientInParts)
+                and isinstance(other, Tensor)
+                and other.shape == windowed.shape
+            ):
                 return windowed.added_to(other)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -94,16 +118,22 @@ def windows(maps: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 class Average(torch.autograd.Function):
-    """Average pooling without gaps or overlaps, whose gradient is repeated within windows, or windowed.
+    """Average pooling without gaps or overlaps, whose gradient is repeated within windows, or
+    windowed.
 
-    PyTorch's own backward pass is up to 18 times slower where maps are channels-last and the gradient, which comes back from a
-    flattened map, is not (docs/log.md, 2026-11-26).
+    PyTorch's own backward pass is up to 18 times slower where maps are channels-last and the
+    gradient, which comes back from a flattened map, is not (docs/log.md, 2026-11-26).
     """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: tuple[int, int], windowed: bool) -> Tensor:
-        ctx.shape, ctx.area, ctx.memory_format = maps.shape, kernel[0] * kernel[1], memory_format_of(maps)
-        ctx.windowed = windowed or maps.device.type != "cpu"  # there it is added to other gradients faster than the whole
+        ctx.shape, ctx.area, ctx.memory_format = (
+            maps.shape,
+            kernel[0] * kernel[1],
+            memory_format_of(maps),
+        )
+        # there it is added to other gradients faster than the whole
+        ctx.windowed = windowed or maps.device.type != "cpu"
         return F.avg_pool2d(maps, kernel)
 
     @staticmethod
@@ -115,4 +145,8 @@ class Average(torch.autograd.Function):
 
 def memory_format_of(maps: Tensor) -> torch.memory_format:
     """The memory format of maps."""
-    return torch.channels_last if maps.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+    return (
+        torch.channels_last
+        if maps.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )

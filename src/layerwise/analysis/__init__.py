@@ -1,0 +1,1 @@
+"""Separability of a run's features."""

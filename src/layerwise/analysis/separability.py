@@ -1,0 +1,235 @@
+"""Separability at every depth of a trained run or of a network: a Python call, and the command
+``layerwise separability``.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerwise.core.learner import Learner
+from layerwise.errors import InvalidInput, choose
+from layerwise.measures import MEASURES
+from layerwise.measures.base import check_labels, parts
+from layerwise.measures.depths import (
+    POOLED_TO,
+    Depths,
+    Row,
+    Sample,
+    depths_of,
+    measure_depths,
+    network_depths,
+    refuse_other_depth,
+    sample_images,
+)
+from layerwise.measures.gains import losses_push
+from layerwise.runs.folder import SEPARABILITY, RunFolder
+from layerwise.runs.run import Execution
+from layerwise.training.checkpoint import refuse_other_data
+from layerwise.training.prepare import apply_execution, prepare
+from layerwise.training.saved import compared_run, trained_depths
+
+IMAGES = 10_000
+SPLITS = ("test", "validation")
+BATCH = 128  # images of a pair that pass the network at once
+
+
+def separability(
+    source: nn.Module | Learner | str | Path,
+    data: tuple[Tensor, Tensor] | None = None,
+    *,
+    at: str | int | Sequence[str] = "layer",
+    output_layer: str = "joined",
+    measures: Sequence[str] | None = None,
+    against: nn.Module | Learner | str | Path | None = None,
+    pooled_to: int = POOLED_TO,
+    images: int = IMAGES,
+    split: str = "test",
+    data_dir: str | None = None,
+    device: str | None = None,
+) -> list[Row]:
+    """Measure how separable the classes are in the image and at every unit's output of a network.
+
+    Args:
+        source: a network, a learner, or the folder of a run.
+        data: for a network or a learner: held-out images (N, ...) as it reads them and labels (N,),
+            4 or more of each class.
+        at: for a network: where units end; see ``layerwise.split``. A run's and a learner's units
+            are their own; those of a globally trained run are where its ``at`` would cut.
+        output_layer: for a network: ``joined`` to the last unit, or ``separate``.
+        measures: names in ``layerwise.MEASURES``; gains are of the first. Default: all.
+        against: a network as many units deep that reads the same images, to compare features with.
+        pooled_to: features are average-pooled to at most so many numbers an image (or one per
+            channel, where there are more).
+        images: for a run: at most so many images, evenly over the classes.
+        split: for a run: ``test`` or ``validation``.
+        data_dir, device: for a run: where its data are and where to compute, if not as it was
+            trained.
+
+    Returns:
+        A row per depth, the image first: ``index`` of the unit (the image: −1), ``name``, ``depth``
+        (units passed), ``resolution`` [H, W] in pixels (None of vectors), ``channels``,
+        ``pooled_resolution``, ``features`` (numbers an image after pooling); the measures by name
+        (accuracies in percent; see their docstrings); ``gain``, the first measure less that of the
+        row before, and ``gain_error``, its standard error if it is an accuracy; ``mismatched``,
+        whether the gain is negative or nil while the unit's loss still pushes (None where that is
+        not known; see ``gains.add_gains``). Where units have losses of their own,
+        ``auxiliary_accuracy`` (percent) and ``auxiliary_loss``; with ``against``, ``cka``, 0 to 1.
+        What cannot be measured of a unit is None, and ``refused`` says why.
+
+    Raises:
+        InvalidInput: the run has no saved state, the images cannot be measured on, or an argument
+            is out of range.
+        CannotSplit: the network cannot be cut.
+    """
+    names = list(MEASURES) if measures is None else list(measures)
+    if isinstance(source, nn.Module | Learner):
+        sample = pair_sample(data)
+        other = (
+            (depths_at(against, at, output_layer, sample), sample)
+            if isinstance(against, nn.Module | Learner)
+            else None
+        )
+        if against is not None and other is None:
+            raise InvalidInput(
+                "a network is compared with a network: load that of the run given as against=, "
+                "or leave it out"
+            )
+        depths = depths_at(source, at, output_layer, sample)
+        refuse_other_depth(depths, other)
+        return measure_depths(depths, sample, names, pooled_to, other=other)
+    if data is not None or not isinstance(against, str | Path | None):
+        raise InvalidInput(
+            "a run is measured on its own data and compared with a run: leave out data=, and "
+            "give folders"
+        )
+    folder = RunFolder(source)
+    own = folder.execution()
+    execution = replace(own, data_dir=data_dir or own.data_dir, device=device or own.device)
+    survey_of_run = survey(folder, execution, names, against, pooled_to, images, split)
+    rows: list[Row] = survey_of_run["units"]
+    return rows
+
+
+def separability_over_epochs(run: str | Path) -> list[Row]:
+    """What was measured of a run's features while it trained, finished or not.
+
+    It is measured by ``layerwise train --separability-every N``.
+
+    Returns:
+        A row per measured epoch and depth, in that order: the rows of ``separability``, and in each
+        ``epoch``, ``split``, ``images`` and ``pooled_to``. ``pandas.DataFrame`` takes them as they
+        are.
+
+    Raises:
+        InvalidInput: the folder is no run, or nothing was measured.
+    """
+    folder = RunFolder(run)
+    folder.run()
+    lines = folder.log(SEPARABILITY)
+    if not lines:
+        raise InvalidInput(
+            f"{folder.path} was not measured while it trained: train with --separability-every N, "
+            "or measure it as it is by layerwise.separability"
+        )
+    return [
+        {**line, **row}
+        for units, line in ((line.pop("units"), line) for line in lines)
+        for row in units
+    ]
+
+
+def survey(
+    folder: RunFolder,
+    execution: Execution,
+    measures: Sequence[str],
+    against: str | Path | None = None,
+    pooled_to: int = POOLED_TO,
+    images: int = IMAGES,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Measures of a run, finished or not; ``units`` holds the rows of ``separability``.
+
+    Raises:
+        InvalidInput, CannotSplit: see ``separability``.
+    """
+    for name in measures:
+        choose("measure", name, MEASURES)
+    choose("split", split, SPLITS)
+    prepared = prepare(folder.run(), execution)
+    apply_execution(prepared.device, execution)
+    depths, epoch = trained_depths(folder, prepared.device)
+    data = prepared.load_data()
+    refuse_other_data(folder, data.facts())
+    loader = data.test if split == "test" else data.validation
+    if loader is None:
+        raise InvalidInput(f"{folder.path} held no images out for validation: give --split test")
+    sample = sample_images(loader, images, len(data.class_names))
+    pair = compared_run(against, data.facts(), loader, images)[:2] if against is not None else None
+    refuse_other_depth(depths, pair)
+    began = time.perf_counter()
+    pushing = losses_push(folder.log()) if depths.heads else None
+    rows = measure_depths(depths, sample, measures, pooled_to, other=pair, pushing=pushing)
+    return {
+        "run": str(folder.path),
+        "model": prepared.run.model,
+        "rule": prepared.run.rule,
+        "epoch": epoch,
+        "split": split,
+        "images": len(sample.labels),
+        "scored_images": len(parts(sample.labels).score),
+        "pooled_to": pooled_to,
+        "measures": list(measures),
+        "against": str(against) if against is not None else None,
+        "seconds": time.perf_counter() - began,
+        "units": rows,
+    }
+
+
+def depths_at(
+    network: nn.Module | Learner,
+    at: str | int | Sequence[str],
+    output_layer: str,
+    sample: Sample,
+) -> Depths:
+    if isinstance(network, Learner):
+        return depths_of(network, at, output_layer)
+    return network_depths(network, at, next(sample.batches()), output_layer)
+
+
+def pair_sample(data: Any) -> Sample:
+    """Images and labels of the caller's own.
+
+    Raises:
+        InvalidInput: they are no such pair, or cannot be measured on.
+    """
+    if (
+        not isinstance(data, tuple | list)
+        or len(data) != 2
+        or not all(isinstance(part, Tensor) for part in data)
+    ):
+        raise InvalidInput(
+            "data= is not a pair of tensors: give (images, labels) of held-out images"
+        )
+    images, labels = data
+    if (
+        labels.shape != images.shape[:1]
+        or labels.is_floating_point()
+        or not len(labels)
+        or int(labels.min()) < 0
+    ):
+        raise InvalidInput(
+            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit "
+            f"{len(images)} images: give one integer per image, from 0 on"
+        )
+    classes = int(labels.max()) + 1
+    check_labels(labels, classes)
+    parts(labels)
+    return Sample(
+        labels.long().to(images.device),
+        classes,
+        lambda: iter(images.tensor_split(-(-len(images) // BATCH))),
+    )

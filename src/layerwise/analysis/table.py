@@ -1,0 +1,143 @@
+"""How ``layerwise separability`` shows what it measured: as a table, and as CSV."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from layerwise.analysis.separability import survey
+from layerwise.errors import InvalidInput
+from layerwise.measures import MEASURES, Accuracy, heading_of
+from layerwise.measures.gains import NEAR_ZERO
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.headings import HEADINGS, parse_measures
+from layerwise.runs.run import Execution
+from layerwise.utils.files import replacing
+
+
+def show_run(
+    folder: RunFolder,
+    execution: Execution,
+    measures: str | None,
+    csv_file: str | None,
+    choices: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Measure a run, print its table, and write it as CSV.
+
+    Args:
+        measures: names joined by commas; None: all.
+        csv_file: path of the CSV file; None: none is written.
+        choices: further arguments of ``survey``.
+
+    Raises:
+        InvalidInput, CannotSplit: see ``survey.separability``; or the file cannot be written, found
+            out before measuring.
+    """
+    names = list(MEASURES) if measures is None else parse_measures(measures)
+    if csv_file is not None:
+        refuse_unwritable(Path(csv_file))
+    result = survey(folder, execution, names, **choices)
+    show(result)
+    if csv_file is not None:
+        write_csv(csv_file, result["units"])
+        print(f"written: {csv_file}")
+    return result
+
+
+def refuse_unwritable(path: Path) -> None:
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"--csv {path} cannot be written: give a file in a folder that is there and can be "
+            "written to"
+        )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table; accuracies in percent."""
+    rows, first = result["units"], result["measures"][0]
+    columns = [
+        *result["measures"],
+        *(name for name in ("auxiliary_accuracy", "cka") if any(name in row for row in rows)),
+    ]
+    title = (
+        f"{result['run']} after epoch {result['epoch']}: separability on {result['images']} "
+        f"{result['split']} images"
+    )
+    table = Table(title=title, caption=caption(result))
+    for text in ("unit", "resolution", "channels", "pooled to"):
+        table.add_column(text, justify="left" if text == "unit" else "right")
+    for name in columns:
+        table.add_column(
+            heading_of(MEASURES[name]) if name in MEASURES else HEADINGS[name], justify="right"
+        )
+    table.add_column(f"gain ({first.replace('_', ' ')})", justify="right")
+    table.add_column("mismatched")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            size(row["resolution"]),
+            str(row["channels"]),
+            size(row["pooled_resolution"]),
+            *(
+                number(row.get(name), "{:.3f}" if name in ("cka", "fisher") else "{:.2f}")
+                for name in columns
+            ),
+            gain(row),
+            "yes" if row["mismatched"] else "",
+        )
+    Console(width=None if Console().is_terminal else 240).print(table)
+    for row in rows:
+        if "refused" in row:
+            print(f"{row['name']}: {row['refused']}")
+
+
+def caption(result: dict[str, Any]) -> str:
+    text = (
+        f"Features are average-pooled to at most {result['pooled_to']} numbers an image, or one "
+        f"per channel. Probes are scored on {result['scored_images']} images that they are not "
+        f"fitted to (cross_fitted_probe on all {result['images']}, a quarter at a time). gain: "
+        "less the row above"
+    )
+    paired = isinstance(MEASURES[result["measures"][0]], Accuracy)
+    text += ", ± the standard error over the same images. " if paired else ". "
+    if all(row["mismatched"] is None for row in result["units"]):
+        return text + "Units have no loss of their own, so none is marked as mismatched."
+    return text + (
+        f"mismatched: a gain that is not above {'its error' if paired else '0'}, while the unit's "
+        f"loss over the last epoch is above {NEAR_ZERO:.0%} of that over its first."
+    )
+
+
+def size(resolution: Sequence[int] | None) -> str:
+    return "–" if resolution is None else "×".join(map(str, resolution))
+
+
+def gain(row: Mapping[str, Any]) -> str:
+    error = row["gain_error"]
+    return number(row["gain"], "{:+.2f}") + (f" ± {error:.2f}" if error is not None else "")
+
+
+def number(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows with a line of headings; what is not known is empty, resolutions are H×W."""
+    headings = list(dict.fromkeys(heading for row in rows for heading in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, headings, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {
+                name: "×".join(map(str, value)) if isinstance(value, list) else value
+                for name, value in row.items()
+            }
+        )
+    with replacing(Path(path)) as draft:
+        draft.write_text(text.getvalue())

@@ -1,0 +1,146 @@
+"""The command line: a file per command, and the options they share.
+
+A command's module has ``add_arguments(parser)`` and ``run(parsed)``, which returns what ``--json``
+prints. Only the module of the command that is given is imported, so that help comes at once.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from layerwise.cli.options import Parser
+from layerwise.errors import CannotSplit, Diverged, InvalidInput
+from layerwise.utils.plugins import import_files
+
+REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
+
+COMMANDS = {
+    "train": "train a network by local losses, or globally",
+    "compare": "several hierarchies, layer-wise and globally, in one table",
+    "reproduce": "the rows of the paper's tables, each as a run",
+    "report": "runs beside the paper's numbers, as one page",
+    "show": "the units of a network: what each holds, its head, its loss",
+    "profile": "memory, work and time of a step by several rules",
+    "evaluate": "accuracy of a trained network and of its units",
+    "separability": "where in depth the classes become separable",
+    "accelerate": "hierarchies that learn better layer-wise, in a budget",
+    "predict": "the five likeliest classes of images",
+    "list": "what can be chosen from",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 2 refused, 130 interrupted."""
+    set_environment()
+    try:
+        parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
+        result = parsed.run(parsed)
+        if parsed.json:
+            print(json.dumps(result, allow_nan=False), flush=True)
+    except (InvalidInput, CannotSplit, Diverged) as error:
+        leave(f"layerwise: {error}", REFUSED)
+    except KeyboardInterrupt as interruption:
+        leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        leave(
+            "layerwise: Cannot go on: there is not enough memory. Lower --batch-size, --width or "
+            "--image-size.",
+            REFUSED,
+        )
+    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PIPE_CLOSED)
+    except OSError as error:
+        leave(
+            f"layerwise: Cannot use {error.filename or 'a file'}: {error.strerror or error}. Give "
+            "another path.",
+            REFUSED,
+        )
+
+
+def set_environment() -> None:
+    """Settings of the libraries below, made before they are loaded."""
+    # torch's profiler, which counts memory, else writes of itself to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # threads that wait spin only shortly: as fast on an idle machine, 17 times faster when another
+    # program takes a core (docs/log.md, 2026-11-23)
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # large tensors in large pages: a new map's first touch else costs several times what is
+    # computed (docs/log.md, 2026-11-23)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    words = "allocate memory", "out of memory"
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The arguments of a command, whose registries ``--import`` may have added to."""
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    if chosen in COMMANDS:
+        import_files(import_paths(arguments))
+    return build_parser(chosen).parse_args(arguments)
+
+
+def import_paths(arguments: Sequence[str]) -> list[str]:
+    """The files that ``--import`` names; they are run before other options are known."""
+    first = Parser(add_help=False)
+    first.add_argument("--import", dest="imports", action="append", default=[])
+    return list(first.parse_known_args(arguments)[0].imports)
+
+
+def build_parser(chosen: str | None) -> Parser:
+    """A parser of all commands, of which only the chosen one has its arguments."""
+    parser = Parser(
+        prog="layerwise", description="Train networks without global backpropagation, unit by unit."
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=Parser
+    )
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        if name == chosen:
+            module = import_module(f"layerwise.cli.{name}")
+            add_common(command)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+def add_common(command: Parser) -> None:
+    command.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object, the last line of stdout",
+    )
+    command.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        metavar="FILE",
+        help="Python file to run first: it adds losses, rules, measures, networks or data sets",
+    )
+
+
+class Version(argparse.Action):
+    """Prints the version when it is asked for; reading it from the metadata takes a moment."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from layerwise import __version__
+
+        print(f"layerwise {__version__}")
+        parser.exit()

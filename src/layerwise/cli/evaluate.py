@@ -1,0 +1,29 @@
+"""``layerwise evaluate``: accuracy of a trained network and of its units."""
+
+import argparse
+from typing import Any
+
+from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution
+
+# fields of an execution that say nothing about a run that is only looked at
+TRAINING = {
+    *("eval_every", "save_every", "log", "layout", "cache_dir", "cache_limit"),
+    *("separability_every", "separability_measures", "separability_against"),
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--best", action="store_true", help="the best epoch's weights instead of the last's"
+    )
+    add_fields(parser, Execution, skip=TRAINING)
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.training.saved import evaluate
+
+    folder = RunFolder(parsed.folder)
+    return evaluate(folder, collect(parsed, folder.execution()), parsed.best)

@@ -1,0 +1,47 @@
+"""``layerwise list``: what can be chosen from."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from layerwise.cli.options import Parser
+from layerwise.errors import choose
+from layerwise.utils.options import first_line, options_of
+
+LISTS = ("models", "losses", "rules", "datasets", "measures")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("what", metavar="{" + ",".join(LISTS) + "}", help="what to list")
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Print the names of one kind with a few words each, and return them."""
+    rows = entries(choose("list", parsed.what, LISTS))
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        print(f"{name:<{width}}  {text}")
+    return {parsed.what: list(rows)}
+
+
+def entries(what: str) -> dict[str, str]:
+    """The registered names of a kind, each in a few words, read from the registry itself."""
+    if what == "datasets":
+        from layerwise.data import DATASETS
+
+        return {name: dataset.text for name, dataset in DATASETS.items()}
+    if what == "measures":
+        from layerwise.measures import MEASURES
+
+        return {name: with_options(measure) for name, measure in MEASURES.items()}
+    from layerwise.training.prepare import registries
+
+    kind = {"models": "model", "losses": "loss", "rules": "rule"}[what]
+    registry: Mapping[str, Any] = registries()[kind]
+    return {name: with_options(factory) for name, factory in registry.items()}
+
+
+def with_options(factory: Any) -> str:
+    """A factory's first line, and the options that it declares."""
+    names = [f"--{name.replace('_', '-')}" for name in options_of(factory)]
+    return first_line(factory) + (f" [{' '.join(names)}]" if names else "")

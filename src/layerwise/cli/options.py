@@ -1,0 +1,213 @@
+"""Options that commands share: a field of a run or of its execution each, and those that are
+declared.
+
+An option's value comes from the command line, else from the configuration file, else its default.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from layerwise.errors import InvalidInput, choose
+from layerwise.hierarchy import parse_downsampling, parse_hierarchy
+from layerwise.runs.run import Execution, Run, check_value, field_type, flat, run_from
+from layerwise.utils.options import Option, Options, options_of
+
+Kind = TypeVar("Kind", Run, Execution)
+Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
+
+DECLARED = "declared:"  # begins the names of declared options among parsed arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that refuses in one sentence, like everything else here."""
+
+    def __init__(self, **options: Any) -> None:
+        # an option added later must not change what a script says
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInput(f"{message}; see `{self.prog} --help`")
+
+
+def add_config(parser: Parser) -> None:
+    parser.add_argument("model", nargs="?", help="network (default: resnet18)")
+    parser.add_argument(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="YAML file of options; the command line goes before it",
+    )
+
+
+def add_fields(
+    parser: Parser,
+    kind: type[Run] | type[Execution],
+    skip: set[str],
+    declared: Sequence[str] = ("model", "rule", "loss"),
+) -> None:
+    """An option for every field, and for all that networks, losses and rules declare.
+
+    Unset ones are left out of the parsed arguments, so that a file's values show through.
+
+    Args:
+        skip: fields and declared options that are left out.
+        declared: kinds of choices whose declared options are added.
+    """
+    group = parser.add_argument_group(f"{kind.__name__.lower()} options")
+    for item in fields(kind):
+        if item.name in skip or "of" in item.metadata:
+            continue
+        names = [f"--{item.name.replace('_', '-')}", *item.metadata.get("also", ())]
+        if "short" in item.metadata:
+            names = [item.metadata["short"], *names]
+        text = item.metadata["help"]
+        if item.default is not None and "default" not in text:
+            text = f"{text} (default: {item.default})"
+        add_option(group, names, item.name, field_type(item), text)
+    if kind is Run:
+        add_declared(parser, skip, declared)
+
+
+def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -> None:
+    text = text.replace("%", "%%")
+    if kind is bool:
+        group.add_argument(
+            *names,
+            dest=dest,
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+        return
+    metavar = names[-1].lstrip("-").replace("-", "_").upper() if len(names) == 1 else None
+    metavar = metavar or dest.removeprefix(DECLARED).upper()
+    group.add_argument(
+        *names, dest=dest, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text
+    )
+
+
+def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> None:
+    """An option for everything that networks, losses and rules declare, each once."""
+    from layerwise.training.prepare import registries
+
+    taken = {item.name for item in fields(Run)}
+    for kind in declared:
+        registry = registries()[kind]
+        group = parser.add_argument_group(f"options of a {kind}")
+        for name, owners in by_option(registry).items():
+            if name not in taken and name not in skip:
+                taken.add(name)
+                first = next(iter(owners.values()))
+                text = f"{', '.join(owners)}: {first.text or name}{defaults_in_words(owners)}"
+                add_option(
+                    group, [f"--{name.replace('_', '-')}"], DECLARED + name, first.kind, text
+                )
+
+
+def by_option(registry: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Option]]:
+    """Every option that entries of a registry declare, by its name and its owner's."""
+    owners: dict[str, dict[str, Option]] = {}
+    for entry, factory in registry.items():
+        for name, option in options_of(factory).items():
+            owners.setdefault(name, {})[entry] = option
+    return owners
+
+
+def defaults_in_words(owners: Mapping[str, Option]) -> str:
+    values = {
+        owner: option.default for owner, option in owners.items() if option.default is not None
+    }
+    if not values:
+        return ""
+    if len(set(values.values())) == 1 and len(values) == len(owners):
+        return f" (default: {next(iter(values.values()))})"
+    return f" (default: {', '.join(f'{value} in {owner}' for owner, value in values.items())})"
+
+
+def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
+    """A run or an execution: values of the command line, else of the file, else of the base."""
+    accepted = {item.name for item in fields(base)}
+    given = read_config(getattr(parsed, "config", None))
+    given |= {
+        name.removeprefix(DECLARED): value
+        for name, value in vars(parsed).items()
+        if value is not None and (name in accepted or name.startswith(DECLARED))
+    }
+    values = {name: value for name, value in given.items() if name in accepted}
+    for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
+        if values.get(name):
+            values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
+    collected = replace(base, **values)
+    return with_declared(collected, given) if isinstance(collected, Run) else collected
+
+
+def with_declared(run: Run, given: Mapping[str, Any]) -> Run:
+    """A run with the declared options that are given, each with the choices that it may belong to.
+
+    An option that no choice of the run declares goes to a kind of which some entry does: there it
+    is refused in words.
+    """
+    from layerwise.training.prepare import registries
+
+    own = {item.name for item in fields(Run)} | {item.name for item in fields(Execution)}
+    taken: dict[str, dict[str, Any]] = {kind: {} for kind in registries()}
+    for name, value in given.items():
+        if name not in own:
+            kinds = [kind for kind, registry in registries().items() if name in by_option(registry)]
+            chosen = [
+                kind for kind in kinds if declares(registries()[kind], getattr(run, kind), name)
+            ]
+            for kind in chosen or kinds[:1]:
+                taken[kind][name] = value
+    merged = {
+        f"{kind}_options": Options({**getattr(run, f"{kind}_options"), **values})
+        for kind, values in taken.items()
+    }
+    return replace(run, **merged)
+
+
+def declares(registry: Mapping[str, Callable[..., Any]], entry: str, name: str) -> bool:
+    return entry in registry and name in options_of(registry[entry])
+
+
+def read_config(path: str | None) -> dict[str, Any]:
+    """Options from a YAML file (or a run's JSON), checked by name and type.
+
+    Raises:
+        InvalidInput: the file cannot be read, or holds something else than options.
+    """
+    if path is None:
+        return {}
+    import yaml
+
+    from layerwise.training.prepare import registries
+
+    try:
+        values = yaml.safe_load(Path(path).read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InvalidInput(
+            f"Cannot read {path} as YAML: {reason}. Give lines such as `epochs: 10`."
+        ) from None
+    if isinstance(values, dict) and "format" in values and isinstance(values.get("run"), dict):
+        run = run_from(values["run"], values["format"], path)  # a run's own configuration file
+        return {name: value for name, value in flat(run).items() if value is not None}
+    if not isinstance(values, dict):
+        raise InvalidInput(
+            f"Cannot use {path}: it holds no options. Give lines such as `epochs: 10`."
+        )
+    own = {item.name: item for kind in (Run, Execution) for item in fields(kind)}
+    declared = [name for registry in registries().values() for name in by_option(registry)]
+    checked = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        choose(
+            f"option in {path}",
+            name,
+            [name for name in own if "of" not in own[name].metadata] + declared,
+        )
+        checked[name] = check_value(path, own[name], value) if name in own else value
+    return checked

@@ -1,0 +1,61 @@
+"""``layerwise profile``: memory, work and time of a step by several rules."""
+
+import argparse
+from typing import Any
+
+from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.runs.run import Execution, Run
+
+# fields that say nothing about what a step costs
+NOT_PROFILED = {
+    *("data", "val_fraction", "rule", "epochs", "decay_rate", "decay_milestones", "augment"),
+    *("crop_padding", "flip", "cutout", "views"),
+}
+NOT_EXECUTED = {
+    *("data_dir", "workers", "download", "eval_every", "save_every", "log", "cache_dir"),
+    *("separability_every", "separability_measures", "separability_against"),
+}
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--rules", metavar="A,B", help="orders of updates (default: all, sequential-cached too)"
+    )
+    parser.add_argument(
+        "--classes", type=int, default=10, help="classes; no data is read (default: 10)"
+    )
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="predict only; nothing is computed, so any batch will do",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="find the largest batch that fits into 4GB, 4GiB, 500MB …",
+    )
+    parser.add_argument(
+        "--per-unit", action="store_true", help="print a table of units for every rule"
+    )
+    parser.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
+    add_fields(parser, Run, skip={"model", "cache", "threads", *NOT_PROFILED})
+    add_fields(parser, Execution, skip=NOT_EXECUTED)
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.profiling.profile import PROFILED, profile
+
+    names = list(PROFILED)
+    if parsed.rules is not None:
+        names = [name.strip() for name in parsed.rules.split(",")]
+    return profile(
+        collect(parsed, Run()),
+        collect(parsed, Execution()),
+        names,
+        parsed.classes,
+        parsed.predict,
+        parsed.memory,
+        parsed.figure,
+        parsed.per_unit,
+    )

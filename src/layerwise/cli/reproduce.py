@@ -1,0 +1,60 @@
+"""``layerwise reproduce``: the rows of the paper's tables, each as a run."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.errors import InvalidInput, choose
+from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
+from layerwise.runs.run import Execution, Run
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "tables", nargs="+", type=int, metavar="TABLE", help="tables of the paper, 1 to 6"
+    )
+    parser.add_argument(
+        "--scale",
+        default="paper",
+        help="paper: as published; small: for two CPU cores (default: paper)",
+    )
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["*"],
+        metavar="NAME",
+        help="such as 'resnet18*' (default: all rows)",
+    )
+    parser.add_argument(
+        "--rule", default="both", help="columns: layerwise, global or both (default: both)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="runs of each, with seeds from 0 on (default: 1)"
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="folder that holds the runs (default: runs/ and the scale)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
+    add_fields(parser, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES), declared=())
+    add_fields(parser, Execution, skip={"separability_against"})
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    column = choose("--rule", parsed.rule, [*COLUMNS, "both"])
+    if parsed.seeds < 1:
+        raise InvalidInput(f"Cannot use seeds {parsed.seeds}: give 1 or more.")
+    choose("scale", parsed.scale, SCALES)
+    rows = select_rows(parsed.tables, parsed.rows)
+    changes = {name: getattr(parsed, name) for name in DEPARTURES if hasattr(parsed, name)}
+    columns = list(COLUMNS) if column == "both" else [column]
+    planned = plan(rows, parsed.scale, columns, range(parsed.seeds), **changes)
+    from layerwise.experiments.reproduce import reproduce
+
+    output = Path(parsed.output or Path("runs") / parsed.scale)
+    execution = collect(parsed, Execution())
+    return reproduce(planned, parsed.scale, output, execution, parsed.dry_run)

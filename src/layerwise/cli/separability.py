@@ -1,0 +1,45 @@
+"""``layerwise separability``: where in depth the classes become separable."""
+
+import argparse
+from typing import Any
+
+from layerwise.cli.evaluate import TRAINING
+from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument("--measures", metavar="A,B", help="gains are of the first (default: all)")
+    parser.add_argument(
+        "--against", metavar="RUN", help="compare features with this run's, by linear CKA"
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=10_000,
+        help="at most so many, evenly over the classes (%(default)s)",
+    )
+    parser.add_argument(
+        "--split",
+        default="test",
+        help="images to measure on: test or validation (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pooled-to",
+        type=int,
+        default=1024,
+        help="numbers that features are pooled to (%(default)s)",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
+    add_fields(parser, Execution, skip=TRAINING)
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.analysis.table import show_run
+
+    folder = RunFolder(parsed.folder)
+    choices = {name: getattr(parsed, name) for name in ("against", "pooled_to", "images", "split")}
+    execution = collect(parsed, folder.execution())
+    return show_run(folder, execution, parsed.measures, parsed.csv, choices)

@@ -1,0 +1,25 @@
+"""``layerwise show``: the units of a network: what each holds, its head, its loss."""
+
+import argparse
+from typing import Any
+
+from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.cli.profile import NOT_PROFILED
+from layerwise.runs.run import Execution, Run
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config(parser)
+    parser.add_argument("--classes", type=int, default=10, help="classes (default: 10)")
+    add_fields(parser, Run, skip={"model", "batch_size", "train_images", *NOT_PROFILED} - {"rule"})
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    from layerwise.core.table import describe_units
+    from layerwise.profiling.trial_steps import trial_learner
+    from layerwise.training.prepare import prepare
+
+    prepared = prepare(collect(parsed, Run()), Execution(device="cpu"))
+    learner = trial_learner(prepared, parsed.classes)
+    print(learner)
+    return {"units": describe_units(learner.units)}

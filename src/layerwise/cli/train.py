@@ -1,0 +1,82 @@
+"""``layerwise train``: train a network by local losses, or globally."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, collect
+from layerwise.errors import InvalidInput
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run, run_name
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/ and a name)"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="go on with the run in --output, or in RUN",
+    )
+    add_fields(parser, Run, skip={"model"})
+    add_fields(parser, Execution, skip=set())
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    if parsed.output == "" or parsed.resume == "":
+        raise InvalidInput("Cannot use an empty --output or --resume: name a folder.")
+    if parsed.resume is True and not (parsed.model or parsed.output or parsed.config):
+        raise InvalidInput(
+            "Cannot resume: --resume alone names no run. Give its folder, or the command that "
+            "began it."
+        )
+    if not isinstance(parsed.resume, str):
+        described = collect(parsed, Run())
+        folder = RunFolder(parsed.output or Path("runs") / run_name(described))
+        return train_one(described, folder, collect(parsed, Execution()), bool(parsed.resume))
+    folder = RunFolder(parsed.resume)
+    names = [*(item.name for item in fields(Run)), "output", "config"]
+    given = [name for name in names if getattr(parsed, name, None) is not None]
+    given += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
+    if given:
+        raise InvalidInput(
+            f"Cannot change {given[0]} of a run that goes on: --resume {parsed.resume} takes it as "
+            "it is. Leave it out."
+        )
+    return train_one(folder.run(), folder, collect(parsed, folder.execution()), True)
+
+
+def train_one(
+    described: Run, folder: RunFolder, execution: Execution, resume: bool
+) -> dict[str, Any]:
+    from layerwise.training.loop import Interrupted, train
+    from layerwise.training.prepare import prepare
+    from layerwise.training.progress import shown
+
+    try:
+        with shown() as progress:
+            result = train(prepare(described, execution), folder, resume, progress)
+    except Interrupted as interruption:
+        raise KeyboardInterrupt(
+            f"{interruption}. Go on with: layerwise train --resume {folder.path}"
+        ) from None
+    print(summary(result), flush=True)
+    return result
+
+
+def summary(result: dict[str, Any]) -> str:
+    best = ""
+    if result["best_epoch"] is not None:
+        best = (
+            f", of the epoch best on validation ({result['best_epoch']}) "
+            f"{result['best_test_accuracy']:.2f} %"
+        )
+    return (
+        f"test accuracy of the last epoch {result['test_accuracy']:.2f} %{best}; written to "
+        f"{result['run']}"
+    )

@@ -1,0 +1,1 @@
+"""A network, cut into units that learn: split, unit, learner."""

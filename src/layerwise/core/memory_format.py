@@ -1,0 +1,214 @@
+"""The memory format of every unit's maps: contiguous or channels-last.
+
+By default a fixed rule decides, the same on every machine of a kind, so that repeated runs choose
+alike. A trial, which times
+a copy of each unit in both formats, is made by request: it takes 1.5 to 7 % off a step on some
+processors (docs/log.md).
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.core.learner import Learner
+from layerwise.core.trace import modes_kept
+from layerwise.core.unit import Carried, Unit
+from layerwise.errors import InvalidInput, choose
+from layerwise.losses import Targets
+from layerwise.utils.device import device_of, synchronise
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+MEMORY_FORMATS = [*FORMATS, "auto", "trial"]
+TRIAL_BATCH = 16
+REPETITIONS = 3  # interleaved, after one that is not counted
+ADVANTAGE = 0.97  # share of the contiguous format's time below which channels-last is taken
+REGISTER = 8  # float32 numbers of an AVX2 register
+
+
+def set_memory_format(
+    learner: Learner, memory_format: str = "auto", before: Any = None
+) -> list[str]:
+    """Give every unit's weights, optimizer state and maps a memory format; values stay as they are.
+
+    Args:
+        memory_format: ``contiguous`` or ``channels-last`` for all units, ``auto`` for the fixed
+            rule, or ``trial``.
+        before: the names that were returned when the run began, which ``auto`` and ``trial`` then
+            keep to. Anything that is not a list of such names is ignored.
+
+    Returns:
+        The name of each unit's format. A unit that a CPU cannot compute safely in channels-last
+        stays contiguous.
+
+    Raises:
+        InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
+    """
+    names = memory_formats(learner, memory_format, before)
+    for unit, name in zip(learner.units, names, strict=True):
+        unit.set_memory_format(FORMATS[name])
+    return names
+
+
+lay_out = set_memory_format  # the name of before
+
+
+def memory_formats(learner: Learner, memory_format: str, before: Any = None) -> list[str]:
+    """The names that ``set_memory_format`` returns, without setting anything."""
+    choose("memory format", memory_format, MEMORY_FORMATS)
+    device = device_of(learner.model)
+    if memory_format in FORMATS:
+        names = [memory_format] * len(learner.units)
+    elif is_list_of_formats(before):
+        names = checked_length(before, len(learner.units))
+    elif memory_format == "trial" and device.type == "cpu":  # on a GPU it would time launches
+        names = tried(learner)
+    else:
+        names = [by_rule(unit, device) for unit in learner.units]
+    if device.type == "cpu":
+        names = [
+            "contiguous" if endangered(unit) else name
+            for unit, name in zip(learner.units, names, strict=True)
+        ]
+    return names
+
+
+def is_list_of_formats(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and value != []
+        and all(isinstance(name, str) and name in FORMATS for name in value)
+    )
+
+
+def checked_length(names: list[str], count: int) -> list[str]:
+    if len(names) != count:
+        raise InvalidInput(
+            f"Cannot set the memory format: the run names formats of {len(names)} units and has "
+            f"{count}. Restore run.json."
+        )
+    return names
+
+
+def by_rule(unit: Unit, device: torch.device) -> str:
+    """Channels-last, but for the unit that reads the image in bfloat16 on a CPU.
+
+    There, the weight gradient of a channels-last convolution of few input channels can take a
+    hundred times as long.
+    """
+    reads_image = unit.index == 0
+    return (
+        "contiguous"
+        if device.type == "cpu" and unit.amp is torch.bfloat16 and reads_image
+        else "channels-last"
+    )
+
+
+def endangered(unit: Unit) -> bool:
+    """Whether a CPU's convolutions could write past their memory in channels-last.
+
+    On processors with AVX2 alone, the weight gradient of a strided 1×1 convolution of fewer
+    channels than a register holds is wrong there, and what lies behind it is overwritten
+    (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    modules = (module for part in (unit.piece, unit.loss) for module in part.modules())
+    return any(
+        module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels // module.groups < REGISTER
+        for module in modules
+        if isinstance(module, nn.Conv2d)
+    )
+
+
+def tried(learner: Learner) -> list[str]:
+    """The faster format of each unit, by trial; an endangered one is not tried."""
+    images = torch.zeros(
+        2, *learner.image_shape, device=device_of(learner.model), dtype=learner.image_type
+    )
+    carried: Carried = (images,)
+    names = []
+    for unit in learner.units:
+        names.append(
+            "contiguous" if endangered(unit) else trial(unit, carried, learner.num_classes)
+        )
+        carried = passed(unit, carried)
+    return names
+
+
+@torch.no_grad()
+def passed(unit: Unit, carried: Carried) -> Carried:
+    """The output of a unit; running statistics and modes stay as they were."""
+    with modes_kept(unit.piece):
+        unit.piece.eval()
+        return unit.forward(carried)
+
+
+def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
+    """Time a copy of a unit on random maps in each format; the generator's state stays as it was."""
+    tensors = [value for value in carried if isinstance(value, Tensor)]
+    if any(value.dim() != 4 for value in tensors):  # vectors have one format only
+        return "contiguous"
+    with torch.random.fork_rng(devices=[]):
+        seconds = trial_seconds(unit, carried, num_classes)
+    return (
+        "channels-last"
+        if seconds["channels-last"] < ADVANTAGE * seconds["contiguous"]
+        else "contiguous"
+    )
+
+
+def trial_seconds(unit: Unit, carried: Carried, num_classes: int) -> dict[str, float]:
+    """The least seconds of copies of a unit, in each format, that make passes in turn."""
+    batch = tuple(random_like(value) if isinstance(value, Tensor) else value for value in carried)
+    device = batch[0].device
+    targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
+    copies = {name: copy_in(memory_format, unit) for name, memory_format in FORMATS.items()}
+    seconds = {name: float("inf") for name in FORMATS}
+    for repetition in range(REPETITIONS + 1):
+        for name, copied in copies.items():
+            needed = timed(copied, batch_in(FORMATS[name], batch), targets)
+            seconds[name] = min(seconds[name], needed) if repetition else seconds[name]
+    return seconds
+
+
+def copy_in(memory_format: torch.memory_format, unit: Unit) -> Unit:
+    copied = Unit(
+        unit.index, unit.name, *copy.deepcopy((unit.piece, unit.loss)), None, amp=unit.amp
+    )
+    copied.train()
+    copied.set_memory_format(memory_format)
+    return copied
+
+
+def batch_in(memory_format: torch.memory_format, batch: Carried) -> Carried:
+    return tuple(
+        value.contiguous(memory_format=memory_format) if isinstance(value, Tensor) else value
+        for value in batch
+    )
+
+
+def random_like(value: Tensor) -> Tensor:
+    return torch.rand(TRIAL_BATCH, *value.shape[1:], device=value.device).to(value.dtype)
+
+
+def timed(unit: Unit, batch: Carried, targets: Targets) -> float:
+    """Seconds of a forward and a backward pass."""
+    synchronise(targets.labels.device)
+    begin = time.perf_counter()
+    _, evaluated = unit.evaluate(batch, targets)
+    if unit.parameters():
+        evaluated.loss.backward()
+    synchronise(targets.labels.device)
+    return time.perf_counter() - begin
+
+
+def summary(names: Sequence[str]) -> str:
+    """The units' memory formats in words, for the line that says what was chosen."""
+    count = sum(name == "channels-last" for name in names)
+    if count in (0, len(names)):
+        return "channels-last" if count else "contiguous"
+    return f"channels-last in {count} of {len(names)} units"

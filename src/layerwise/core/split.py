@@ -1,0 +1,374 @@
+"""Cut a network into a chain of units, by its traced graph and without its help.
+
+The graph has a *spine*: the path from input to output that passes the most weighted layers. Every
+weighted layer on the spine is the *anchor* of a unit; the unit's *feature* is what follows the
+anchor up to the next one, less the pooling, dropout and flattening at its end, which belong to the
+next unit. What lies beside the spine (a shortcut) joins the unit that needs its result, so that its
+weights learn from that unit's loss. All tensors that are alive at a cut pass it, the feature first.
+"""
+
+import copy
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise.core.layers import Network
+from layerwise.core.trace import FLAG, TrainingFlag, modes_kept, owner, trace_network
+from layerwise.errors import CannotSplit, choose
+
+OUTPUT_LAYERS = ("separate", "joined")
+
+
+class Chain(nn.Module):
+    """A network as a chain of pieces; composed, they are the network. Their modules and parameters
+    are the network's own.
+
+    Attributes:
+        pieces: modules that map the tensors before them to the tuple of tensors after them, the
+            feature first.
+        names: one per piece: its layer's path, the path of the block that holds its layers, or its
+            first and last layer.
+    """
+
+    def __init__(self, pieces: Sequence[nn.Module], names: Sequence[str]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+        self.names = tuple(names)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def forward(self, images: Tensor) -> Tensor:
+        carried: tuple[Any, ...] = (images,)
+        for piece in self.pieces:
+            carried = piece(*carried)
+        return carried[0]
+
+
+def split(
+    model: nn.Module,
+    at: str | int | Sequence[str] = "layer",
+    sample: Tensor | None = None,
+    leaves: Iterable[str] = (),
+    output_layer: str = "joined",
+) -> Chain:
+    """Cut a network that fx can trace into a chain of units.
+
+    Args:
+        model: maps one tensor to one tensor, batch first.
+        at: ``"layer"``, a unit per weighted layer, also inside residual blocks; ``"block"``, the
+            finest units between which a single tensor passes; a number K, K units of about equal
+            multiply-adds; or the paths of the modules that end a unit.
+        sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
+        leaves: paths of modules to keep whole inside one unit, without looking inside.
+        output_layer: ``"joined"``, it shares the unit of the weighted layer before it; or
+            ``"separate"``, it is a unit of its own, as published. Module paths are taken as given.
+
+    Returns:
+        The chain; its pieces share the model's modules, and the model stays as it was.
+
+    Raises:
+        CannotSplit: the network cannot be cut so; the message says which module, why, and what to
+            do.
+        InvalidInput: ``output_layer`` is neither of the two.
+    """
+    joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
+    network = Network(*trace_network(model, leaves))
+    cuts = choose_cuts(network, at, sample, joined)
+    place = network.place(cuts)
+    refuse_empty_units(network, place)
+    refuse_lost_parameters(model, network)
+    refuse_shared_parameters(model, network, place)
+    chain = Chain(
+        [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
+        name_units(network, place),
+    )
+    # but not what they hold: single modules of the model may be frozen
+    for module in (chain, *chain.pieces):
+        module.training = model.training
+    return chain
+
+
+def choose_cuts(
+    network: Network, at: str | int | Sequence[str], sample: Tensor | None, joined: bool = False
+) -> list[fx.Node]:
+    """The nodes that a cut follows, in order."""
+    if at == "layer":
+        return layer_cuts(network, joined)
+    if at == "block":
+        return block_cuts(network, joined)
+    if isinstance(at, int) and not isinstance(at, bool):
+        return equal_cuts(network, at, sample, joined)
+    if (
+        not isinstance(at, str)
+        and isinstance(at, Sequence)
+        and at
+        and all(isinstance(path, str) for path in at)
+    ):
+        return path_cuts(network, at)
+    raise CannotSplit(
+        f"at={at!r} says no place to cut: give 'layer', 'block', a number of units, or a list of "
+        "module paths."
+    )
+
+
+def separable_stretches(network: Network, joined: bool) -> list[list[fx.Node]]:
+    """The stretches that a cut may follow; a joined output leaves out the cut before the output
+    layer.
+    """
+    stretches = network.stretches()
+    return stretches[:-1] if joined else stretches
+
+
+def layer_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
+    """Behind every anchor's feature."""
+    return [stretch[-1] for stretch in separable_stretches(network, joined)]
+
+
+def block_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
+    """Behind every anchor, the last node on the way to its feature that all paths pass, where there
+    is one.
+    """
+    ends = (network.block_end(stretch) for stretch in separable_stretches(network, joined))
+    return [end for end in ends if end is not None]
+
+
+def equal_cuts(
+    network: Network, count: int, sample: Tensor | None, joined: bool = False
+) -> list[fx.Node]:
+    """``count`` − 1 cuts that make the costliest unit as cheap as can be; between blocks where
+    there are enough of them.
+    """
+    if count == 1:
+        return []
+    candidates = block_cuts(network, joined)
+    if len(candidates) + 1 < count:
+        candidates = layer_cuts(network, joined)
+    if not 1 <= count <= len(candidates) + 1:
+        raise CannotSplit(
+            f"{count} units are not to be had: the network has {len(candidates) + 1} "
+            f"layers{', the output layer counted with the one before it' if joined else ''}, so 1 "
+            "to that many."
+        )
+    if sample is None:
+        raise CannotSplit(
+            f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, "
+            "a batch of images."
+        )
+    place = network.place(candidates)
+    costs = [0.0] * (len(candidates) + 1)
+    for node, cost in multiply_adds(network, sample).items():
+        costs[place[node]] += cost
+    return [candidates[last] for last in balance(costs, count)]
+
+
+def balance(costs: Sequence[float], count: int) -> list[int]:
+    """Cut a row of costs into ``count`` runs so that the dearest run is as cheap as possible; the
+    last index of all but one.
+    """
+    return next(islice(balances(costs), count - 1, None))
+
+
+def balances(costs: Sequence[float]) -> Iterator[list[int]]:
+    """``balance`` into one run, two, and so on up to as many as there are costs; all for little
+    more than the last.
+    """
+    sums = [0.0, *accumulate(costs)]
+    # cheapest[i]: (dearest run, cuts) of the best way to cut the first i costs
+    cheapest: dict[int, tuple[float, tuple[int, ...]]] = {
+        i: (sums[i], ()) for i in range(1, len(costs) + 1)
+    }
+    yield []
+    for runs in range(2, len(costs) + 1):
+        cheapest = {
+            i: min(
+                (max(cheapest[j][0], sums[i] - sums[j]), (*cheapest[j][1], j - 1))
+                for j in range(runs - 1, i)
+            )
+            for i in range(runs, len(costs) + 1)
+        }
+        yield list(cheapest[len(costs)][1])
+
+
+def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
+    """Multiply-adds of every node's forward pass on a sample, counted by PyTorch."""
+    counts: dict[fx.Node, float] = {}
+
+    class Counting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            with FlopCounterMode(display=False) as counter:
+                result = super().run_node(n)
+            counts[n] = counter.get_total_flops() / 2
+            return result
+
+    root, graph = piece_root(network, network.graph.nodes), network.graph
+    with torch.no_grad(), modes_kept(network.root):
+        network.root.eval()
+        Counting(fx.GraphModule(root, graph)).run(sample[:2])
+    return counts
+
+
+def path_cuts(network: Network, paths: Sequence[str]) -> list[fx.Node]:
+    """The cuts that end a unit with each of the modules named: behind a layer's feature, or where a
+    block is left.
+    """
+    stretches = dict(zip(network.anchors, network.stretches(), strict=False))
+    cuts = []
+    for path in paths:
+        inside = [
+            node for node in network.spine if path and f"{owner(node)}.".startswith(f"{path}.")
+        ]
+        if not inside:
+            raise CannotSplit(
+                f"no cut can follow {path!r}: it is not a module on the way through the most "
+                "weighted layers from input to output. Accepted are modules that hold such "
+                f"layers, like {owner(network.anchors[0])!r}."
+            )
+        anchors = [node for node in inside if node in stretches]
+        last = inside[-1]
+        if anchors:
+            stretch = stretches[anchors[-1]]
+            last = (network.block_end(stretch) if owner(anchors[-1]) != path else None) or stretch[
+                -1
+            ]
+        if last is not network.spine[-1] and network.anchors[-1] not in inside:
+            cuts.append(last)
+    order = {node: number for number, node in enumerate(network.spine)}
+    return sorted(set(cuts), key=lambda node: order[node])
+
+
+def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:
+    filled = {place[anchor] for anchor in network.anchors}
+    empty = sorted(set(place.values()) - filled)
+    if empty:
+        raise CannotSplit(
+            f"unit {empty[0]} would hold no weighted layer and have nothing to learn: two of the "
+            "paths to cut at lie between the same two layers. Leave one of them out."
+        )
+
+
+def refuse_lost_parameters(model: nn.Module, network: Network) -> None:
+    reached = {
+        id(parameter) for node in network.graph.nodes for parameter in network.parameters(node)
+    }
+    lost = [name for name, parameter in model.named_parameters() if id(parameter) not in reached]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise CannotSplit(
+            f"parameter {lost[0]!r}{more} would belong to no unit: the network's output does not "
+            "depend on it, so no loss would train it. Remove the module, or make forward use it."
+        )
+
+
+def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    units: dict[int, set[int]] = defaultdict(set)
+    for node in network.graph.nodes:
+        # a bare parameter works where it is used
+        users = node.users if node.op == "get_attr" else [node]
+        for parameter in network.parameters(node):
+            units[id(parameter)].update(place[user] for user in users)
+    for key, shared in units.items():
+        if len(shared) > 1:
+            raise CannotSplit(
+                f"parameter {names[key]!r} is used in units "
+                f"{', '.join(map(str, sorted(shared)))}: each would train it by its own loss, and "
+                "the gradient of neither would be whole. Give each layer weights of its own, or "
+                "cut so that all uses fall into one unit."
+            )
+
+
+def build_piece(
+    network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int
+) -> fx.GraphModule:
+    """The part of the graph that one unit computes, from the tensors that pass the cut before it to
+    those after it.
+    """
+    graph, copies = fx.Graph(), {}
+    for number, node in enumerate(crossing(network, place, cuts, index - 1)):
+        copies[node] = graph.placeholder(f"carried_{number}")
+    inside = [
+        node
+        for node in network.graph.nodes
+        if place[node] == index and node.op not in ("placeholder", "output")
+    ]
+    for node in inside:
+        copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(tuple(copies[node] for node in crossing(network, place, cuts, index)))
+    return fx.GraphModule(piece_root(network, inside), graph, class_name="Piece")
+
+
+def crossing(
+    network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int
+) -> list[fx.Node]:
+    """What passes from unit ``index`` to the next: the feature, then all else that is computed
+    before and used after.
+    """
+    if index == len(cuts):
+        return [network.spine[-1]]
+    first = [cuts[index]] if index >= 0 else []
+    alive = [
+        node
+        for node in network.graph.nodes
+        if node not in first
+        and (node.op == "placeholder" or place[node] <= index)
+        and any(place[user] > index for user in node.users)
+    ]
+    return first + alive
+
+
+def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
+    """The modules and parameters that the nodes name: the network's own, and a mode flag of the
+    piece's.
+
+    A module without state that is called at several places, such as one dropout for a whole block,
+    is copied: pieces must be able to be in different modes.
+    """
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    root: dict[str, Any] = {}
+    for node in nodes:
+        if node.target == FLAG:
+            root[FLAG] = TrainingFlag().train(network.root.training)
+        elif node.op in ("call_module", "get_attr"):
+            path, _, name = str(node.target).rpartition(".")
+            value = getattr(network.root.get_submodule(path), name)
+            several = node.op == "call_module" and calls[node.target] > 1
+            root[str(node.target)] = (
+                copy.copy(value) if several and not value.state_dict() else value
+            )
+    return root
+
+
+def name_units(network: Network, place: dict[fx.Node, int]) -> list[str]:
+    """A name per unit: the path of its only layer, of the module that holds just its layers, or of
+    its first and last layer.
+    """
+    layers: dict[int, list[str]] = defaultdict(list)
+    for anchor in network.anchors:
+        layers[place[anchor]].append(owner(anchor) or "network")
+    names = []
+    for index in sorted(layers):
+        others = [path for unit, paths in layers.items() if unit != index for path in paths]
+        names.append(name_unit(layers[index], others))
+    return [
+        f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)
+    ]
+
+
+def name_unit(layers: Sequence[str], others: Sequence[str]) -> str:
+    if len(layers) == 1:
+        return layers[0]
+    parts = []
+    for together in zip(*(path.split(".") for path in layers), strict=False):
+        if len(set(together)) > 1:
+            break
+        parts.append(together[0])
+    holder = ".".join(parts)
+    if any(path == holder or path.startswith(holder + ".") or not holder for path in others):
+        return f"{layers[0]}..{layers[-1]}"
+    return holder or "network"

@@ -1,0 +1,1 @@
+"""Several runs at once: comparisons, the paper's rows, redesigned hierarchies."""

@@ -1,0 +1,166 @@
+"""The paper's kind of table: hierarchies, each trained layer-wise and globally."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from layerwise.errors import InvalidInput, choose
+from layerwise.experiments.sweep import entries, trained
+from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
+from layerwise.models import hierarchical, published_hierarchy
+from layerwise.rules import RULES
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import with_rule
+from layerwise.utils.files import write_json
+
+
+def compare(
+    base: Run,
+    hierarchies: Sequence[str] | None,
+    rules: Sequence[str],
+    seeds: int,
+    output: Path,
+    execution: Execution,
+) -> dict[str, Any]:
+    """Train every hierarchy by every rule and show the table. What is finished is not trained
+    again.
+
+    Raises:
+        InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
+    """
+    if seeds < 1:
+        raise InvalidInput(f"seeds {seeds} is too small: give 1 or more")
+    for rule in rules:
+        choose("rule", rule, RULES)
+    rules = list(dict.fromkeys(rules))
+    stages = stages_of(base, hierarchies)
+    runs = [
+        replace(with_rule(base, rule), hierarchy=hierarchy, seed=base.seed + number)
+        for hierarchy in stages
+        for rule in rules
+        for number in range(seeds)
+    ]
+    results = trained(entries(runs, output, execution), execution)
+    groups = [results[start : start + len(runs) // len(stages)] for start in starts(runs, stages)]
+    rows = [
+        summarise(in_words(base, hierarchy), rules, group)
+        for hierarchy, group in zip(stages, groups, strict=True)
+    ]
+    table = {
+        "model": base.model,
+        "data": base.data,
+        "rows": rows,
+        "runs": [result["run"] for result in results],
+    }
+    digest = hashlib.sha256("".join(table["runs"]).encode()).hexdigest()[:6]
+    path = output / f"compare-{base.model}-{base.data}-{digest}.json"
+    write_json(path, table)
+    show(base, rules, rows, seeds)
+    print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
+    return table
+
+
+def stages_of(base: Run, hierarchies: Sequence[str] | None) -> list[str | None]:
+    """The hierarchies to compare, each once, in one spelling; None for a network without any.
+
+    Raises:
+        InvalidInput: the network has none, or not of so many stages.
+    """
+    if base.model not in hierarchical() and not hierarchies:
+        return [None]
+    published = published_hierarchy(base.model)
+    given = hierarchies or [base.hierarchy or format_hierarchy(published)]
+    stages = list(dict.fromkeys(map(parse_hierarchy, given)))
+    for hierarchy in stages:
+        check_stages(base.model, hierarchy, published)
+    return [",".join(map(str, hierarchy)) for hierarchy in stages]
+
+
+def in_words(base: Run, hierarchy: str | None) -> str:
+    return format_hierarchy(parse_hierarchy(hierarchy)) if hierarchy else base.model
+
+
+def starts(runs: Sequence[Run], stages: Sequence[str | None]) -> range:
+    """Where each hierarchy's runs begin: the plan has as many of each."""
+    return range(0, len(runs), len(runs) // len(stages))
+
+
+def is_local(rule: str) -> bool:
+    """Whether a rule leaves it to the run where units end."""
+    return RULES[rule].at is None
+
+
+def summarise(
+    hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """One row: per rule the mean and deviation of test accuracy over seeds, memory and time; the
+    gap to global training.
+    """
+    row: dict[str, Any] = {
+        "hierarchy": hierarchy,
+        "parameters": results[0]["parameters"],
+        "rules": {},
+    }
+    for rule in rules:
+        runs = [result for result in results if result["rule"] == rule]
+        accuracies = [result["test_accuracy"] for result in runs]
+        peaks = [
+            result["peak_memory_bytes"]
+            for result in runs
+            if result["peak_memory_bytes"] is not None
+        ]
+        row["rules"][rule] = {
+            "test_accuracy": mean(accuracies),
+            "deviation": stdev(accuracies) if len(accuracies) > 1 else None,
+            "seeds": len(accuracies),
+            "peak_memory_bytes": max(peaks, default=None),
+            "train_seconds": mean(result["train_seconds"] for result in runs),
+        }
+    if "global" in rules:
+        local = [rule for rule in rules if is_local(rule)]
+        best = row["rules"]["global"]["test_accuracy"]
+        row["gap"] = {rule: best - row["rules"][rule]["test_accuracy"] for rule in local}
+    return row
+
+
+def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds: int) -> None:
+    """Print the table: test accuracy of the last epoch in percent, memory in MB (10^6 bytes), time
+    in seconds.
+    """
+    local = [rule for rule in rules if is_local(rule)]
+    table = Table(
+        title=f"{base.model} on {base.data}, {base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}: test accuracy, %"
+    )
+    for heading in [
+        "hierarchy",
+        *rules,
+        *(f"gap of {rule}" for rule in local if "global" in rules),
+        "parameters",
+    ]:
+        table.add_column(heading, justify="left" if heading == "hierarchy" else "right")
+    for heading in ("peak memory, MB", "training time, s"):
+        table.add_column(f"{heading} ({' / '.join(rules)})", justify="right")
+    for row in rows:
+        cells = [row["rules"][rule] for rule in rules]
+        table.add_row(
+            row["hierarchy"],
+            *(
+                f"{c['test_accuracy']:.2f}"
+                + (f" ± {c['deviation']:.2f}" if c["deviation"] is not None else "")
+                for c in cells
+            ),
+            *(f"{gap:.2f}" for gap in row.get("gap", {}).values()),
+            f"{row['parameters']:,}",
+            " / ".join(
+                "–" if c["peak_memory_bytes"] is None else f"{c['peak_memory_bytes'] / 1e6:.1f}"
+                for c in cells
+            ),
+            " / ".join(f"{c['train_seconds']:.0f}" for c in cells),
+        )
+    Console(width=None if Console().is_terminal else 240).print(table)

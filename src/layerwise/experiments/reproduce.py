@@ -1,0 +1,156 @@
+"""``layerwise reproduce``: a sweep over the paper's rows, which several processes can share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from layerwise.experiments.sweep import FINISHED, TO_DO, UNFINISHED, Entry, entries, sweep
+from layerwise.hierarchy import format_hierarchy
+from layerwise.paper.rows import ROWS, SCALES, Planned, Row
+from layerwise.profiling.estimate import estimate
+from layerwise.runs.run import Execution, Run, described
+from layerwise.training.progress import clock
+
+
+@dataclass(frozen=True)
+class PlannedEntry:
+    """A run of a sweep and the rows of the paper that it gives the number of."""
+
+    planned: Planned
+    entry: Entry
+
+    def describe(self, state: str) -> dict[str, Any]:
+        """As the command's JSON shows it."""
+        folder = self.entry.folder
+        return {
+            "rows": [{"table": row.table, "model": row.name} for row in self.planned.rows],
+            "column": self.planned.column,
+            "folder": str(folder.path),
+            "state": state,
+            "run": described(self.planned.run),
+            "test_accuracy": folder.result()["test_accuracy"] if folder.finished else None,
+        }
+
+
+def check_data(wanted: Sequence[Entry]) -> None:
+    """Refuse what the first training would refuse, before models are timed and hours announced.
+
+    Raises:
+        InvalidInput: a data set cannot be read.
+    """
+    first = {entry.run.data: entry for entry in reversed(wanted) if entry.state != FINISHED}
+    for entry in first.values():
+        entry.prepared.load_data()
+
+
+def costs(wanted: Sequence[Entry], execution: Execution) -> dict[Run, float]:
+    """Seconds that are left of every run that is not finished, estimated from a few steps."""
+    left = [entry for entry in wanted if entry.state != FINISHED]
+    seconds = estimate([entry.run for entry in left], execution)
+    return {entry.run: seconds[entry.run] * (1 - share_done(entry)) for entry in left}
+
+
+def share_done(entry: Entry) -> float:
+    records = entry.folder.log()
+    return records[-1]["epoch"] / entry.run.epochs if records else 0.0
+
+
+def announce(wanted: Sequence[Entry], scale: str, seconds: dict[Run, float]) -> None:
+    """Say what the sweep will cost before it starts."""
+    states = [entry.state for entry in wanted]
+    print(f"{len(wanted)} runs at scale {scale}: {SCALES[scale].text}", flush=True)
+    print(
+        (
+            f"{states.count(FINISHED)} finished, {states.count(UNFINISHED)} begun, "
+            f"{states.count(TO_DO)} to do; "
+        ),
+        end="",
+    )
+    print(f"about {clock(sum(seconds.values()))} of training on this machine", flush=True)
+
+
+def reproduce(
+    planned: Sequence[Planned], scale: str, output: Path, execution: Execution, dry_run: bool
+) -> dict[str, Any]:
+    """Carry out a plan and show the paper's numbers beside those measured.
+
+    Returns:
+        ``scale`` and ``runs``: each with its rows, folder, state, description and, when finished,
+        test accuracy in percent.
+
+    Raises:
+        InvalidInput, KeyboardInterrupt: see ``sweep``.
+    """
+    runs, labels = [item.run for item in planned], [item.label for item in planned]
+    wanted = entries(runs, output, execution, labels)
+    pairs = [PlannedEntry(*pair) for pair in zip(planned, wanted, strict=True)]
+    if dry_run:
+        for entry in wanted:
+            print(f"{entry.label}: {entry.state}, {entry.folder.path}")
+        print(f"{len(wanted)} runs at scale {scale}; nothing was trained", flush=True)
+        return {"scale": scale, "runs": [pair.describe(pair.entry.state) for pair in pairs]}
+    check_data(wanted)
+    seconds = costs(wanted, execution)
+    announce(wanted, scale, seconds)
+    without = sweep(wanted, execution, seconds)
+    show(pairs, scale)
+    for state, folders in group(without).items():
+        print(f"{state}: {', '.join(folders)}", flush=True)
+    states = [without.get(str(entry.folder.path), entry.state) for entry in wanted]
+    return {
+        "scale": scale,
+        "runs": [pair.describe(state) for pair, state in zip(pairs, states, strict=True)],
+    }
+
+
+def group(without: dict[str, str]) -> dict[str, list[str]]:
+    states: dict[str, list[str]] = {}
+    for folder, state in without.items():
+        states.setdefault(state, []).append(folder)
+    return states
+
+
+def show(wanted: Sequence[PlannedEntry], scale: str) -> None:
+    """Print the rows: test accuracy of the last epoch in percent, mean ± deviation over seeds,
+    beside the paper's.
+    """
+    columns = list(dict.fromkeys(entry.planned.column for entry in wanted))
+    table = Table(
+        title=f"test accuracy, %: the paper's at its own scale, measured at scale {scale}"
+    )
+    for heading in (
+        "row",
+        "hierarchy",
+        *(f"paper, {name}" for name in columns),
+        *(f"{scale}, {name}" for name in columns),
+    ):
+        table.add_column(heading, justify="left" if heading in ("row", "hierarchy") else "right")
+    accuracies: dict[tuple[Row, str], list[float]] = {}
+    for entry in wanted:
+        for row in entry.planned.rows:
+            found = accuracies.setdefault((row, entry.planned.column), [])
+            if entry.entry.folder.finished:
+                found.append(entry.entry.folder.result()["test_accuracy"])
+    for row in sorted(dict.fromkeys(row for row, _ in accuracies), key=ROWS.index):
+        published = [f"{row.accuracy(column):.2f}" for column in columns]
+        table.add_row(
+            row.label,
+            format_hierarchy(row.hierarchy),
+            *published,
+            *(in_words(accuracies[row, column]) for column in columns),
+        )
+    Console(width=None if Console().is_terminal else 240).print(table)
+
+
+def in_words(accuracies: Sequence[float]) -> str:
+    """Mean ± deviation over seeds; a dash for nothing."""
+    if not accuracies:
+        return "–"
+    return f"{mean(accuracies):.2f}" + (
+        f" ± {stdev(accuracies):.2f} ({len(accuracies)})" if len(accuracies) > 1 else ""
+    )

@@ -1,0 +1,156 @@
+"""A sweep: several runs one after the other. A finished run is skipped, an interrupted one goes on."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from layerwise.errors import Busy, Diverged, InvalidInput
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run, run_name, run_words
+from layerwise.training.loop import Interrupted, train
+from layerwise.training.prepare import Prepared, prepare
+from layerwise.training.progress import clock, shown
+
+FINISHED, UNFINISHED, TO_DO = "finished", "unfinished", "to do"
+ELSEWHERE, DIVERGED = "in another process", "diverged"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of a sweep, its folder, and what it is called."""
+
+    prepared: Prepared
+    folder: RunFolder
+    label: str
+
+    @property
+    def run(self) -> Run:
+        return self.prepared.run
+
+    @property
+    def state(self) -> str:
+        if self.folder.finished:
+            return FINISHED
+        return UNFINISHED if self.folder.begun else TO_DO
+
+
+def entries(
+    runs: Sequence[Run], output: Path, execution: Execution, labels: Sequence[str] | None = None
+) -> list[Entry]:
+    """The runs of a sweep with their folders, each refused if it can be without data.
+
+    Args:
+        output: folder that holds the runs.
+        labels: what each run is called; default: by its name.
+
+    Raises:
+        InvalidInput: a run cannot be carried out, or runs cannot be kept in ``output``.
+    """
+    if output.exists() and not output.is_dir():
+        raise InvalidInput(f"Cannot keep runs in {output}: it is a file. Give a folder.")
+    prepared = [prepare(run, execution) for run in runs]
+    names = labels or [run_words(run) for run in runs]
+    return [
+        Entry(ready, folder_of(ready.run, output), name)
+        for ready, name in zip(prepared, names, strict=True)
+    ]
+
+
+def folder_of(run: Run, output: Path) -> RunFolder:
+    """The folder of a run: under its name, or where an earlier version has put it.
+
+    The words of a name are as they were; what is hashed into its end has changed with the format.
+    """
+    folder = RunFolder(output / run_name(run))
+    if not folder.begun:
+        for path in sorted(output.glob(f"{run_words(run)}-??????")):
+            earlier = RunFolder(path)
+            if earlier.begun and is_run(earlier, run):
+                return earlier
+    return folder
+
+
+def is_run(folder: RunFolder, run: Run) -> bool:
+    try:
+        return folder.run() == run
+    except InvalidInput:  # altered, or of another version: not this run's
+        return False
+
+
+def sweep(
+    wanted: Sequence[Entry],
+    execution: Execution,
+    estimates: Mapping[Run, float] | None = None,
+    strict: bool = False,
+) -> dict[str, str]:
+    """Train what is not finished, one run after the other.
+
+    Args:
+        estimates: seconds of each run that is not finished; corrected by what runs really take.
+        strict: stop at a run that another process trains, or whose loss diverges; else both are
+            left out, and the others trained.
+
+    Returns:
+        Folder -> why it has no result: in another process, or diverged.
+
+    Raises:
+        InvalidInput: data or folders cannot be used.
+        Busy, Diverged: with ``strict``.
+        KeyboardInterrupt: stopped by a signal; everything is saved.
+    """
+    left, without = [entry for entry in wanted if entry.state != FINISHED], dict[str, str]()
+    spent: dict[Run, float] = {}
+    for number, entry in enumerate(left):
+        if entry.folder.finished:  # by another process, since the sweep began
+            continue
+        remaining = seconds_left([later.run for later in left[number:]], spent, estimates)
+        place = f"run {len(wanted) - len(left) + number + 1} of {len(wanted)}"
+        about = f", about {clock(remaining)} left" if remaining is not None else ""
+        print(f"{place}{about}: {entry.label}", flush=True)
+        began = time.monotonic()
+        try:
+            train_entry(entry)
+        except (Busy, Diverged) as error:
+            if strict:
+                raise
+            without[str(entry.folder.path)] = ELSEWHERE if isinstance(error, Busy) else DIVERGED
+            print(f"  {error}", flush=True)
+        spent[entry.run] = time.monotonic() - began
+    return without
+
+
+def train_entry(entry: Entry) -> dict[str, Any]:
+    """Train a run to its end, and return its result.
+
+    Raises:
+        KeyboardInterrupt: stopped by a signal; everything is saved.
+    """
+    try:
+        with shown(units=False) as progress:
+            return train(entry.prepared, entry.folder, resume=True, progress=progress)
+    except Interrupted as interruption:
+        raise KeyboardInterrupt(f"{interruption}. Go on with the same command") from None
+
+
+def seconds_left(
+    runs: Sequence[Run], spent: Mapping[Run, float], estimates: Mapping[Run, float] | None
+) -> float | None:
+    """Seconds that runs will take, by their estimates and what others took; None: nothing is known."""
+    if estimates is None:
+        return mean(spent.values()) * len(runs) if spent else None
+    estimated = sum(estimates[run] for run in spent)
+    pace = sum(spent.values()) / estimated if estimated else 1.0
+    return pace * sum(estimates[run] for run in runs)
+
+
+def trained(wanted: Sequence[Entry], execution: Execution) -> list[dict[str, Any]]:
+    """Train all runs of a sweep that are not finished, and return the results of all.
+
+    Raises:
+        InvalidInput, Busy, Diverged, KeyboardInterrupt: see ``sweep``.
+    """
+    sweep(wanted, execution, strict=True)
+    return [entry.folder.result() for entry in wanted]

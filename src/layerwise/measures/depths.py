@@ -1,0 +1,349 @@
+"""What is measured of features at every depth of a network: its units' features, pooled, and the
+measures of them.
+
+One forward pass gives the pooled features of as many units as fit into ``MEMORY``; where more units
+are asked for, the images pass again. So memory depends on the images measured (a sample of stated
+size, not the set) and on what a feature is pooled to.
+Measuring leaves everything as it was: weights, buffers, modes and the global random generators.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.core.learner import Learner
+from layerwise.core.localize import feature_shapes
+from layerwise.core.split import split
+from layerwise.core.trace import modes_kept
+from layerwise.core.unit import Carried, Unit
+from layerwise.data.loader import Loader
+from layerwise.errors import InvalidInput, choose
+from layerwise.losses import Targets
+from layerwise.measures import MEASURES
+from layerwise.measures.base import Accuracy, check_labels, parts, percent, shuffled_ranks
+from layerwise.measures.cka import linear_cka
+from layerwise.measures.gains import add_gains
+from layerwise.ops.pooling import average, averaged, pooling_kernel
+
+Row = dict[str, Any]
+
+POOLED_TO = 1024  # numbers an image
+# bytes of pooled features kept at once (a single unit's always are): all of ResNet50's on 10,000
+# images
+MEMORY = 24 * 10**8
+SAMPLE_SEED = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images that are measured on, every class among them.
+
+    Attributes:
+        labels: (N,), long, on the network's device.
+        batches: gives the images in the labels' order, (B, C, H, W), as the network reads them; can
+            be called again.
+    """
+
+    labels: Tensor
+    classes: int
+    batches: Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Depths:
+    """A network as the units at whose outputs it is measured.
+
+    Attributes:
+        heads: whether the units have losses of their own.
+    """
+
+    model: nn.Module
+    units: Sequence[Unit]
+    heads: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A depth of the network: a unit's output, or the image, whose index is −1.
+
+    Attributes:
+        shape: of its features, (C, H, W) or (C,).
+        kernel: of the average pooling; None: as they are.
+    """
+
+    index: int
+    name: str
+    shape: tuple[int, ...]
+    kernel: tuple[int, int] | None
+
+    @property
+    def pooled(self) -> tuple[int, ...]:
+        return self.shape if self.kernel is None else averaged(self.shape, self.kernel)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Shapes: (B, *shape) -> (B, F), float32."""
+        return average(features, self.kernel).flatten(1).float()
+
+
+def depths_of(
+    learner: Learner, at: str | int | Sequence[str], output_layer: str = "joined"
+) -> Depths:
+    """A learner's units; those that ``at`` would cut where it trains the network as one."""
+    whole = learner.units[0]
+    if len(learner.units) > 1:
+        return Depths(learner.model, learner.units, heads=True)
+    sample = torch.zeros(
+        2,
+        *learner.image_shape,
+        dtype=learner.image_type,
+        device=next(learner.model.parameters()).device,
+    )
+    return network_depths(
+        learner.model, at, sample, output_layer, whole.amp, learner.leaves, whole.memory_format
+    )
+
+
+def without_heads(depths: Depths) -> Depths:
+    """The same units with their layers alone: neither heads nor optimizers, which take memory and
+    would be evaluated.
+    """
+    bare = [
+        Unit(
+            unit.index,
+            unit.name,
+            unit.piece,
+            nn.Identity(),
+            None,
+            amp=unit.amp,
+            memory_format=unit.memory_format,
+        )
+        for unit in depths.units
+    ]
+    return Depths(depths.model, bare, heads=False)
+
+
+def network_depths(
+    model: nn.Module,
+    at: str | int | Sequence[str],
+    sample: Tensor,
+    output_layer: str = "joined",
+    amp: torch.dtype | None = None,
+    leaves: Iterable[str] = (),
+    memory_format: torch.memory_format | None = None,
+) -> Depths:
+    """The units that ``split`` cuts a network into, to be passed forward only."""
+    chain = split(model, at, sample, leaves, output_layer)
+    pairs = enumerate(zip(chain.names, chain.pieces, strict=True))
+    units = [
+        Unit(i, name, piece, nn.Identity(), None, amp=amp, memory_format=memory_format)
+        for i, (name, piece) in pairs
+    ]
+    return Depths(model, units, heads=False)
+
+
+def sample_images(loader: Loader, images: int, classes: int) -> Sample:
+    """At most so many images of a set, drawn evenly over the classes, always alike, and shuffled.
+
+    Raises:
+        InvalidInput: too few images to measure on, or a class is absent.
+    """
+    if images < classes:
+        raise InvalidInput(
+            f"{images} images are fewer than the {classes} classes: give several of each class"
+        )
+    check_labels(loader.labels, classes)
+    order, ranks, _ = shuffled_ranks(loader.labels, SAMPLE_SEED)
+    chosen = order[ranks.argsort(stable=True)[:images].sort().values].to(loader.labels.device)
+    labels = loader.labels[chosen].long()
+    parts(labels)  # refuses too few of a class
+    # none of a single image
+    batches = list(chosen.tensor_split(-(-len(chosen) // loader.batch_size)))
+    return Sample(
+        labels,
+        classes,
+        lambda: (loader.normalise(pixels) for pixels in loader.pixels.stream(batches)),
+    )
+
+
+def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
+    """The image and every unit's output, and how their features are pooled to at most ``pooled_to``
+    numbers.
+    """
+    if pooled_to < 1:
+        raise InvalidInput(f"pooled_to {pooled_to} is too small: give 1 or more numbers an image")
+    image, names = next(sample.batches())[:2], [unit.name for unit in depths.units]
+    pieces = [unit.piece for unit in depths.units]
+    shapes = [tuple(image.shape[1:]), *feature_shapes(pieces, names, image, depths.units[0].amp)]
+    kernels = [pooling_kernel(shape, pooled_to) if len(shape) == 3 else None for shape in shapes]
+    named = zip(("input", *names), shapes, kernels, strict=True)
+    return [
+        Place(i - 1, name, shape, None if kernel == (1, 1) else kernel)
+        for i, (name, shape, kernel) in enumerate(named)
+    ]
+
+
+def measure_depths(
+    depths: Depths,
+    sample: Sample,
+    measures: Sequence[str],
+    pooled_to: int = POOLED_TO,
+    last: int | None = None,
+    other: tuple[Depths, Sample] | None = None,
+    pushing: Mapping[int, bool] | None = None,
+) -> list[Row]:
+    """Measure the image and every unit's output; see ``survey.separability`` for the columns.
+
+    Args:
+        measures: names in ``MEASURES``; gains are of the first.
+        last: index of the last unit to measure; None: all.
+        other: a network of as many units and the same images as it reads them, to compare features
+            with.
+        pushing: by index, whether a unit's loss still pushes; see ``losses_push``.
+
+    Raises:
+        InvalidInput: a measure is unknown, there are none, or all images are the same.
+    """
+    for name in measures:
+        choose("measure", name, MEASURES)
+    if not measures:
+        raise InvalidInput(f"no measure is given: give one or more of {', '.join(MEASURES)}")
+    places = places_of(depths, sample, pooled_to)[: None if last is None else last + 2]
+    others = {place.index: place for place in places_of(*other, pooled_to)} if other else {}
+    rows: list[Row] = []
+    # which images the first measure had right, to compare each depth with the one before
+    right: list[Tensor | None] = []
+    for group in groups(places, len(sample.labels) * (2 if other else 1)):
+        tables, scores = features_of(depths, sample, group)
+        compared = features_of(*other, [others[place.index] for place in group])[0] if other else {}
+        for place in group:
+            values, hits = measured(
+                tables[place.index], sample.labels, measures, lenient=place.index >= 0
+            )
+            row = describe(place) | values
+            right.append(hits)
+            if place.index in compared:
+                row["cka"] = similarity(tables[place.index], compared.pop(place.index))
+            rows.append(row | scores.get(place.index, {}))
+            del tables[place.index]
+    add_gains(rows, measures[0], right, pushing or {})
+    return rows
+
+
+def groups(places: Sequence[Place], images: int) -> Iterator[list[Place]]:
+    """Neighbouring depths whose pooled features are kept together."""
+    group: list[Place] = []
+    for place in places:
+        if group and 4 * images * sum(prod(member.pooled) for member in (*group, place)) > MEMORY:
+            yield group
+            group = []
+        group.append(place)
+    yield group
+
+
+@torch.no_grad()
+def features_of(
+    depths: Depths, sample: Sample, places: Sequence[Place]
+) -> tuple[dict[int, Tensor], dict[int, dict[str, float]]]:
+    """Pooled features of some depths, (N, F) each, and the losses and accuracies of the units'
+    heads, in one forward pass.
+    """
+    count, device = len(sample.labels), sample.labels.device
+    wanted = {place.index: place for place in places}
+    tables = {
+        place.index: torch.empty(count, prod(place.pooled), device=device) for place in places
+    }
+    units = depths.units[: places[-1].index + 1]
+    sums = {
+        unit.index: torch.zeros(2, device=device)
+        for unit in units
+        if depths.heads and unit.index in wanted
+    }
+    start = 0
+    with modes_kept(
+        depths.model, *(module for unit in units for module in (unit.piece, unit.loss))
+    ):
+        depths.model.eval()
+        for unit in units:
+            unit.train(False)
+        for images in sample.batches():
+            rows = slice(start, start + len(images))
+            start = rows.stop
+            targets = Targets(sample.labels[rows], sample.classes)
+            carried: Carried = (images,)
+            if -1 in wanted:
+                tables[-1][rows] = wanted[-1].pool(images)
+            for unit in units:
+                if unit.index in sums:
+                    carried, (loss, correct) = unit.evaluate(carried, targets)
+                    sums[unit.index] += torch.stack([loss.float() * len(images), correct.float()])
+                else:
+                    carried = unit.forward(carried)
+                if unit.index in wanted:
+                    tables[unit.index][rows] = wanted[unit.index].pool(carried[0])
+    shares = {index: (total.double() / count).tolist() for index, total in sums.items()}
+    return tables, {
+        index: {"auxiliary_loss": finite(loss), "auxiliary_accuracy": 100.0 * right}
+        for index, (loss, right) in shares.items()
+    }
+
+
+def finite(value: float) -> float | None:
+    return value if value - value == 0 else None
+
+
+def describe(place: Place) -> Row:
+    """What is known of a depth before anything is measured."""
+    maps = len(place.shape) == 3
+    return {
+        "index": place.index,
+        "name": place.name,
+        "depth": place.index + 1,
+        "resolution": list(place.shape[1:]) if maps else None,
+        "channels": place.shape[0],
+        "pooled_resolution": list(place.pooled[1:]) if maps else None,
+        "features": prod(place.pooled),
+    }
+
+
+def measured(
+    features: Tensor, labels: Tensor, measures: Sequence[str], lenient: bool
+) -> tuple[Row, Tensor | None]:
+    """The measures by name, and which images the first had right if it is an accuracy.
+
+    With ``lenient``, None for what cannot be measured and the reason as ``refused``.
+    """
+    row: Row = {}
+    right = None
+    for number, name in enumerate(measures):
+        measure = MEASURES[name]
+        try:
+            if number == 0 and isinstance(measure, Accuracy):
+                right = measure.right(features, labels)
+                row[name] = percent(right)
+            else:
+                row[name] = measure(features, labels)
+        except InvalidInput as refusal:
+            if not lenient:
+                raise
+            # such as of a unit that died: the others can still be measured
+            row |= {name: None, "refused": str(refusal)}
+    return row, right
+
+
+def similarity(features: Tensor, others: Tensor) -> float | None:
+    try:
+        return linear_cka(features, others)
+    except InvalidInput:
+        return None
+
+
+def refuse_other_depth(depths: Depths, other: tuple[Depths, Sample] | None) -> None:
+    if other is not None and len(other[0].units) != len(depths.units):
+        raise InvalidInput(
+            f"networks of {len(depths.units)} and {len(other[0].units)} units have no depths in "
+            "common to compare: give one with as many units"
+        )

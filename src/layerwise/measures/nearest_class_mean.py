@@ -1,0 +1,21 @@
+"""The nearest class mean: a classifier that has nothing to fit but means."""
+
+import torch
+from torch import Tensor
+
+from layerwise.measures.base import accuracy, checked, class_means, hits, parts
+
+
+@accuracy("nearest class mean, %")
+def nearest_class_mean(features: Tensor, labels: Tensor) -> Tensor:
+    """Accuracy of taking the class whose mean is nearest (Euclidean), percent; means of the parts
+    to fit and to choose by.
+    """
+    features, labels = checked(features, labels)
+    fit, choose, score = parts(labels)
+    known = torch.cat([fit, choose])
+    means = class_means(features[known].double(), labels[known])[0]
+    distances = torch.cdist(
+        features[score].double(), means, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    return hits(-distances, labels[score])

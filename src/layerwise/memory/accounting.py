@@ -1,0 +1,192 @@
+"""The memory that training needs, counted whole: what stays between steps and the peak of what a
+step adds.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from layerwise.core.learner import Learner
+from layerwise.core.unit import Unit
+
+FROZEN, FORWARD, BACKWARD, UPDATE = "frozen", "forward", "backward", "update"  # phases of a step
+MARK = "layerwise"  # begins the names that the profiler knows our marks by
+
+
+class Mark(NamedTuple):
+    """A unit begins a phase of its step; ``frozen``: it passes features on without learning."""
+
+    time: int
+    unit: int
+    phase: str
+
+
+@dataclass
+class Timeline:
+    """Bytes alive during a stretch of code, beyond those alive when it began.
+
+    Attributes:
+        points: (time, bytes) after every change, in order; times are nanoseconds, or operations
+            where nothing is computed.
+        marks: in order, on the same clock.
+    """
+
+    points: list[tuple[int, int]] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+    def unit_peaks(self) -> dict[int, int]:
+        """The most alive while each unit stepped; what its step needs before (a batch, frozen
+        units) counts as its own.
+        """
+        learning = [mark for mark in self.marks if mark.phase != FROZEN]
+        peaks = {mark.unit: 0 for mark in learning}
+        begins = [
+            mark
+            for before, mark in zip([None, *self.marks], self.marks, strict=False)
+            if starts_unit(before, mark)
+        ]
+        position, alive = 0, 0
+        for number, begin in enumerate(begins):
+            unit = next(mark.unit for mark in learning if mark.time >= begin.time)
+            end = begins[number + 1].time if number + 1 < len(begins) else None
+            peaks[unit] = max(peaks[unit], alive)
+            while position < len(self.points) and (end is None or self.points[position][0] < end):
+                alive = self.points[position][1]
+                peaks[unit] = max(peaks[unit], alive)
+                position += 1
+        return peaks
+
+
+def starts_unit(before: Mark | None, mark: Mark) -> bool:
+    """Whether a unit's turn begins with this mark: its forward pass, or that of the frozen units
+    before it.
+    """
+    return mark.phase in (FROZEN, FORWARD) and (
+        before is None or before.phase not in (FROZEN, FORWARD)
+    )
+
+
+class Peak:
+    """What a measured stretch of code had alive, beyond that alive when it began.
+
+    Attributes:
+        transient_bytes: the most at once.
+        timeline: how it came and went; only on a CPU.
+    """
+
+    def __init__(self) -> None:
+        self.transient_bytes = 0
+        self.timeline = Timeline()
+
+
+@contextmanager
+def measured(device: torch.device) -> Iterator[Peak]:
+    """Measure a stretch of code by the device's allocator.
+
+    On a CPU, only this thread's allocations are seen.
+    """
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.transient_bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield peak
+    alive = 0
+    for event in sorted(
+        profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()
+    ):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak.timeline.points.append((event.start_ns(), alive))
+            peak.transient_bytes = max(peak.transient_bytes, alive)
+        elif event.name().startswith(MARK + "/"):
+            _, unit, phase = event.name().split("/")
+            peak.timeline.marks.append(Mark(event.start_ns(), int(unit), phase))
+
+
+def profiler_mark(unit: int, phase: str) -> None:
+    """Leave a mark in the timeline of ``measured``."""
+    with record_function(f"{MARK}/{unit}/{phase}"):
+        pass
+
+
+@contextmanager
+def phases(learner: Learner, mark: Callable[[int, str], None]) -> Iterator[None]:
+    """Call ``mark(unit, phase)`` whenever a unit begins a phase of its step."""
+    handles: list[Any] = []
+    for unit in learner.units:
+
+        def forward(*_: Any, index: int = unit.index) -> None:
+            mark(index, FORWARD if torch.is_grad_enabled() else FROZEN)
+
+        def backward(*_: Any, index: int = unit.index) -> None:
+            mark(index, BACKWARD)
+
+        def update(*_: Any, index: int = unit.index) -> None:
+            mark(index, UPDATE)
+
+        handles += [
+            unit.piece.register_forward_pre_hook(forward),
+            unit.loss.register_forward_hook(backward),
+        ]
+        if unit.optimizer is not None:
+            handles.append(unit.optimizer.register_step_pre_hook(update))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def persistent_tensors(learner: Learner) -> list[Tensor]:
+    """Weights, buffers, heads, gradients and optimizer state."""
+    tensors = kept_by(learner.model)
+    for unit in learner.units:
+        tensors += kept_by(unit.loss) + state_tensors(unit)
+    return tensors
+
+
+def kept_by(module: nn.Module) -> list[Tensor]:
+    """A module's weights, gradients and buffers."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return [*module.parameters(), *gradients, *module.buffers()]
+
+
+def state_tensors(unit: Unit) -> list[Tensor]:
+    states = unit.optimizer.state.values() if unit.optimizer else ()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def persistent_bytes(learner: Learner) -> int:
+    """Bytes of weights, buffers, heads, gradients and optimizer state, each storage once."""
+    return bytes_of(persistent_tensors(learner))
+
+
+def unit_bytes(unit: Unit) -> int:
+    """The part of ``persistent_bytes`` that is a unit's; every weight is in one unit, so they add
+    up.
+    """
+    return bytes_of(unit_tensors(unit))
+
+
+def unit_tensors(unit: Unit) -> list[Tensor]:
+    """A unit's weights, buffers, head, gradients and optimizer state."""
+    return kept_by(unit.piece) + kept_by(unit.loss) + state_tensors(unit)
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    return sum(dict(map(storage_bytes, tensors)).values())
+
+
+def storage_bytes(tensor: Tensor) -> tuple[int, int]:
+    """What tells a tensor's storage from all others alive, and its size in bytes."""
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage.nbytes()

@@ -1,0 +1,184 @@
+"""The memory of a step, predicted without computing it.
+
+A learner is copied onto tensors that have shapes, types and storages but no contents (PyTorch's
+fake tensors). The copy makes the very step that the learner would make, operation by operation,
+while the storages that are alive are counted. So a large network with a large batch is predicted in
+seconds on a small machine. What an operation uses inside itself and gives back before it ends is
+not seen; for a CPU's convolutions it is reckoned (``workspace``).
+"""
+
+import copy
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from layerwise.core.learner import Learner
+from layerwise.memory.accounting import (
+    Mark,
+    Timeline,
+    persistent_tensors,
+    storage_bytes,
+    unit_tensors,
+)
+from layerwise.memory.onednn import workspace_bytes
+from layerwise.ops.windowed_gradient import GradientInParts, made_whole
+
+
+class Footprint(TorchDispatchMode):
+    """Counts the bytes alive, of storages that operations make while it is entered; each storage
+    once, however many views.
+
+    Args:
+        learner: what it keeps between steps (weights, optimizer state) is not counted.
+
+    Attributes:
+        timeline: since the last ``restart``; the unit of time is one operation.
+        multiply_adds: since then, of the forward and backward passes of each unit.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self._alive: dict[int, int] = {}  # bytes of every storage
+        self._operations = 0
+        self.restart(learner)
+
+    def restart(self, learner: Learner, kept_bytes: int = 0) -> None:
+        """Begin a new timeline.
+
+        Args:
+            kept_bytes: what a rule keeps between steps, which is not counted either.
+        """
+        self.timeline = Timeline()
+        self.multiply_adds: dict[int, int] = defaultdict(int)
+        self._alive |= {storage_bytes(tensor)[0]: 0 for tensor in persistent_tensors(learner)}
+        self._unit, self._sum = 0, sum(self._alive.values()) - kept_bytes
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if any(issubclass(one, GradientInParts) for one in types):
+            with self:  # what it makes of itself is counted too
+                args, kwargs = made_whole((args, kwargs or {}))
+        self._operations += 1
+        # a look at a value where there is none
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
+        result = func(*args, **(kwargs or {}))
+        if inside := workspace_bytes(func, args, result):
+            self.timeline.points += [
+                (self._operations, self._sum + inside),
+                (self._operations, self._sum),
+            ]
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._add(value)
+        if func._overloadpacket in flop_registry:
+            operations = flop_registry[func._overloadpacket](
+                *args, **(kwargs or {}), out_val=result
+            )
+            self.multiply_adds[self._unit] += operations // 2
+        return result
+
+    @property
+    def alive_bytes(self) -> int:
+        """Bytes alive now, besides what the learner keeps."""
+        return self._sum
+
+    def mark(self, unit: int, phase: str) -> None:
+        """Note that a unit begins a phase of its step; see ``memory.phases``."""
+        self._unit = unit
+        self.timeline.marks.append(Mark(self._operations, unit, phase))
+
+    def _add(self, tensor: Tensor) -> None:
+        key, size = storage_bytes(tensor)
+        if key not in self._alive:
+            self._alive[key] = size
+            weakref.finalize(tensor.untyped_storage(), self._remove, key).atexit = False
+            self._change(size)
+
+    def _remove(self, key: int) -> None:
+        self._change(-self._alive.pop(key))
+
+    def _change(self, size: int) -> None:
+        self._sum += size
+        self.timeline.points.append((self._operations, self._sum))
+
+
+class SavedBytes:
+    """Collects what is saved for backward passes while it is entered, each storage once; not what
+    stays between steps.
+
+    Attributes:
+        units: bytes of every storage that a unit saved, by the unit's index; unit 0 unless ``mark``
+            says otherwise.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.units: dict[int, dict[int, int]] = defaultdict(dict)
+        self._unit = 0
+        self._own = {storage_bytes(tensor)[0] for tensor in persistent_tensors(learner)}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> "SavedBytes":
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+    def mark(self, unit: int, phase: str) -> None:
+        """Note that a unit begins a phase of its step; see ``memory.phases``."""
+        self._unit = unit
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        key, size = storage_bytes(tensor)
+        if key not in self._own:
+            self.units[self._unit][key] = size
+        return tensor
+
+
+@contextmanager
+def pretended(
+    things: Any, memory_formats: Sequence[torch.memory_format] | None = None
+) -> Iterator[Any]:
+    """A copy, without contents, of a learner, or of a tuple that begins with one; operations inside
+    make no contents either.
+
+    Args:
+        memory_formats: of each unit's weights in the copy, and of the optimizer's state of them;
+            None: as they are.
+    """
+    learner = things if isinstance(things, Learner) else things[0]
+    with FakeTensorMode() as mode:
+        doubles: dict[int, Tensor] = {
+            id(tensor): mode.from_tensor(tensor) for tensor in persistent_tensors(learner)
+        }
+        for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
+            for tensor in unit_tensors(unit):
+                doubles[id(tensor)] = laid_out_alike(doubles[id(tensor)], memory_format)
+        yield copy.deepcopy(things, doubles)
+
+
+def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """A tensor of the same kind, and its gradient, in a memory format; contents are not the same."""
+    if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
+        return tensor
+    made = torch.empty_like(tensor, memory_format=memory_format)
+    if not isinstance(tensor, nn.Parameter):
+        return made
+    parameter = nn.Parameter(made, tensor.requires_grad)
+    parameter.grad = None if tensor.grad is None else laid_out_alike(tensor.grad, memory_format)
+    return parameter

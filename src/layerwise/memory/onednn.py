@@ -1,0 +1,86 @@
+"""What a CPU's convolutions use inside themselves: the copies that oneDNN makes, as far as
+PyTorch's shapes tell.
+
+It computes on channels in blocks. Contiguous maps are copied into blocks and back; maps in
+channels-last are read as they are, and only weights are copied. Measured with torch 2.13 on
+processors with AVX-512 (docs/log.md, 2026-11-27).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 16  # channels
+FEW_CHANNELS = 3  # images are read as they are
+TYPES = (torch.float32, torch.bfloat16)
+
+
+def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
+    """Bytes that such a convolution has alive at once, its result among them but not what it was
+    given; 0 of anything else.
+
+    Args:
+        result: what it returned.
+    """
+    if func is torch.ops.aten.convolution.default:
+        maps, weight = args[:2]
+        return forward_bytes(maps, weight, result) if is_known(maps, transposed=args[6]) else 0
+    if func is torch.ops.aten.convolution_backward.default:
+        gradient, maps, weight = args[:3]
+        return (
+            backward_bytes(gradient, maps, weight, args)
+            if is_known(maps, transposed=args[7])
+            else 0
+        )
+    return 0
+
+
+def is_known(maps: Tensor, transposed: bool) -> bool:
+    return maps.device.type == "cpu" and maps.dim() == 4 and maps.dtype in TYPES and not transposed
+
+
+def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:
+    if is_channels_last(maps):
+        return result.nbytes + weight.nbytes
+    return max(read(maps) + weight.nbytes, result.nbytes) + blocked(result.shape, maps)
+
+
+def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:
+    """The gradient of the maps is computed first, then that of the weight."""
+    of_maps, of_weight = args[10][:2]
+    last, result = is_channels_last(maps), plain(maps.shape, maps) if of_maps else 0
+    copied_gradient = 0 if last else blocked(gradient.shape, maps)
+    needs = [0]
+    if of_maps and last:
+        needs.append(result + weight.nbytes)
+    elif of_maps:
+        given_back = 2 * result if max(args[4]) > 1 else result
+        needs.append(max(copied_gradient + weight.nbytes, given_back) + blocked(maps.shape, maps))
+    if of_weight:
+        needs.append(
+            result
+            + copied_gradient
+            + (3 * weight.nbytes if last else read(maps) + 2 * weight.nbytes)
+        )
+    return max(needs)
+
+
+def is_channels_last(maps: Tensor) -> bool:
+    return maps.is_contiguous(memory_format=torch.channels_last)
+
+
+def plain(shape: Sequence[int], like: Tensor) -> int:
+    return torch.Size(shape).numel() * like.itemsize
+
+
+def read(maps: Tensor) -> int:
+    """Bytes of the copy of contiguous maps that is read."""
+    return 0 if maps.shape[1] <= FEW_CHANNELS else blocked(maps.shape, maps)
+
+
+def blocked(shape: Sequence[int], like: Tensor) -> int:
+    """Bytes of a copy whose channels fill whole blocks."""
+    count, channels, *size = shape
+    return plain((count, -(-channels // BLOCK) * BLOCK, *size), like)

@@ -1,0 +1,1 @@
+"""The paper's rows, numbers, claims and verdicts. No torch."""

@@ -1,0 +1,395 @@
+"""Statistics of the paper's numbers: paired differences over seeds, their errors, and comparisons
+by them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layerwise.paper.numbers import Setting, gives, own_columns
+from layerwise.paper.rows import ROMAN, Row, match
+from layerwise.runs.records import Record
+
+Numbers = NDArray[np.float64]  # one, or of a curve one per epoch
+RESOLUTION = 0.01  # points: an accuracy of 10,000 images is a multiple of this
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a measure: a run's number, with its sign.
+
+    ``kind``: a key of ``NUMBERS``, or ``curve``.
+    """
+
+    sign: int
+    column: str
+    kind: str = "last"
+
+
+Measure = tuple[Term, ...]  # a sum of numbers of one row
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Variance of a row's measure for one seed, without what the seed does to all rows; its degrees
+    of freedom.
+
+    Attributes:
+        rows: how many rows it was estimated from.
+    """
+
+    variance: Numbers
+    degrees: int
+    rows: int
+
+
+class Scores:
+    """The finished runs of a setting; where a seed was trained twice, the first of its runs counts.
+
+    Attributes:
+        columns: those whose numbers say something of the setting, which global ones do not of a
+            local loss.
+    """
+
+    def __init__(self, records: Sequence[Record], setting: Setting) -> None:
+        self.columns = own_columns(setting)
+        self.runs: dict[tuple[Row, str], dict[int, Record]] = {}
+        self.rows: dict[str, list[Row]] = {}  # by data set; of the rows that share runs the first
+        for record in records:
+            if match(record.run) and gives(
+                record, match(record.run).rows[0], match(record.run).column, setting
+            ):
+                for row in match(record.run).rows:
+                    self.runs.setdefault((row, match(record.run).column), {}).setdefault(
+                        record.run.seed, record
+                    )
+                rows = self.rows.setdefault(match(record.run).rows[0].data, [])
+                if match(record.run).rows[0] not in rows:
+                    rows.append(match(record.run).rows[0])
+        self.scatter = cache(self._scatter)
+
+    def records(self, row: Row, measure: Measure) -> list[Record]:
+        """The runs that a row's measure is of."""
+        return [
+            record for term in measure for record in self.runs.get((row, term.column), {}).values()
+        ]
+
+    def values(
+        self, row: Row, measure: Measure, epochs: tuple[int, ...] = ()
+    ) -> dict[int, Numbers]:
+        """A row's measure, by seed; only of seeds that have all its terms.
+
+        Args:
+            epochs: of curves.
+        """
+        found: list[dict[int, Numbers]] = []
+        for term in measure:
+            numbers = {
+                seed: value(record, term.kind, epochs)
+                for seed, record in self.runs.get((row, term.column), {}).items()
+            }
+            found.append(
+                {seed: term.sign * number for seed, number in numbers.items() if number is not None}
+            )
+        seeds = sorted(set.intersection(*map(set, found)))
+        return {seed: np.sum([numbers[seed] for numbers in found], axis=0) for seed in seeds}
+
+    def _scatter(self, data: str, measure: Measure, epochs: tuple[int, ...] = ()) -> Scatter | None:
+        """What is left of a measure when rows and seeds have had their effects; None where that
+        cannot be told.
+        """
+        groups = [self.values(row, measure, epochs) for row in self.rows.get(data, ())]
+        several = [group for group in groups if len(group) > 1]
+        seeds = sorted({seed for group in several for seed in group})
+        lines = [
+            (place, seeds.index(seed), number)
+            for place, group in enumerate(several)
+            for seed, number in group.items()
+        ]
+        design = np.zeros((len(lines), len(several) + len(seeds)))
+        for line, (place, seed, _) in enumerate(lines):
+            design[line, [place, len(several) + seed]] = 1
+        degrees = len(lines) - int(np.linalg.matrix_rank(design)) if lines else 0
+        if degrees == 0:
+            return None
+        observed = np.stack([number for *_, number in lines])
+        residuals = observed - design @ np.linalg.lstsq(design, observed, rcond=None)[0]
+        variance = np.square(residuals).sum(0) / degrees
+        # of rounding, at least
+        return Scatter(np.maximum(variance, RESOLUTION**2 / 12), degrees, len(several))
+
+
+def value(record: Record, kind: str, epochs: tuple[int, ...] = ()) -> Numbers | None:
+    """A run's number in percent; None where it was not evaluated."""
+    if kind == "curve":
+        scores = curve(record)
+        return (
+            np.array([scores[epoch] for epoch in epochs])
+            if epochs and scores.keys() >= set(epochs)
+            else None
+        )
+    number = NUMBERS[kind](record)
+    return None if number is None else np.array([number])
+
+
+def curve(record: Record) -> dict[int, float]:
+    """Test accuracy in percent by epoch, where it was evaluated, in the order of the epochs."""
+    scores = {entry["epoch"]: entry.get("test_accuracy") for entry in record.epochs}
+    return {epoch: accuracy for epoch, accuracy in sorted(scores.items()) if accuracy is not None}
+
+
+def quarter(record: Record) -> float | None:
+    """Test accuracy in percent after a quarter of the epochs, or where it was evaluated last
+    before.
+    """
+    scores = [
+        accuracy for epoch, accuracy in curve(record).items() if 4 * epoch <= record.run.epochs
+    ]
+    return scores[-1] if scores else None
+
+
+def unit_accuracy(record: Record, index: int) -> float | None:
+    """A unit's accuracy of the last epoch in percent: of the held-out images, of the training
+    images where none are.
+    """
+    try:
+        unit = (record.result or {})["units"][index]
+        return float(unit.get("val_accuracy", unit["accuracy"]))
+    except (KeyError, IndexError, TypeError, AttributeError):  # a result that was altered
+        return None
+
+
+NUMBERS = {
+    "last": lambda record: record.test_accuracy,
+    "quarter": quarter,
+    "first unit": lambda record: unit_accuracy(record, 0),
+    "last unit": lambda record: unit_accuracy(record, -1),
+}
+
+
+HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
+# how often chance alone may decide a comparison, or say of a claim that it does not hold
+UNLIKELY = 0.05
+MEASURES: dict[str, Measure] = {
+    "layerwise": (Term(1, "layerwise"),),
+    "global": (Term(1, "global"),),
+    "gap": (Term(1, "global"), Term(-1, "layerwise")),
+    "quarter": (Term(1, "layerwise", "quarter"),),
+    "curve": (Term(1, "layerwise", "curve"),),
+    "first unit": (Term(1, "layerwise", "first unit"),),
+    "last unit": (Term(1, "layerwise", "last unit"),),
+}
+WORDS = {
+    "layerwise": "layer-wise accuracy",
+    "global": "global accuracy",
+    "gap": "gap between global and layer-wise accuracy",
+    "quarter": "layer-wise accuracy after a quarter of the epochs",
+    "curve": "layer-wise accuracy at every epoch",
+    "first unit": "accuracy of the first unit",
+    "last unit": "accuracy of the last unit",
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """What a comparison is about: a row, and which of its numbers (a key of ``WORDS``), in percent
+    or points.
+    """
+
+    row: Row
+    kind: str
+
+    @property
+    def printed(self) -> float | None:
+        """What the paper prints; None for what it only draws."""
+        if self.kind not in ("layerwise", "global", "gap"):
+            return None
+        return sum(term.sign * self.row.accuracy(term.column) for term in MEASURES[self.kind])
+
+    @property
+    def text(self) -> str:
+        return f"{WORDS[self.kind]} of {self.where}"
+
+    @property
+    def where(self) -> str:
+        return f"{self.row.name} (Table {ROMAN[self.row.table - 1]})"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How large a sentence calls a difference, and from where to where, in points, that is taken to
+    reach.
+    """
+
+    text: str
+    low: float
+    high: float = inf
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A claim's smallest part: one number is above another, perhaps by some amount; the verdict is
+    about the sign alone.
+
+    The two are the same number of two rows, or two numbers of one row.
+    """
+
+    above: Number
+    below: Number
+    amount: Amount | None = None
+
+    @property
+    def printed(self) -> float | None:
+        """The difference in the paper's tables, in points; None for what it only draws."""
+        if self.above.printed is None or self.below.printed is None:
+            return None
+        return round(self.above.printed - self.below.printed, 2)
+
+    @property
+    def paper_agrees(self) -> bool | None:
+        """Whether the paper's tables bear it out, the amount included."""
+        if self.printed is None:
+            return None
+        return self.printed > 0 and (
+            self.amount is None or self.amount.low <= self.printed <= self.amount.high
+        )
+
+    @property
+    def measured(self) -> tuple[Measure, tuple[Row, ...]]:
+        """A measure, and the two rows that it is compared of; or a measure that is itself the
+        difference, and its row.
+        """
+        above, below = MEASURES[self.above.kind], MEASURES[self.below.kind]
+        if above == below:
+            return above, (self.above.row, self.below.row)
+        return above + tuple(replace(term, sign=-term.sign) for term in below), (self.above.row,)
+
+    @property
+    def text(self) -> str:
+        below = (
+            self.below.text if self.below.kind != self.above.kind else f"that of {self.below.where}"
+        )
+        return f"{self.above.text} above {below} on {self.above.row.data}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured of a comparison.
+
+    Attributes:
+        verdict: one of the four words.
+        difference: in points; error: its standard error; margin: what it must exceed. None where
+            unknown.
+        chance: how often so large a difference either way would come of chance alone; None where no
+            error is known.
+        seeds: that both sides have; where they have none in common, of the side that has fewest; 0
+            where nothing is measured.
+        remark: what else there is to say, such as the epoch of the smallest lead.
+    """
+
+    comparison: Comparison
+    verdict: str = UNMEASURED
+    difference: float | None = None
+    error: float | None = None
+    margin: float | None = None
+    chance: float | None = None
+    seeds: int = 0
+    remark: str = ""
+
+    @property
+    def line(self) -> str:
+        """All of it in words."""
+        comparison = self.comparison
+        paper = f"; paper {comparison.printed:+.2f}" if comparison.printed is not None else ""
+        said = f", in words {comparison.amount.text}" if comparison.amount else ""
+        if self.difference is None:
+            return f"{comparison.text}: {joined(self.verdict, self.remark)}{paper}{said}"
+        error = (
+            f"standard error {self.error:.2f}" if self.error is not None else "no deviation known"
+        )
+        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"{comparison.text}: {self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}: {self.verdict}"
+
+
+def compare(comparison: Comparison, scores: Scores) -> Outcome:
+    """Hold a comparison against the finished runs of a setting."""
+    measure, rows = comparison.measured
+    if not any(term.column in scores.columns for term in measure):
+        return Outcome(comparison)
+    runs = [record for row in rows for record in scores.records(row, measure)]
+    epochs = common_epochs(runs) if comparison.above.kind == "curve" else ()
+    sides = [scores.values(row, measure, epochs) for row in rows]
+    if not all(sides) or unlike(runs):
+        return Outcome(comparison, remark=unlike(runs) if all(sides) else "")
+    seeds = sorted(set.intersection(*map(set, sides)))
+    means = [np.mean([side[seed] for seed in seeds or side], axis=0) for side in sides]
+    lead = means[0] - means[1] if len(means) == 2 else means[0]
+    scatter = scores.scatter(rows[0].data, measure, epochs)
+    if not seeds or scatter is None:
+        remark = "" if seeds else "no seed in common"
+        return Outcome(
+            comparison,
+            UNDECIDED,
+            float(lead.min()),
+            seeds=len(seeds) or min(map(len, sides)),
+            remark=remark,
+        )
+    errors = np.sqrt(len(sides) * scatter.variance / len(seeds))
+    least = int(np.argmin(lead / errors))
+    difference, error = float(lead[least]), float(errors[least])
+    chance = two_sided(difference / error, scatter.degrees)
+    if difference < 0:  # after one of many epochs, each of which may seem behind by chance
+        chance = min(1.0, len(lead) * chance)
+    verdict = UNDECIDED if chance >= UNLIKELY else HOLDS if difference > 0 else FAILS
+    where = (
+        f"at epoch {epochs[least]}, where it leads least; ahead at {(lead > 0).sum()} of "
+        f"{len(lead)} epochs"
+        if epochs
+        else ""
+    )
+    borrowed = f"deviation of {scatter.rows} other rows" if len(seeds) == 1 else ""
+    margin = quantile(scatter.degrees) * error
+    return Outcome(
+        comparison, verdict, difference, error, margin, chance, len(seeds), joined(where, borrowed)
+    )
+
+
+def joined(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def unlike(runs: Iterable[Record]) -> str:
+    """In words, that a scale gives the networks of a comparison different widths, so that it would
+    be of them; mostly empty.
+    """
+    widths = sorted({record.run.width for record in runs})
+    return (
+        f"the widths are {' and '.join(f'{width:g}' for width in widths)}"
+        if len(widths) > 1
+        else ""
+    )
+
+
+def common_epochs(runs: Iterable[Record]) -> tuple[int, ...]:
+    """The epochs after which all of the runs were evaluated on the test images."""
+    evaluated = [set(curve(record)) for record in runs]
+    return tuple(sorted(set.intersection(*evaluated))) if evaluated else ()
+
+
+def quantile(degrees: float) -> float:
+    """Student's t that is exceeded either way in one of twenty cases."""
+    from scipy.special import stdtrit  # slow to import, and a page without runs needs none
+
+    return float(stdtrit(degrees, 1 - UNLIKELY / 2))
+
+
+def two_sided(t: float, degrees: float) -> float:
+    """How often Student's t is as far from 0, or farther, by chance."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(degrees, -abs(t)))

@@ -1,0 +1,106 @@
+"""What a sweep will take: a few steps are timed, the rest is multiplication."""
+
+import gc
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise.core.memory_format import set_memory_format
+from layerwise.core.unit import precision
+from layerwise.data import DATASETS
+from layerwise.profiling.trial_steps import rule_ticks, trial_options
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import apply_execution, build_network, prepare
+from layerwise.utils.device import synchronise
+
+UNCOUNTED = (50_000, 10_000)  # training and test images, where the table does not say how many
+ENOUGH = 5.0  # seconds: a first step that takes longer is not repeated
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per image.
+
+    Attributes:
+        step: of learning; forward: of evaluating.
+        work: multiply-adds of the network's forward pass on an image, by which both scale to other
+            hierarchies.
+    """
+
+    step: float
+    forward: float
+    work: float
+
+
+def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
+    """Seconds that each run will take from its start to its end.
+
+    Of runs that differ in hierarchy, data and schedule only, one is timed, and the others by their
+    network's multiply-adds.
+
+    Raises:
+        InvalidInput: a run cannot be carried out as described.
+    """
+    paces: dict[tuple[object, ...], Pace] = {}
+    works: dict[tuple[object, ...], float] = {}
+    seconds = {}
+    for run in runs:
+        kind = (run.model, run.rule, run.loss, run.width, run.image_size, run.batch_size, run.amp)
+        design = (run.hierarchy, run.downsample_after, run.model_options)
+        shape = (run.model, run.width, run.image_size, *design)
+        if shape not in works:
+            works[shape] = forward_work(run)
+        if kind not in paces:
+            paces[kind] = time_steps(run, execution, works[shape])
+        seconds[run] = total(run, execution, paces[kind], works[shape])
+    return seconds
+
+
+def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
+    """Seconds of a run's epochs: a step for every training image, a forward pass for every held-out
+    and test image.
+    """
+    training, test = DATASETS[run.data].images or UNCOUNTED
+    held_out = round(training * run.val_fraction)
+    images = min(run.train_images or training, training - held_out)
+    per_epoch = images * pace.step + (held_out + test) * pace.forward / execution.eval_every
+    return run.epochs * per_epoch * work / pace.work
+
+
+def forward_work(run: Run) -> float:
+    """Multiply-adds of the network's forward pass on one image; nothing is computed for it."""
+    images = DATASETS[run.data].expected(run.image_size)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model = build_network(run, images)
+        model.eval()(torch.empty(1, images.channels, images.image_size, images.image_size))
+    return counter.get_total_flops() / 2
+
+
+def time_steps(run: Run, execution: Execution, work: float) -> Pace:
+    """Time a few steps and a forward pass, on random images."""
+    prepared = prepare(run, execution)
+    device = prepared.device
+    apply_execution(device, execution)
+    learner = prepared.make_learner(DATASETS[run.data].expected(run.image_size))
+    set_memory_format(learner, execution.memory_format)
+    ticks = rule_ticks(run.rule, learner, run.batch_size, 2, trial_options(run))
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < 4 and seconds[0] < ENOUGH):
+        started = time.perf_counter()
+        next(ticks)
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    images = torch.rand(run.batch_size, *learner.image_shape, device=device)
+    learner.model.eval()
+    started = time.perf_counter()
+    with torch.no_grad(), precision((images,), prepared.amp):
+        learner.model(images)
+    synchronise(device)
+    forward = time.perf_counter() - started
+    del learner, ticks
+    gc.collect()  # heads can take gigabytes
+    return Pace(median(seconds[1:] or seconds) / run.batch_size, forward / run.batch_size, work)

@@ -1,0 +1,261 @@
+"""What training costs by each rule: work, memory and time, predicted and measured, in all and unit
+by unit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
+from layerwise.core.memory_format import MEMORY_FORMATS
+from layerwise.core.table import count
+from layerwise.errors import InvalidInput, choose
+from layerwise.profiling.measure import measure
+from layerwise.profiling.predict import largest_batch, predict_steps, rule_options
+from layerwise.profiling.table import show
+from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
+from layerwise.rules import RULES
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import find_device, prepare, with_rule
+from layerwise.utils.options import Options
+from layerwise.utils.sizes import parse_size
+
+# What is profiled: options of a run, by name. Rules with several threads are left out: a CPU's
+# memory is counted per thread.
+PROFILED: dict[str, dict[str, Any]] = {
+    **{name: {"rule": name} for name in ("global", "checkpointed", "simultaneous", "sequential")},
+    "sequential-cached": {"rule": "sequential", "cache": True},
+}
+# images whose features a cache holds unless --train-images says otherwise: CIFAR-10
+CACHED_IMAGES = 50_000
+
+
+def predict_peak(
+    model: nn.Module,
+    batch_shape: Sequence[int],
+    num_classes: int,
+    rule: str = "simultaneous",
+    layout: str = "channels-last",
+    **options: Any,
+) -> int:
+    """Predict the memory that training needs at once, counted whole, without making a step or
+    changing the model.
+
+    Args:
+        model: see ``localize``.
+        batch_shape: (B, ...) of the images.
+        rule: a name in ``RULES``.
+        layout: the memory format: ``auto``, ``channels-last``, or ``contiguous``, as without
+            ``set_memory_format``; a CPU's convolutions copy contiguous maps.
+        options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule
+            (``cache``, ``segments``).
+
+    Returns:
+        Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and
+        the batch; not of a cache. Of what operations use inside themselves, only copies that a
+        CPU's convolutions make in float32 and bfloat16 are counted.
+
+    Raises:
+        InvalidInput, CannotSplit: see ``localize``.
+    """
+    choose("rule", rule, RULES)
+    choose("memory format", layout, MEMORY_FORMATS)
+    if not RULES[rule].one_thread:
+        raise InvalidInput(
+            f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: "
+            "give another"
+        )
+    if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
+        raise InvalidInput(f"the rule {rule!r} trains the network as one unit: leave at= out")
+    own = rule_options(rule, options)
+    if own.get("cache"):
+        own.setdefault("keeping", UNSAID)
+    for_learner = {"at": RULES[rule].at or "layer"} | {
+        name: value for name, value in options.items() if name not in own
+    }
+    with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
+        learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
+    return max(
+        max(step.peaks().values())
+        for step in predict_steps(rule, learner, batch_shape[0], own, layout)
+    )
+
+
+def profile(
+    base: Run,
+    execution: Execution,
+    names: Sequence[str],
+    num_classes: int = 10,
+    predict: bool = False,
+    memory: str | None = None,
+    figure: str | None = None,
+    per_unit: bool = False,
+) -> dict[str, Any]:
+    """Predict and measure what a run would need by each of several rules, and show it as a table.
+
+    Args:
+        names: of ``PROFILED``.
+        predict: compute nothing; what is measured is then None.
+        memory: such as ``4GB``: the largest batch that fits is looked for.
+        figure: file for a picture of memory over a step.
+
+    Raises:
+        InvalidInput: an option is out of range, or not even a batch of 2 fits in ``memory`` by any
+            of the rules.
+    """
+    limit = parse_size("--memory", memory) if memory is not None else None
+    cache_limit = parse_size("--cache-limit", execution.cache_limit)
+    for name in names:
+        choose("rule", name, PROFILED)
+    if figure is not None:
+        from layerwise.profiling.plot import check_figure
+
+        check_figure(figure, predict)
+    runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
+    planned = {name: prepare(run, replace(execution, device="cpu")) for name, run in runs.items()}
+    device = find_device(execution)
+    if figure is not None and device.type != "cpu":
+        raise InvalidInput(
+            "--figure shows what a CPU's allocator did when; on a GPU leave it out, or give "
+            "--device cpu"
+        )
+    learners = {name: trial_learner(prepared, num_classes) for name, prepared in planned.items()}
+    rules = {
+        name: predicted(run, learners[name], execution.memory_format, cache_limit)
+        for name, run in runs.items()
+    }
+    if limit is not None:
+        add_largest_batches(rules, runs, learners, execution.memory_format, limit, cache_limit)
+    measurements = (
+        {}
+        if predict
+        else {name: measure(run, num_classes, execution) for name, run in runs.items()}
+    )
+    for name, found in measurements.items():
+        add_measured(rules[name], found, base.batch_size)
+    result = {
+        "model": base.model,
+        "batch_size": base.batch_size,
+        "image_size": trial_images(base, num_classes).image_size,
+        "rules": rules,
+    }
+    show(result, per_unit)
+    if figure is not None:
+        from layerwise.profiling.plot import draw
+
+        size = trial_images(base, num_classes).image_size
+        title = f"{base.model}, batch of {base.batch_size}, {size} pixels"
+        draw(figure, title, {name: found["steps"] for name, found in measurements.items()})
+        print(f"written: {figure}", flush=True)
+    return result
+
+
+def run_for(base: Run, name: str) -> Run:
+    """The run by a profiled rule, with those options of the base that the rule declares."""
+    options = dict(PROFILED[name])
+    run = with_rule(base, options.pop("rule"))
+    return replace(run, rule_options=Options({**run.rule_options, **options}))
+
+
+def predicted(run: Run, learner: Learner, layout: str, cache_limit: int) -> dict[str, Any]:
+    """A rule's predicted numbers, and None for those to be measured.
+
+    Args:
+        layout: the memory format; see ``predict_steps``.
+        cache_limit: bytes of features that are kept at most.
+    """
+    steps = predict_steps(run.rule, learner, run.batch_size, trial_options(run), layout)
+    images = run.train_images or CACHED_IMAGES
+    units: list[dict[str, Any]] = []
+    for step in steps:
+        peaks = step.peaks()
+        for index in step.units:
+            unit = learner.units[index]
+            units.append(
+                {
+                    "index": index,
+                    "name": unit.name,
+                    "multiply_adds": step.multiply_adds[index],
+                    "parameters": count(unit.piece),
+                    "head_parameters": count(unit.loss),
+                    "saved_bytes": step.saved_bytes[index],
+                    "predicted_peak_bytes": peaks[index],
+                    "peak_bytes": None,
+                    "seconds": None,
+                    "cache_bytes": min(step.kept_bytes * images, cache_limit),
+                }
+            )
+    return {
+        "multiply_adds": sum(unit["multiply_adds"] for unit in units),
+        "parameters": count(learner.model),
+        "head_parameters": sum(unit["head_parameters"] for unit in units),
+        "saved_bytes": max(unit["saved_bytes"] for unit in units),
+        "predicted_peak_bytes": max(unit["predicted_peak_bytes"] for unit in units),
+        "peak_bytes": None,
+        "process_peak_bytes": None,
+        "seconds": None,
+        "images_per_second": None,
+        "peak_unit": max(units, key=lambda unit: unit["predicted_peak_bytes"])["name"],
+        "cache_bytes": max(unit["cache_bytes"] for unit in units),
+        "units": units,
+    }
+
+
+def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -> None:
+    for step in found["steps"]:
+        for unit in rule["units"]:
+            if unit["index"] in step["units"]:
+                unit["peak_bytes"] = step["unit_peaks"].get(str(unit["index"]))
+                unit["seconds"] = step["unit_seconds"].get(str(unit["index"]))
+    rule["seconds"] = sum(step["seconds"] for step in found["steps"])
+    rule["images_per_second"] = batch_size / rule["seconds"]
+    rule["peak_bytes"] = max(step["peak_bytes"] for step in found["steps"])
+    rule["process_peak_bytes"] = found["process_peak_bytes"]
+    if all(unit["peak_bytes"] is not None for unit in rule["units"]):
+        rule["peak_unit"] = max(rule["units"], key=lambda unit: unit["peak_bytes"])["name"]
+
+
+def add_largest_batches(
+    rules: dict[str, Any],
+    runs: Mapping[str, Run],
+    learners: Mapping[str, Learner],
+    layout: str,
+    limit: int,
+    cache_limit: int,
+) -> None:
+    needs = {}
+    for name, run in runs.items():
+
+        def peak(batch_size: int, name: str = name, run: Run = run) -> int:
+            steps = predict_steps(run.rule, learners[name], batch_size, trial_options(run), layout)
+            needed: int = (
+                max(max(step.peaks().values()) for step in steps) + rules[name]["cache_bytes"]
+            )
+            return needed
+
+        rules[name]["largest_batch"] = largest_batch(peak, limit)
+        if rules[name]["largest_batch"] is None:
+            least = predicted(replace(run, batch_size=2), learners[name], layout, cache_limit)
+            needs[name] = (
+                least["predicted_peak_bytes"] + least["cache_bytes"],
+                in_words(name, least),
+            )
+    if len(needs) == len(runs):
+        raise InvalidInput(
+            f"--memory {limit / 1e6:.1f} MB is too small: even {min(needs.values())[1]}; give as "
+            "much, or lower --width or --image-size"
+        )
+    for _, need in needs.values():
+        print(f"--memory {limit / 1e6:.1f} MB is too small {need}", flush=True)
+
+
+def in_words(name: str, least: dict[str, Any]) -> str:
+    """What a rule needs with a batch of 2."""
+    cache = least["cache_bytes"]
+    of_which = f", of which {cache / 1e6:.1f} MB are a cache (see --cache-limit)" if cache else ""
+    need = (least["predicted_peak_bytes"] + cache) / 1e6
+    return f"by the rule {name!r} and with a batch of 2, where unit {least['peak_unit']} needs {need:.1f} MB{of_which}"

@@ -1,0 +1,89 @@
+"""A rule's steps on random images, without any data: for what is predicted, measured or timed
+before a run.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwise.core.learner import Learner
+from layerwise.data import ImageFormat
+from layerwise.errors import InvalidInput
+from layerwise.rules import RULES
+from layerwise.rules.base import Tick
+from layerwise.rules.feature_cache import Keeping
+from layerwise.runs.run import Run
+from layerwise.training.prepare import Prepared
+from layerwise.utils.device import device_of
+
+UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
+
+
+CIFAR_SIZE = 32  # pixels a side, where a run does not say
+
+
+def trial_images(run: Run, num_classes: int) -> ImageFormat:
+    """The format of colour images of the run's size, that of CIFAR unless the run says.
+
+    Raises:
+        InvalidInput: there are fewer than 2 classes.
+    """
+    if num_classes < 2:
+        raise InvalidInput(f"Cannot use classes {num_classes}: give 2 or more.")
+    names = tuple(map(str, range(num_classes)))
+    return ImageFormat(names, channels=3, image_size=run.image_size or CIFAR_SIZE)
+
+
+def trial_learner(prepared: Prepared, num_classes: int) -> Learner:
+    """The run's network as it would be trained, for colour images.
+
+    Raises:
+        InvalidInput: there are fewer than 2 classes, or the network cannot be made.
+    """
+    return prepared.make_learner(trial_images(prepared.run, num_classes))
+
+
+def trial_options(run: Run) -> dict[str, Any]:
+    """The run's options of its rule, with a cache that says nothing."""
+    return {**run.rule_options, **({"keeping": UNSAID} if run.rule_options.get("cache") else {})}
+
+
+class RandomBatches:
+    """Random images in two batches per epoch, as a rule draws them: the first warms up, the second
+    is looked at.
+    """
+
+    views = 1
+
+    def __init__(self, learner: Learner, batch_size: int) -> None:
+        self.device, self.shape, self.type = (
+            device_of(learner.model),
+            learner.image_shape,
+            learner.image_type,
+        )
+        self.batch_size = batch_size
+        self.labels = torch.arange(2 * batch_size, device=self.device) % learner.num_classes
+
+    def __len__(self) -> int:
+        return 2
+
+    def order(self, epoch: int) -> list[Tensor]:
+        return list(torch.arange(2 * self.batch_size, device=self.device).split(self.batch_size))
+
+    def images(self, indices: Tensor, epoch: int) -> Tensor:
+        return torch.rand(len(indices), *self.shape, dtype=self.type, device=self.device)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        for indices in self.order(epoch)[start:]:
+            yield self.images(indices, epoch), self.labels[indices]
+
+
+def rule_ticks(
+    rule: str, learner: Learner, batch_size: int, epochs: int, options: dict[str, Any]
+) -> Iterator[Tick]:
+    """A rule's steps on random images; each group of units that learn together makes two per epoch."""
+    return RULES[rule].order(
+        learner, RandomBatches(learner, batch_size), epochs, lambda done: 1.0, **options
+    )

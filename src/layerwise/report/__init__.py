@@ -1,0 +1,199 @@
+"""Runs as one page, with figures and tables beside it.
+
+No torch; matplotlib only for the files of figures.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.paper.rows import TABLES
+from layerwise.paper.verdicts import Evidence
+from layerwise.report.figure_data import all_figures
+from layerwise.report.page import MARKER, render
+from layerwise.report.tables import (
+    CLAIM_COLUMNS,
+    RUN_COLUMNS,
+    SEPARABILITY_COLUMNS,
+    claims_csv,
+    latex_table,
+    runs_csv,
+    separability_csv,
+)
+from layerwise.runs.records import Broken, read_runs
+from layerwise.utils.files import replacing
+
+HEAD = 4096  # bytes of a file that say whose it is
+FIRST_COLUMNS = 4  # that a table is known by; an earlier version's may have fewer later ones
+
+
+def report(
+    paths: Sequence[str],
+    output: str,
+    figures: str | None = None,
+    csv: str | None = None,
+    latex: str | None = None,
+) -> dict[str, Any]:
+    """Read runs and write the page, and beside it what else is asked for.
+
+    Args:
+        figures: folder for every figure as SVG and PNG. csv: file for a line per run; the claims go
+            into another beside it, and so does what was measured of the features.
+        latex: folder for the paper's tables.
+
+    Raises:
+        InvalidInput: there are no runs, or a path cannot be written or holds what is not a
+            report's; nothing was written.
+    """
+    check_output("--output", Path(output), MARKER)
+    check_folders(figures, latex)
+    if csv is not None:
+        tables = {
+            Path(csv): RUN_COLUMNS,
+            beside(csv, "claims"): CLAIM_COLUMNS,
+            beside(csv, "separability"): SEPARABILITY_COLUMNS,
+        }
+        for path, columns in tables.items():
+            check_output("--csv", path, ",".join(columns[:FIRST_COLUMNS]))
+    records, broken = read_runs(paths)
+    if not records and not broken:
+        raise InvalidInput(
+            f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds "
+            "them, such as runs"
+        )
+    evidence = Evidence(records, broken)
+    files = [write(Path(output), render(evidence))]
+    files += write_csv(evidence, csv) + write_latex(evidence, latex) + draw(evidence, figures)
+    say(evidence, files)
+    return summary(evidence, files)
+
+
+def check_output(option: str, path: Path, mark: str) -> None:
+    """Refuse a file that is not to be written over: anything but what this command wrote there
+    before.
+
+    Args:
+        mark: what its first bytes hold.
+
+    Raises:
+        InvalidInput: as said, or its folder does not exist.
+    """
+    if path.is_dir():
+        raise InvalidInput(
+            f"{option} {path} is a folder: give a file, such as {path / 'report.html'}"
+        )
+    if not path.absolute().parent.is_dir():
+        raise InvalidInput(
+            f"{option} {path} lies in a folder that does not exist: make it first, or give "
+            "another path"
+        )
+    if path.exists():
+        with path.open("rb") as file:
+            if mark.encode() not in file.read(HEAD):
+                raise InvalidInput(
+                    f"{option} {path} exists and was not written by layerwise report: give "
+                    "another path, or move it"
+                )
+
+
+def check_folders(figures: str | None, latex: str | None) -> None:
+    """Refuse folders that cannot be made, and figures that cannot be drawn.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    for option, path in (("--figures", figures), ("--latex", latex)):
+        if path is not None and Path(path).exists() and not Path(path).is_dir():
+            raise InvalidInput(f"{option} {path} is a file: give a folder")
+    if figures is not None and find_spec("matplotlib") is None:
+        raise InvalidInput(
+            "--figures needs matplotlib: install it with pip install 'layerwise[plots]', or "
+            "leave --figures out"
+        )
+
+
+def draw(evidence: Evidence, folder: str | None) -> list[Path]:
+    """Files of every figure, where a folder is named."""
+    if folder is None:
+        return []
+    from layerwise.report.figures import write_figures
+
+    return write_figures(all_figures(evidence), Path(folder))
+
+
+def beside(csv: str, what: str) -> Path:
+    """Where other tables go beside that of the runs."""
+    return Path(csv).with_name(f"{Path(csv).stem}-{what}{Path(csv).suffix}")
+
+
+def write_csv(evidence: Evidence, path: str | None) -> list[Path]:
+    if path is None:
+        return []
+    texts = {
+        Path(path): runs_csv(evidence.records),
+        beside(path, "claims"): claims_csv(evidence.records),
+        beside(path, "separability"): separability_csv(evidence.records),
+    }
+    return [write(file, text) for file, text in texts.items() if text is not None]
+
+
+def write_latex(evidence: Evidence, folder: str | None) -> list[Path]:
+    """A file for every table and setting that has a number."""
+    if folder is None:
+        return []
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    texts = {
+        f"table-{table}-{setting.key}.tex": latex_table(evidence.records, table, setting)
+        for setting in evidence.settings
+        for table in TABLES
+    }
+    return [write(Path(folder) / name, text) for name, text in texts.items() if text is not None]
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a file whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(
+            text, encoding="utf-8", errors="replace"
+        )  # a path may hold bytes that are no text
+    return path
+
+
+def say(evidence: Evidence, files: Sequence[Path]) -> None:
+    """Print what was read and what was written."""
+    finished = sum(record.result is not None for record in evidence.records)
+    print(f"{len(evidence.records)} runs read, {finished} of them finished")
+    for item in evidence.broken:
+        print(f"  {printable(item)}")
+    print(f"written: {files[0]} ({files[0].stat().st_size / 1e6:.2f} MB)")
+    for folder, number in Counter(path.parent for path in files[1:]).items():
+        print(f"written: {number} files in {folder}", flush=True)
+
+
+def printable(item: Broken) -> str:
+    """On one line, without what would steer a terminal."""
+    text = f"{item.path}: {item.reason}"
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def summary(evidence: Evidence, files: Sequence[Path]) -> dict[str, Any]:
+    """The result as JSON."""
+    return {
+        "report": str(files[0]),
+        "files": [str(path) for path in files],
+        "runs": len(evidence.records),
+        "finished": sum(record.result is not None for record in evidence.records),
+        "broken": [{"path": item.path, "reason": item.reason} for item in evidence.broken],
+        "settings": [
+            {
+                "setting": setting.title,
+                "claims": {
+                    verdict.claim.key: verdict.verdict for verdict in evidence.verdicts[setting]
+                },
+            }
+            for setting in evidence.settings
+        ],
+    }

@@ -1,0 +1,50 @@
+"""The table of all runs; the page's script adds the details of a run when it is opened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from layerwise.paper.rows import match
+from layerwise.report.page.cells import Column, Number, percent, whole
+from layerwise.report.tables import hierarchy
+from layerwise.runs.records import Record
+
+RUN_COLUMNS = (
+    *map(Column, ("run", "rows", "scale", "rule", "loss", "hierarchy", "data", "seed", "epochs")),
+    *map(Column, ("test, %", "time, min", "state")),
+)
+
+
+def run_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Name, cells, summary and path of every run."""
+    return [
+        {
+            "name": f"{record.run.model} {number}",
+            "cells": run_cells(record),
+            "summary": f"{record.run.model} {number}: {score(record)}, seed {record.run.seed}",
+            "path": record.path,
+        }
+        for number, record in enumerate(records, 1)
+    ]
+
+
+def run_cells(record: Record) -> tuple[object, ...]:
+    run, place = record.run, match(record.run)
+    seconds = (record.result or {}).get("seconds")
+    minutes = seconds / 60 if isinstance(seconds, int | float) else None
+    return (
+        ", ".join(row.label for row in place.rows) if place else "none of the paper's",
+        place.scale if place else "",
+        run.rule,
+        "" if run.rule in ("global", "checkpointed") else run.loss,
+        hierarchy(record),
+        run.data,
+        whole(run.seed),
+        Number(len(record.epochs), f"{len(record.epochs)} of {run.epochs}"),
+        percent(record.test_accuracy),
+        percent(minutes, 1),
+        "finished" if record.result else "not finished",
+    )
+
+
+def score(record: Record) -> str:
+    return f"{record.test_accuracy:.2f} %" if record.test_accuracy is not None else "not finished"

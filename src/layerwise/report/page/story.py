@@ -1,0 +1,144 @@
+"""The page's beginning and end: the headline, what was run, what could not be read."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from layerwise.hierarchy import format_hierarchy
+from layerwise.paper.rows import ROMAN, ROWS, SCALES, Row, match
+from layerwise.paper.verdicts import VERDICTS, Evidence, gap
+from layerwise.report.page.cells import Column, Table, count, percent, points
+from layerwise.report.tables import machine
+
+# published networks and their accelerated forms, as the paper names its best: table, before, after
+ACCELERATED = (
+    (5, "resnet18", "resnet18_r4"),
+    (5, "resnet50", "resnet50_r4"),
+    (6, "resnet18", "resnet18_r5"),
+    (6, "resnet50", "resnet50_r2"),
+)
+SEVERAL = {"holds": "hold", "does not hold": "do not hold"}
+MOST_BROKEN = 200  # lines
+
+
+HEADLINE_COLUMNS = (
+    Column("network"),
+    Column("numbers"),
+    Column("before", "layer-wise, %"),
+    Column("after", "layer-wise, %"),
+    Column("change", "layer-wise, %"),
+    Column("before", "gap to global, points"),
+    Column("after", "gap to global, points"),
+)
+HEADLINE_CAPTION = (
+    "Downsampling acceleration: convolutions moved from the shallow stages to the deep ones. "
+    "Test accuracy of the last epoch; the gap is global less layer-wise."
+)
+
+
+def headline(evidence: Evidence) -> dict[str, Any]:
+    """The effect of moving convolutions out of the shallow stages, printed and measured, and the
+    verdicts counted.
+    """
+    by_name = {(row.table, row.name): row for row in ROWS}
+    pairs = [
+        (by_name[table, before], by_name[table, after]) for table, before, after in ACCELERATED
+    ]
+    rows = [cells for pair in pairs for cells in changes(evidence, *pair)]
+    return {
+        "verdicts": list(verdict_counts(evidence)),
+        "table": Table(HEADLINE_CAPTION, HEADLINE_COLUMNS, rows),
+    }
+
+
+def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[object, ...]]:
+    """A line for the paper, and one for each setting that has both rows."""
+    name = f"{before.name} {format_hierarchy(before.hierarchy)} → {format_hierarchy(after.hierarchy)}, {before.data}"
+    printed = [(row.layerwise_accuracy, row.global_accuracy) for row in (before, after)]
+    yield line(name, f"paper, Table {ROMAN[before.table - 1]}", printed)
+    for setting in evidence.settings:
+        found = []
+        for row in (before, after):
+            local, globally = (
+                evidence.number(setting, row, column) for column in ("layerwise", "global")
+            )
+            found.append((local.mean if local else None, globally.mean if globally else None))
+        if all(local is not None for local, _ in found):
+            seeds = min(
+                len(evidence.numbers[setting, row, "layerwise"].seeds) for row in (before, after)
+            )
+            yield line(name, f"measured, {setting.title}; {count(seeds, 'seed')}", found)
+
+
+def line(
+    name: str, source: str, pair: Sequence[tuple[float | None, float | None]]
+) -> tuple[object, ...]:
+    (first, _), (second, _) = pair
+    change = second - first if first is not None and second is not None else None
+    gaps = [gap(*one) for one in pair]
+    return name, source, percent(first), percent(second), points(change), *map(points, gaps)
+
+
+def verdict_counts(evidence: Evidence) -> Iterator[str]:
+    """How many claims hold, setting by setting."""
+    for setting in evidence.settings:
+        verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
+        counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
+        yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
+    if not evidence.settings:
+        yield "No finished run gives a number of the paper's tables; what is shown of them below is the paper's alone."
+
+
+def overview(evidence: Evidence) -> list[str]:
+    """Counts, scales, machines and commits, a line each."""
+    records = evidence.records
+    finished = sum(record.result is not None for record in records)
+    counted = sum(match(record.run) is not None and record.result is not None for record in records)
+    counts = (
+        f"{count(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
+        f"{counted} of the finished give a number of the paper's tables."
+    )
+    return [counts, *scales(evidence), *places(evidence)]
+
+
+def scales(evidence: Evidence) -> Iterator[str]:
+    """Every setting in words, with the scale it departs from."""
+    seen: set[str] = set()
+    for setting in evidence.settings:
+        runs = {
+            record.path
+            for (of, _, _), number in evidence.numbers.items()
+            if of == setting
+            for record in number.records
+        }
+        shared = {path for path in runs if path in seen}
+        seen |= runs
+        again = (
+            f" (of which {len(shared)} are above: global training knows no local loss)"
+            if shared
+            else ""
+        )
+        departs = (
+            f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
+        )
+        yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {SCALES[setting.scale].text}.{departs}"
+
+
+def places(evidence: Evidence) -> Iterator[str]:
+    """Machines and commits with the number of runs of each."""
+    found = Counter(machine(record.facts) or "not noted" for record in evidence.records)
+    yield from (
+        f"Machine: {name} ({count(number, 'run')})." for name, number in found.most_common()
+    )
+    commits = Counter(str(record.facts.get("commit") or "not noted") for record in evidence.records)
+    listed = ", ".join(f"{name} ({count(number, 'run')})" for name, number in commits.most_common())
+    if listed:
+        yield f"Commits (+: changed since): {listed}."
+
+
+def problems(evidence: Evidence) -> dict[str, Any]:
+    """The first of what could not be read, or only in part, and how many more there are."""
+    return {
+        "listed": evidence.broken[:MOST_BROKEN],
+        "more": max(0, len(evidence.broken) - MOST_BROKEN),
+    }

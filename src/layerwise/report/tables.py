@@ -1,0 +1,310 @@
+"""Runs as tables for other programs: CSV with a line per run or per claim, LaTeX with a row per row
+of the paper. No torch.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
+from layerwise.paper.numbers import Measured, Setting, measured, own_columns, settings
+from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
+from layerwise.paper.verdicts import judge_all
+from layerwise.report.curves import separable
+from layerwise.runs.headings import HEADINGS
+from layerwise.runs.records import Record
+from layerwise.runs.run import command
+
+# of features alone
+MEASURES = tuple(name for name in HEADINGS if name not in ("auxiliary_accuracy", "cka"))
+# columns of runs.csv
+RUN_COLUMNS = (
+    *(
+        "rows",
+        "scale",
+        "departures",
+        "model",
+        "hierarchy",
+        "data",
+        "rule",
+        "loss",
+        "seed",
+        "epochs",
+        "test_accuracy",
+    ),
+    *(
+        "paper_accuracy",
+        "seconds",
+        "images_per_second",
+        "peak_memory_bytes",
+        "parameters",
+        "machine",
+        "commit",
+        "command",
+    ),
+)
+CLAIM_COLUMNS = (
+    *(
+        "setting",
+        "claim",
+        "sentence",
+        "meaning",
+        "verdict",
+        "effect",
+        "standard_error",
+        "seeds",
+        "measured",
+        "comparisons",
+    ),
+    *("paper_agrees", "note"),
+)
+SEPARABILITY_COLUMNS = (
+    *("run", "rule", "hierarchy", "seed", "epoch", "depth", "unit", "resolution"),
+    *(*MEASURES, "cka", "gain", "gain_error", "mismatched"),
+)
+SPECIAL = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+    }
+)
+
+
+def runs_csv(records: Iterable[Record]) -> str:
+    """A line per finished run.
+
+    Accuracies are of the test images after the last epoch, in percent; ``paper_accuracy`` is what
+    the paper prints at its own scale for the rows that the run belongs to, twice where it prints
+    two numbers; ``seconds`` are of the whole run.
+    """
+    return written(RUN_COLUMNS, (run_line(record) for record in records if record.result))
+
+
+def run_line(record: Record) -> dict[str, Any]:
+    """A run by the columns of ``RUN_COLUMNS``."""
+    run, result, place = record.run, record.result or {}, match(record.run)
+    rows = place.rows if place else ()
+    return {
+        "rows": "; ".join(row.label for row in rows),
+        "scale": place.scale if place else "",
+        "departures": "; ".join(place.departures) if place else "",
+        "model": run.model,
+        "hierarchy": hierarchy(record),
+        "data": Path(run.data).name,
+        "rule": run.rule,
+        "loss": run.loss if run.rule not in ("global", "checkpointed") else "cross-entropy",
+        "seed": run.seed,
+        "epochs": run.epochs,
+        "test_accuracy": result.get("test_accuracy"),
+        "paper_accuracy": "; ".join(
+            dict.fromkeys(f"{row.accuracy(place.column):.2f}" for row in rows)
+        )
+        if place
+        else "",
+        **{
+            name: result.get(name)
+            for name in ("seconds", "images_per_second", "peak_memory_bytes", "parameters")
+        },
+        "machine": machine(record.facts),
+        "commit": record.facts.get("commit"),
+        "command": command(run),
+    }
+
+
+def hierarchy(record: Record) -> str:
+    """A run's hierarchy as the paper writes it; a run of a published network has it in its result
+    only.
+    """
+    found = record.run.hierarchy or (record.result or {}).get("hierarchy")
+    halvings = record.run.downsample_after
+    try:
+        return (
+            Design(parse_hierarchy(found), parse_downsampling(halvings) if halvings else None).text
+            if found
+            else ""
+        )
+    except InvalidInput:  # a run or result that was altered: shown as it is
+        return str(found)
+
+
+def machine(facts: Mapping[str, Any]) -> str:
+    """Device, threads and torch's version in words, as far as they were noted."""
+    noted = facts.get("machine")
+    if not isinstance(noted, dict):
+        return ""
+    threads = f"{noted['cpu_threads']} threads" if "cpu_threads" in noted else ""
+    version = f"torch {noted['torch']}" if "torch" in noted else ""
+    return ", ".join(filter(None, [str(noted.get("device", "")), threads, version]))
+
+
+def claims_csv(records: Sequence[Record]) -> str:
+    """A line per setting and claim; ``effect`` and ``standard_error`` in percentage points, see
+    ``Verdict``.
+    """
+    return written(
+        CLAIM_COLUMNS,
+        (line for setting in settings(records) for line in claim_lines(records, setting)),
+    )
+
+
+def claim_lines(records: Sequence[Record], setting: Setting) -> Iterable[dict[str, Any]]:
+    """The claims by the columns of ``CLAIM_COLUMNS``."""
+    for verdict in judge_all(records, setting):
+        yield {
+            "setting": setting.title,
+            "claim": verdict.claim.key,
+            "sentence": verdict.claim.sentence,
+            "meaning": verdict.claim.meaning,
+            "verdict": verdict.verdict,
+            "effect": rounded(verdict.effect),
+            "standard_error": rounded(verdict.deviation),
+            "seeds": verdict.seeds,
+            "measured": verdict.measured,
+            "comparisons": len(verdict.outcomes),
+            "paper_agrees": verdict.paper_agrees,
+            "note": verdict.note,
+        }
+
+
+def separability_csv(records: Iterable[Record]) -> str | None:
+    """A line per run, measured epoch and depth, the image first; None where nothing was measured
+    while training.
+
+    Accuracies in percent, gains in points; ``mismatched`` is yes, no, or empty where it is not
+    known.
+    """
+    lines = [
+        {
+            "run": Path(record.path).name,
+            "rule": record.run.rule,
+            "hierarchy": hierarchy(record),
+            "seed": record.run.seed,
+            "epoch": row.epoch,
+            "depth": row.index + 1,
+            "unit": row.name,
+            "resolution": "×".join(map(str, row.resolution or ())),
+            **{name: rounded(row.values.get(name)) for name in MEASURES},
+            "cka": rounded(row.values.get("cka"), 4),
+            "gain": rounded(row.gain),
+            "gain_error": rounded(row.gain_error),
+            "mismatched": {True: "yes", False: "no", None: ""}[row.mismatched],
+        }
+        for record in records
+        for row in separable(record)
+    ]
+    return written(SEPARABILITY_COLUMNS, lines) if lines else None
+
+
+def rounded(number: float | None, digits: int = 2) -> float | None:
+    """A number to so many digits behind the point: percentage points to the hundredth, as
+    accuracies are given.
+    """
+    return None if number is None else round(number, digits)
+
+
+def written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str | None:
+    """A table of the paper beside what was measured in a setting, for a document that uses
+    booktabs; None without any number.
+
+    Returns:
+        Test accuracies in percent, measured ones as mean ± deviation over seeds.
+    """
+    rows = [row for row in ROWS if row.table == table]
+    numbers = {row: [measured(records, row, column, setting) for column in COLUMNS] for row in rows}
+    if not any(
+        measured(records, row, column, setting) for row in rows for column in own_columns(setting)
+    ):
+        return None
+    lines = [
+        " & ".join(
+            [
+                escape(row.name),
+                format_hierarchy(row.hierarchy),
+                *(f"{row.accuracy(column):.2f}" for column in COLUMNS),
+                *(cell(found) for found in numbers[row]),
+                seeds(numbers[row]),
+            ]
+        )
+        for row in rows
+    ]
+    caption = (
+        f"Table {ROMAN[table - 1]} of arXiv:2010.08038 ({rows[0].data}): test accuracy in "
+        f"percent. Measured in the setting “{setting.title}”, mean ± deviation over seeds."
+    )
+    return LATEX % (
+        escape(caption),
+        f"tab:{ROMAN[table - 1].lower()}-{setting.key}",
+        escape(setting.key),
+        " \\\\\n".join(lines),
+    )
+
+
+LATEX = r"""\begin{table}
+\caption{%s}
+\label{%s}
+\begin{tabular}{llrrrrr}
+\toprule
+& & \multicolumn{2}{c}{paper} & \multicolumn{2}{c}{measured: %s} & \\
+\cmidrule(lr){3-4}\cmidrule(lr){5-6}
+model & hierarchy & layer-wise & global & layer-wise & global & seeds \\
+\midrule
+%s \\
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+
+
+def cell(found: Measured | None) -> str:
+    """Mean ± deviation in percent; a dash where nothing is measured."""
+    if found is None:
+        return "--"
+    return f"{found.mean:.2f}" + (
+        f" $\\pm$ {found.deviation:.2f}" if found.deviation is not None else ""
+    )
+
+
+def seeds(found: Sequence[Measured | None]) -> str:
+    """How many seeds, layer-wise and globally where they differ."""
+    counts = [str(len(number.seeds)) if number else "0" for number in found]
+    return counts[0] if len(set(counts)) == 1 else "/".join(counts)
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return text.translate(SPECIAL).replace("±", r"$\pm$").replace("“", "``").replace("”", "''")
+
+
+def write_tables(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write ``runs.csv``, ``claims.csv`` and a ``table-….tex`` for every table and setting that has
+    a number.
+
+    Returns:
+        The files.
+    """
+    texts: dict[str, str | None] = {
+        "runs.csv": runs_csv(records),
+        "claims.csv": claims_csv(records),
+    }
+    texts["separability.csv"] = separability_csv(records)
+    for setting in settings(records):
+        for table in TABLES:
+            texts[f"table-{table}-{setting.key}.tex"] = latex_table(records, table, setting)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {folder / name: text for name, text in texts.items() if text is not None}
+    for path, text in files.items():
+        path.write_text(text, encoding="utf-8")
+    return list(files)

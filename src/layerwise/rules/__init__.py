@@ -1,0 +1,32 @@
+"""Training rules by name: orders in which units take steps.
+
+A rule of your own is a generator ``(learner, batches, epochs, schedule, start, *, options)`` that
+yields a ``Tick`` after every batch, and one line in ``RULES``. Rules know nothing of losses.
+"""
+
+from layerwise.rules.base import Position, Rule, Schedule, Tick, set_rates, tick_after
+from layerwise.rules.checkpointed import checkpointed
+from layerwise.rules.feature_cache import Batches, Keeping
+from layerwise.rules.parallel import parallel
+from layerwise.rules.sequential import sequential
+from layerwise.rules.simultaneous import backpropagation, simultaneous
+
+RULES: dict[str, Rule] = {
+    "simultaneous": Rule(simultaneous),
+    "sequential": Rule(sequential),
+    "parallel": Rule(parallel, one_thread=False),
+    "global": Rule(backpropagation, at=1),
+    "checkpointed": Rule(checkpointed, at=1),
+}
+
+__all__ = [
+    "RULES",
+    "Batches",
+    "Keeping",
+    "Position",
+    "Rule",
+    "Schedule",
+    "Tick",
+    "set_rates",
+    "tick_after",
+]

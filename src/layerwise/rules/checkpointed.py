@@ -1,0 +1,289 @@
+"""Global backpropagation that keeps few features: gradient checkpointing, the strong baseline of
+local learning's memory.
+
+The network is cut into segments. Of each but the last only what enters it is kept; what happens
+inside is computed again when the backward pass comes to it. The last is kept whole, since it would
+be computed again at once.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from layerwise.core.learner import Learner
+from layerwise.core.split import Chain, balances, split
+from layerwise.core.unit import Carried, Unit, precision
+from layerwise.errors import InvalidInput
+from layerwise.memory.accounting import storage_bytes
+from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
+from layerwise.rules.base import START, Position, Schedule, Tick
+from layerwise.rules.feature_cache import (
+    Batches,
+)
+from layerwise.rules.simultaneous import simultaneous
+from layerwise.utils.device import device_of
+
+CANDIDATES = 6  # ways to cut whose step is predicted
+
+
+class Segment(nn.Module):
+    """Neighbouring pieces of a chain, one after the other."""
+
+    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+
+    def forward(self, *carried: Any) -> Carried:
+        for piece in self.pieces:
+            carried = piece(*carried)
+        return carried
+
+
+class Checkpointed(nn.Module):
+    """A network's segments, all but the last computed again during the backward pass; to the bits
+    of the plain network.
+
+    Dropout is drawn again from the same state of the random generator, and buffers (the running
+    statistics of batch normalisation) enter the second computation as they entered the first and
+    keep what the first made of them.
+    """
+
+    def __init__(self, segments: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.segments = nn.ModuleList(segments)
+
+    def forward(self, *carried: Any) -> Carried:
+        *repeated, last = self.segments
+        for segment in repeated:
+            if torch.is_grad_enabled():
+                carried = checkpoint(
+                    segment, *carried, use_reentrant=False, context_fn=partial(contexts, segment)
+                )
+            else:
+                carried = segment(*carried)
+        return last(*carried)
+
+
+def contexts(
+    segment: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a segment's first and second computation."""
+    values = [
+        (module, name, buffer.clone())
+        for module in segment.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    return nullcontext(), buffers_replaced(values)
+
+
+@contextmanager
+def buffers_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let modules read and change other buffers than their own."""
+    own = [module._buffers[name] for module, name, _ in values]
+    for module, name, value in values:
+        module._buffers[name] = value
+    try:
+        yield
+    finally:
+        for (module, name, _), buffer in zip(values, own, strict=True):
+            module._buffers[name] = buffer
+
+
+def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[Any]:
+    """Let a unit compute its part of the network in another way while a rule makes its ticks."""
+    own, unit.piece = unit.piece, piece.train(unit.piece.training)
+    try:
+        yield from ticks
+    finally:
+        unit.piece = own
+
+
+@dataclass
+class Joint:
+    """A stretch between two places where a segment may end, and what it keeps for the backward
+    pass.
+
+    Attributes:
+        pieces: of the chain.
+        entering: bytes of every storage that enters it: all that is kept of it if a segment begins
+            there.
+        inside: bytes of every storage that is kept when it is computed.
+        weights: bytes of its parameters' gradients, which exist once the backward pass has come
+            through.
+    """
+
+    pieces: list[nn.Module]
+    entering: dict[int, int]
+    inside: dict[int, int]
+    weights: int
+
+
+def most_kept(joints: Sequence[Joint], starts: Sequence[int]) -> int:
+    """The most bytes that are kept at once if segments begin at these joints; each storage counts
+    once.
+    """
+    most, entered = 0, dict[int, int]()
+    for start, end in pairwise([*starts, len(joints)]):
+        entered |= joints[start].entering
+        kept = dict(entered)
+        for joint in joints[start:end]:
+            kept |= joint.inside
+        gradients = 2 * max(kept.values())  # of the largest tensor, and of what it was made from
+        most = max(
+            most, sum(kept.values()) + gradients + sum(joint.weights for joint in joints[start:])
+        )
+    return most
+
+
+def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> Checkpointed:
+    """The network of a learner with one unit, in segments.
+
+    Candidates are cut between blocks, where one tensor passes, and between layers; for each number
+    of segments the dearest is made as cheap as can be. Of those that keep the least, and the
+    finest, a step is predicted; the one with the least peak is taken.
+
+    Args:
+        count: how many segments; None: the best number.
+
+    Raises:
+        InvalidInput: there are not so many segments to be had, or the network changes its images in
+            place.
+    """
+    plans = []
+    for at in ("block", "layer"):
+        joints = find_joints(split(learner.model, at, leaves=learner.leaves), learner, batch_size)
+        costs = [sum(joint.inside.values()) for joint in joints]
+        for number, lasts in enumerate(balances(costs), 1):
+            if count in (None, number):
+                starts = [0, *(last + 1 for last in lasts)]
+                plans.append((number < len(joints), most_kept(joints, starts), starts, joints))
+    if not plans:
+        raise InvalidInput(
+            f"segments {count} are not to be had: this network has {len(joints)} layers; give 1 "
+            "to that many"
+        )
+    likely = sorted(plans, key=lambda plan: plan[:2])[:CANDIDATES]
+    candidates = [assemble(starts, joints) for _, _, starts, joints in likely]
+    return min(candidates, key=lambda piece: predicted_peak(piece, learner, batch_size))
+
+
+def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
+    groups = [joints[start:end] for start, end in pairwise([*starts, len(joints)])]
+    return Checkpointed(
+        [Segment([piece for joint in group for piece in joint.pieces]) for group in groups]
+    )
+
+
+def predicted_peak(piece: Checkpointed, learner: Learner, batch_size: int) -> int:
+    """The most bytes that a step with this piece has alive at once, beyond what stays between
+    steps.
+    """
+    with pretended((learner, piece)) as (copied, double), Footprint(copied) as footprint:
+        [unit] = copied.units
+        unit.piece = double
+        if unit.optimizer is not None:
+            # its state stays, and is the same for every candidate
+            unit.optimizer.step = lambda: None
+        copied.train()
+        images, labels = blank_batch(copied, batch_size)
+        copied.step(images, labels)
+        return max(size for _, size in footprint.timeline.points)
+
+
+def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
+    images = torch.empty(
+        batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
+    )
+    return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
+
+
+def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
+    """Where segments may end, and what lies between.
+
+    A piece that changes in place what has entered it, or one before it, could not be computed
+    again, so it is joined to the one that made it.
+
+    Raises:
+        InvalidInput: the images are changed.
+    """
+    joints: list[Joint] = []
+    with pretended((learner, list(chain.pieces))) as (copied, doubles):
+        copied.train()
+        carried: Carried = blank_batch(copied, batch_size)[:1]
+        # what entered each joint, and its version then
+        history: list[list[tuple[Tensor, int]]] = []
+        alive = []  # keeps storages alive, so that each has its own identity
+        for piece, double in zip(chain.pieces, doubles, strict=True):
+            alive.append(carried)
+            entered = [value for value in carried if isinstance(value, Tensor)]
+            history.append([(value, value._version) for value in entered])
+            with SavedBytes(copied) as saved, precision(carried, copied.units[0].amp):
+                carried = double.train()(*carried)
+            weights = sum(
+                p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad
+            )
+            joints.append(
+                Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights)
+            )
+            changed = [
+                any(value._version != version for value, version in values) for values in history
+            ]
+            if any(changed):
+                first = changed.index(True) - 1  # the joint that made what was changed
+                if first < 0:
+                    raise InvalidInput(
+                        "the network changes its images in place, so they cannot be used again: "
+                        "let its first operation make a new tensor, or train with the rule "
+                        "'global'"
+                    )
+                joints[first:] = [merged(joints[first:])]
+                history[first + 1 :] = []
+    return joints
+
+
+def merged(joints: Sequence[Joint]) -> Joint:
+    """Several joints as one, between which no segment can end."""
+    inside: dict[int, int] = {}
+    for joint in joints:
+        inside |= joint.inside
+    pieces = [piece for joint in joints for piece in joint.pieces]
+    return Joint(pieces, joints[0].entering, inside, sum(joint.weights for joint in joints))
+
+
+def checkpointed(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = START,
+    *,
+    segments: int | None = None,
+) -> Iterator[Tick]:
+    """Global backpropagation that keeps few features and recomputes the rest.
+
+    Args:
+        segments: how many segments the network is cut into, of which only what enters them is kept;
+            by default the number that needs the least memory.
+
+    Raises:
+        InvalidInput: there are not so many segments to be had, or the learner has more than one
+            unit.
+    """
+    if len(learner.units) != 1:
+        raise InvalidInput(
+            f"Cannot train {len(learner.units)} units by the rule 'checkpointed': it trains a "
+            "network as one unit. Localize with at=1."
+        )
+    learner.step_singly()  # segments set random generators, which a recording cannot
+    piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
+    return with_piece(
+        learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start)
+    )

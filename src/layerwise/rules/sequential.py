@@ -1,0 +1,86 @@
+"""The sequential rule, Algorithm 1 of the paper: unit after unit."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from layerwise.core.learner import Learner
+from layerwise.core.unit import StepResult
+from layerwise.losses import Targets
+from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
+from layerwise.rules.feature_cache import (
+    IN_MEMORY,
+    Batches,
+    CachedFeatures,
+    Keeping,
+    RecomputedFeatures,
+    cached_features,
+)
+
+
+def sequential(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position = START,
+    *,
+    cache: bool = False,
+    keeping: Keeping = IN_MEMORY,
+) -> Iterator[Tick]:
+    """Algorithm 1 of the paper: unit after unit is trained to the end, then frozen.
+
+    Args:
+        epochs: of each unit.
+        cache: keep the features that enter the present unit instead of computing them for every
+            batch. It needs a fixed number of augmentations of an image, --views N or --no-augment,
+            and takes N times the room.
+        keeping: where it is kept and how much of it; what exceeds that is computed for every batch.
+
+    Raises:
+        InvalidInput: ``cache`` without ``views``, or a network whose features cannot be kept.
+    """
+    learner.step_singly()
+    make_features: Callable[[], RecomputedFeatures | CachedFeatures] = partial(
+        RecomputedFeatures, batches
+    )
+    if cache:
+        make_features = cached_features(learner, batches, keeping)
+    return unit_after_unit(learner, batches, epochs, schedule, start, make_features)
+
+
+def unit_after_unit(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position,
+    make_features: Callable[[], RecomputedFeatures | CachedFeatures],
+) -> Iterator[Tick]:
+    """The steps of ``sequential``: a generator, which ``sequential`` enters after all refusals."""
+    count = len(learner.units)
+    features = make_features()
+    for index in range(start.epoch // epochs, count):
+        unit, frozen = learner.units[index], learner.units[:index]
+        for earlier in frozen:
+            if earlier.optimizer is not None:
+                # needed no more: the memory of its moments is free for this unit
+                earlier.optimizer.state.clear()
+        learner.train(False)
+        features.advance(frozen)
+        for epoch in range(max(start.epoch, index * epochs), (index + 1) * epochs):
+            learner.train(False)
+            unit.train()
+            set_rates([unit], schedule((epoch - index * epochs) / epochs))
+            first = start.batch if epoch == start.epoch else 0
+            number = first
+            # a list to pop from: the unit alone keeps it alive
+            for *carried, labels in features.batches(epoch, first):
+                number += 1
+                learner.check(carried[0][0], labels)
+                step = (epoch - index * epochs) * len(batches) + number - 1
+                evaluated = unit.step(carried.pop(), Targets(labels, learner.num_classes), step)[1]
+                result = StepResult([evaluated], len(labels))
+                learner.steps += 1
+                tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
+                yield replace(tick, kept_bytes=features.kept_bytes)

@@ -1,0 +1,1 @@
+"""Runs: what they are, their folders, their records. No torch."""

@@ -1,0 +1,283 @@
+"""Runs as they lie on disk, for whoever reads many of them: no torch, nothing locked, nothing
+raised for a broken one.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from sys import float_info
+from typing import Any
+
+from layerwise.errors import InvalidInput
+from layerwise.runs.folder import CONFIGURATION, LOG, RESULT, SEPARABILITY, RunFolder
+from layerwise.runs.run import Run
+
+UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
+WHOLE = b"}]}"  # how such a line ends
+DEEPEST = 6  # folders below one that was named
+SHOWN = 5  # names of files that are of no run
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder or file that is no run, or not all of one, and why, in words."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        path: of its folder, as it was found.
+        run: what was trained.
+        facts: all of ``run.json``: ``machine``, ``units``, ``data`` and, where it was noted,
+            ``commit`` and ``command``.
+        epochs: the log's records without their units: ``epoch``, ``epochs``, ``test_accuracy`` and
+            ``val_accuracy`` in percent (None where not evaluated), ``images_per_second``,
+            ``seconds``.
+        result: of a finished run; see ``Meter.result``.
+        places: where in the log each of ``epochs`` begins and ends; kept instead of the lines,
+            which can be gigabytes.
+    """
+
+    path: str
+    run: Run
+    facts: dict[str, Any]
+    epochs: tuple[dict[str, Any], ...]
+    result: dict[str, Any] | None
+    places: tuple[tuple[int, int], ...]
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Percent, of the last epoch of a finished run; None for a run that is not finished."""
+        return self.result["test_accuracy"] if self.result else None
+
+    def units(self, index: int) -> list[dict[str, Any]]:
+        """The units of an entry of ``epochs``: ``index``, ``name``, ``loss``, ``accuracy`` and, of
+        held-out images, ``val_loss`` and ``val_accuracy``. They are read from disk now."""
+        begin, end = self.places[index]
+        with (Path(self.path) / LOG).open("rb") as log:
+            log.seek(begin)
+            found: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
+        return found
+
+    def separability(self) -> list[dict[str, Any]]:
+        """What was measured of the features while training, a record per epoch that was measured;
+        often nothing.
+        """
+        path = Path(self.path) / SEPARABILITY
+        return [record for record, _ in read_lines(path)[0]] if path.exists() else []
+
+
+def read_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Broken]]:
+    """Read every run in and below some folders.
+
+    Returns:
+        The runs in the order of their paths, and what could not be read or only in part: truncated
+        lines, missing results, files that belong to no run.
+
+    Raises:
+        InvalidInput: a path is not a folder.
+    """
+    folders = list(find(paths))
+    records, broken = [], strays(paths, folders) if folders else []
+    for folder in folders:
+        try:
+            record, problems = read_run(folder)
+        except (InvalidInput, OSError) as error:
+            broken.append(Broken(str(folder), str(error)))
+            continue
+        records.append(record)
+        broken += [Broken(str(folder), problem) for problem in problems]
+    return records, broken
+
+
+def find(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """The folders of runs, each once."""
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InvalidInput(
+                f"there is no folder {path}: give folders of runs, or one that holds them; "
+                "`layerwise train` makes runs/"
+            )
+        for folder in sorted(walk(path, DEEPEST)):
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield folder
+
+
+def walk(folder: Path, depth: int) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+        return
+    for entry in entries(folder) if depth else ():
+        if entry.is_dir() and not entry.is_symlink():
+            yield from walk(entry, depth - 1)
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (CONFIGURATION, LOG, RESULT))
+
+
+def entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []  # not ours to read
+
+
+def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
+    """What lies beside runs and is of none: a line for each folder of runs that holds such files."""
+    places = {Path(path) for path in paths if not is_run(Path(path))}
+    places |= {run.parent for run in runs if run not in set(map(Path, paths))}
+    found = []
+    for folder in sorted(places):
+        names = [entry.name for entry in entries(folder) if not known(entry)]
+        if names:
+            others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            found.append(
+                Broken(
+                    str(folder),
+                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{others}",
+                )
+            )
+    return found
+
+
+def known(entry: Path) -> bool:
+    """Whether it is a run, holds some, or is something that this program keeps beside runs."""
+    ours = entry.name.startswith((".", "study", "compare-"))
+    return ours or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
+
+
+def read_run(folder: Path) -> tuple[Record, list[str]]:
+    """One run, and what is wrong with it in words.
+
+    Raises:
+        InvalidInput: it has no configuration that can be read.
+    """
+    kept = RunFolder(folder)
+    facts, run = kept.facts(), kept.run()
+    lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
+    whole = [(record, place) for record, place in lines if is_epoch(record)]
+    if len(whole) < len(lines):
+        problems.append(
+            f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}"
+        )
+    result = None
+    if kept.finished:
+        try:
+            result = kept.result()
+            if not is_number(result.get("test_accuracy")):
+                raise InvalidInput(f"{RESULT} has no test accuracy")
+            if not 0 <= result["test_accuracy"] <= 100:
+                raise InvalidInput(
+                    f"{RESULT} has a test accuracy of {result['test_accuracy']:g}, which is no "
+                    "percentage"
+                )
+        except InvalidInput as error:
+            result = None
+            problems.append(str(error))
+    elif whole:
+        problems.append(
+            f"not finished: {whole[-1][0]['epoch']} of {whole[-1][0]['epochs']} epochs, no {RESULT}"
+        )
+    else:
+        problems.append("begun, but no epoch of it is finished")
+    return Record(
+        str(folder),
+        run,
+        facts,
+        tuple(r for r, _ in whole),
+        result,
+        tuple(place for _, place in whole),
+    ), problems
+
+
+def read_lines(
+    path: Path, stop: bytes | None = None
+) -> tuple[list[tuple[dict[str, Any], tuple[int, int]]], list[str]]:
+    """The JSON objects of a file, one per line, each with where it begins and ends, and what is
+    wrong with it in words.
+
+    Args:
+        stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
+    """
+    data = path.read_bytes()
+    places = list(line_places(data))
+    heads = read_heads(data, places, stop) if stop else None
+    if heads is not None:
+        return list(zip(heads, places, strict=True)), []
+    found, bad = [], 0
+    for begin, end in places:
+        line = data[begin:end]
+        cut = line.find(stop) if stop else -1
+        try:
+            record = json.loads(line if cut < 0 else line[:cut] + b"}")
+            if not isinstance(record, dict) or (cut >= 0 and not line.endswith(WHOLE)):
+                raise ValueError
+            found.append((record, (begin, end)))
+        except ValueError:
+            bad += 1
+    return found, [
+        f"lines of {path.name} that are cut short or no JSON were left out: {bad}"
+    ] if bad else []
+
+
+def line_places(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line begins and ends, without its end of line; empty ones are left out."""
+    begin = 0
+    while begin < len(data):
+        end = data.find(b"\n", begin)
+        end = len(data) if end < 0 else end
+        if end > begin:
+            yield begin, end
+        begin = end + 1
+
+
+def read_heads(
+    data: bytes, places: Sequence[tuple[int, int]], stop: bytes
+) -> list[dict[str, Any]] | None:
+    """What all lines hold before ``stop``, parsed at once, which is several times as fast; None
+    unless all are whole.
+    """
+    heads = []
+    for begin, end in places:
+        cut = data.find(stop, begin, end)
+        if cut < 0 or not data.endswith(WHOLE, begin, end):
+            return None
+        heads.append(data[begin:cut])
+    try:
+        found = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
+    except ValueError:
+        return None
+    return (
+        found
+        if len(found) == len(places) and all(isinstance(record, dict) for record in found)
+        else None
+    )
+
+
+def is_epoch(record: dict[str, Any]) -> bool:
+    """Whether a log's record has the numbers that are shown."""
+    for name in ("epoch", "epochs"):
+        if not isinstance(record.get(name), int):
+            return False
+    # no generators: 400,000 calls in a report
+    for name in ("test_accuracy", "val_accuracy", "seconds", "images_per_second"):
+        value = record.get(name)
+        if value is not None and not is_number(value):
+            return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be shown: neither text nor NaN or infinite, which
+    Python's JSON allows.
+    """
+    return isinstance(value, int | float) and abs(value) <= float_info.max

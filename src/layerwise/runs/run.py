@@ -1,0 +1,327 @@
+"""A run and its execution: what is trained, and where and how. No torch."""
+
+import contextlib
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from layerwise.errors import InvalidInput
+from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.utils.options import Options
+
+NO_OPTIONS = Options()
+
+
+def option(default: Any, text: str, **extra: Any) -> Any:
+    """A field that is an option of the command line; ``short`` and ``also`` give it more names."""
+    return field(default=default, metadata={"help": text, **extra})
+
+
+def declared(of: str) -> Any:
+    """A field that holds the options of a registered choice, which the field ``of`` names."""
+    return field(default=NO_OPTIONS, metadata={"of": of})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, in full.
+
+    The same run gives the same bits with the same machine, versions and memory formats. Every field
+    is an option of ``layerwise train``, with hyphens for underscores. The options of a network, a
+    loss and a rule are those that they declare; a run keeps the ones that are not at their default.
+    """
+
+    model: str = option("resnet18", "network to train; see `layerwise list models`")
+    model_options: Options = declared("model")
+    hierarchy: str | None = option(
+        None, "layers per stage, such as 1,1,2,2 (default: as published)"
+    )
+    downsample_after: str | None = option(
+        None,
+        "after how many convolutions or blocks maps are halved, such as 1,4,6 (default: where "
+        "stages end, as published)",
+    )
+    width: float = option(1.0, "multiplier of the network's channel counts")
+    dropout: float = option(
+        0.0, "probability of dropping a channel after every unit", also=("--drop",)
+    )
+    data: str = option("digits", "data set; see `layerwise list datasets`", also=("--dataset",))
+    image_size: int | None = option(
+        None, "scale images to this many pixels (default: the data set's)", also=("--img-size",)
+    )
+    train_images: int | None = option(
+        None, "use only this many training images, evenly over the classes"
+    )
+    val_fraction: float = option(
+        0.1, "share of all training images held out to choose the best epoch; 0: none"
+    )
+    rule: str = option("simultaneous", "order of updates; see `layerwise list rules`")
+    rule_options: Options = declared("rule")
+    loss: str = option("predsim", "local loss; see `layerwise list losses`")
+    loss_options: Options = declared("loss")
+    at: str = option(
+        "layer", "where units end: layer, block, a number of units, or module paths with commas"
+    )
+    output_layer: str = option(
+        "joined",
+        "the network's output layer: joined to the last unit, or separate, a unit of its own, as "
+        "in the paper",
+    )
+    epochs: int = option(400, "passes over the training images (sequential: for each unit)")
+    batch_size: int = option(128, "images in a batch", short="-b")
+    optimizer: str = option("adam", "adam, adamw or sgd", also=("--opt",))
+    lr: float = option(5e-4, "learning rate", also=("--learning-rate",))
+    momentum: float = option(0.9, "momentum of sgd")
+    weight_decay: float = option(0.0, "weight decay")
+    decay_rate: float = option(0.25, "factor of the learning rate at every milestone")
+    decay_milestones: str = option(
+        "0.5,0.75,0.89,0.94", "shares of training after which the rate decays; empty: never"
+    )
+    clip_grad: float | None = option(None, "largest norm of a unit's gradient")
+    augment: bool = option(True, "crop and flip training images as the data set allows")
+    crop_padding: int | None = option(
+        None, "pixels of padding for random crops (default: the data set's)"
+    )
+    flip: bool | None = option(
+        None, "mirror images at random (default: the data set's)", also=("--hflip",)
+    )
+    cutout: int = option(0, "side in pixels of a square blanked in every training image")
+    views: int | None = option(
+        None, "limit the augmentations of an image to this many, repeated in turn"
+    )
+    seed: int = option(0, "of weights, split, order, augmentation and dropout")
+    amp: bool = option(False, "mixed precision: bfloat16 forward passes")
+
+    @property
+    def is_global(self) -> bool:
+        """Whether the description alone says that the network is one unit, so no loss is local."""
+        return self.rule in GLOBAL_RULES or self.at == "1"
+
+
+GLOBAL_RULES = ("global", "checkpointed")  # they cut the network into one unit
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how a run is carried out.
+
+    It may change when the run is resumed, but the bits can then differ.
+    """
+
+    data_dir: str = option("data", "folder that holds the data set's files")
+    device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
+    workers: int = option(
+        2, "processes that read images from folders too large for memory", short="-j"
+    )
+    cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    keep_memory: bool = option(
+        True,
+        "on a CPU: keep freed memory for the next tensors; faster, but the process stays large",
+    )
+    memory_format: str = option(
+        "auto",
+        "of maps: contiguous, channels-last, auto (by a fixed rule), or trial (by timing each unit "
+        "in both)",
+        also=("--layout",),
+    )
+    graphs: bool = option(
+        True, "on a GPU: record a training step once and replay it, for it is faster"
+    )
+    streams: int = option(
+        4,
+        "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least "
+        "memory",
+    )
+    cache_dir: str | None = option(
+        None, "folder for the file of features that --cache keeps (default: memory)"
+    )
+    cache_limit: str = option(
+        "4GB", "most that --cache may keep; what exceeds it is computed for every batch"
+    )
+    download: bool = option(False, "fetch the data set if it is not there")
+    eval_every: int = option(1, "evaluate after every so many epochs")
+    save_every: int = option(1, "save the state to resume from after every so many epochs")
+    log: str | None = option(
+        None,
+        "also write every epoch's numbers for a viewer, into the run's folder: tensorboard",
+    )
+    separability_every: int = option(
+        0, "measure separability after every so many epochs and at the end; 0: never"
+    )
+    separability_measures: str = option(
+        "linear_probe,nearest_class_mean",
+        "measures of --separability-every; gains are of the first; see `layerwise list measures`",
+    )
+    separability_against: str | None = option(
+        None, "run to compare features with at --separability-every, by CKA; '': none"
+    )
+
+
+def run_name(run: Run) -> str:
+    """A folder name: the main things in words, the rest in a hash, so that runs never collide."""
+    return f"{run_words(run)}-{run_digest(run)}"
+
+
+def run_words(run: Run) -> str:
+    """The part of a run's name that is in words."""
+    hierarchy = format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "default"
+    halvings = f"-halved-{run.downsample_after}" if run.downsample_after else ""
+    shape = (hierarchy.strip("[]") + halvings).replace(",", "-")
+    loss = [] if run.is_global else [run.loss]
+    data = Path(run.data).name
+    return "-".join([run.model, shape, data, run.rule, *loss, f"seed{run.seed}"])
+
+
+def run_digest(run: Run) -> str:
+    return hashlib.sha256(json.dumps(described(run), sort_keys=True).encode()).hexdigest()[:6]
+
+
+def described(run: Run) -> dict[str, Any]:
+    """A run as files hold it."""
+    return asdict(run)
+
+
+# Format 2 had the options of all losses and rules as fields of the run, with these defaults.
+OPTIONS_OF_FORMAT_2: dict[str, dict[str, Any]] = {
+    "loss_options": {
+        "beta": 0.99,
+        "decoder_dim": 4096,
+        "head_size": None,
+        "similarity_size": None,
+        "similarity_channels": None,
+    },
+    "rule_options": {"cache": False, "segments": None, "threads": 2},
+}
+
+
+def run_from(values: Mapping[str, Any], file_format: int, source: str | Path) -> Run:
+    """A run from what ``described`` gave, also by the format of version 0.1.
+
+    Raises:
+        InvalidInput: an entry is unknown, missing, or of another type.
+    """
+    values = dict(values)
+    if file_format == 2:
+        values = from_format_2(values, source)
+    accepted = {item.name: item for item in fields(Run)}
+    for name in sorted(values.keys() ^ accepted.keys()):
+        entry = f"unknown entry {name!r}" if name in values else f"no entry {name!r}"
+        raise InvalidInput(
+            f"Cannot read {source}: it has {entry}. It was altered, or written by another version "
+            "of layerwise. Restore it."
+        )
+    return Run(**{name: check_value(source, accepted[name], values[name]) for name in accepted})
+
+
+def from_format_2(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The entries of a run of format 2 as they are named now."""
+    if values.pop("cache_type", "float32") != "float32":
+        raise InvalidInput(
+            f"Cannot go on with {source}: its features were kept rounded (--cache-type), which "
+            "only version 0.1 can do. Use that version, or train anew."
+        )
+    for kind, defaults in OPTIONS_OF_FORMAT_2.items():
+        given = {name: values.pop(name) for name in defaults if name in values}
+        values[kind] = {name: value for name, value in given.items() if value != defaults[name]}
+    return {"downsample_after": None, "model_options": {}, "output_layer": "separate", **values}
+
+
+def differences(run: Run, other: Run) -> list[str]:
+    """The options in which two runs differ, as the command line spells them."""
+    values = flat(run), flat(other)
+    names = [
+        name for name in {**values[0], **values[1]} if values[0].get(name) != values[1].get(name)
+    ]
+    return [
+        f"--{name.replace('_', '-')} {values[0].get(name)} against {values[1].get(name)}"
+        for name in names
+    ]
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """A run's values by the names of the command line's options."""
+    values = described(run)
+    for item in fields(Run):
+        if "of" in item.metadata:
+            values |= values.pop(item.name)
+    return values
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names of today, where a file has another that the command line accepts."""
+    names = {
+        also.lstrip("-").replace("-", "_"): item.name
+        for kind in (Run, Execution)
+        for item in fields(kind)
+        for also in item.metadata.get("also", ())
+    }
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+def field_type(item: Field[Any]) -> type:
+    """The type that a field's text is read as, without None."""
+    return (get_args(item.type) or (item.type,))[0]
+
+
+def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
+    """A field's value from a file, made of the field's type.
+
+    Raises:
+        InvalidInput: it is of another type.
+    """
+    wanted = field_type(item)
+    if "of" in item.metadata:
+        return check_options(source, item.name, value)
+    if value is None and item.default is None:
+        return None
+    if wanted is str and isinstance(value, list):
+        return ",".join(map(str, value))
+    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML reads 5e-4 as text
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        raise InvalidInput(
+            f"Cannot use {item.name} of {source}: {value!r} is not of type {wanted.__name__}. "
+            "Correct it."
+        )
+    return value
+
+
+def check_options(source: str | Path, name: str, value: Any) -> Options:
+    """Options from a file: plain values by name. Their owner checks them when it is known."""
+    if not isinstance(value, dict) or not all(
+        isinstance(key, str) and isinstance(item, bool | int | float | str | None)
+        for key, item in value.items()
+    ):
+        raise InvalidInput(
+            f"Cannot use {name} of {source}: it is not a table of plain values. Correct it."
+        )
+    return Options(value)
+
+
+def command(run: Run) -> str:
+    """The command that trains a run, quoted for a shell.
+
+    Data that lie in a folder are named without where it is.
+    """
+    defaults = flat(Run())
+    words = ["layerwise", "train", run.model]
+    for name, value in flat(run).items():
+        if name != "model" and (name not in defaults or value != defaults[name]):
+            words += spelled(name, Path(value).name if name == "data" else value)
+    return shlex.join(words)
+
+
+def spelled(name: str, value: Any) -> list[str]:
+    """An option as the command line spells it."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    text = str(value)
+    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]

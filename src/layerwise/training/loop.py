@@ -1,0 +1,134 @@
+"""The training loop: a prepared run, from its first batch to its result, in the order a batch meets
+it.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from layerwise.core.learner import Learner
+from layerwise.data import Splits
+from layerwise.rules import Tick
+from layerwise.runs.folder import BEST, RESULT, SEPARABILITY, WEIGHTS, RunFolder
+from layerwise.training.checkpoint import save, save_weights, verify
+from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.prepare import Prepared
+from layerwise.training.progress import Progress
+from layerwise.training.session import begin, check_folder, describe
+from layerwise.utils.files import write_json
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+def train(
+    prepared: Prepared, folder: RunFolder, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    """Carry out a run, or go on with it, and return its result.
+
+    Args:
+        resume: go on where the folder's run was stopped; without a folder, begin.
+
+    Raises:
+        InvalidInput: the run cannot be carried out as described; nothing was written.
+        Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
+        Interrupted: stopped by a signal; the folder keeps the state.
+    """
+    going_on = check_folder(prepared.run, folder, resume)
+    if going_on and folder.finished:
+        return folder.result()
+    with begin(prepared, folder, going_on, progress) as session, stop_requests() as stop_requested:
+        learner, meter, data = session.learner, session.meter, session.data
+        execution = prepared.execution
+        while tick := meter.next_tick(session.ticks):
+            progress.tick(tick, meter)
+            if tick.ends_epoch:
+                due = is_due(tick, execution.eval_every)
+                scores = evaluate_epoch(tick, learner, data, prepared) if due else {}
+                record = meter.end_epoch(tick, scores)
+                if record["best"]:
+                    meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
+                folder.append(record)
+                session.log(record)
+                if session.watch and is_due(tick, execution.separability_every):
+                    rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
+                    folder.append(rows, SEPARABILITY)
+                if is_due(tick, execution.save_every):
+                    save(folder, prepared.run, learner, meter, tick.after)
+                progress.epoch(record)
+            if stop_requested() and tick.resumable and not tick.ends_training:
+                meter.check()
+                save(folder, prepared.run, learner, meter, tick.after)
+                raise Interrupted(
+                    f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all "
+                    "is saved"
+                )
+        digests = {WEIGHTS: save_weights(folder.file(WEIGHTS), learner.model)}
+        if meter.best:
+            digests[BEST] = meter.best["sha256"]
+            verify(folder.file(BEST), digests[BEST])
+        result = {**describe(prepared, folder, learner), **meter.result(), "sha256": digests}
+        write_json(folder.file(RESULT), result)
+    return result
+
+
+def is_due(tick: Tick, every: int) -> bool:
+    """Whether something is done after this epoch that is done every so many epochs and at the end."""
+    return tick.ends_training or tick.after.epoch % every == 0
+
+
+def last_unit(tick: Tick) -> int:
+    """Index of the last unit that has learned."""
+    return tick.first + len(tick.result.correct_tensor()) - 1
+
+
+def evaluate_epoch(
+    tick: Tick, learner: Learner, data: Splits, prepared: Prepared
+) -> dict[str, Any]:
+    """Scores at an epoch's end of the units that learned in it, and of the network.
+
+    The network is scored only once its last unit has learned.
+    """
+    last = last_unit(tick)
+    scores: dict[str, Any] = {}
+    if data.validation is not None:
+        scores["units"] = unit_scores(learner, data.validation, tick.first, last)
+    if last == len(learner.units) - 1:
+        scores["val_accuracy"] = scores["units"][-1].accuracy if data.validation else None
+        scores["test_accuracy"] = accuracy(learner.model, data.test, prepared.amp)
+    return scores
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C (or SIGTERM) into a wish that the loop grants between two steps.
+
+    The second stops at once.
+    """
+    asked = False
+
+    def ask(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print(
+            "stopping as soon as the state is whole; once more to stop at once, unsaved",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    # only the main thread receives signals
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

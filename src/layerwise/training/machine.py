@@ -1,0 +1,70 @@
+"""What a number depends on beside the run: the machine, the versions, the command and the code's
+commit.
+"""
+
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise import __version__
+from layerwise.utils.device import device_name
+
+
+def describe_device(device: torch.device, amp: bool) -> str:
+    """The device in words, for the line that says what was chosen."""
+    number_type = "bfloat16 forward, float32 weights" if amp else "float32"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {number_type}"
+    return f"CPU with {torch.get_num_threads()} threads, {number_type}"
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """What a number depends on beside the run: versions, hardware, the command and the checkout's
+    commit.
+    """
+    return {
+        "commit": commit(),
+        "command": shlex.join([program(), *sys.argv[1:]]),
+        "machine": {
+            "layerwise": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": device_name(device),
+            "cpu_threads": torch.get_num_threads(),
+        },
+    }
+
+
+def program() -> str:
+    """The program's name, also when started as ``python -m layerwise``."""
+    name = Path(sys.argv[0]).name
+    return "layerwise" if name == "__main__.py" else name
+
+
+def commit() -> str | None:
+    """The commit of the checkout that the program runs from, with ``+`` where files were changed
+    since; None when installed.
+    """
+    here = Path(__file__).parent
+    git = ["git", "-C", str(here)]
+    try:
+        found = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
+        )
+        if found.returncode != 0:
+            return None
+        name = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", str(here)], capture_output=True, check=False
+        )
+        return name.strip() + ("+" if changed.returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

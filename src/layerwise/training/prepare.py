@@ -1,0 +1,370 @@
+"""From a run's description to what trains: every name an object, every refusal before any work."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise.core.cuda_graphs import CapturedSteps
+from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
+from layerwise.core.memory_format import MEMORY_FORMATS
+from layerwise.core.split import OUTPUT_LAYERS
+from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
+from layerwise.data.splits import choose_augmentation
+from layerwise.errors import InvalidInput, choose
+from layerwise.hierarchy import Hierarchy, parse_hierarchy
+from layerwise.losses import LOSSES, LossFactory
+from layerwise.measures import MEASURES
+from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
+from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.runs.run import Execution, Run
+from layerwise.training.tensorboard import check_log
+from layerwise.utils.allocator import free_memory, keep_freed_memory
+from layerwise.utils.device import device_of
+from layerwise.utils.options import Options, checked_options, options_of
+from layerwise.utils.sizes import format_size, parse_size
+
+SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
+FEATURES = "features.cache"  # a file of features; it loses its name as soon as it is made
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+# fused: one call per unit instead of several per tensor
+OPTIMIZERS: dict[str, Callable[[Run], OptimizerFactory]] = {
+    "adam": lambda run: partial(
+        torch.optim.Adam, lr=run.lr, weight_decay=run.weight_decay, fused=True
+    ),
+    "adamw": lambda run: partial(
+        torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay, fused=True
+    ),
+    "sgd": lambda run: partial(
+        torch.optim.SGD,
+        lr=run.lr,
+        weight_decay=run.weight_decay,
+        momentum=run.momentum,
+        fused=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run of which every name has become an object, and nothing is left to refuse without data.
+
+    Attributes:
+        run: with its options as their owners declare them.
+        cut: where units end, as ``localize`` takes it.
+        amp: number type of forward passes, or None for the weights' own.
+        schedule: share of the training done, 0 to 1 -> factor of the learning rate.
+        augmentation: of the training images.
+        device: where it trains.
+    """
+
+    run: Run
+    execution: Execution
+    dataset: DataSet
+    rule: Rule
+    loss: LossFactory
+    cut: str | int | list[str]
+    optimizer: OptimizerFactory
+    schedule: Schedule
+    amp: torch.dtype | None
+    augmentation: Augmentation
+    device: torch.device
+    measures: tuple[str, ...]
+
+    @property
+    def own_cut(self) -> str | int | list[str]:
+        """Where the run's units would end if its rule did not train the network as one."""
+        return parse_cut(self.run.at)
+
+    def load_data(self) -> Splits:
+        """The run's images, read, split and on the device.
+
+        Raises:
+            InvalidInput: files are missing, altered, or hold too few images.
+        """
+        return make_splits(self.dataset, self.augmentation, self.run, self.execution, self.device)
+
+    def make_learner(self, images: ImageFormat) -> Learner:
+        """The run's network for such images, cut and given losses and optimizers.
+
+        Raises:
+            InvalidInput: the network cannot be made for such images.
+            CannotSplit: the network cannot be cut where the run says.
+        """
+        torch.manual_seed(self.run.seed)
+        return localize(
+            build_network(self.run, images).to(self.device),
+            torch.zeros(2, images.channels, images.image_size, images.image_size),
+            num_classes=images.num_classes,
+            loss=self.loss,
+            at=self.cut,
+            output_layer=self.run.output_layer,
+            optimizer=self.optimizer,
+            memory_format=None,
+            clip_grad=self.run.clip_grad,
+            amp=self.amp,
+            seed=self.run.seed,
+            **self.run.loss_options,
+        )
+
+
+def prepare(run: Run, execution: Execution) -> Prepared:
+    """Resolve a run, and refuse whatever can be refused without its data.
+
+    Raises:
+        InvalidInput: a name is unknown, a number out of range, an option belongs to another loss,
+            rule or network, or the network cannot be made.
+    """
+    check_numbers(run, execution)
+    run = with_own_options(run)
+    rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
+    size = run.image_size or dataset.format.image_size
+    choose("output layer", run.output_layer, OUTPUT_LAYERS)
+    choose("optimizer", run.optimizer, OPTIMIZERS)
+    choose("memory format", execution.memory_format, MEMORY_FORMATS)
+    parse_size("--cache-limit", execution.cache_limit)
+    check_log(execution.log)
+    if dataset.format.class_names:
+        with torch.device("meta"):  # a network that cannot be made is refused before data are read
+            build_network(run, replace(dataset.format, image_size=size))
+    return Prepared(
+        run,
+        execution,
+        dataset,
+        rule,
+        LOSSES[run.loss],
+        rule.at or parse_cut(run.at),
+        OPTIMIZERS[run.optimizer](run),
+        decay(run),
+        torch.bfloat16 if run.amp else None,
+        choose_augmentation(run, dataset.padding_at(size), dataset.flip, size),
+        find_device(execution),
+        parse_measures(execution),
+    )
+
+
+def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
+    """Networks, rules and losses by name: the choices of a run that declare options."""
+    orders = {name: rule.order for name, rule in RULES.items()}
+    return {"model": MODELS, "rule": orders, "loss": LOSSES}
+
+
+def with_own_options(run: Run) -> Run:
+    """The run with the options of its network, loss and rule, each checked by its owner.
+
+    Raises:
+        InvalidInput: an option belongs to another, or is of another type.
+    """
+    return replace(
+        run,
+        **{
+            f"{kind}_options": checked_options(
+                kind, getattr(run, kind), registry, getattr(run, f"{kind}_options")
+            )
+            for kind, registry in registries().items()
+        },
+    )
+
+
+def with_rule(run: Run, rule: str) -> Run:
+    """The run by another rule, with those options of a rule that the new one declares.
+
+    Raises:
+        InvalidInput: the rule is unknown.
+    """
+    declared = options_of(RULES[choose("rule", rule, RULES)].order)
+    kept = {name: value for name, value in run.rule_options.items() if name in declared}
+    return replace(run, rule=rule, rule_options=Options(kept))
+
+
+def hierarchy_of(run: Run) -> Hierarchy | None:
+    """The run's hierarchy; None of a network that has none."""
+    if run.hierarchy:
+        return parse_hierarchy(run.hierarchy)
+    return published_hierarchy(run.model) if run.model in hierarchical() else None
+
+
+def build_network(run: Run, images: ImageFormat) -> nn.Module:
+    """The run's network for images of a format.
+
+    Raises:
+        InvalidInput: it cannot be made so.
+    """
+    return create_model(
+        run.model,
+        run.hierarchy,
+        run.width,
+        images.num_classes,
+        images.channels,
+        images.image_size,
+        run.dropout,
+        run.downsample_after,
+        **run.model_options,
+    )
+
+
+def check_numbers(run: Run, execution: Execution) -> None:
+    """Refuse numbers out of range, by the names of their options.
+
+    Raises:
+        InvalidInput: the first of them.
+    """
+    for item in fields(Run):
+        value = getattr(run, item.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"Cannot use {item.name} {value}: give a finite number.")
+    for name, valid, accepted in (
+        ("epochs", run.epochs >= 1, "1 or more"),
+        ("batch_size", run.batch_size >= 2, "2 or more, since local losses compare images"),
+        ("image_size", run.image_size is None or run.image_size >= 1, "1 pixel or more"),
+        ("train_images", run.train_images is None or run.train_images >= 1, "1 or more"),
+        ("val_fraction", 0 <= run.val_fraction < 1, "0 up to but not including 1"),
+        ("lr", run.lr > 0, "a number above 0"),
+        ("weight_decay", run.weight_decay >= 0, "0 or more"),
+        ("momentum", 0 <= run.momentum < 1, "0 up to but not including 1"),
+        ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
+        ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
+        ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
+    ):
+        if not valid:
+            raise InvalidInput(f"Cannot use {name} {getattr(run, name)}: give {accepted}.")
+    limits = {"eval_every": 1, "save_every": 1, "workers": 0, "separability_every": 0, "streams": 1}
+    for name, least in limits.items():
+        if getattr(execution, name) < least:
+            value = getattr(execution, name)
+            raise InvalidInput(f"Cannot use {name} {value}: give {least} or more.")
+    threads, most = execution.cpu_threads, os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= most:
+        raise InvalidInput(
+            f"Cannot use cpu_threads {threads}: give 1 to {most}, as many as there are."
+        )
+
+
+def decay(run: Run) -> Schedule:
+    """The paper's schedule: a factor of ``decay_rate`` when a milestone's share of training is
+    done.
+
+    Raises:
+        InvalidInput: a milestone is not a number from 0 to 1.
+    """
+    try:
+        milestones = [float(share) for share in run.decay_milestones.split(",") if share.strip()]
+    except ValueError:
+        milestones = [-1.0]
+    if not all(0 <= share <= 1 for share in milestones):
+        raise InvalidInput(
+            f"Cannot use decay_milestones {run.decay_milestones!r}: they are not shares of "
+            "training. Give numbers from 0 to 1, such as 0.5,0.75."
+        )
+    return lambda done: run.decay_rate ** sum(done >= share for share in milestones)
+
+
+def parse_cut(at: str) -> str | int | list[str]:
+    """``layer``, ``block``, a number of units, or module paths joined by commas."""
+    if at in ("layer", "block"):
+        return at
+    return int(at) if at.isascii() and at.isdigit() else [path.strip() for path in at.split(",")]
+
+
+def parse_measures(execution: Execution) -> tuple[str, ...]:
+    """Names of the measures that are taken while training, each once."""
+    names = [name.strip() for name in execution.separability_measures.split(",")]
+    for name in names if execution.separability_every else ():
+        choose("measure", name, MEASURES)
+    return tuple(dict.fromkeys(names))
+
+
+def find_device(execution: Execution) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        InvalidInput: there is no such device.
+    """
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InvalidInput(
+            f"Cannot use device {name!r}: give cpu, cuda, cuda:0 … or auto."
+        ) from None
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInput(f"Cannot use device {name!r}: give cpu, cuda, cuda:0 … or auto.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise InvalidInput(
+                f"Cannot use device {name!r}: torch sees {count} GPUs. Give --device cpu."
+            )
+        device = torch.device("cuda", device.index or 0)
+    return device
+
+
+def apply_execution(device: torch.device, execution: Execution) -> None:
+    """Set this process up: the same bits every time, memory that is kept, threads."""
+    if device.type == "cuda":
+        # cuBLAS gives the same bits only with this
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.cuda.set_device(device)
+    elif execution.keep_memory:
+        keep_freed_memory()
+    if execution.cpu_threads is not None:
+        torch.set_num_threads(execution.cpu_threads)
+
+
+def feature_keeping(prepared: Prepared, run_path: Path) -> Mapping[str, Keeping]:
+    """Where and how much a rule that caches features keeps, as its argument; nothing for others.
+
+    Args:
+        run_path: of the run's folder, which names its file: several runs may share a cache folder.
+
+    Raises:
+        InvalidInput: an option of the cache is given without it, or names no folder to write into.
+    """
+    execution = prepared.execution
+    if not prepared.run.rule_options.get("cache"):
+        for name in ("cache_dir", "cache_limit"):
+            if getattr(execution, name) != getattr(Execution, name):
+                raise InvalidInput(
+                    f"Cannot use --{name.replace('_', '-')} without --cache: give --cache, or "
+                    "leave it out."
+                )
+        return {}
+    limit = parse_size("--cache-limit", execution.cache_limit)
+    bound = f"the limit of {format_size(limit)}"
+    if execution.cache_dir is not None:
+        return {"keeping": Keeping(cache_file(execution.cache_dir, run_path), limit, bound)}
+    free = free_memory() if prepared.device.type == "cpu" else None
+    spared = limit if free is None else int(SPARED * free)
+    if spared < limit:  # more would be promised, and the process killed when it is used
+        bound = f"the {format_size(spared)} of free memory that can be spared"
+    return {"keeping": Keeping(None, min(limit, spared), bound)}
+
+
+def cache_file(folder: str, run_path: Path) -> Path:
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"Cannot use --cache-dir {folder!r}: it is not a folder that can be written to. Make "
+            "it, or give another."
+        )
+    digest = hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:12]
+    return Path(folder) / f"{digest}-{FEATURES}"
+
+
+def record_steps(learner: Learner, execution: Execution) -> None:
+    """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
+    if execution.graphs and device_of(learner.model).type == "cuda":
+        learner.captured = CapturedSteps(learner, execution.streams)

@@ -1,0 +1,202 @@
+"""Saved runs: evaluated again, shown images, loaded to be measured."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from layerwise.core.memory_format import set_memory_format
+from layerwise.data import ImageFormat, Loader, Splits
+from layerwise.data.image_folder import read_image
+from layerwise.errors import InvalidInput
+from layerwise.measures.depths import (
+    Depths,
+    Sample,
+    depths_of,
+    network_depths,
+    sample_images,
+    without_heads,
+)
+from layerwise.runs.folder import BEST, STATE, WEIGHTS, RunFolder
+from layerwise.runs.run import Execution
+from layerwise.training.checkpoint import load_state, load_weights, refuse_other_data
+from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.prepare import Prepared, apply_execution, build_network, prepare
+
+TOP = 5  # classes shown per image
+
+
+def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network of a run, and what the run knows of its data.
+
+    Raises:
+        InvalidInput: the run is not finished, or its files are damaged.
+    """
+    run, data = folder.run(), folder.facts()["data"]
+    try:
+        sound = len(data["mean"]) == len(data["std"]) == data["channels"] and min(data["std"]) > 0
+        sound = (
+            sound
+            and all(isinstance(name, str) for name in data["class_names"])
+            and sum(data["mean"]) >= 0
+        )
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise InvalidInput(
+            f"{folder.path}: the data section of run.json was altered: restore it, or train again"
+        )
+    name = BEST if best else WEIGHTS
+    digests = folder.result()["sha256"]
+    if name not in digests:
+        raise InvalidInput(
+            f"{folder.path} has no best epoch, since nothing was held out: leave out --best"
+        )
+    network = build_network(run, image_format(data))
+    load_weights(folder.file(name), network, digests[name])
+    return network.eval(), data
+
+
+def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
+    """Accuracy on the test and validation images, and of every unit on the test images where the
+    last state is there.
+    """
+    network, _ = load_network(folder, best)
+    prepared = prepare(folder.run(), execution)
+    apply_execution(prepared.device, execution)
+    data = prepared.load_data()
+    refuse_other_data(folder, data.facts())
+    result: dict[str, Any] = {
+        "run": str(folder.path),
+        "weights": "best" if best else "last",
+        "test_accuracy": accuracy(network.to(prepared.device), data.test, prepared.amp),
+        "val_accuracy": accuracy(network, data.validation, prepared.amp)
+        if data.validation
+        else None,
+    }
+    print(f"test accuracy {result['test_accuracy']:.2f} % on {len(data.test.labels)} images")
+    if result["val_accuracy"] is not None and data.validation is not None:
+        print(
+            f"validation accuracy {result['val_accuracy']:.2f} % on {len(data.validation.labels)} "
+            "images"
+        )
+    result["units"] = [] if best else evaluate_units(folder, prepared, data)
+    for unit in result["units"]:
+        print(
+            f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy "
+            f"{unit['accuracy']:6.2f} %"
+        )
+    return result
+
+
+def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> list[dict[str, Any]]:
+    """Loss and accuracy of every unit by its own head, on the test images.
+
+    Empty when the state that holds the heads has been removed.
+    """
+    if not folder.file(STATE).exists():
+        return []
+    learner = prepared.make_learner(data)
+    set_memory_format(learner, "auto", folder.facts().get("layouts"))
+    learner.load_state_dict(load_state(folder.file(STATE))["learner"])
+    scores = unit_scores(learner, data.test, 0, len(learner.units) - 1)
+    return [
+        {"index": unit.index, "name": unit.name, "loss": score.loss, "accuracy": score.accuracy}
+        for unit, score in zip(learner.units, scores, strict=True)
+    ]
+
+
+@torch.no_grad()
+def predict(folder: RunFolder, images: list[str], best: bool) -> dict[str, Any]:
+    """The likeliest classes of image files, scaled as in training."""
+    network, data = load_network(folder, best)
+    pixels = np.stack(
+        [read_image(Path(path), data["image_size"], data["channels"]) for path in images]
+    )
+    mean, std = (torch.tensor(data[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    shares = torch.softmax(network((torch.from_numpy(pixels).float() - mean) / std), 1)
+    top = min(TOP, shares.shape[1])
+    predictions = []
+    for path, (values, labels) in zip(
+        images, zip(*(part.tolist() for part in shares.topk(top)), strict=True), strict=True
+    ):
+        classes = [
+            {"class": data["class_names"][label], "percent": 100 * value}
+            for value, label in zip(values, labels, strict=True)
+        ]
+        predictions.append({"image": path, "classes": classes})
+        print(
+            f"{path}: "
+            + ", ".join(f"{entry['class']} {entry['percent']:.1f} %" for entry in classes)
+        )
+    return {"run": str(folder.path), "predictions": predictions}
+
+
+def image_format(data: Mapping[str, Any]) -> ImageFormat:
+    """The format of the images that a run was trained on, from the facts of its data."""
+    return ImageFormat(tuple(data["class_names"]), data["channels"], data["image_size"])
+
+
+def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int]:
+    """A run's units with the weights saved last, and how many epochs it had finished.
+
+    Raises:
+        InvalidInput: the run has no saved state, or it is damaged.
+    """
+    facts = folder.facts()
+    if not folder.file(STATE).exists() and not folder.finished:
+        raise InvalidInput(
+            f"{folder.path} has no saved state ({STATE} is not there): train it for an epoch at "
+            f"least, with layerwise train --resume {folder.path}"
+        )
+    prepared = replace(prepare(folder.run(), Execution()), device=device)
+    run = prepared.run
+    learner = prepared.make_learner(image_format(facts["data"]))
+    if folder.file(STATE).exists():
+        state = load_state(folder.file(STATE))
+        set_memory_format(learner, "auto", facts.get("layouts"))
+        learner.load_state_dict(state["learner"])
+        return depths_of(learner, prepared.own_cut, run.output_layer), state["position"][0]
+    # the state has been removed, and with it the heads
+    network, _ = load_network(folder, best=False)
+    sample = torch.zeros(2, *learner.image_shape, device=device)
+    depths = network_depths(
+        network.to(device), prepared.own_cut, sample, run.output_layer, prepared.amp
+    )
+    return depths, folder.result()["epochs"]
+
+
+def compared_run(
+    against: str | Path, facts: Mapping[str, Any], loader: Loader, images: int
+) -> tuple[Depths, Sample, int]:
+    """The run to compare features with, the images as its network reads them, and its epochs.
+
+    Random generators are left alone.
+
+    Args:
+        against: its folder.
+        facts: of the data that ``loader`` gives; see ``Splits.facts``.
+        images: how many at most; see ``sample_images``.
+
+    Raises:
+        InvalidInput: the run cannot be measured, or its network reads images of another kind.
+    """
+    other = RunFolder(against)
+    its = other.facts()["data"]
+    for fact in ("class_names", "image_size", "channels"):
+        if facts[fact] != its[fact]:
+            raise InvalidInput(
+                f"{other.path} was trained on other images (its {fact.replace('_', ' ')} "
+                "differs): compare runs of one data set and image size"
+            )
+    device = loader.labels.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        depths, epoch = trained_depths(other, device)
+    scaled = Loader(
+        loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size
+    )
+    return without_heads(depths), sample_images(scaled, images, len(facts["class_names"])), epoch

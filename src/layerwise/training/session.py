@@ -1,0 +1,193 @@
+"""A training session: what a run trains with, made before the first batch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from layerwise.core.learner import Learner
+from layerwise.core.memory_format import set_memory_format, summary
+from layerwise.data import Splits
+from layerwise.errors import InvalidInput
+from layerwise.hierarchy import parse_downsampling
+from layerwise.measures.depths import depths_of, refuse_other_depth
+from layerwise.measures.watch import WATCHED_IMAGES, Watch
+from layerwise.rules import Position, Tick
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Run, differences
+from layerwise.training.checkpoint import restore
+from layerwise.training.machine import describe_device, describe_machine
+from layerwise.training.meter import Meter
+from layerwise.training.prepare import (
+    Prepared,
+    apply_execution,
+    feature_keeping,
+    hierarchy_of,
+    record_steps,
+    registries,
+)
+from layerwise.training.progress import Progress
+from layerwise.training.saved import compared_run
+from layerwise.training.tensorboard import open_log
+from layerwise.utils.options import options_of
+from layerwise.utils.plugins import IMPORTED
+
+
+@dataclass(frozen=True)
+class Session:
+    """The objects of one training.
+
+    Attributes:
+        ticks: of the rule, from where the run goes on.
+        watch: measures separability while training, or None.
+        log: writes an epoch's record for a viewer.
+    """
+
+    data: Splits
+    learner: Learner
+    meter: Meter
+    ticks: Iterator[Tick]
+    watch: Watch | None
+    log: Callable[[dict[str, Any]], None]
+
+
+def check_folder(run: Run, folder: RunFolder, resume: bool) -> bool:
+    """Whether the folder's run goes on.
+
+    Raises:
+        InvalidInput: it holds another run, or one that was not asked to go on.
+    """
+    if not (resume and folder.begun):
+        folder.refuse_existing()
+        return False
+    other = differences(run, folder.run())
+    if other:
+        raise InvalidInput(
+            f"Cannot go on with {folder.path}: it holds another run ({'; '.join(other[:3])}). Resume "
+            f"it with its own options (or --resume {folder.path} alone), or choose another --output."
+        )
+    return True
+
+
+@contextmanager
+def begin(
+    prepared: Prepared, folder: RunFolder, going_on: bool, progress: Progress
+) -> Iterator[Session]:
+    """Make what a run trains with, restore its state, and hold its folder until training ends.
+
+    Raises:
+        InvalidInput: the data cannot be read, or the state does not fit; nothing was written.
+    """
+    run, execution, device = prepared.run, prepared.execution, prepared.device
+    keeping = feature_keeping(prepared, folder.path)
+    with ExitStack() as held:
+        if going_on:
+            held.enter_context(folder.locked())
+        apply_execution(device, execution)
+        data = prepared.load_data()
+        learner = prepared.make_learner(data)
+        before = folder.facts().get("layouts") if going_on else None
+        formats = set_memory_format(learner, execution.memory_format, before)
+        meter = Meter(learner, memory=prepared.rule.one_thread)
+        watch = build_watch(prepared, learner, data, going_on)
+        record_steps(learner, execution)
+        start = restore(folder, learner, meter, data.facts()) if going_on else Position()
+        options = {**run.rule_options, **keeping}
+        ticks = prepared.rule.order(
+            learner, data.train, run.epochs, prepared.schedule, start, **options
+        )
+        if not going_on:
+            facts = describe_session(prepared, data, learner, formats)
+            held.enter_context(folder.created(run, facts))
+        parts = describe_device(device, run.amp), summary(formats), describe_steps(learner)
+        chosen = ", ".join(filter(None, parts))
+        progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
+        log = held.enter_context(open_log(execution.log, folder, start.epoch))
+        folder.truncate_log(start.epoch)
+        yield Session(data, learner, meter, ticks, watch, log)
+
+
+def describe_session(
+    prepared: Prepared, data: Splits, learner: Learner, formats: list[str]
+) -> dict[str, Any]:
+    """What a run's record holds beside the run: its data, its units, options in full, the machine."""
+    return {
+        "data": data.facts(),
+        "units": [unit.name for unit in learner.units],
+        "local": len(learner.units) > 1,
+        "options": options_in_full(prepared.run),
+        "imported": dict(IMPORTED),
+        "layouts": formats,
+        "execution": asdict(prepared.execution),
+        **describe_machine(prepared.device),
+    }
+
+
+def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
+    """The value of every option of the run's network, rule and loss, defaults among them."""
+    return {
+        kind: {
+            **{name: option.default for name, option in options_of(registry[chosen]).items()},
+            **getattr(run, f"{kind}_options"),
+        }
+        for kind, registry in registries().items()
+        for chosen in [getattr(run, kind)]
+    }
+
+
+def describe_steps(learner: Learner) -> str:
+    """How steps are made, in words, if they are recorded."""
+    if learner.captured is None:
+        return ""
+    count = max(1, len(learner.captured.streams))
+    return f"recorded steps on {count} stream{'s' if count > 1 else ''}"
+
+
+def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[str, Any]:
+    """The run's name and main choices, as results show them."""
+    run, local = prepared.run, len(learner.units) > 1
+    hierarchy = hierarchy_of(run)
+    return {
+        "run": str(folder.path),
+        "model": run.model,
+        "hierarchy": list(hierarchy) if hierarchy else None,
+        "downsample_after": list(parse_downsampling(run.downsample_after))
+        if run.downsample_after
+        else None,
+        "data": run.data,
+        "rule": run.rule,
+        "loss": run.loss if local else "cross-entropy",
+        "local": local,
+        "seed": run.seed,
+    }
+
+
+def build_watch(prepared: Prepared, learner: Learner, data: Splits, going_on: bool) -> Watch | None:
+    """What measures separability while training, if that is asked for.
+
+    Raises:
+        InvalidInput, CannotSplit: it cannot be measured, or the run to compare with cannot.
+    """
+    execution = prepared.execution
+    if not execution.separability_every:
+        # a run that goes on may be watched no longer
+        if execution.separability_against and not going_on:
+            raise InvalidInput(
+                "Cannot use --separability-against without --separability-every: give both, or "
+                "leave it out."
+            )
+        return None
+    loader = data.validation or data.test
+    depths = depths_of(learner, prepared.own_cut, prepared.run.output_layer)
+    split = "validation" if data.validation else "test"
+    watch = Watch(depths, loader, split, data.num_classes, prepared.measures)
+    if execution.separability_against:
+        against = execution.separability_against
+        try:
+            depths, sample, epoch = compared_run(against, data.facts(), loader, WATCHED_IMAGES)
+            refuse_other_depth(watch.depths, (depths, sample))
+        except InvalidInput as refusal:
+            raise InvalidInput(f"--separability-against {against}: {refusal}") from None
+        watch.other = depths, sample
+        watch.against = {"against": against, "against_epoch": epoch}
+    return watch

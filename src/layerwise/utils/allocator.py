@@ -1,0 +1,64 @@
+"""How a CPU's memory is handed out, which can cost more than what is computed with it, and how much
+there is.
+"""
+
+import contextlib
+import ctypes
+from pathlib import Path
+
+# names and numbers of glibc's mallopt(3)
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
+PADDING = 1 << 26  # bytes that the heap grows by at once
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, for its next tensors, instead of giving it back to
+    the system.
+
+    By default glibc maps every large tensor anew, and the system fills its pages with zeros at the
+    first touch: for a map of some 30 MB five times the time of an operation that writes it. Kept,
+    memory is only touched once; in exchange the process stays as large as it ever was, and its
+    largest size grows by what lies unused between blocks (docs/log.md, 2026-11-23).
+
+    Returns:
+        Whether the C library could be told so; only glibc can.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.gnu_get_libc_version  # noqa: B018 - another C library has no such function
+        settings = (
+            (M_MMAP_MAX, 0),
+            (M_TRIM_THRESHOLD, 2**31 - 1),
+            (M_TOP_PAD, PADDING),
+            (M_ARENA_MAX, 1),
+        )
+        return min(library.mallopt(*setting) for setting in settings) == 1
+    return False
+
+
+def free_memory(system: Path = Path("/")) -> int | None:
+    """Bytes that this process can still use without others being pushed out; None where the system
+    does not say (not Linux).
+
+    The least of what the machine has left (``MemAvailable``) and what its control group, such as a
+    container, may still take.
+    """
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        free = 1024 * entry(system / "proc/meminfo", "MemAvailable:")
+        # no groups, or one without a limit, which says "max"
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            group = system / "sys/fs/cgroup"
+            limit, taken = (
+                int((group / name).read_text()) for name in ("memory.max", "memory.current")
+            )
+            # contents of files, which are given up first
+            taken -= entry(group / "memory.stat", "inactive_file")
+            free = min(free, limit - taken)
+        return max(free, 0)
+    return None
+
+
+def entry(path: Path, name: str) -> int:
+    """A number of a file that has a name and a number in each line."""
+    words = (line.split() for line in path.read_text().splitlines())
+    return next(int(word[1]) for word in words if word[:1] == [name])

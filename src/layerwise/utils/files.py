@@ -1,0 +1,66 @@
+"""Files written whole or not at all, and locked."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from layerwise.errors import Busy, InvalidInput
+
+DRAFT = ".draft"  # ends the name of a file that is being written
+
+
+@contextlib.contextmanager
+def locked_file(path: Path) -> Iterator[None]:
+    """Hold a file's lock, which ends with the process at the latest.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    with contextlib.ExitStack() as held:
+        with refusing_disk_errors(path.parent):
+            try:
+                held.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                raise Busy(
+                    f"{path.parent} is being trained by another process: wait for it, or stop it "
+                    "first"
+                ) from None
+        yield
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    draft = path.with_name(path.name + DRAFT)
+    with refusing_disk_errors(path):
+        try:
+            yield draft
+            with draft.open("rb") as written:
+                os.fsync(written.fileno())
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def refusing_disk_errors(path: Path) -> Iterator[None]:
+    """Say a full disk or a missing permission in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InvalidInput(
+            f"{path} could not be written ({reason}): what was saved before is untouched; free "
+            "space or change permissions, then start again (what was training: with --resume)"
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")

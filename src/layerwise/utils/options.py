@@ -1,0 +1,141 @@
+"""Options of a factory: its keyword-only arguments are the declaration.
+
+A local loss, a training rule, a measure or a network that has an option of its own declares it in
+its signature, ``(site, *, temperature: float = 1.0)``, and explains it under ``Args:`` in its
+docstring. The command line, a run's record and every check read it from there.
+"""
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin
+
+from layerwise.errors import InvalidInput, choose
+
+KINDS = (bool, int, float, str)  # types of options that can be written on a command line
+
+
+class Options(dict[str, Any]):
+    """Values by option name. It is hashed, so it is not changed once made."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(sorted(self.items())))
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as a signature declares it.
+
+    Attributes:
+        kind: the type of its values: bool, int, float or str.
+        optional: whether None is a value too.
+        text: its description in the docstring, or nothing.
+    """
+
+    name: str
+    kind: type
+    optional: bool
+    default: Any
+    text: str
+
+    def check(self, value: Any, source: str) -> Any:
+        """A value of the option's type; an integer passes for a float.
+
+        Raises:
+            InvalidInput: it is of another type.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if self.kind in (int, float) and isinstance(value, str):
+            try:
+                return self.kind(value)  # YAML reads 5e-4 as text
+            except ValueError:
+                value = repr(value)
+        if type(value) is not self.kind:
+            raise InvalidInput(
+                f"Cannot use {self.name}={value} ({source}): it is not of type "
+                f"{self.kind.__name__}. Correct it."
+            )
+        return value
+
+
+def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
+    """The options that a callable declares: its keyword-only arguments of a plain type, in order."""
+    texts = described(inspect.getdoc(factory) or "")
+    options = {}
+    for parameter in inspect.signature(factory, eval_str=True).parameters.values():
+        plain = plain_type(parameter.annotation)
+        if parameter.kind is parameter.KEYWORD_ONLY and plain is not None:
+            name, text = parameter.name, texts.get(parameter.name, "")
+            options[name] = Option(name, *plain, default=parameter.default, text=text)
+    return options
+
+
+def keyword_only(factory: Callable[..., Any]) -> list[str]:
+    """Names of the keyword-only arguments of a callable, of whatever type."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def first_line(thing: Any) -> str:
+    """What something says of itself in a few words: its ``text``, else its docstring's first line."""
+    text = getattr(thing, "text", None) or thing.__doc__ or ""
+    return str(text).strip().partition("\n\n")[0].replace("\n", " ").replace("    ", "")
+
+
+def plain_type(annotation: Any) -> tuple[type, bool] | None:
+    """The plain type that an annotation names and whether None is allowed; None for all others."""
+    if annotation in KINDS:
+        return annotation, False
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(kinds) == 1 and kinds[0] in KINDS:
+            return kinds[0], True
+    return None
+
+
+def described(docstring: str) -> dict[str, str]:
+    """What the section ``Args:`` of a docstring says of each name."""
+    section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
+    texts: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc("\n" + section[1]).splitlines() if section else ():
+        if begins := re.match(r"(\w+(?:, \w+)*): (.*)", line):
+            names = begins[1].split(", ")
+            texts |= dict.fromkeys(names, begins[2])
+        else:
+            texts |= {name: f"{texts[name]} {line.strip()}".strip() for name in names}
+    return texts
+
+
+def checked_options(
+    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], given: Mapping[str, Any]
+) -> Options:
+    """The options given to a registered factory, without those that are at their default.
+
+    Args:
+        kind: what the registry holds, for messages: ``loss``, ``rule``, ``measure``, ``model``.
+        name: which of its entries.
+
+    Raises:
+        InvalidInput: the entry is unknown or has no such option, or a value is of another type.
+    """
+    declared = options_of(registry[choose(kind, name, registry)])
+    values = {}
+    for option, value in given.items():
+        if option not in declared:
+            owners = [owner for owner in registry if option in options_of(registry[owner])]
+            belongs = f"It belongs to {', '.join(owners)}." if owners else "No other has it either."
+            accepted = ", ".join(declared) or "no options"
+            raise InvalidInput(
+                f"Cannot use --{option.replace('_', '-')} with the {kind} {name!r}, which accepts "
+                f"{accepted}. {belongs} Leave it out."
+            )
+        value = declared[option].check(value, f"option of the {kind} {name!r}")
+        if value != declared[option].default:
+            values[option] = value
+    return Options(values)

@@ -1,0 +1,42 @@
+"""Python files of the user's own, run before a command so that what they register can be named."""
+
+import hashlib
+import sys
+from collections.abc import Iterable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from layerwise.errors import InvalidInput
+
+IMPORTED: dict[str, str] = {}  # files that were run -> their SHA-256, for a run's record
+
+
+def import_files(paths: Iterable[str]) -> None:
+    """Run Python files, each once.
+
+    Raises:
+        InvalidInput: a file cannot be read, or raises an error.
+    """
+    for path in paths:
+        if path not in IMPORTED:
+            import_file(Path(path))
+            IMPORTED[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def import_file(path: Path) -> None:
+    """Run a Python file as a module of its name."""
+    specification = spec_from_file_location(path.stem, path)
+    if specification is None or specification.loader is None or not path.is_file():
+        raise InvalidInput(
+            f"Cannot import {path}: it is not a Python file. Give one, such as a.py."
+        )
+    module = module_from_spec(specification)
+    sys.modules[path.stem] = module
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:  # the user's code runs here: anything can be raised
+        del sys.modules[path.stem]
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"Cannot import {path}: it raised {type(error).__name__} ({reason}). Correct it."
+        ) from error

@@ -1,0 +1,41 @@
+"""Random seeds and generators."""
+
+import hashlib
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed for one purpose, unrelated to that of any other."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+# A device's threads share one generator, so those that seed it take turns.
+_generator_locks: dict[torch.device, threading.Lock] = defaultdict(threading.Lock)
+
+
+@contextmanager
+def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iterator[None]:
+    """Draw random numbers as a function of seed, unit and step, and leave the device's generator as
+    it was.
+    """
+    if seed is None:
+        yield
+        return
+    with _generator_locks[device]:
+        generator = (
+            torch.default_generator
+            if device.type == "cpu"
+            else torch.cuda.default_generators[device.index or 0]
+        )
+        state = generator.get_state()
+        generator.manual_seed(derived_seed(seed, unit, step))
+        try:
+            yield
+        finally:
+            generator.set_state(state)

@@ -1,0 +1,31 @@
+"""Amounts of memory in words."""
+
+import re
+
+from layerwise.errors import InvalidInput
+
+SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as disks are sold
+BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(name: str, text: str) -> int:
+    """Bytes that a text such as 500MB, 1.5GB or 4GiB stands for.
+
+    Raises:
+        InvalidInput: it is no number above 0 with a unit.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * {**SIZES, **BINARY}.get(match[2].upper(), 0)) if match else 0
+    if size < 1:
+        raise InvalidInput(
+            f"{name} {text!r} is not a size: give a number above 0 and B, kB, MB, GB, TB, or KiB, "
+            "MiB, GiB, TiB, such as 500MB or 1.5GiB"
+        )
+    return size
+
+
+def format_size(size: int) -> str:
+    """Three digits and a decimal unit."""
+    unit = max((unit for unit in SIZES if SIZES[unit] <= size), key=SIZES.__getitem__, default="B")
+    shown = float(f"{size / SIZES[unit]:.3g}")
+    return f"{shown:g} {unit.replace('K', 'k')}"
