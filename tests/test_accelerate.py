@@ -158,7 +158,12 @@ def test_memory_is_a_budget():
 
 def test_memory_is_not_predicted_of_what_is_larger_than_too_large(monkeypatch):
     costs, looked_at = Costs(Run(model="resnet18", data="digits")), []
-    monkeypatch.setattr(costs, "amount", lambda kind, *design: looked_at.append(design[0]) or 10)
+
+    def amount(kind, hierarchy, downsample_after):
+        looked_at.append(hierarchy)
+        return 10
+
+    monkeypatch.setattr(costs, "amount", amount)
     designs = [Design((1, 1, 2, 2)), Design((1, 1, 3, 2)), Design((1, 1, 1, 4))]
     assert list(costs.within_memory(designs, 9)) == []
     assert looked_at == [(1, 1, 2, 2), (1, 1, 1, 4)]

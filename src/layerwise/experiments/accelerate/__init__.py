@@ -213,7 +213,7 @@ def first_costs(
     Raises:
         InvalidInput: none is.
     """
-    designs = (ranked.design for ranked in ranking)
+    designs = iter([ranked.design for ranked in ranking])
     memory = next((budget for budget in budgets if budget.kind == "memory"), None)
     if memory is not None:
         designs = costs.within_memory(designs, memory.limit(own.local_peak_bytes))
