@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import layerwise
 from layerwise.errors import Diverged, InvalidInput
+from layerwise.ops.batch_norm import Normalisation
 from tests.helpers import CLASSES, digits, learner, narrow, network, same_weights
 
 
@@ -145,7 +146,7 @@ def test_modes_follow_the_model_and_single_frozen_modules_stay_frozen() -> None:
     local.step(images, labels)
     assert not any(module.training for unit in local.units for module in (unit.piece, unit.loss))
     local.model.train()
-    frozen = next(module for module in local.model.modules() if isinstance(module, nn.BatchNorm2d))
+    frozen = next(module for module in local.model.modules() if isinstance(module, Normalisation))
     local.step(images, labels)
     frozen.eval()
     statistics = frozen.running_mean.clone()
