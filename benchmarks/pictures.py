@@ -90,7 +90,7 @@ def chain() -> Figure:
 
 
 def draw_unit(axes: Axes, x: float, index: str, last: bool) -> None:
-    """A unit, its auxiliary head and its loss; the last unit, whose output is scores, has no head."""
+    """A unit, its auxiliary head and its loss; the last unit gives class scores and has no head."""
     box(axes, (x, ROWS["unit"]), f"unit {index}", UNIT)
     box(axes, (x, ROWS["loss"]), f"loss {index}", LOSS)
     if last:
