@@ -1,6 +1,4 @@
-"""Examples: each runs as it is in an empty folder, and what it prints and writes is what it
-promises.
-"""
+"""Examples: each runs as it is in an empty folder, and prints and writes what it promises."""
 
 import os
 import re

@@ -37,7 +37,7 @@ def weighted(piece: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("at", ["layer", "block"])
 def test_joined_output_leaves_out_the_last_cut_alone(name: str, at: str) -> None:
     model = published(name)
-    separate, joined = split(model, at), split(model, at, output="joined")
+    separate, joined = split(model, at, output_layer="separate"), split(model, at, output_layer="joined")
     assert joined.names[:-1] == separate.names[:-2]
     assert weighted(joined.pieces[-1]) == weighted(separate.pieces[-2]) | weighted(
         separate.pieces[-1]
@@ -48,21 +48,21 @@ def test_joined_output_leaves_out_the_last_cut_alone(name: str, at: str) -> None
 @pytest.mark.parametrize("at", ["layer", "block", 2])
 def test_joined_pieces_are_the_network(name: str, at: Any) -> None:
     model = network(name).eval()
-    chain = split(model, at, IMAGES, output="joined")
+    chain = split(model, at, IMAGES, output_layer="joined")
     torch.testing.assert_close(chain(IMAGES), model(IMAGES))
     owned = [id(parameter) for piece in chain.pieces for parameter in piece.parameters()]
     assert sorted(owned) == sorted(map(id, model.parameters()))
 
 
 def test_last_unit_of_vgg_holds_both_fully_connected_layers() -> None:
-    chain = split(published("vgg8b"), output="joined")
+    chain = split(published("vgg8b"), output_layer="joined")
     assert weighted(chain.pieces[-1]) == {"hidden.linear", "output"}
     assert chain.names[-1] == "hidden.linear..output"
 
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_units_are_counted_with_the_joined_output(count: int) -> None:
-    chain = split(published("vgg8b"), count, IMAGES, output="joined")
+    chain = split(published("vgg8b"), count, IMAGES, output_layer="joined")
     assert len(chain) == count
     assert len(weighted(chain.pieces[-1])) >= 2
 
@@ -71,17 +71,17 @@ def test_more_units_than_a_joined_output_leaves_are_refused() -> None:
     with pytest.raises(
         CannotSplit, match=r"8 units .* 7 layers, the output layer counted with the one before it"
     ):
-        split(published("vgg8b"), 8, IMAGES, output="joined")
+        split(published("vgg8b"), 8, IMAGES, output_layer="joined")
 
 
 def test_paths_are_taken_as_given() -> None:
     model = published("vgg8b")
-    assert split(model, ["hidden"], output="joined").names == split(model, ["hidden"]).names
+    assert split(model, ["hidden"], output_layer="joined").names == split(model, ["hidden"]).names
 
 
 def test_network_of_one_weighted_layer_stays_one_unit() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, CLASSES))
-    assert split(model, output="joined").names == split(model).names == ("1",)
+    assert split(model, output_layer="joined").names == split(model).names == ("1",)
 
 
 def test_unknown_output_is_refused() -> None:
@@ -102,7 +102,7 @@ def trained(output: str | None, loss: str = "predsim", at: Any = "layer") -> lay
 @pytest.mark.parametrize("loss", ["pred", "predsim"])
 def test_joined_unit_learns_from_the_plain_cross_entropy(loss: str) -> None:
     learner = layerwise.localize(
-        published("resnet18"), IMAGES, CLASSES, loss=loss, output="joined", seed=0
+        published("resnet18"), IMAGES, CLASSES, loss=loss, output_layer="joined", seed=0
     )
     last = learner.units[-1]
     before = {name: value.clone() for name, value in last.piece.named_parameters()}
@@ -135,7 +135,7 @@ def test_joined_learners_learn(at: Any) -> None:
 
     model = published("vgg8b")
     learner = layerwise.localize(
-        model, IMAGES, CLASSES, loss="pred", at=at, optimizer=adam, output="joined", seed=0
+        model, IMAGES, CLASSES, loss="pred", at=at, optimizer=adam, output_layer="joined", seed=0
     )
     losses = [learner.step(IMAGES, LABELS).losses[-1] for _ in range(40)]
     assert losses[-1] < losses[0] / 2

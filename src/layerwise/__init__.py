@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from layerwise.rules import RULES, Position, Rule, Tick
     from layerwise.utils.allocator import keep_freed_memory
 
+    __version__: str
+
 HOMES = {
     "analysis.separability": ("separability", "separability_over_epochs"),
     "core.cuda_graphs": ("CapturedSteps",),
@@ -98,16 +100,27 @@ __all__ = [
     "split",
 ]
 
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = installed_version()
+        return globals()[name]
     for home, names in HOMES.items():
         if name in names:
             value = getattr(import_module(f"layerwise.{home}"), name)
             globals()[name] = value
             return value
     raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
+
+
+def installed_version() -> str:
+    """The version that was installed, as ``pyproject.toml`` says; ``0+unknown`` of a bare copy."""
+    from importlib.metadata import PackageNotFoundError, version  # here: slow to import
+
+    try:
+        return version("layerwise")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:
