@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.data import Loader, Splits
-from layerwise.data.loader import Loader
 from layerwise.losses import LOSSES
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.rules import RULES

@@ -79,7 +79,7 @@ def test_parallel_is_simultaneous(name: str, loss: str, threads: int) -> None:
     ticks("simultaneous", one, data.train, epochs=2)
     results = ticks("parallel", other, data.train, epochs=2, threads=threads)
     assert same_weights(one.model, other.model)
-    assert [tick.settled for tick in results] == [tick.ends_epoch for tick in results]
+    assert [tick.resumable for tick in results] == [tick.ends_epoch for tick in results]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -107,8 +107,8 @@ def test_interrupted_and_resumed_is_uninterrupted(name: str, rule: str, loss: st
     data, at = digits(), RULES[rule].at or "layer"
     whole = learner(name, loss, at=at)
     history = ticks(rule, whole, data.train, epochs=2)
-    settled = [number for number, tick in enumerate(history[:-1]) if tick.settled]
-    stop = settled[len(settled) // 2]
+    resumable = [number for number, tick in enumerate(history[:-1]) if tick.resumable]
+    stop = resumable[len(resumable) // 2]
 
     first = learner(name, loss, at=at)
     order = RULES[rule].order(first, data.train, 2, lambda done: 1 - done / 2, Position())

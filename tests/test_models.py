@@ -219,7 +219,9 @@ def test_models_import_nothing_of_local_learning() -> None:
     for name in ("units", "learner", "chain", "graph", "spine", "rules", "losses"):
         assert f"'layerwise.{name}'" not in loaded
     for module in narrow("resnet18").modules():
-        assert type(module).__module__.startswith(("torch.nn.", "layerwise.models.", "layerwise.ops."))
+        assert type(module).__module__.startswith(
+            ("torch.nn.", "layerwise.models.", "layerwise.ops.")
+        )
 
 
 def test_list_models() -> None:

@@ -37,7 +37,10 @@ def weighted(piece: torch.nn.Module) -> set[str]:
 @pytest.mark.parametrize("at", ["layer", "block"])
 def test_joined_output_leaves_out_the_last_cut_alone(name: str, at: str) -> None:
     model = published(name)
-    separate, joined = split(model, at, output_layer="separate"), split(model, at, output_layer="joined")
+    separate, joined = (
+        split(model, at, output_layer="separate"),
+        split(model, at, output_layer="joined"),
+    )
     assert joined.names[:-1] == separate.names[:-2]
     assert weighted(joined.pieces[-1]) == weighted(separate.pieces[-2]) | weighted(
         separate.pieces[-1]
@@ -85,8 +88,8 @@ def test_network_of_one_weighted_layer_stays_one_unit() -> None:
 
 
 def test_unknown_output_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="unknown output 'join': did you mean 'joined'"):
-        split(published("vgg8b"), output="join")
+    with pytest.raises(InvalidInput, match="unknown output layer 'join': did you mean 'joined'"):
+        split(published("vgg8b"), output_layer="join")
 
 
 def trained(output: str | None, loss: str = "predsim", at: Any = "layer") -> layerwise.Learner:

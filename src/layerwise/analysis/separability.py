@@ -42,7 +42,7 @@ def separability(
     data: tuple[Tensor, Tensor] | None = None,
     *,
     at: str | int | Sequence[str] = "layer",
-    output_layer: str = "joined",
+    output_layer: str = "separate",
     measures: Sequence[str] | None = None,
     against: nn.Module | Learner | str | Path | None = None,
     pooled_to: int = POOLED_TO,

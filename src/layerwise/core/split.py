@@ -55,7 +55,7 @@ def split(
     at: str | int | Sequence[str] = "layer",
     sample: Tensor | None = None,
     leaves: Iterable[str] = (),
-    output_layer: str = "joined",
+    output_layer: str = "separate",
 ) -> Chain:
     """Cut a network that fx can trace into a chain of units.
 
@@ -66,8 +66,8 @@ def split(
             multiply-adds; or the paths of the modules that end a unit.
         sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
         leaves: paths of modules to keep whole inside one unit, without looking inside.
-        output_layer: ``"joined"``, it shares the unit of the weighted layer before it; or
-            ``"separate"``, it is a unit of its own, as published. Module paths are taken as given.
+        output_layer: ``"separate"``, it is a unit of its own; or ``"joined"``, it shares the unit
+            of the weighted layer before it. Module paths are taken as given.
 
     Returns:
         The chain; its pieces share the model's modules, and the model stays as it was.

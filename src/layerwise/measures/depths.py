@@ -90,7 +90,7 @@ class Place:
 
 
 def depths_of(
-    learner: Learner, at: str | int | Sequence[str], output_layer: str = "joined"
+    learner: Learner, at: str | int | Sequence[str], output_layer: str = "separate"
 ) -> Depths:
     """A learner's units; those that ``at`` would cut where it trains the network as one."""
     whole = learner.units[0]
@@ -130,7 +130,7 @@ def network_depths(
     model: nn.Module,
     at: str | int | Sequence[str],
     sample: Tensor,
-    output_layer: str = "joined",
+    output_layer: str = "separate",
     amp: torch.dtype | None = None,
     leaves: Iterable[str] = (),
     memory_format: torch.memory_format | None = None,
