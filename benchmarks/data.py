@@ -21,17 +21,16 @@ MODEL = ("resnet18", 0.25)
 def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
     """Seconds of preparing a batch, and its share of a step."""
     import torch
-    from layerwise.training.build import build_learner, prepare_device
 
     from layerwise.core.memory_format import set_memory_format
-    from layerwise.data import load_data
     from layerwise.runs.run import Execution, Run
+    from layerwise.training.prepare import apply_execution, prepare
 
     run = Run(model=MODEL[0], width=MODEL[1], data="cifar10", loss="predsim-lite")
-    execution = Execution(data_dir=data_dir)
-    device = prepare_device(execution)
-    data = load_data(run, execution, device)
-    learner = build_learner(run, data, device)
+    prepared = prepare(run, Execution(data_dir=data_dir))
+    apply_execution(prepared.device, prepared.execution)
+    data = prepared.load_data()
+    learner = prepared.make_learner(data)
     set_memory_format(learner, "auto")
     learner.train()
     preparing = stepping = 0.0

@@ -37,19 +37,20 @@ from typing import Any
 import torch
 from layerwise.layouts import lay_out
 from layerwise.losses.pooling import average
+from layerwise.runs.folder.run import Execution, Run
 from layerwise.training.build import amp_type, decay
 from torch import Tensor, nn
 
 import layerwise
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Carried, Unit
-from layerwise.data import Splits, load_data
+from layerwise.data import Splits
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.pred import cross_entropy
 from layerwise.models import create_model
 from layerwise.rules import RULES
-from layerwise.runs.run import Execution, Run
 from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.prepare import prepare
 from layerwise.utils.allocator import keep_freed_memory
 
 COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last head", "best head")
@@ -186,7 +187,7 @@ def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
         CLASSES,
         loss=loss,
         at=1 if way == "global" else "layer",
-        output="joined" if way in ("joined", "joined-scaled") else "separate",
+        output_layer="joined" if way in ("joined", "joined-scaled") else "separate",
         optimizer=optimizer,
         amp=amp_type(run),
         seed=seed,
@@ -216,7 +217,7 @@ def train(
     """Accuracies after the first few epochs and after the last."""
     task = TASKS[name]
     run = replace(task.run, seed=seed)
-    data = load_data(run, execution, torch.device("cpu"))
+    data = prepare(run, execution).load_data()
     learner = build(task, data, loss, way, seed)
     for tick in RULES["simultaneous"].order(learner, data.train, run.epochs, decay(run)):
         if tick.ends_epoch and tick.after.epoch in (SHOWN_EARLY, run.epochs):
@@ -236,6 +237,36 @@ def train(
                     strict=True,
                 )
             )
+
+
+def reach(name: str, execution: Execution) -> str:
+    """How far a step of Adam of rate 1 moves the logits of two images apart, at the last head and
+    at the output layer.
+
+    That is the sum over what a classifier reads of the mean distance from the batch's mean, before
+    training.
+    """
+    task, read = TASKS[name], dict[str, Tensor]()
+    data = prepare(task.run, execution).load_data()
+    learner = build(task, data, "pred", "separate", seed=0)
+    output = next(
+        module for module in learner.units[-1].piece.modules() if isinstance(module, nn.Linear)
+    )
+    for end, layer in (("last head", learner.units[-2].loss.classifier), ("output layer", output)):
+        layer.register_forward_pre_hook(
+            lambda _, inputs, end=end: read.update({end: inputs[0].float()})
+        )
+    images, labels = next(iter(data.train.batches(0)))
+    carried: Carried = (images,)
+    with torch.no_grad():
+        for unit in learner.units:
+            carried, _ = unit.evaluate(carried, Targets(labels, CLASSES))
+    sums = {
+        end: (values - values.mean(0)).abs().sum(1).mean().item() for end, values in read.items()
+    }
+    return f"{name}: " + ", ".join(
+        f"{end} {read[end].shape[1]} inputs, {total:.2f}" for end, total in sums.items()
+    )
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -263,8 +294,7 @@ def show(lines: Iterable[dict[str, str]]) -> None:
     for line in lines:
         groups[line["task"], line["loss"], int(line["epoch"]), line["way"]].append(line)
     print(
-        f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best "
-        "head"
+        f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best head"
     )
     for (task, loss, epoch, way), runs in sorted(groups.items()):
         scores = [
@@ -284,10 +314,19 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["separate", "joined"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--table-only", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--reach",
+        action="store_true",
+        help="how far a step of Adam moves logits apart; train nothing",
+    )
     parser.add_argument("--csv", type=Path, default=Path("first-hour.csv"))
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(1)
+    if arguments.reach:
+        for task in arguments.tasks:
+            print(reach(task, Execution(data_dir=arguments.data_dir)))
+        return
     wanted = [
         (task, loss, way, seed)
         for task in arguments.tasks

@@ -11,9 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from layerwise.paper.rows import ROWS, Planned, plan
-from layerwise.runs.folder import FORMAT
-from layerwise.runs.run import Run, run_name
+from layerwise.paper.rows.rows import ROWS, Planned, plan
+from layerwise.runs.folder.folder import FORMAT
+from layerwise.runs.folder.run import Run, run_name
 
 MACHINE = {
     "layerwise": "0.1.0",

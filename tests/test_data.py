@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layerwise.runs.folder.run import Execution, Run
 from PIL import Image
 from torch import Tensor
 
-from layerwise import folder
-from layerwise.data import Splits, hold_out, load_data, resize
+from layerwise.data import Splits, hold_out, image_folder, resize
 from layerwise.data.loader import (
     Augmentation,
     Draws,
@@ -21,14 +21,14 @@ from layerwise.data.loader import (
     cut_out,
 )
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import prepare
 from tests.helpers import digits
 
 CPU = torch.device("cpu")
 
 
 def load(run: Run, **execution: Any) -> Splits:
-    return load_data(run, Execution(**execution), CPU)
+    return prepare(run, Execution(**execution)).load_data()
 
 
 def make_loader(count: int = 20, batch_size: int = 6, **options: object) -> Loader:
@@ -195,9 +195,9 @@ def test_a_folder_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         4,
         4,
     )
-    monkeypatch.setattr(folder, "MEMORY_SHARE", 0.0)  # nothing fits: read by workers
+    monkeypatch.setattr(image_folder, "MEMORY_SHARE", 0.0)  # nothing fits: read by workers
     streamed = load(run, data_dir=str(tmp_path), workers=1)
-    assert isinstance(streamed.train.pixels, folder.PixelsInFiles)
+    assert isinstance(streamed.train.pixels, image_folder.PixelsInFiles)
     for one, other in zip(splits.train.batches(1), streamed.train.batches(1), strict=True):
         assert torch.equal(one[0], other[0])
         assert torch.equal(one[1], other[1])

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from layerwise.download import BLOCK, FILES, RemoteFile, download
 
+from layerwise.data.download import BLOCK, RemoteFile, download
+from layerwise.data.published import FILES
 from layerwise.errors import InvalidInput
 
 CONTENT = bytes(range(256)) * (3 * BLOCK // 256)

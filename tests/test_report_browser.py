@@ -71,8 +71,9 @@ def open_page(browser: Any, address: str, width: int = 1280) -> None:
     browser.get_log("browser")
     browser.get(address)
     browser.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
-    # laid out at this width
-    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+    browser.execute_async_script(
+        "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+    )  # laid out at this width
 
 
 def requests(browser: Any) -> list[str]:
@@ -101,8 +102,9 @@ def test_it_opens_without_errors_or_requests(browser: Any, address: str) -> None
     assert browser.find_elements(By.CSS_SELECTOR, "#run-0 .run dl")
     assert browser.get_log("browser") == []
     assert [url for url in requests(browser) if not url.startswith("data:")] == [address]
-    # no name in a folder was run as a script
-    assert browser.title == "layerwise: the paper, row by row"
+    assert (
+        browser.title == "layerwise: the paper, row by row"
+    )  # no name in a folder was run as a script
     assert EVIL in browser.find_element(By.ID, "runs").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "#tables table")) >= 6
 
@@ -120,9 +122,9 @@ def test_every_figure_is_drawn(browser: Any, address: str) -> None:
     assert len(figure.find_elements(By.CLASS_NAME, "chart")) == 6  # three of each column
     bars = browser.find_element(By.ID, "figure-figure-1-paper")
     assert "72.45" in bars.text
-    text = "resnet18 [2,2,2,2]: layer-wise 62.32, global 72.45"
-    images = bars.find_elements(By.CSS_SELECTOR, "[role=img]")
-    assert text in images[1].get_attribute("aria-label")
+    assert "resnet18 [2,2,2,2]: layer-wise 62.32, global 72.45" in bars.find_elements(
+        By.CSS_SELECTOR, "[role=img]"
+    )[1].get_attribute("aria-label")
 
 
 def test_tables_sort_by_click_and_by_key(browser: Any, address: str) -> None:
@@ -190,8 +192,9 @@ def test_values_are_read_by_touch(browser: Any, address: str) -> None:
         "Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]}
     )
     browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    # stays when the finger is lifted
-    assert chart.find_element(By.CLASS_NAME, "tip").text.startswith("epoch ")
+    assert chart.find_element(By.CLASS_NAME, "tip").text.startswith(
+        "epoch "
+    )  # stays when the finger is lifted
 
 
 def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str) -> None:
@@ -224,11 +227,10 @@ def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str
 def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> None:
     open_page(browser, address)
     link = browser.find_element(By.CSS_SELECTOR, "#runs tbody a[href='#run-0']")
-    # drawn when opened
     assert (
         browser.find_element(By.CSS_SELECTOR, "#run-0 .run").get_attribute("childElementCount")
         == "0"
-    )
+    )  # drawn when opened
     browser.execute_script("arguments[0].click()", link)
     details = browser.find_element(By.ID, "run-0")
     assert details.get_attribute("open")

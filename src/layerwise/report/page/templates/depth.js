@@ -1,4 +1,4 @@
-// A measure over depth and epochs: as maps, over depth at some epochs, and over epochs at some depths.
+// A measure over depth at some epochs, over epochs at some depths, and as a map of both.
 // panel: {kind, axis, names, epochs, values: of each unit over epochs, spread: likewise, or nothing}
 const isNumber = (value) => value !== null && value !== undefined;
 const spaced = (count) => [...new Set([0, 1, 2, 3].map((index) => Math.round((index * (count - 1)) / 3)))];
@@ -14,9 +14,9 @@ function depthCharts(box, panels) {
     const range = [Math.min(...known), Math.max(...known)];
     for (const panel of panels) chart(element("div", {}, box), panel, range);
   };
-  draw((place, panel, range) => mapChart(place, panel, { title: `Over depth and epochs: ${panel.kind}`, range }), means);
   draw(overDepth, ends);
   draw(overEpochs, ends);
+  draw((place, panel, range) => mapChart(place, panel, { title: `Over depth and epochs: ${panel.kind}`, range }), means);
 }
 
 function overDepth(box, panel, range) {
