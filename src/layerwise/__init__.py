@@ -103,7 +103,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        globals()[name] = installed_version()
+        globals()[name] = import_module("layerwise.utils.version").version()
         return globals()[name]
     for home, names in HOMES.items():
         if name in names:
@@ -111,16 +111,6 @@ def __getattr__(name: str) -> Any:
             globals()[name] = value
             return value
     raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
-
-
-def installed_version() -> str:
-    """The version that was installed, as ``pyproject.toml`` says; ``0+unknown`` of a bare copy."""
-    from importlib.metadata import PackageNotFoundError, version  # here: slow to import
-
-    try:
-        return version("layerwise")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "the five likeliest classes of images",
     "list": "what can be chosen from",
 }
+MODULES = {"list": "listing"}  # where a module of the command's name would hide a builtin
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +115,7 @@ def build_parser(chosen: str | None) -> Parser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
         if name == chosen:
-            module = import_module(f"layerwise.cli.{name}")
+            module = import_module(f"layerwise.cli.{MODULES.get(name, name)}")
             add_common(command)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
@@ -140,7 +141,7 @@ class Version(argparse.Action):
     """Prints the version when it is asked for; reading it from the metadata takes a moment."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from layerwise import __version__
+        from layerwise.utils.version import version
 
-        print(f"layerwise {__version__}")
+        print(f"layerwise {version()}")
         parser.exit()

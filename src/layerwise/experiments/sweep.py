@@ -1,4 +1,4 @@
-"""A sweep: several runs one after the other. A finished run is skipped, an interrupted one goes on."""
+"""A sweep: several runs in turn. A finished one is skipped, an interrupted one goes on."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -102,6 +102,9 @@ def sweep(
         KeyboardInterrupt: stopped by a signal; everything is saved.
     """
     left, without = [entry for entry in wanted if entry.state != FINISHED], dict[str, str]()
+    for entry in wanted:
+        if entry.state == FINISHED:
+            print(f"already finished: {entry.folder.path}", flush=True)
     spent: dict[Run, float] = {}
     for number, entry in enumerate(left):
         if entry.folder.finished:  # by another process, since the sweep began
@@ -138,7 +141,7 @@ def train_entry(entry: Entry) -> dict[str, Any]:
 def seconds_left(
     runs: Sequence[Run], spent: Mapping[Run, float], estimates: Mapping[Run, float] | None
 ) -> float | None:
-    """Seconds that runs will take, by their estimates and what others took; None: nothing is known."""
+    """Seconds that runs will take, by estimates and what others took; None: unknown."""
     if estimates is None:
         return mean(spent.values()) * len(runs) if spent else None
     estimated = sum(estimates[run] for run in spent)

@@ -181,8 +181,11 @@ def run_digest(run: Run) -> str:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """A run as files hold it."""
-    return asdict(run)
+    """A run as files hold it: plain values, options as tables."""
+    return {
+        name: dict(value) if isinstance(value, Options) else value
+        for name, value in asdict(run).items()
+    }
 
 
 # Format 2 had the options of all losses and rules as fields of the run, with these defaults.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from layerwise import __version__
+from layerwise.utils.version import version
 from layerwise.utils.device import device_name
 
 
@@ -31,7 +31,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "commit": commit(),
         "command": shlex.join([program(), *sys.argv[1:]]),
         "machine": {
-            "layerwise": __version__,
+            "layerwise": version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "system": f"{platform.system()} {platform.machine()}",

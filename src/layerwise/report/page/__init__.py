@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerwise import __version__
+from layerwise.utils.version import version
 from layerwise.paper.verdicts import INCONSISTENCIES, Evidence
 from layerwise.report.figure_data import all_figures
 from layerwise.report.page import results, story
@@ -69,7 +69,7 @@ def constants() -> dict[str, Any]:
     return {
         "marker": Markup(MARKER),
         "sections": SECTIONS,
-        "version": __version__,
+        "version": version(),
         "source": source,
         "count": count,
         "column_groups": column_groups,
