@@ -140,8 +140,9 @@ def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
     for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
         if values.get(name):
             values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
-    collected = replace(base, **values)
-    return with_declared(collected, given) if isinstance(collected, Run) else collected
+    if isinstance(base, Run):
+        return with_declared(replace(base, **values), given)
+    return replace(base, **values)
 
 
 def with_declared(run: Run, given: Mapping[str, Any]) -> Run:
@@ -162,7 +163,7 @@ def with_declared(run: Run, given: Mapping[str, Any]) -> Run:
             ]
             for kind in chosen or kinds[:1]:
                 taken[kind][name] = value
-    merged = {
+    merged: dict[str, Any] = {
         f"{kind}_options": Options({**getattr(run, f"{kind}_options"), **values})
         for kind, values in taken.items()
     }

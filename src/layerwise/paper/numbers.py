@@ -110,9 +110,7 @@ def settings(records: Iterable[Record]) -> list[Setting]:
         record for record in records if match(record.run) and record.test_accuracy is not None
     ]
     layerwise = {
-        setting_of(record)
-        for record in counted
-        if match(record.run) and match(record.run).column == "layerwise"
+        setting_of(record) for record in counted if match(record.run).column == "layerwise"
     }
     schedules = {(setting.scale, setting.epochs, setting.amp) for setting in layerwise}
     alone = {setting_of(record) for record in counted}
@@ -126,7 +124,6 @@ def settings(records: Iterable[Record]) -> list[Setting]:
 def setting_of(record: Record) -> Setting:
     """The setting of a run that gives a row's number; the loss of a global one is the default."""
     place = match(record.run)
-    assert place is not None
     loss = record.run.loss if place.column == "layerwise" else Run.loss
     return Setting(place.scale, loss, record.run.epochs, record.run.amp)
 
@@ -167,9 +164,7 @@ def measured(records: Sequence[Record], row: Row, column: str, setting: Setting)
     seeds = tuple(sorted(by_seed))
     chosen = tuple(by_seed[seed] for seed in seeds)
     numbers = accuracies(chosen)
-    differing = dict.fromkeys(
-        text for record in chosen if match(record.run) for text in match(record.run).departures
-    )
+    differing = dict.fromkeys(text for record in chosen for text in match(record.run).departures)
     return Measured(
         fmean(numbers),
         stdev(numbers) if len(numbers) > 1 else None,

@@ -231,7 +231,7 @@ def plan(
 
 @dataclass(frozen=True)
 class Match:
-    """What a run is a number for.
+    """The rows that a run is a number for; false where there are none.
 
     Attributes:
         departures: in words, how it differs from what the scale says, such as ``100 epochs instead
@@ -243,13 +243,19 @@ class Match:
     rows: tuple[Row, ...]
     departures: tuple[str, ...]
 
+    def __bool__(self) -> bool:
+        return bool(self.rows)
+
+
+NO_MATCH = Match("", "", (), ())
+
 
 @cache  # a report asks it of every run several times
-def match(run: Run) -> Match | None:
-    """The rows that a run gives the number of, by what it is and not by its name; None: of none."""
+def match(run: Run) -> Match:
+    """The rows that a run gives the number of, by what it is and not by its name."""
     column = next((column for column, rule in COLUMNS.items() if rule == run.rule), None)
     if column is None:
-        return None
+        return NO_MATCH
     compared = run if column == "layerwise" else plain(run)
     for scale in SCALES:
         free = {name: getattr(compared, name) for name in DEPARTURES}
@@ -261,7 +267,7 @@ def match(run: Run) -> Match | None:
         if rows:
             expected = row_run(rows[0], scale, column, run.seed)
             return Match(scale, column, rows, tuple(departures(compared, expected)))
-    return None
+    return NO_MATCH
 
 
 def departures(run: Run, expected: Run) -> Iterable[str]:

@@ -60,16 +60,14 @@ class Scores:
         self.runs: dict[tuple[Row, str], dict[int, Record]] = {}
         self.rows: dict[str, list[Row]] = {}  # by data set; of the rows that share runs the first
         for record in records:
-            if match(record.run) and gives(
-                record, match(record.run).rows[0], match(record.run).column, setting
-            ):
-                for row in match(record.run).rows:
-                    self.runs.setdefault((row, match(record.run).column), {}).setdefault(
-                        record.run.seed, record
-                    )
-                rows = self.rows.setdefault(match(record.run).rows[0].data, [])
-                if match(record.run).rows[0] not in rows:
-                    rows.append(match(record.run).rows[0])
+            place = match(record.run)
+            if place and gives(record, place.rows[0], place.column, setting):
+                for row in place.rows:
+                    runs = self.runs.setdefault((row, place.column), {})
+                    runs.setdefault(record.run.seed, record)
+                rows = self.rows.setdefault(place.rows[0].data, [])
+                if place.rows[0] not in rows:
+                    rows.append(place.rows[0])
         self.scatter = cache(self._scatter)
 
     def records(self, row: Row, measure: Measure) -> list[Record]:

@@ -182,16 +182,10 @@ class Evidence:
         found = {}
         for setting in self.settings:
             counted = [
-                record
-                for record in self.records
-                if match(record.run) and match(record.run).scale == setting.scale
+                record for record in self.records if match(record.run).scale == setting.scale
             ]
             for row in ROWS:
-                of_row = [
-                    record
-                    for record in counted
-                    if match(record.run) and row in match(record.run).rows
-                ]
+                of_row = [record for record in counted if row in match(record.run).rows]
                 for column in COLUMNS if of_row else ():
                     number = measured(of_row, row, column, setting)
                     # global training knows no loss
@@ -210,7 +204,7 @@ class Evidence:
         return [
             record
             for record in self.records
-            if match(record.run) and any(row.table == table for row in match(record.run).rows)
+            if any(row.table == table for row in match(record.run).rows)
         ]
 
     def number(self, setting: Setting, row: Row, column: str) -> Measured | None:

@@ -165,15 +165,13 @@ def with_own_options(run: Run) -> Run:
     Raises:
         InvalidInput: an option belongs to another, or is of another type.
     """
-    return replace(
-        run,
-        **{
-            f"{kind}_options": checked_options(
-                kind, getattr(run, kind), registry, getattr(run, f"{kind}_options")
-            )
-            for kind, registry in registries().items()
-        },
-    )
+    checked: dict[str, Any] = {
+        f"{kind}_options": checked_options(
+            kind, getattr(run, kind), registry, getattr(run, f"{kind}_options")
+        )
+        for kind, registry in registries().items()
+    }
+    return replace(run, **checked)
 
 
 def with_rule(run: Run, rule: str) -> Run:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 
-def derived_seed(seed: int, purpose: str, number: int) -> int:
+def derived_seed(seed: int, purpose: object, number: int) -> int:
     """A seed for one purpose, unrelated to that of any other."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

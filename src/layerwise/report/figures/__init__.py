@@ -1,18 +1,24 @@
-"""Files of the figures that the report's page draws as charts.
+"""Files of the figures that the report's page draws as charts. Needs matplotlib.
 
-Needs matplotlib; nothing in them is random or dated.
+Nothing in them is random or dated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import matplotlib.figure
 
 from layerwise.report.figure_data import Bars, Depths, Errors, Figure
 from layerwise.report.figures import bars, depth, errors
 from layerwise.report.figures.style import RULES, save
 
-DRAW = {Bars: bars.draw, Errors: errors.draw, Depths: depth.draw}
+DRAW: dict[type, Callable[[Any], matplotlib.figure.Figure]] = {
+    Bars: bars.draw,
+    Errors: errors.draw,
+    Depths: depth.draw,
+}
 
 
 def write_figures(figures: Sequence[Figure], folder: Path) -> list[Path]:
