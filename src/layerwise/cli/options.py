@@ -140,9 +140,8 @@ def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
     for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
         if values.get(name):
             values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
-    if isinstance(base, Run):
-        return with_declared(replace(base, **values), given)
-    return replace(base, **values)
+    collected = replace(base, **values)
+    return with_declared(collected, given) if isinstance(collected, Run) else collected  # type: ignore[return-value]
 
 
 def with_declared(run: Run, given: Mapping[str, Any]) -> Run:

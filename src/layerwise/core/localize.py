@@ -61,8 +61,8 @@ def localize(
             learns from the network's plain cross-entropy (docs/output.md); or ``"separate"``, the
             published way: the output layer is a unit of its own, and the local loss weighs its
             cross-entropy (1 − β under predsim).
-        memory_format: of maps: ``"auto"``, a fixed rule by unit and device, ``"channels-last"``,
-            ``"contiguous"``, or None: as the model has it; see ``set_memory_format``.
+        memory_format: of maps while a unit computes: ``"auto"``, a fixed rule by unit and device;
+            ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay as they are.
 
     Raises:
         CannotSplit: the network cannot be cut so.
@@ -104,7 +104,7 @@ def localize(
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
     if memory_format is not None:
-        set_memory_format(learner, memory_format)
+        set_memory_format(learner, memory_format, weights=False)
     return learner
 
 

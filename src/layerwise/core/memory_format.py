@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Carried, Unit, precision
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
 from layerwise.utils.device import device_of, synchronise
@@ -30,27 +30,73 @@ REGISTER = 8  # float32 numbers of an AVX2 register
 
 
 def set_memory_format(
-    learner: Learner, memory_format: str = "auto", before: Any = None
+    learner: Learner, memory_format: str = "auto", before: Any = None, weights: bool = True
 ) -> list[str]:
-    """Give every unit's weights, optimizer state and maps a memory format; values stay as they are.
+    """Give every unit's maps a memory format, and its weights and optimizer state; values stay.
 
     Args:
         memory_format: ``contiguous`` or ``channels-last`` for all units, ``auto`` for the fixed
             rule, or ``trial``.
         before: the names that were returned when the run began, which ``auto`` and ``trial`` then
             keep to. Anything that is not a list of such names is ignored.
+        weights: False leaves weights as they are. A step then takes as long, to 2 % (docs/log.md,
+            2026-11-29), but predicted memory is of weights in the format.
 
     Returns:
-        The name of each unit's format. A unit that a CPU cannot compute safely in channels-last
-        stays contiguous.
+        The name of each unit's format. A unit stays contiguous that cannot compute in
+        channels-last, such as one that begins with ``.view``, or that a CPU cannot compute safely.
 
     Raises:
         InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
     """
-    names = memory_formats(learner, memory_format, before)
+    names = computable(learner, memory_formats(learner, memory_format, before))
     for unit, name in zip(learner.units, names, strict=True):
-        unit.set_memory_format(FORMATS[name])
+        if weights:
+            unit.set_memory_format(FORMATS[name])
+        else:
+            unit.memory_format = FORMATS[name]
+    if weights and "channels-last" in names and not computes(learner):
+        # the whole network meets maps that its units would have been given contiguous
+        return set_memory_format(learner, "contiguous")
     return names
+
+
+@torch.no_grad()
+def computable(learner: Learner, names: Sequence[str]) -> list[str]:
+    """The formats, contiguous where a unit cannot compute in channels-last."""
+    carried: Carried = (sample(learner),)
+    chosen = []
+    for unit, name in zip(learner.units, names, strict=True):
+        own = unit.memory_format
+        try:
+            unit.memory_format = FORMATS[name]
+            following = passed(unit, carried)
+        except RuntimeError:
+            name, unit.memory_format = "contiguous", torch.contiguous_format
+            following = passed(unit, carried)
+        finally:
+            unit.memory_format = own
+        chosen.append(name)
+        carried = following
+    return chosen
+
+
+@torch.no_grad()
+def computes(learner: Learner) -> bool:
+    """Whether the network itself computes with its weights in the formats that they have now."""
+    with modes_kept(learner.model), precision((sample(learner),), learner.units[0].amp):
+        learner.model.eval()
+        try:
+            learner.model(sample(learner))
+        except RuntimeError:
+            return False
+    return True
+
+
+def sample(learner: Learner) -> Tensor:
+    """Two black images as the network reads them."""
+    device = device_of(learner.model)
+    return torch.zeros(2, *learner.image_shape, device=device, dtype=learner.image_type)
 
 
 lay_out = set_memory_format  # the name of before
@@ -126,10 +172,7 @@ def endangered(unit: Unit) -> bool:
 
 def tried(learner: Learner) -> list[str]:
     """The faster format of each unit, by trial; an endangered one is not tried."""
-    images = torch.zeros(
-        2, *learner.image_shape, device=device_of(learner.model), dtype=learner.image_type
-    )
-    carried: Carried = (images,)
+    carried: Carried = (sample(learner),)
     names = []
     for unit in learner.units:
         names.append(
@@ -148,7 +191,7 @@ def passed(unit: Unit, carried: Carried) -> Carried:
 
 
 def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
-    """Time a copy of a unit on random maps in each format; the generator's state stays as it was."""
+    """Time a copy of a unit on random maps in each format; the generator's state stays."""
     tensors = [value for value in carried if isinstance(value, Tensor)]
     if any(value.dim() != 4 for value in tensors):  # vectors have one format only
         return "contiguous"

@@ -93,7 +93,7 @@ def overview(evidence: Evidence) -> list[str]:
     """Counts, scales, machines and commits, a line each."""
     records = evidence.records
     finished = sum(record.result is not None for record in records)
-    counted = sum(match(record.run) and record.result is not None for record in records)
+    counted = sum(bool(match(record.run)) and record.result is not None for record in records)
     counts = (
         f"{count(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
         f"{counted} of the finished give a number of the paper's tables."
