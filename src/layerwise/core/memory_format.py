@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, Unit, precision
+from layerwise.core.unit import Carried, Unit, laid_out, precision
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
 from layerwise.utils.device import device_of, synchronise
@@ -70,15 +70,23 @@ def computable(learner: Learner, names: Sequence[str]) -> list[str]:
         own = unit.memory_format
         try:
             unit.memory_format = FORMATS[name]
-            following = passed(unit, carried)
+            following = unwatched(unit, carried)
         except RuntimeError:
             name, unit.memory_format = "contiguous", torch.contiguous_format
-            following = passed(unit, carried)
+            following = unwatched(unit, carried)
         finally:
             unit.memory_format = own
         chosen.append(name)
         carried = following
     return chosen
+
+
+def unwatched(unit: Unit, carried: Carried) -> Carried:
+    """The output of a unit, past its hooks and past fx's call, which prints what is expected here."""
+    with modes_kept(unit.piece), precision(carried, unit.amp):
+        unit.piece.eval()
+        passed_on: Carried = unit.piece.forward(*laid_out(carried, unit.memory_format))
+        return passed_on
 
 
 @torch.no_grad()
