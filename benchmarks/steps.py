@@ -52,7 +52,9 @@ Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
 STREAMS = Execution.streams
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
-REFERENCES = ("published predsim", "plain loop", "global")
+REFERENCES = ("published predsim", "plain loop", "global", "predsim joined")
+# contenders whose users set no environment variables
+AS_THEY_COME = ("published predsim", "plain loop", "library", "library unkept")
 # steps that are not counted: by then most memory is mapped, and the optimizer has its state
 WARM_UP = 5
 ENDED = "its process ended, as happens when memory runs out: give fewer --contenders at once"
@@ -67,6 +69,7 @@ def learner_for(
     layout: str = "auto",
     recorded: bool = True,
     streams: int = STREAMS,
+    output_layer: str = "separate",
 ) -> Any:
     if options.device == "cpu":
         keep_freed_memory()
@@ -75,7 +78,16 @@ def learner_for(
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
     local: dict[str, Any] = {"decoder_dim": decoder_dim(model)} if at == "layer" else {}
     learner = layerwise.localize(
-        network, sample, 10, loss=loss, at=at, optimizer=adam, amp=amp, **local
+        network,
+        sample,
+        10,
+        loss=loss,
+        at=at,
+        optimizer=adam,
+        amp=amp,
+        output_layer=output_layer,
+        memory_format=None,
+        **local,
     )
     set_memory_format(learner, layout)
     if options.device != "cpu" and recorded:
@@ -128,6 +140,16 @@ def published(model: str, options: argparse.Namespace) -> Step:
     return made
 
 
+def library(model: str, options: argparse.Namespace, kept: bool = True) -> Any:
+    """The loop of README's example: ``localize`` with its defaults."""
+    if kept and options.device == "cpu":
+        layerwise.keep_freed_memory()
+    torch.manual_seed(0)
+    network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
+    sample = torch.zeros(2, 3, options.image_size, options.image_size)
+    return layerwise.localize(network, sample, 10, decoder_dim=decoder_dim(model))
+
+
 MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "published predsim": published,
     "plain loop": plain_loop,
@@ -135,6 +157,11 @@ MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "checkpointed": checkpointed,
     "predsim": lambda model, options: learner_for(model, "predsim", "layer", options),
     "predsim-lite": lambda model, options: learner_for(model, "predsim-lite", "layer", options),
+    "predsim joined": lambda model, options: learner_for(
+        model, "predsim", "layer", options, output_layer="joined"
+    ),
+    "library": library,
+    "library unkept": lambda model, options: library(model, options, kept=False),
     "global-bfloat16": lambda model, options: learner_for(
         model, "pred", 1, options, torch.bfloat16
     ),
@@ -232,7 +259,7 @@ class Contender:
         self.process = context.Process(target=work, args=(other, name, model, options), daemon=True)
         for variable in OURS:
             os.environ.pop(variable, None)
-        os.environ.update({} if name in ("published predsim", "plain loop") else OURS)  # inherited
+        os.environ.update({} if name in AS_THEY_COME else OURS)  # inherited
         self.process.start()
         other.close()
         self.refusal: str | None = None
@@ -396,8 +423,8 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 COLUMNS = (
-    "model", "batch_size", "contender", "seconds", "least", "most", *(f"times {name}" for name in REFERENCES),
-    "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
+    "model", "batch_size", "contender", "seconds", "least", "most",
+    *(f"times {name}" for name in REFERENCES), "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ there is.
 
 import contextlib
 import ctypes
+import os
 from pathlib import Path
 
 # names and numbers of glibc's mallopt(3)
@@ -12,17 +13,19 @@ PADDING = 1 << 26  # bytes that the heap grows by at once
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, for its next tensors, instead of giving it back to
-    the system.
+    """Let this process keep the memory it frees, for its next tensors, in large pages.
 
     By default glibc maps every large tensor anew, and the system fills its pages with zeros at the
     first touch: for a map of some 30 MB five times the time of an operation that writes it. Kept,
     memory is only touched once; in exchange the process stays as large as it ever was, and its
-    largest size grows by what lies unused between blocks (docs/log.md, 2026-11-23).
+    largest size grows by what lies unused between blocks (docs/log.md, 2026-11-23). Large pages are
+    asked for by ``THP_MEM_ALLOC_ENABLE``, which PyTorch reads at the first tensor that it makes, so
+    call this before.
 
     Returns:
         Whether the C library could be told so; only glibc can.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 - another C library has no such function
