@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.cli import build_parser, main
+from layerwise.cli import main, parse
 from layerwise.experiments.accelerate.budgets import parse_budget, parse_budgets
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.experiments.accelerate.proposals import (
@@ -58,7 +58,7 @@ def command(folder: Path, *more: str) -> list[str]:
         "accelerate",
         "resnet18",
         *TINY.split(),
-        *["--layout", "contiguous", "--listed", "1", "--finalists", "1"],
+        *["--memory-format", "contiguous", "--listed", "1", "--finalists", "1"],
         "--output",
         str(folder),
         "--json",
@@ -385,7 +385,7 @@ def test_the_printed_command_trains_the_winner_at_full_length(capsys, tmp_path):
     found = last_json(capsys)
     words = shlex.split(found["command"])
     assert words[:3] == ["layerwise", "train", "resnet18"]
-    parsed = build_parser().parse_args(words[1:])
+    parsed = parse(words[1:])
     assert (parsed.epochs, parsed.lr, parsed.augment, parsed.width) == (8, 1e-3, False, 0.0625)
     assert parsed.hierarchy == ",".join(map(str, found["winner"]["hierarchy"]))
 

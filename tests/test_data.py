@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layerwise.runs.folder.run import Execution, Run
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from layerwise.data.loader import (
     cut_out,
 )
 from layerwise.errors import InvalidInput, MissingData
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from tests.helpers import digits
 

@@ -14,7 +14,7 @@ from PIL import Image
 from layerwise.cli import main
 from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
 from layerwise.errors import InvalidInput
-from layerwise.runs import Execution, Run
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from tests.test_formats import idx
 
@@ -172,7 +172,7 @@ def test_a_data_set_from_outside_is_listed_and_trained_on(
         0,
         None,
     )
-    facts = json.loads((output / "config.json").read_text())["data"]
+    facts = json.loads((output / "run.json").read_text())["data"]
     assert facts["class_names"] == ["a", "b", "c"]
     assert facts["images"] == [64, 8, 18] or sum(facts["images"]) == 90
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layerwise.paper.rows.rows import ROWS
-from layerwise.runs.folder.run import Run
 
 from layerwise.cli import main
+from layerwise.paper.rows import ROWS
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
+from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
 
 EVIL = (
@@ -404,7 +404,7 @@ def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("layerwise.runs.folder.os.fsync", full)
+    monkeypatch.setattr("layerwise.utils.files.os.fsync", full)
     with pytest.raises(SystemExit):
         main(["report", str(runs), "--output", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").read_text() == before

@@ -17,6 +17,7 @@ from torch import nn
 import layerwise
 from layerwise.analysis.separability import survey
 from layerwise.cli import main
+from layerwise.core.learner import Learner
 from layerwise.core.split import split
 from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES
@@ -25,7 +26,6 @@ from layerwise.measures.base import is_accuracy, percent
 from layerwise.measures.depths import (
     Depths,
     Sample,
-    Watch,
     depths_of,
     groups,
     measure_depths,
@@ -34,6 +34,7 @@ from layerwise.measures.depths import (
     sample_images,
 )
 from layerwise.measures.gains import add_gains, losses_push
+from layerwise.measures.watch import Watch
 from layerwise.rules import RULES
 from layerwise.runs.folder import SEPARABILITY, STATE, WEIGHTS, RunFolder
 from layerwise.runs.headings import HEADINGS
@@ -41,6 +42,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training import loop as train_module
 from layerwise.training.evaluate import unit_scores
 from layerwise.training.loop import Interrupted, train
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from tests.helpers import CLASSES, digits, learner, network, ticks
 
@@ -71,7 +73,7 @@ COLUMNS = {
 
 def carry_out(run: Run, path: Path, execution: Execution, resume: bool = False) -> RunFolder:
     folder = RunFolder(path)
-    train(run, folder, execution, resume, Progress())
+    train(prepare(run, execution), folder, resume, Progress())
     return folder
 
 
@@ -238,7 +240,7 @@ def test_measuring_changes_no_bit_of_training(rule: str, tmp_path: Path) -> None
     records = watched.log(SEPARABILITY)
     assert [record["epoch"] for record in records] == [record["epoch"] for record in watched.log()]
     for record in records:
-        assert set(record) == {"epoch", "split", "pooled_to", "images", "units"}
+        assert set(record) == {"epoch", "split", "pooled_to", "images", "headings", "units"}
         assert (record["units"][0]["index"], record["units"][0]["name"]) == (-1, "input")
         assert "auxiliary_accuracy" not in record["units"][-1]  # it is in the log
         # those behind have not begun
@@ -249,7 +251,7 @@ def test_measuring_changes_no_bit_of_training(rule: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("at", ["layer", 1])
 def test_measuring_leaves_weights_modes_and_generators_as_they_were(at: Any) -> None:
     local = learner("resnet18", at=at)
-    watch = Watch(local, digits(), "layer")
+    watch = watch_of(local)
     local.train()
     local.model.stages[0].eval()  # frozen by its owner
     modes = {
@@ -285,6 +287,12 @@ def test_a_resumed_run_keeps_one_line_per_epoch(
     assert (half_trained["epoch"], len(half_trained["units"])) == (1, 11)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
     assert folder.file(SEPARABILITY).read_text() == whole.file(SEPARABILITY).read_text()
+
+
+def watch_of(local: Learner) -> Watch:
+    data = digits()
+    assert data.validation is not None
+    return Watch(depths_of(local, "layer"), data.validation, "validation", CLASSES)
 
 
 def stop_after(epoch: int, save: Callable[..., None]) -> Callable[..., None]:
@@ -337,7 +345,7 @@ def test_a_unit_that_died_does_not_hide_the_others() -> None:
     local = learner("plain")
     nn.init.zeros_(local.model.conv2.weight)
     nn.init.constant_(local.model.conv2.bias, -1.0)
-    record = Watch(local, digits(), "layer").record(1, 2, [])
+    record = watch_of(local).record(1, 2, [])
     assert record["units"][2]["linear_probe"] is None
     assert "are the same" in record["units"][2]["refused"]
     assert record["units"][3]["gain"] is None
