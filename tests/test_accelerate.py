@@ -268,7 +268,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
-        ("resnet18 --batch-size 1", "batch_size 1 is too small"),
+        ("resnet18 --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("resnet18 --data cifar", "did you mean 'cifar10'"),
     ],
 )

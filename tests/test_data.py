@@ -141,13 +141,13 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
     ("run", "words"),
     [
         (Run(data="cifar11"), "did you mean 'cifar10'"),
-        (Run(val_fraction=1.0), "val_fraction 1.0 is out of range"),
-        (Run(batch_size=1), "batch_size 1 is too small"),
+        (Run(val_fraction=1.0), "Cannot use val_fraction 1.0: give 0 up to"),
+        (Run(batch_size=1), "Cannot use batch_size 1: give 2 or more"),
         (Run(train_images=3), "train_images 3 is out of range: give 10"),
         (Run(crop_padding=-1), "crop_padding -1 does not fit"),
         (Run(cutout=100), "cutout 100 does not fit"),
         (Run(views=0), "views 0 is too small"),
-        (Run(image_size=0), "image_size 0 is too small"),
+        (Run(image_size=0), "Cannot use image_size 0: give 1 pixel or more"),
     ],
 )
 def test_refusals(run: Run, words: str) -> None:

@@ -16,7 +16,7 @@ from layerwise.errors import InvalidInput
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.ops.batch_norm import SLOPE, Normalisation, NormalisedActivation
 
-with files("layerwise").joinpath("paper_tables.csv").open() as file:
+with files("layerwise.paper").joinpath("tables.csv").open() as file:
     ROWS = list(csv.DictReader(file))
 PROJECTIONS = {"resnet18": 3, "resnet50": 4}  # option B: where the width or the resolution changes
 

@@ -22,7 +22,8 @@ from layerwise.core.split import split
 from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES
 from layerwise.measures import depths as probing
-from layerwise.measures.base import is_accuracy, percent
+from layerwise.measures import Accuracy, heading_of
+from layerwise.measures.base import percent
 from layerwise.measures.depths import (
     Depths,
     Sample,
@@ -399,6 +400,7 @@ def test_what_was_measured_while_training_is_a_table(runs: dict[str, Path]) -> N
         (epoch, depth) for epoch in (2, 3) for depth in range(11)
     ]
     assert {(row["split"], row["pooled_to"]) for row in rows} == {("validation", 256)}
+    assert not any(isinstance(value, dict) for row in rows for value in row.values())
     lines = RunFolder(runs["simultaneous"]).log(SEPARABILITY)
     assert [row["linear_probe"] for row in rows] == [
         unit["linear_probe"] for line in lines for unit in line["units"]
@@ -482,8 +484,10 @@ def test_what_cannot_be_compared_is_refused_before_training(
 
 
 def test_headings_are_of_every_measure() -> None:
-    assert HEADINGS.keys() == {*MEASURES, "auxiliary_accuracy", "cka"}
-    assert all(HEADINGS[name].endswith("%") == is_accuracy(name) for name in MEASURES)
+    own = {name: heading_of(measure) for name, measure in MEASURES.items()}
+    assert HEADINGS == {**own, "auxiliary_accuracy": "auxiliary accuracy, %", "cka": "CKA"}
+    for name, measure in MEASURES.items():
+        assert own[name].endswith("%") == isinstance(measure, Accuracy)
 
 
 def test_bad_input_is_refused(
@@ -517,7 +521,7 @@ def test_bad_input_is_refused(
         ([str(open_run), "--split", "validation"], "held no images out"),
     ):
         assert sentence in refusal(capsys, *arguments)
-    with pytest.raises(InvalidInput, match="separability_every -1 is too small"):
+    with pytest.raises(InvalidInput, match="Cannot use separability_every -1: give 0 or more"):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
     # before anything is trained
     with pytest.raises(InvalidInput, match="give 4 or more of each class"):

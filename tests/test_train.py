@@ -119,7 +119,13 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
         model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
     assert result["sha256"] == {name: digest(tmp_path / "run" / name) for name in (WEIGHTS, BEST)}
     # weights_only
-    assert set(load_state(tmp_path / "run" / STATE)) == {"run", "position", "learner", "meter"}
+    assert set(load_state(tmp_path / "run" / STATE)) == {
+        "format",
+        "run",
+        "position",
+        "learner",
+        "meter",
+    }
 
 
 def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:

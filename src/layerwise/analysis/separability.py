@@ -136,9 +136,10 @@ def separability_over_epochs(run: str | Path) -> list[Row]:
             "or measure it as it is by layerwise.separability"
         )
     return [
-        {**line, **row}
-        for units, line in ((line.pop("units"), line) for line in lines)
-        for row in units
+        {**facts, **row}
+        for line in lines
+        for facts in [{name: line[name] for name in line.keys() - {"units", "headings"}}]
+        for row in line["units"]
     ]
 
 

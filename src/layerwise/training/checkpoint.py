@@ -17,7 +17,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
 from layerwise.rules.base import Position
-from layerwise.runs.folder import BEST, STATE, RunFolder
+from layerwise.runs.folder import BEST, FORMATS, STATE, RunFolder
 from layerwise.runs.run import Run, described, run_from
 from layerwise.training.meter import Meter
 from layerwise.utils.files import replacing
@@ -26,6 +26,7 @@ from layerwise.utils.files import replacing
 def save(folder: RunFolder, run: Run, learner: Learner, meter: Meter, position: Position) -> None:
     """Save the state to go on from at a position."""
     state = {
+        "format": FORMATS[-1],
         "run": described(run),
         "position": [position.epoch, position.batch],
         "learner": learner.state_dict(),
@@ -73,9 +74,13 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
 
 
 def is_state_of(folder: RunFolder, state: Mapping[str, Any]) -> bool:
-    """Whether a state was saved by the folder's run, as ``run.json`` describes it."""
+    """Whether a state was saved by the folder's run, as ``run.json`` describes it.
+
+    The state of a run that an earlier version began is written anew in the format of this one.
+    """
     run = state.get("run")
-    return isinstance(run, dict) and run_from(run, folder.facts()["format"], STATE) == folder.run()
+    file_format = state.get("format", FORMATS[0])
+    return isinstance(run, dict) and run_from(run, file_format, STATE) == folder.run()
 
 
 def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
