@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.cli import main
+from layerwise.cli import COMMANDS, main
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
@@ -72,10 +72,7 @@ def test_help_answers_without_torch() -> None:
     assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "compare", "reproduce", "report", "evaluate", "separability", "predict", "list"],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
@@ -226,16 +223,16 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --hierarchy 1,-1,1,1", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy one,two", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy 1,1.5,1,1", "positive whole numbers"),
-        ("train resnet18 {small} --batch-size 1", "batch_size 1 is too small"),
+        ("train resnet18 {small} --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
         ("train resnet18 {small} --epoch-count 3", "unrecognized arguments: --epoch-count"),
-        ("train resnet18 {small} --device tpu", "unknown device 'tpu'"),
-        ("train resnet18 {small} --device cuda:99", "is not there"),
-        ("train resnet18 {small} --config {tmp}/none.yaml", "cannot be read as YAML"),
+        ("train resnet18 {small} --device tpu", "Cannot use device 'tpu': give cpu, cuda"),
+        ("train resnet18 {small} --device cuda:99", "Cannot use device 'cuda:99': torch sees"),
+        ("train resnet18 {small} --config {tmp}/none.yaml", "none.yaml as YAML: "),
         ("train resnet18 {small} --data mnist --data-dir {tmp}", "--download"),
         ("train --resume {tmp}/none", "is not a run"),
         ("evaluate {tmp}", "is not a run"),
-        ("predict {run} {tmp}/none.png", "does not exist"),
+        ("predict {run} {tmp}/none.png", "it does not exist"),
         ("list modles", "did you mean 'models'"),
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
         (
@@ -245,31 +242,33 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("trian resnet18", "invalid choice: 'trian'"),
         (
             "train resnet18 {small} --seed 99999999999999999999999",
-            "seed 99999999999999999999999 is out of range",
+            "Cannot use seed 99999999999999999999999: give 0 or more",
         ),
         ("train resnet18 {small} --at ²", "no cut can follow '²'"),
-        ("train resnet18 {small} --no-augment --cutout 2", "leave out --no-augment"),
-        ("train --resume {run} --lr 0.1", "leave out lr"),
+        ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
+        ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (
-            "compare resnet18 {small2} --rules sequential simultaneous --cache --views 1",
-            "--cache belongs to the rule",
+            "compare resnet18 {small2} --rules simultaneous global --cache --views 1",
+            "Cannot use --cache with the rule 'simultaneous', which accepts no options. It belongs "
+            "to sequential.",
         ),
         (
             "train resnet18 {small} --cache-dir .",
-            "--cache-dir says where or how much --cache keeps: give --cache",
+            "Cannot use --cache-dir without --cache: give --cache",
         ),
         (
             "train resnet18 {small} --cache-limit 1GB",
-            "--cache-limit says where or how much --cache keeps: give --cache",
+            "Cannot use --cache-limit without --cache: give --cache",
         ),
         (
             "train resnet18 {small} --rule sequential --cache",
             "without --views every epoch has new ones: give --views",
         ),
+        ("train resnet18 {small} --memory-format nhwc", "unknown memory format 'nhwc'"),
         ("train resnet18 {small} --layout nhwc", "unknown memory format 'nhwc'"),
         (
             "train resnet18 {small} {cache} --cache-dir {tmp}/none",
-            "/none' is not a folder that can be written to: make it",
+            "/none': it is not a folder that can be written to. Make it",
         ),
         (
             "train resnet18 {small} {cache} --cache-dir {run}/run.json",
@@ -308,11 +307,11 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs: [1\n", "cannot be read as YAML"),
-        ("- 1\n", "does not hold options"),
+        ("epochs: [1\n", "config.yaml as YAML: "),
+        ("- 1\n", "config.yaml: it holds no options"),
         ("epohcs: 3\n", "did you mean 'epochs'"),
-        ("epochs: many\n", "epochs is 'many', which is not of type int"),
-        ("amp: 1\n", "amp is 1, which is not of type bool"),
+        ("epochs: many\n", "config.yaml: 'many' is not of type int"),
+        ("amp: 1\n", "config.yaml: 1 is not of type bool"),
     ],
 )
 def test_bad_configuration_files(
@@ -340,6 +339,6 @@ def test_altered_weights_are_refused(
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert "its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+    assert "since its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
     (copy / "result.json").write_text("{")
-    assert "cannot be read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+    assert "Cannot read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")

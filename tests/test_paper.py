@@ -236,7 +236,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["7"], "no table 7"),
+        (["7"], "the paper has no table 7"),
         (["5", "--rows", "vgg*"], "no row of these tables matches"),
         (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
         (["5", "--rule", "local"], "accepted: layerwise, global, both"),

@@ -66,12 +66,11 @@ def spoil(folder: Path) -> None:
         )
     )
     (folder / "cut" / "run").mkdir(parents=True)
-    (folder / "cut" / "run" / "run.json").write_text('{"format": 2, "run"')
+    (folder / "cut" / "run" / "run.json").write_text('{"format": 3, "run"')
     impossible = folder / "no percentage"
     write_run(impossible, Run(epochs=4, seed=9), 50.0, 4)
-    (impossible / "result.json").write_text(
-        (impossible / "result.json").read_text().replace("50.0", "5300.0")
-    )
+    result = json.loads((impossible / "result.json").read_text())
+    (impossible / "result.json").write_text(json.dumps(result | {"test_accuracy": 5300.01}))
     (folder / "notes").mkdir()
     (folder / "notes" / "why.txt").write_text("because")
     (folder / "stray <b>.txt").write_text("?")
@@ -212,8 +211,8 @@ def test_what_is_broken_is_listed_in_words_and_escaped(
         "not finished: 7 of 20 epochs",
         "not finished: 4 of 4 epochs, no result.json",
         "result.json has no test accuracy",
-        "cannot be read as a run",
-        "is not a run: no run.json in it",
+        "run.json as a run: ",
+        "it is not a run, for no run.json is in it",
     ):
         assert words in problems, words
     assert "<script>document.title" not in text
@@ -370,17 +369,17 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("{tmp}/none", "give folders of runs"),
+        ("{tmp}/none", "Give folders of runs"),
         ("{tmp}", "there is no run in"),
-        ("{runs} --output {tmp}", "is a folder: give a file"),
-        ("{runs} --output {tmp}/none/report.html", "lies in a folder that does not exist"),
-        ("{runs} --output {tmp}/mine.html", "exists and was not written by layerwise report"),
+        ("{runs} --output {tmp}", "it is a folder. Give a file"),
+        ("{runs} --output {tmp}/none/report.html", "it lies in a folder that does not exist"),
+        ("{runs} --output {tmp}/mine.html", "it exists and was not written by layerwise report"),
         (
             "{runs} --output {tmp}/r.html --csv {tmp}/mine.html",
-            "exists and was not written by layerwise report",
+            "it exists and was not written by layerwise report",
         ),
-        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "is a file: give a folder"),
-        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "is a file: give a folder"),
+        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "it is a file. Give a folder"),
+        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "it is a file. Give a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

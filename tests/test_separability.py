@@ -20,9 +20,8 @@ from layerwise.cli import main
 from layerwise.core.learner import Learner
 from layerwise.core.split import split
 from layerwise.errors import InvalidInput
-from layerwise.measures import MEASURES
+from layerwise.measures import MEASURES, Accuracy, heading_of
 from layerwise.measures import depths as probing
-from layerwise.measures import Accuracy, heading_of
 from layerwise.measures.base import percent
 from layerwise.measures.depths import (
     Depths,
@@ -485,7 +484,7 @@ def test_what_cannot_be_compared_is_refused_before_training(
 
 def test_headings_are_of_every_measure() -> None:
     own = {name: heading_of(measure) for name, measure in MEASURES.items()}
-    assert HEADINGS == {**own, "auxiliary_accuracy": "auxiliary accuracy, %", "cka": "CKA"}
+    assert {**own, "auxiliary_accuracy": "auxiliary accuracy, %", "cka": "CKA"} == HEADINGS
     for name, measure in MEASURES.items():
         assert own[name].endswith("%") == isinstance(measure, Accuracy)
 
@@ -507,18 +506,18 @@ def test_bad_input_is_refused(
         replace(SMALL, val_fraction=0.0, epochs=1), tmp_path / "open", Execution(device="cpu")
     ).path
     for arguments, sentence in (
-        ([str(begun)], "has no saved state"),
-        ([str(tmp_path / "absent")], "is not a run"),
+        ([str(begun)], "it has no saved state"),
+        ([str(tmp_path / "absent")], "it is not a run"),
         ([good, "--measures", "linear_prob"], "did you mean 'linear_probe'"),
         ([good, "--measures", ""], "unknown measure"),
         ([good, "--split", "train"], "unknown split"),
         ([good, "--images", "9"], "9 images are fewer than the 10 classes"),
         ([good, "--images", "35"], "give 4 or more of each class"),
         ([good, "--pooled-to", "0"], "pooled_to 0 is too small"),
-        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "cannot be written"),
+        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
         ([good, "--against", str(other)], "10 and 12 units"),
-        ([good, "--against", str(small)], "image size differs"),
-        ([str(open_run), "--split", "validation"], "held no images out"),
+        ([good, "--against", str(small)], "its image size differs"),
+        ([str(open_run), "--split", "validation"], "it held no images out"),
     ):
         assert sentence in refusal(capsys, *arguments)
     with pytest.raises(InvalidInput, match="Cannot use separability_every -1: give 0 or more"):
@@ -546,7 +545,7 @@ def test_bad_data_of_a_network_is_refused(runs: dict[str, Path]) -> None:
         layerwise.separability(model, (images, labels), measures=[])
     with pytest.raises(InvalidInput, match="compared with a network"):
         layerwise.separability(model, (images, labels), against=str(runs["global"]))
-    with pytest.raises(InvalidInput, match="leave out data="):
+    with pytest.raises(InvalidInput, match="Leave out data="):
         layerwise.separability(runs["global"], (images, labels))
 
 

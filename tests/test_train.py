@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from safetensors.torch import load_file
 
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
-from layerwise.paper.rows import ROWS, row_run
 from layerwise.rules import RULES
 from layerwise.runs.folder import (
     BEST,
-    CONFIGURATION,
     LOG,
     RESULT,
     STATE,
@@ -84,7 +82,7 @@ def test_a_run_by_every_rule(rule: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.result() == json.loads(json.dumps(result))
     assert folder.run() == replace(SMALL, rule=rule)
-    units = RULES[rule].at or 10
+    units = RULES[rule].at or 9
     epochs = units * 2 if rule == "sequential" else 2
     log = folder.log()
     assert [record["epoch"] for record in log] == list(range(1, epochs + 1))
@@ -277,7 +275,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
     result = carry_out(SMALL, tmp_path / "run")
     before = {file.name: digest(file) for file in (tmp_path / "run").iterdir()}
     assert carry_out(SMALL, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
-    with pytest.raises(InvalidInput, match="a finished run, which is never overwritten"):
+    with pytest.raises(InvalidInput, match="holds a finished run, which is never overwritten"):
         carry_out(SMALL, tmp_path / "run")
     with pytest.raises(InvalidInput, match=r"holds another run \(--lr 0.5 against 0.001\)"):
         carry_out(replace(SMALL, lr=0.5), tmp_path / "run", resume=True)
@@ -313,11 +311,11 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"rule": "parallel", "rule_options": Options({"threads": 0})}, "Cannot use threads 0"),
         (
             {"rule": "checkpointed", "rule_options": Options({"segments": 0})},
-            "Cannot use segments 0: .* Give 1 to",
+            "segments 0 .*give 1 to",
         ),
         (
             {"rule": "checkpointed", "rule_options": Options({"segments": 99})},
-            "Cannot use segments 99: .* Give 1 to",
+            "segments 99 .*give 1 to",
         ),
         ({"at": "stage.9"}, "no cut can follow 'stage.9'"),
         ({"at": "99"}, "99 units are not to be had"),
@@ -379,7 +377,7 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
         save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InvalidInput, match=r"could not be written \(No space left on device\)"):
+    with pytest.raises(InvalidInput, match=r"Cannot write .*: No space left on device\. What was saved before is untouched"):
         carry_out(SMALL, tmp_path / "run")
     monkeypatch.undo()
     assert load_state(tmp_path / "run" / STATE)["position"] == [1, 0]
@@ -447,26 +445,6 @@ def test_names_tell_runs_apart() -> None:
     assert halved.startswith("resnet18-1-1-1-1-halved-0-1-2-digits-simultaneous-predsim-seed0-")
 
 
-def test_an_option_that_came_later_changes_no_earlier_run(tmp_path):
-    row = next(row for row in ROWS if row.name == "resnet18_r4" and row.table == 5)
-    # of a run from before downsample_after
-    assert run_name(row_run(row, "small", "global")).endswith("-ad1bb6")
-    facts = {
-        "format": FORMAT,
-        "data": {},
-        "run": {k: v for k, v in asdict(SMALL).items() if k != "downsample_after"},
-    }
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    assert RunFolder(tmp_path).run() == SMALL
-    facts["run"]["downsample_after"] = "1,2"
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    assert RunFolder(tmp_path).run() == replace(SMALL, downsample_after="1,2")
-    del facts["run"]["amp"]
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(InvalidInput, match="no entry 'amp'"):
-        RunFolder(tmp_path).run()
-
-
 def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     carry_out(SMALL, tmp_path / "run")
     with (tmp_path / "run" / LOG).open("a") as log:
@@ -531,24 +509,3 @@ def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -
             replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run"
         )
     assert not (tmp_path / "run" / RESULT).exists()
-
-
-def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
-    """Runs once said how --cache kept numbers, and called the memory format a layout."""
-    run = replace(SMALL, epochs=2)
-    whole = carry_out(run, tmp_path / "whole")
-    folder = RunFolder(tmp_path / "whole")
-    facts = folder.facts()
-    # so that its name, and its state, are those of before
-    assert facts["run"]["cache_type"] == "float32"
-    execution = {"layout": "contiguous", "cache_place": None, "device": "cpu"}
-    folder.file(CONFIGURATION).write_text(json.dumps(facts | {"execution": execution}))
-    assert folder.run() == run
-    assert folder.execution().memory_format == "contiguous"
-    assert carry_out(run, folder.path, resume=True) == whole
-    facts["run"]["cache_type"] = "uint8"
-    folder.file(CONFIGURATION).write_text(json.dumps(facts))
-    with pytest.raises(
-        InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"
-    ):
-        folder.run()
