@@ -41,7 +41,7 @@ from layerwise.report.tables import (
 )
 from layerwise.runs.folder import FORMATS
 from layerwise.runs.records import Record, read_runs
-from layerwise.runs.run import Run, command, described
+from layerwise.runs.run import Run, described
 from layerwise.utils.options import Options
 
 PAPER = Setting("paper", "predsim", 400, False)

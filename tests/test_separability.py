@@ -56,6 +56,7 @@ SMALL = Run(
     lr=1e-3,
     dropout=0.1,
 )
+UNITS = 9  # the output layer is joined to the last
 WATCHING = Execution(device="cpu", separability_every=2)
 COLUMNS = {
     "index",
@@ -117,7 +118,7 @@ def test_the_command_measures_every_depth(
         1024,
     )
     assert [row["name"] for row in rows[:2]] == ["input", "stem.conv"]
-    assert [row["index"] for row in rows] == list(range(-1, 10))
+    assert [row["index"] for row in rows] == list(range(-1, UNITS))
     for row in rows:
         assert set(row) >= COLUMNS | set(MEASURES)
         assert all(math.isfinite(row[name]) for name in MEASURES)
@@ -244,7 +245,7 @@ def test_measuring_changes_no_bit_of_training(rule: str, tmp_path: Path) -> None
         assert (record["units"][0]["index"], record["units"][0]["name"]) == (-1, "input")
         assert "auxiliary_accuracy" not in record["units"][-1]  # it is in the log
         # those behind have not begun
-        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else 10
+        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else UNITS
         assert len(record["units"]) == 1 + learned
 
 
@@ -284,7 +285,7 @@ def test_a_resumed_run_keeps_one_line_per_epoch(
     # measured, but the state is of epoch 1
     assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]
     half_trained = survey(folder, WATCHING, ["fisher"])
-    assert (half_trained["epoch"], len(half_trained["units"])) == (1, 11)
+    assert (half_trained["epoch"], len(half_trained["units"])) == (1, 1 + UNITS)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
     assert folder.file(SEPARABILITY).read_text() == whole.file(SEPARABILITY).read_text()
 
@@ -320,7 +321,7 @@ def test_a_python_call_measures_a_network_and_a_run(runs: dict[str, Path]) -> No
         len(layerwise.separability(local.model, (images, labels), at=2, measures=["fisher"])) == 3
     )
     of_run = layerwise.separability(runs["global"], measures=["fisher"], images=200, device="cpu")
-    assert [row["depth"] for row in of_run] == list(range(11))
+    assert [row["depth"] for row in of_run] == list(range(1 + UNITS))
 
 
 def test_a_run_without_its_state_is_measured_by_its_weights(
@@ -396,7 +397,7 @@ def test_a_measure_that_is_no_accuracy_has_no_error() -> None:
 def test_what_was_measured_while_training_is_a_table(runs: dict[str, Path]) -> None:
     rows = layerwise.separability_over_epochs(runs["simultaneous"])
     assert [(row["epoch"], row["depth"]) for row in rows] == [
-        (epoch, depth) for epoch in (2, 3) for depth in range(11)
+        (epoch, depth) for epoch in (2, 3) for depth in range(1 + UNITS)
     ]
     assert {(row["split"], row["pooled_to"]) for row in rows} == {("validation", 256)}
     assert not any(isinstance(value, dict) for row in rows for value in row.values())
@@ -515,7 +516,7 @@ def test_bad_input_is_refused(
         ([good, "--images", "35"], "give 4 or more of each class"),
         ([good, "--pooled-to", "0"], "pooled_to 0 is too small"),
         ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
-        ([good, "--against", str(other)], "10 and 12 units"),
+        ([good, "--against", str(other)], "9 and 11 units"),
         ([good, "--against", str(small)], "its image size differs"),
         ([str(open_run), "--split", "validation"], "it held no images out"),
     ):
