@@ -70,7 +70,9 @@ def write_run(folder: Path, run: Run, final: float, done: int, units: int = 10) 
         "machine": MACHINE,
         "commit": "0123456789ab",
     }
-    (folder / "run.json").write_text(json.dumps({"format": FORMATS[-1], "run": described(run), **facts}))
+    (folder / "run.json").write_text(
+        json.dumps({"format": FORMATS[-1], "run": described(run), **facts})
+    )
     records = [epoch_record(epoch, run, final, names, dice) for epoch in range(1, done + 1)]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if done == run.epochs:

@@ -250,7 +250,10 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --rank grid", "accepted: count, gain"),
         ("resnet18 --rank gain", "--dry-run trains nothing"),
         ("resnet18 --move strides", "accepted: convolutions, downsampling"),
-        ("resnet18 --move downsampling --rank gain", "Cannot use --rank gain with --move downsampling"),
+        (
+            "resnet18 --move downsampling --rank gain",
+            "Cannot use --rank gain with --move downsampling",
+        ),
         (
             "resnet18 --move downsampling --budget memory=1MB",
             "Cannot keep to --budget memory=1MB: no proposal is within it",

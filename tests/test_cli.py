@@ -16,6 +16,7 @@ from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
+from layerwise.runs.folder import RunFolder
 
 SMALL = [
     "--hierarchy",
@@ -100,6 +101,16 @@ def test_train_prints_units_and_one_json_object(
     assert keys | {"images_per_second", "peak_memory_bytes", "units"} <= set(result)
     assert {"name", "loss", "accuracy"} <= set(result["units"][0])
     assert sum("stages.0.0.conv1" in line for line in lines[:-1]) == 1
+
+
+def test_a_default_that_is_spelled_out_makes_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["train", "resnet18", *SMALL])
+    main(["train", "resnet18", *SMALL, "--beta", "0.99", "--resume"])
+    [path] = (tmp_path / "runs").iterdir()
+    assert RunFolder(path).run().loss_options == {}
 
 
 def test_resume_by_folder_returns_the_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,9 @@ def test_images_and_labels_are_as_the_entry_says(entry: tuple[str, Path]) -> Non
     name, folder = entry
     dataset = DATASETS[name]
     first, second = (
-        prepare(Run(data=name, batch_size=8, val_fraction=0.5), Execution(data_dir=str(folder))).load_data()
+        prepare(
+            Run(data=name, batch_size=8, val_fraction=0.5), Execution(data_dir=str(folder))
+        ).load_data()
         for _ in range(2)
     )
     assert first.channels == dataset.format.channels

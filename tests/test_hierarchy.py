@@ -116,7 +116,9 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
     """Of all 61 rows; tables share some networks."""
     found, hierarchy = costs(row.model, row.data), row.hierarchy
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = create_model(row.model, hierarchy, num_classes=DATASETS[row.data].expected().num_classes).eval()
+        model = create_model(
+            row.model, hierarchy, num_classes=DATASETS[row.data].expected().num_classes
+        ).eval()
         model(torch.empty(1, 3, 32, 32))
     assert found.amount("parameters", hierarchy) == count(model)
     assert 2 * found.amount("multiply-adds", hierarchy) == counter.get_total_flops()

@@ -426,6 +426,28 @@ def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 4e6
 
 
+def test_a_measure_of_ones_own_is_shown_by_the_heading_that_was_recorded(tmp_path: Path) -> None:
+    """The report has no torch, so it cannot ask the measure itself."""
+    write_runs(tmp_path / "runs", paper_plan((5,), seeds=1)[:1], probes=True)
+    [path] = (tmp_path / "runs").glob("*/separability.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["headings"] = {"mine": "my <measure>, %"}
+        for row in line["units"]:
+            row["mine"] = 12.5
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    csv_file = tmp_path / "runs.csv"
+    page = tmp_path / "report.html"
+    main(["report", str(tmp_path / "runs"), "--output", str(page), "--csv", str(csv_file)])
+    [run] = embedded(page.read_text())["runs"]
+    assert set(run["separable"]["measures"]["my <measure>, %"]) == {12.5}
+    assert any("my <measure>" in depth["kind"] for depth in run["units"])
+    with (tmp_path / "runs-separability.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["mine"] for row in rows} == {"12.5"}
+    assert tuple(rows[0]) == (*SEPARABILITY_COLUMNS, "mine")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that ``layerwise train`` wrote: a layer-wise one and a global one."""

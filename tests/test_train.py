@@ -377,7 +377,10 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
         save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InvalidInput, match=r"Cannot write .*: No space left on device\. What was saved before is untouched"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"Cannot write .*: No space left on device\. What was saved before is untouched",
+    ):
         carry_out(SMALL, tmp_path / "run")
     monkeypatch.undo()
     assert load_state(tmp_path / "run" / STATE)["position"] == [1, 0]

@@ -143,7 +143,9 @@ def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list
     """
     for table in tables:
         if table not in TABLES:
-            raise InvalidInput(f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6.")
+            raise InvalidInput(
+                f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
+            )
     rows = [row for row in ROWS if row.table in tables]
     for pattern in patterns:
         if not any(fnmatch(row.name, pattern) for row in rows):

@@ -101,9 +101,7 @@ def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
 def verify(path: Path, sha256: str) -> None:
     """Refuse a file that is missing or is not the one that was written."""
     if not path.exists():
-        raise InvalidInput(
-            f"Cannot read {path}: it has been removed. Restore it, or train again."
-        )
+        raise InvalidInput(f"Cannot read {path}: it has been removed. Restore it, or train again.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise InvalidInput(
             f"Cannot use {path}: it is not the file that the run wrote, since its SHA-256 differs. "
@@ -154,6 +152,4 @@ def load_weights(path: Path, model: nn.Module, sha256: str) -> None:
         Exception
     ) as error:  # safetensors has its own error class; a wrong network is a RuntimeError
         reason = " ".join(str(error).split())[:150]
-        raise InvalidInput(
-            f"Cannot load {path}: {reason}. Restore it, or train again."
-        ) from error
+        raise InvalidInput(f"Cannot load {path}: {reason}. Restore it, or train again.") from error

@@ -53,7 +53,9 @@ def parse_budgets(texts: Iterable[str]) -> list[Budget]:
     kinds = [budget.kind for budget in budgets]
     for kind in kinds:
         if kinds.count(kind) > 1:
-            raise InvalidInput(f"Cannot use --budget {kind}: it is given twice. Give each kind once.")
+            raise InvalidInput(
+                f"Cannot use --budget {kind}: it is given twice. Give each kind once."
+            )
     return budgets if set(kinds) & set(COUNTED) else [parse_budget(DEFAULT), *budgets]
 
 
@@ -62,7 +64,9 @@ def parse_budget(text: str) -> Budget:
     choose("kind of budget", kind, KINDS)
     match = re.fullmatch(r"([+\-x×]?)\s*(.+)", amount)
     if not equals or match is None:
-        raise InvalidInput(f"Cannot use --budget {text!r}: it has no amount. Give {kind}= and one {EXAMPLES}.")
+        raise InvalidInput(
+            f"Cannot use --budget {text!r}: it has no amount. Give {kind}= and one {EXAMPLES}."
+        )
     sign = match[1].replace("×", "x")
     if kind == "memory" and sign != "x":
         none = re.fullmatch(
