@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.cli import COMMANDS, main
+from layerwise.cli import COMMANDS, evaluate, main, profile
+from layerwise.cli.options import by_option
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import registries
 
 SMALL = [
     "--hierarchy",
@@ -154,6 +158,76 @@ def test_a_configuration_file_gives_defaults(
         ]
     )
     assert last_json(capsys)["sha256"] == result["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "loss"),
+    [
+        ("", 9, "predsim"),
+        ("--output-layer separate", 10, "predsim"),
+        ("--at 3 --loss sim", 3, "sim"),
+    ],
+)
+def test_show_lists_the_units(
+    options: str, count: int, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["show", "resnet18", *SMALL[:4], "--classes", "7", *options.split()]
+    main([*arguments, "--json"])
+    printed = capsys.readouterr().out
+    units = json.loads(printed.splitlines()[-1])["units"]
+    assert [unit["index"] for unit in units] == list(range(count))
+    assert {unit["loss"] for unit in units[:-1]} == {loss}
+    assert all(unit["name"] in printed for unit in units)
+
+
+def test_options_that_a_command_leaves_out_are_options() -> None:
+    """A name that was changed elsewhere would leave nothing out."""
+    declared = {name for registry in registries().values() for name in by_option(registry)}
+    names = {item.name for kind in (Run, Execution) for item in fields(kind)} | declared
+    assert names >= evaluate.TRAINING | profile.NOT_PROFILED | profile.NOT_EXECUTED
+
+
+MINE = """
+from layerwise.losses import LOSSES
+from layerwise.losses.pred import Pred
+
+class Mine(Pred):
+    "Prediction, so many times."
+
+    def __init__(self, site, *, strength: float = 1.0):
+        super().__init__(site)
+        self.strength = strength
+
+    def forward(self, features, targets):
+        result = super().forward(features, targets)
+        return result._replace(loss=self.strength * result.loss)
+
+LOSSES["mine"] = Mine
+"""
+
+
+def test_an_imported_file_adds_a_loss_and_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    imported = ["--import", str(tmp_path / "mine.py")]
+    try:
+        output = ["--output", str(tmp_path / "run")]
+        loss = ["--loss", "mine", "--strength", "0.5"]
+        main(["train", "resnet18", *imported, *SMALL, *loss, *output])
+        main(["list", "losses", *imported])
+        assert "Prediction, so many times. [--strength]" in capsys.readouterr().out
+    finally:
+        LOSSES.pop("mine", None)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.run().loss_options == {"strength": 0.5}
+    assert list(folder.facts()["imported"]) == [str(tmp_path / "mine.py")]
+    (tmp_path / "broken.py").write_text("1 / 0")
+    for name, words in (
+        ("broken.py", "it raised ZeroDivisionError (division by zero). Correct it."),
+        ("none.py", "it is not a Python file"),
+    ):
+        assert words in refusal(capsys, "list", "losses", "--import", str(tmp_path / name))
 
 
 def test_evaluate_repeats_the_results_numbers(
