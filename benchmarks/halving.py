@@ -21,6 +21,7 @@ from layerwise.hierarchy import Design, design_of
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, run_name
 from layerwise.training.loop import train
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 
 FACTOR = 3  # of every three designs one is trained on
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--designs", type=Path, required=True, help="JSON file with a ranking")
     parser.add_argument("--output", "-o", type=Path, default=Path("runs/halving"), help="of runs")
     add_fields(parser, Run, skip={"model", "rule", "hierarchy", "downsample_after"})
-    add_fields(parser, Execution)
+    add_fields(parser, Execution, skip=set())
     parsed = parser.parse_args()
     base, execution = collect(parsed, Run()), collect(parsed, Execution())
     designs = [design_of(entry) for entry in json.loads(parsed.designs.read_text())["ranking"]]
@@ -87,7 +88,7 @@ def train_until(run: Run, folder: RunFolder, epochs: int, execution: Execution) 
     if len(folder.log()) < epochs:
         progress = Until(epochs) if epochs < run.epochs else Progress()
         with contextlib.suppress(Reached):
-            train(run, folder, execution, resume=True, progress=progress)
+            train(prepare(run, execution), folder, resume=True, progress=progress)
     scores = [record["val_accuracy"] for record in folder.log()[:epochs]]
     return next((score for score in reversed(scores) if score is not None), None)
 

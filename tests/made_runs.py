@@ -7,13 +7,12 @@ import json
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from layerwise.paper.rows.rows import ROWS, Planned, plan
-from layerwise.runs.folder.folder import FORMAT
-from layerwise.runs.folder.run import Run, run_name
+from layerwise.paper.rows import ROWS, Planned, plan
+from layerwise.runs.folder import FORMATS
+from layerwise.runs.run import Run, described, run_name
 
 MACHINE = {
     "layerwise": "0.1.0",
@@ -71,7 +70,9 @@ def write_run(folder: Path, run: Run, final: float, done: int, units: int = 10) 
         "machine": MACHINE,
         "commit": "0123456789ab",
     }
-    (folder / "run.json").write_text(json.dumps({"format": FORMAT, "run": asdict(run), **facts}))
+    (folder / "run.json").write_text(
+        json.dumps({"format": FORMATS[-1], "run": described(run), **facts})
+    )
     records = [epoch_record(epoch, run, final, names, dice) for epoch in range(1, done + 1)]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     if done == run.epochs:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.cli import build_parser, main
+from layerwise.cli import main, parse
 from layerwise.experiments.accelerate.budgets import parse_budget, parse_budgets
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.experiments.accelerate.proposals import (
@@ -58,7 +58,7 @@ def command(folder: Path, *more: str) -> list[str]:
         "accelerate",
         "resnet18",
         *TINY.split(),
-        *["--layout", "contiguous", "--listed", "1", "--finalists", "1"],
+        *["--memory-format", "contiguous", "--listed", "1", "--finalists", "1"],
         "--output",
         str(folder),
         "--json",
@@ -235,10 +235,10 @@ def test_enumeration_ends_where_nothing_fits():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("resnet18 --budget parameters=1M", "has 4902090; give parameters=4902090 or more"),
-        ("resnet18 --budget convolutions=3", "give convolutions=4 or more"),
-        ("resnet18 --budget memory=1MB", "give memory="),
-        ("resnet18 --budget multiply-adds=1000000G", "add --budget convolutions=+0"),
+        ("resnet18 --budget parameters=1M", "has 4902090. Give parameters=4902090 or more"),
+        ("resnet18 --budget convolutions=3", "Give convolutions=4 or more"),
+        ("resnet18 --budget memory=1MB", "Give memory="),
+        ("resnet18 --budget multiply-adds=1000000G", "Add --budget convolutions=+0"),
         ("resnet18 --budget flops=3", "unknown kind of budget 'flops'"),
         ("resnet18 --budget convolutions", "has no amount"),
         ("resnet18 --budget convolutions=many", "is not understood"),
@@ -250,10 +250,13 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --rank grid", "accepted: count, gain"),
         ("resnet18 --rank gain", "--dry-run trains nothing"),
         ("resnet18 --move strides", "accepted: convolutions, downsampling"),
-        ("resnet18 --move downsampling --rank gain", "leave it out with --move downsampling"),
+        (
+            "resnet18 --move downsampling --rank gain",
+            "Cannot use --rank gain with --move downsampling",
+        ),
         (
             "resnet18 --move downsampling --budget memory=1MB",
-            "no proposal is within --budget memory=1MB",
+            "Cannot keep to --budget memory=1MB: no proposal is within it",
         ),
         (
             "resnet18 --move downsampling --budget convolutions=7",
@@ -261,14 +264,14 @@ def test_enumeration_ends_where_nothing_fits():
         ),
         (
             "resnet18 --downsample-after 1,2,6",
-            "--downsample-after is what --move downsampling proposes",
+            "Cannot use --downsample-after: it is what --move downsampling proposes",
         ),
-        ("resnet18 --seeds 0", "--seeds 0 is too small"),
-        ("resnet18 --final-epochs -1", "--final-epochs -1 is too small"),
+        ("resnet18 --seeds 0", "Cannot use --seeds 0: give 1 or more"),
+        ("resnet18 --final-epochs -1", "Cannot use --final-epochs -1: give 0 or more"),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
-        ("resnet18 --at 3", "give layer or block"),
+        ("resnet18 --at 3", "Give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
-        ("resnet18 --batch-size 1", "batch_size 1 is too small"),
+        ("resnet18 --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("resnet18 --data cifar", "did you mean 'cifar10'"),
     ],
 )
@@ -385,7 +388,7 @@ def test_the_printed_command_trains_the_winner_at_full_length(capsys, tmp_path):
     found = last_json(capsys)
     words = shlex.split(found["command"])
     assert words[:3] == ["layerwise", "train", "resnet18"]
-    parsed = build_parser().parse_args(words[1:])
+    parsed = parse(words[1:])
     assert (parsed.epochs, parsed.lr, parsed.augment, parsed.width) == (8, 1e-3, False, 0.0625)
     assert parsed.hierarchy == ",".join(map(str, found["winner"]["hierarchy"]))
 

@@ -8,14 +8,15 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from itertools import combinations
 from statistics import fmean
 
 import pytest
 
-from layerwise.cli import build_parser, collect
+from layerwise.cli import parse
+from layerwise.cli.options import collect
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
 from layerwise.paper.numbers import Setting, measured, settings
@@ -38,8 +39,10 @@ from layerwise.report.tables import (
     runs_csv,
     write_tables,
 )
+from layerwise.runs.folder import FORMATS
 from layerwise.runs.records import Record, read_runs
-from layerwise.runs.run import Run
+from layerwise.runs.run import Run, described
+from layerwise.utils.options import Options
 
 PAPER = Setting("paper", "predsim", 400, False)
 SMALL = Setting("small", "predsim", 20, True)
@@ -106,8 +109,8 @@ def folder(path, run: Run, accuracy: float, **facts) -> None:
     }
     machine = {"device": "A CPU, of 2 cores", "torch": "2.9.0", "cpu_threads": 2}
     known = {
-        "format": 2,
-        "run": asdict(run),
+        "format": FORMATS[-1],
+        "run": described(run),
         "data": {},
         "machine": machine,
         "commit": "0123456789ab",
@@ -525,13 +528,15 @@ def test_the_command_of_a_run_trains_that_run():
             lr=1e-5,
             clip_grad=1.0,
             views=4,
-            cache=True,
+            rule="sequential",
+            rule_options=Options({"cache": True}),
         ),
+        Run(loss_options=Options({"beta": 0.5, "decoder_dim": 64}), output_layer="separate"),
     ]
     for run in runs:
         program, *words = shlex.split(command(run))
         assert program == "layerwise"
-        assert collect(build_parser().parse_args(words), Run()) == run
+        assert collect(parse(words), Run()) == run
     assert command(Run(data="/home/me/my cats")) == "layerwise train resnet18 --data 'my cats'"
 
 
@@ -635,7 +640,7 @@ def test_global_runs_alone_make_no_table_of_a_local_loss(tmp_path):
 
 
 def test_none_of_it_imports_torch():
-    code = "import sys, layerwise.tables, layerwise.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
+    code = "import sys, layerwise.report.tables, layerwise.paper.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.cli import main
+from layerwise.cli import COMMANDS, evaluate, main, profile
+from layerwise.cli.options import by_option
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import registries
 
 SMALL = [
     "--hierarchy",
@@ -72,10 +77,7 @@ def test_help_answers_without_torch() -> None:
     assert time.monotonic() - began < 20  # hangs only; speed is measured elsewhere
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", "compare", "reproduce", "report", "evaluate", "separability", "predict", "list"],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([command, "--help"])
@@ -103,6 +105,16 @@ def test_train_prints_units_and_one_json_object(
     assert keys | {"images_per_second", "peak_memory_bytes", "units"} <= set(result)
     assert {"name", "loss", "accuracy"} <= set(result["units"][0])
     assert sum("stages.0.0.conv1" in line for line in lines[:-1]) == 1
+
+
+def test_a_default_that_is_spelled_out_makes_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["train", "resnet18", *SMALL])
+    main(["train", "resnet18", *SMALL, "--beta", "0.99", "--resume"])
+    [path] = (tmp_path / "runs").iterdir()
+    assert RunFolder(path).run().loss_options == {}
 
 
 def test_resume_by_folder_returns_the_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,6 +158,76 @@ def test_a_configuration_file_gives_defaults(
         ]
     )
     assert last_json(capsys)["sha256"] == result["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "count", "loss"),
+    [
+        ("", 9, "predsim"),
+        ("--output-layer separate", 10, "predsim"),
+        ("--at 3 --loss sim", 3, "sim"),
+    ],
+)
+def test_show_lists_the_units(
+    options: str, count: int, loss: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["show", "resnet18", *SMALL[:4], "--classes", "7", *options.split()]
+    main([*arguments, "--json"])
+    printed = capsys.readouterr().out
+    units = json.loads(printed.splitlines()[-1])["units"]
+    assert [unit["index"] for unit in units] == list(range(count))
+    assert {unit["loss"] for unit in units[:-1]} == {loss}
+    assert all(unit["name"] in printed for unit in units)
+
+
+def test_options_that_a_command_leaves_out_are_options() -> None:
+    """A name that was changed elsewhere would leave nothing out."""
+    declared = {name for registry in registries().values() for name in by_option(registry)}
+    names = {item.name for kind in (Run, Execution) for item in fields(kind)} | declared
+    assert names >= evaluate.TRAINING | profile.NOT_PROFILED | profile.NOT_EXECUTED
+
+
+MINE = """
+from layerwise.losses import LOSSES
+from layerwise.losses.pred import Pred
+
+class Mine(Pred):
+    "Prediction, so many times."
+
+    def __init__(self, site, *, strength: float = 1.0):
+        super().__init__(site)
+        self.strength = strength
+
+    def forward(self, features, targets):
+        result = super().forward(features, targets)
+        return result._replace(loss=self.strength * result.loss)
+
+LOSSES["mine"] = Mine
+"""
+
+
+def test_an_imported_file_adds_a_loss_and_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    imported = ["--import", str(tmp_path / "mine.py")]
+    try:
+        output = ["--output", str(tmp_path / "run")]
+        loss = ["--loss", "mine", "--strength", "0.5"]
+        main(["train", "resnet18", *imported, *SMALL, *loss, *output])
+        main(["list", "losses", *imported])
+        assert "Prediction, so many times. [--strength]" in capsys.readouterr().out
+    finally:
+        LOSSES.pop("mine", None)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.run().loss_options == {"strength": 0.5}
+    assert list(folder.facts()["imported"]) == [str(tmp_path / "mine.py")]
+    (tmp_path / "broken.py").write_text("1 / 0")
+    for name, words in (
+        ("broken.py", "it raised ZeroDivisionError (division by zero). Correct it."),
+        ("none.py", "it is not a Python file"),
+    ):
+        assert words in refusal(capsys, "list", "losses", "--import", str(tmp_path / name))
 
 
 def test_evaluate_repeats_the_results_numbers(
@@ -226,16 +308,16 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --hierarchy 1,-1,1,1", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy one,two", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy 1,1.5,1,1", "positive whole numbers"),
-        ("train resnet18 {small} --batch-size 1", "batch_size 1 is too small"),
+        ("train resnet18 {small} --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
         ("train resnet18 {small} --epoch-count 3", "unrecognized arguments: --epoch-count"),
-        ("train resnet18 {small} --device tpu", "unknown device 'tpu'"),
-        ("train resnet18 {small} --device cuda:99", "is not there"),
-        ("train resnet18 {small} --config {tmp}/none.yaml", "cannot be read as YAML"),
+        ("train resnet18 {small} --device tpu", "Cannot use device 'tpu': give cpu, cuda"),
+        ("train resnet18 {small} --device cuda:99", "Cannot use device 'cuda:99': torch sees"),
+        ("train resnet18 {small} --config {tmp}/none.yaml", "none.yaml as YAML: "),
         ("train resnet18 {small} --data mnist --data-dir {tmp}", "--download"),
         ("train --resume {tmp}/none", "is not a run"),
         ("evaluate {tmp}", "is not a run"),
-        ("predict {run} {tmp}/none.png", "does not exist"),
+        ("predict {run} {tmp}/none.png", "it does not exist"),
         ("list modles", "did you mean 'models'"),
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
         (
@@ -245,31 +327,33 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("trian resnet18", "invalid choice: 'trian'"),
         (
             "train resnet18 {small} --seed 99999999999999999999999",
-            "seed 99999999999999999999999 is out of range",
+            "Cannot use seed 99999999999999999999999: give 0 or more",
         ),
         ("train resnet18 {small} --at ²", "no cut can follow '²'"),
-        ("train resnet18 {small} --no-augment --cutout 2", "leave out --no-augment"),
-        ("train --resume {run} --lr 0.1", "leave out lr"),
+        ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
+        ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (
-            "compare resnet18 {small2} --rules sequential simultaneous --cache --views 1",
-            "--cache belongs to the rule",
+            "compare resnet18 {small2} --rules simultaneous global --cache --views 1",
+            "Cannot use --cache with the rule 'simultaneous', which accepts no options. It belongs "
+            "to sequential.",
         ),
         (
             "train resnet18 {small} --cache-dir .",
-            "--cache-dir says where or how much --cache keeps: give --cache",
+            "Cannot use --cache-dir without --cache: give --cache",
         ),
         (
             "train resnet18 {small} --cache-limit 1GB",
-            "--cache-limit says where or how much --cache keeps: give --cache",
+            "Cannot use --cache-limit without --cache: give --cache",
         ),
         (
             "train resnet18 {small} --rule sequential --cache",
             "without --views every epoch has new ones: give --views",
         ),
+        ("train resnet18 {small} --memory-format nhwc", "unknown memory format 'nhwc'"),
         ("train resnet18 {small} --layout nhwc", "unknown memory format 'nhwc'"),
         (
             "train resnet18 {small} {cache} --cache-dir {tmp}/none",
-            "/none' is not a folder that can be written to: make it",
+            "/none': it is not a folder that can be written to. Make it",
         ),
         (
             "train resnet18 {small} {cache} --cache-dir {run}/run.json",
@@ -308,11 +392,11 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("epochs: [1\n", "cannot be read as YAML"),
-        ("- 1\n", "does not hold options"),
+        ("epochs: [1\n", "config.yaml as YAML: "),
+        ("- 1\n", "config.yaml: it holds no options"),
         ("epohcs: 3\n", "did you mean 'epochs'"),
-        ("epochs: many\n", "epochs is 'many', which is not of type int"),
-        ("amp: 1\n", "amp is 1, which is not of type bool"),
+        ("epochs: many\n", "config.yaml: 'many' is not of type int"),
+        ("amp: 1\n", "config.yaml: 1 is not of type bool"),
     ],
 )
 def test_bad_configuration_files(
@@ -340,6 +424,6 @@ def test_altered_weights_are_refused(
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-5] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    assert "its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+    assert "since its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
     (copy / "result.json").write_text("{")
-    assert "cannot be read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+    assert "Cannot read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layerwise.runs.folder.run import Execution, Run
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from layerwise.data.loader import (
     cut_out,
 )
 from layerwise.errors import InvalidInput, MissingData
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from tests.helpers import digits
 
@@ -141,13 +141,13 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
     ("run", "words"),
     [
         (Run(data="cifar11"), "did you mean 'cifar10'"),
-        (Run(val_fraction=1.0), "val_fraction 1.0 is out of range"),
-        (Run(batch_size=1), "batch_size 1 is too small"),
-        (Run(train_images=3), "train_images 3 is out of range: give 10"),
-        (Run(crop_padding=-1), "crop_padding -1 does not fit"),
-        (Run(cutout=100), "cutout 100 does not fit"),
-        (Run(views=0), "views 0 is too small"),
-        (Run(image_size=0), "image_size 0 is too small"),
+        (Run(val_fraction=1.0), "Cannot use val_fraction 1.0: give 0 up to"),
+        (Run(batch_size=1), "Cannot use batch_size 1: give 2 or more"),
+        (Run(train_images=3), "Cannot use train_images 3: give 10"),
+        (Run(crop_padding=-1), "Cannot use crop_padding -1 with images of 8 pixels: give 0 to 8"),
+        (Run(cutout=100), "Cannot use cutout 100 with images of 8 pixels: give 0 to 16"),
+        (Run(views=0), "Cannot use views 0: give 1 or more"),
+        (Run(image_size=0), "Cannot use image_size 0: give 1 pixel or more"),
     ],
 )
 def test_refusals(run: Run, words: str) -> None:
@@ -221,7 +221,7 @@ def test_a_folder_with_train_alone_gives_up_a_fifth_for_the_test(tmp_path: Path)
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     fill(tmp_path, 4)
     (tmp_path / "dark" / "0.png").write_bytes((tmp_path / "dark" / "0.png").read_bytes()[:40])
-    with pytest.raises(InvalidInput, match=r"dark/0\.png cannot be read as an image"):
+    with pytest.raises(InvalidInput, match=r"Cannot read .*dark/0\.png as an image: "):
         load(Run(data="folder", image_size=8), data_dir=str(tmp_path))
 
 

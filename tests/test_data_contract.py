@@ -14,7 +14,7 @@ from PIL import Image
 from layerwise.cli import main
 from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
 from layerwise.errors import InvalidInput
-from layerwise.runs import Execution, Run
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from tests.test_formats import idx
 
@@ -120,7 +120,9 @@ def test_images_and_labels_are_as_the_entry_says(entry: tuple[str, Path]) -> Non
     name, folder = entry
     dataset = DATASETS[name]
     first, second = (
-        prepare(Run(data=name, batch_size=8), Execution(data_dir=str(folder))).load_data()
+        prepare(
+            Run(data=name, batch_size=8, val_fraction=0.5), Execution(data_dir=str(folder))
+        ).load_data()
         for _ in range(2)
     )
     assert first.channels == dataset.format.channels
@@ -172,7 +174,7 @@ def test_a_data_set_from_outside_is_listed_and_trained_on(
         0,
         None,
     )
-    facts = json.loads((output / "config.json").read_text())["data"]
+    facts = json.loads((output / "run.json").read_text())["data"]
     assert facts["class_names"] == ["a", "b", "c"]
     assert facts["images"] == [64, 8, 18] or sum(facts["images"]) == 90
 

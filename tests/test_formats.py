@@ -445,7 +445,7 @@ def test_svhn(tmp_path: Path, folder: str) -> None:
 
 def test_missing_svhn_file_is_named(tmp_path: Path) -> None:
     write_mat(tmp_path / "train_32x32.mat", *svhn_parts()["train_32x32.mat"])
-    refusal("svhn", tmp_path, tmp_path / "test_32x32.mat", kind=MissingData)
+    refusal("svhn", tmp_path, f"Cannot find test_32x32.mat in {tmp_path}", kind=MissingData)
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 5000, -1, None])

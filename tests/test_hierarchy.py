@@ -4,12 +4,12 @@ from functools import cache
 
 import pytest
 import torch
-from layerwise.training.build import build_learner
 from torch.utils.flop_counter import FlopCounterMode
 
+from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
-from layerwise.data import DATASETS
-from layerwise.experiments.accelerate.costs import IMAGES, Costs
+from layerwise.data import DATASETS, ImageFormat
+from layerwise.experiments.accelerate.costs import Costs
 from layerwise.hierarchy import (
     Design,
     accelerated,
@@ -28,7 +28,8 @@ from layerwise.models import create_model, published_hierarchy
 from layerwise.paper.rows import ROWS, Row, row_run
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.profile import count
-from layerwise.runs.run import Run
+from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import prepare
 from tests.helpers import digits
 
 SIDES = (32, 16, 8, 4)
@@ -115,7 +116,9 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
     """Of all 61 rows; tables share some networks."""
     found, hierarchy = costs(row.model, row.data), row.hierarchy
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model = create_model(row.model, hierarchy, num_classes=IMAGES[row.data][0]).eval()
+        model = create_model(
+            row.model, hierarchy, num_classes=DATASETS[row.data].expected().num_classes
+        ).eval()
         model(torch.empty(1, 3, 32, 32))
     assert found.amount("parameters", hierarchy) == count(model)
     assert 2 * found.amount("multiply-adds", hierarchy) == counter.get_total_flops()
@@ -142,15 +145,19 @@ def narrow_costs(model: str, data: str) -> Costs:
 
 def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
     """What each unit saves in a step of the network itself."""
-    learner = build_learner(
-        found._run(Design(row.hierarchy), rule), found.images, torch.device("cpu")
-    )
+    learner = make_learner(found, Design(row.hierarchy), rule)
     set_memory_format(learner, "channels-last")
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
     learner.step(images, labels)  # the first makes optimizer state
     with SavedBytes(learner) as saved, phases(learner, saved.mark):
         learner.step(images, labels)
     return [sum(saved.units[unit.index].values()) for unit in learner.units]
+
+
+def make_learner(found: Costs, design: Design, rule: str) -> Learner:
+    """The network as it would be trained."""
+    run = found._run(design, rule)
+    return prepare(run, Execution(device="cpu")).make_learner(found.images)
 
 
 LITE = {"data": "digits", "loss": "predsim-lite", "optimizer": "sgd"}
@@ -207,13 +214,13 @@ def check_steps(design: Design, run: Run) -> None:
             cost.global_peak_bytes,
         ),
     ):
-        learner = build_learner(found._run(design, rule), found.images, torch.device("cpu"))
+        learner = make_learner(found, design, rule)
         step = predict_steps(rule, learner, 8, {}, "channels-last")[0]
         assert work == sum(step.multiply_adds.values())
         assert activations == max(step.saved_bytes.values())
         assert peak == max(step.peaks().values())
         assert cost.parameters == count(learner.model)
-    local = build_learner(found._run(design, "simultaneous"), found.images, torch.device("cpu"))
+    local = make_learner(found, design, "simultaneous")
     assert cost.head_parameters == sum(count(unit.loss) for unit in local.units)
 
 
@@ -227,9 +234,9 @@ def test_resolutions():
 
 
 def test_data_sets_are_as_they_are_read():
-    assert IMAGES.keys() == {*DATASETS, "folder"}
-    data = digits()
-    assert IMAGES["digits"] == (len(data.class_names), data.channels, data.image_size)
+    data, expected = digits(), DATASETS["digits"].expected()
+    assert expected == ImageFormat(data.class_names, data.channels, data.image_size)
+    assert costs("resnet18", "digits").images == expected
     assert published_hierarchy("resnet50") == (3, 4, 6, 3)
 
 

@@ -12,13 +12,14 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.errors import Diverged, InvalidInput
-from layerwise.experiments import reproduce
+from layerwise.experiments import reproduce, sweep
 from layerwise.paper import rows as paper
 from layerwise.paper.rows import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
 from layerwise.profiling.estimate import Pace, total
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.records import read_runs
 from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import Prepared
 from tests.test_cli import last_json, refusal
 
 TINY = {
@@ -35,7 +36,7 @@ TINY = {
 # a sweep of three short runs in a process of its own
 SWEEP = f"""
 import sys
-from layerwise.paper import SCALES, Scale
+from layerwise.paper.rows import SCALES, Scale
 from layerwise.cli import main
 SCALES["tiny"] = Scale("tiny", "for tests", {TINY!r} | {{"epochs": int(sys.argv[2])}})
 main(["reproduce", "5", "--rows", "resnet18_r1", "resnet18_r3", "--scale", "tiny", "--rule", "global", "--output", sys.argv[1]])
@@ -89,8 +90,9 @@ def test_a_row_is_trained_as_the_paper_says():
     assert (run.decay_rate, run.decay_milestones) == (0.25, "0.5,0.75,0.89,0.94")
     assert (row.layerwise_accuracy, row.global_accuracy) == (89.77, 93.01)
     vgg8b = next(row for row in ROWS if row.name == "vgg8b")
-    assert row_run(vgg8b, "paper", "layerwise").decoder_dim == 2048
-    assert row_run(row, "paper", "layerwise").decoder_dim == 4096
+    assert row_run(vgg8b, "paper", "layerwise").loss_options == {"decoder_dim": 2048}
+    assert row_run(row, "paper", "layerwise").loss_options == {}
+    assert run.output_layer == "separate"
 
 
 def test_rows_shared_by_tables_train_once():
@@ -151,7 +153,7 @@ def test_a_sweep_trains_shows_and_skips(tiny, tmp_path, capsys):
 def test_a_sweep_that_cannot_begin_is_refused_before_its_cost_is_estimated(tiny, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     for arguments, words in (
-        (tiny_sweep(tmp_path / "file"), "is a file: give a folder to keep the runs in"),
+        (tiny_sweep(tmp_path / "file"), "it is a file. Give a folder."),
         (
             ["reproduce", "5", "--rows", "resnet18", "--data-dir", str(tmp_path / "none")],
             "pass --data-dir",
@@ -209,8 +211,8 @@ def test_two_processes_share_a_sweep(tmp_path):
 
 def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
     planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
-    entry, other = reproduce.entries(planned, tmp_path)
-    with entry.folder.created(entry.planned.run, {"data": {}, "units": []}):
+    entry, other = sweep.entries([item.run for item in planned], tmp_path, Execution())
+    with entry.folder.created(entry.run, {"data": {}, "units": []}):
         result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
     assert [run["state"] for run in result["runs"]] == ["in another process", "finished"]
     assert other.state == "finished"
@@ -219,14 +221,14 @@ def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
 
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
     planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
-    real = reproduce.train
+    real = sweep.train
 
-    def train(run: Run, *arguments, **options):
-        if run.rule == "global":
-            return real(run, *arguments, **options)
+    def train(prepared: Prepared, *arguments, **options):
+        if prepared.run.rule == "global":
+            return real(prepared, *arguments, **options)
         raise Diverged("unit 3: its loss is nan")
 
-    monkeypatch.setattr(reproduce, "train", train)
+    monkeypatch.setattr(sweep, "train", train)
     result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
     assert [run["state"] for run in result["runs"]] == ["diverged", "finished"]
 
@@ -234,12 +236,12 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["7"], "no table 7"),
+        (["7"], "the paper has no table 7"),
         (["5", "--rows", "vgg*"], "no row of these tables matches"),
         (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
         (["5", "--rule", "local"], "accepted: layerwise, global, both"),
         (["5", "--scale", "medium"], "accepted: paper, small"),
-        (["5", "--seeds", "0"], "seeds 0 is too small"),
+        (["5", "--seeds", "0"], "Cannot use seeds 0: give 1 or more"),
         (["5", "--loss", "predsym"], "did you mean 'predsim'"),
         (["five"], "invalid int value"),
     ],
@@ -272,7 +274,7 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
 
 
 def test_reading_runs_imports_no_torch():
-    code = "import sys, layerwise.records, layerwise.paper; print('torch' in sys.modules)"
+    code = "import sys, layerwise.runs.records, layerwise.paper.verdicts; print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

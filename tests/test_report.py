@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from layerwise.paper.rows.rows import ROWS
-from layerwise.runs.folder.run import Run
 
 from layerwise.cli import main
+from layerwise.paper.rows import ROWS
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
+from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
 
 EVIL = (
@@ -66,12 +66,11 @@ def spoil(folder: Path) -> None:
         )
     )
     (folder / "cut" / "run").mkdir(parents=True)
-    (folder / "cut" / "run" / "run.json").write_text('{"format": 2, "run"')
+    (folder / "cut" / "run" / "run.json").write_text('{"format": 3, "run"')
     impossible = folder / "no percentage"
     write_run(impossible, Run(epochs=4, seed=9), 50.0, 4)
-    (impossible / "result.json").write_text(
-        (impossible / "result.json").read_text().replace("50.0", "5300.0")
-    )
+    result = json.loads((impossible / "result.json").read_text())
+    (impossible / "result.json").write_text(json.dumps(result | {"test_accuracy": 5300.01}))
     (folder / "notes").mkdir()
     (folder / "notes" / "why.txt").write_text("because")
     (folder / "stray <b>.txt").write_text("?")
@@ -212,8 +211,8 @@ def test_what_is_broken_is_listed_in_words_and_escaped(
         "not finished: 7 of 20 epochs",
         "not finished: 4 of 4 epochs, no result.json",
         "result.json has no test accuracy",
-        "cannot be read as a run",
-        "is not a run: no run.json in it",
+        "run.json as a run: ",
+        "it is not a run, for no run.json is in it",
     ):
         assert words in problems, words
     assert "<script>document.title" not in text
@@ -370,17 +369,17 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("{tmp}/none", "give folders of runs"),
+        ("{tmp}/none", "Give folders of runs"),
         ("{tmp}", "there is no run in"),
-        ("{runs} --output {tmp}", "is a folder: give a file"),
-        ("{runs} --output {tmp}/none/report.html", "lies in a folder that does not exist"),
-        ("{runs} --output {tmp}/mine.html", "exists and was not written by layerwise report"),
+        ("{runs} --output {tmp}", "it is a folder. Give a file"),
+        ("{runs} --output {tmp}/none/report.html", "it lies in a folder that does not exist"),
+        ("{runs} --output {tmp}/mine.html", "it exists and was not written by layerwise report"),
         (
             "{runs} --output {tmp}/r.html --csv {tmp}/mine.html",
-            "exists and was not written by layerwise report",
+            "it exists and was not written by layerwise report",
         ),
-        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "is a file: give a folder"),
-        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "is a file: give a folder"),
+        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "it is a file. Give a folder"),
+        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "it is a file. Give a folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
@@ -404,7 +403,7 @@ def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("layerwise.runs.folder.os.fsync", full)
+    monkeypatch.setattr("layerwise.utils.files.os.fsync", full)
     with pytest.raises(SystemExit):
         main(["report", str(runs), "--output", str(tmp_path / "report.html")])
     assert (tmp_path / "report.html").read_text() == before
@@ -425,6 +424,28 @@ def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
     assert float(done.stdout.splitlines()[-1]) < 10
     assert time.monotonic() - began < 60  # hangs only
     assert (tmp_path / "report.html").stat().st_size < 4e6
+
+
+def test_a_measure_of_ones_own_is_shown_by_the_heading_that_was_recorded(tmp_path: Path) -> None:
+    """The report has no torch, so it cannot ask the measure itself."""
+    write_runs(tmp_path / "runs", paper_plan((5,), seeds=1)[:1], probes=True)
+    [path] = (tmp_path / "runs").glob("*/separability.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["headings"] = {"mine": "my <measure>, %"}
+        for row in line["units"]:
+            row["mine"] = 12.5
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    csv_file = tmp_path / "runs.csv"
+    page = tmp_path / "report.html"
+    main(["report", str(tmp_path / "runs"), "--output", str(page), "--csv", str(csv_file)])
+    [run] = embedded(page.read_text())["runs"]
+    assert set(run["separable"]["measures"]["my <measure>, %"]) == {12.5}
+    assert any("my <measure>" in depth["kind"] for depth in run["units"])
+    with (tmp_path / "runs-separability.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["mine"] for row in rows} == {"12.5"}
+    assert tuple(rows[0]) == (*SEPARABILITY_COLUMNS, "mine")
 
 
 @pytest.fixture(scope="module")

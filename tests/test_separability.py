@@ -17,15 +17,15 @@ from torch import nn
 import layerwise
 from layerwise.analysis.separability import survey
 from layerwise.cli import main
+from layerwise.core.learner import Learner
 from layerwise.core.split import split
 from layerwise.errors import InvalidInput
-from layerwise.measures import MEASURES
+from layerwise.measures import MEASURES, Accuracy, heading_of
 from layerwise.measures import depths as probing
-from layerwise.measures.base import is_accuracy, percent
+from layerwise.measures.base import percent
 from layerwise.measures.depths import (
     Depths,
     Sample,
-    Watch,
     depths_of,
     groups,
     measure_depths,
@@ -34,6 +34,7 @@ from layerwise.measures.depths import (
     sample_images,
 )
 from layerwise.measures.gains import add_gains, losses_push
+from layerwise.measures.watch import Watch
 from layerwise.rules import RULES
 from layerwise.runs.folder import SEPARABILITY, STATE, WEIGHTS, RunFolder
 from layerwise.runs.headings import HEADINGS
@@ -41,6 +42,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training import loop as train_module
 from layerwise.training.evaluate import unit_scores
 from layerwise.training.loop import Interrupted, train
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from tests.helpers import CLASSES, digits, learner, network, ticks
 
@@ -54,6 +56,7 @@ SMALL = Run(
     lr=1e-3,
     dropout=0.1,
 )
+UNITS = 9  # the output layer is joined to the last
 WATCHING = Execution(device="cpu", separability_every=2)
 COLUMNS = {
     "index",
@@ -71,7 +74,7 @@ COLUMNS = {
 
 def carry_out(run: Run, path: Path, execution: Execution, resume: bool = False) -> RunFolder:
     folder = RunFolder(path)
-    train(run, folder, execution, resume, Progress())
+    train(prepare(run, execution), folder, resume, Progress())
     return folder
 
 
@@ -115,7 +118,7 @@ def test_the_command_measures_every_depth(
         1024,
     )
     assert [row["name"] for row in rows[:2]] == ["input", "stem.conv"]
-    assert [row["index"] for row in rows] == list(range(-1, 10))
+    assert [row["index"] for row in rows] == list(range(-1, UNITS))
     for row in rows:
         assert set(row) >= COLUMNS | set(MEASURES)
         assert all(math.isfinite(row[name]) for name in MEASURES)
@@ -238,18 +241,18 @@ def test_measuring_changes_no_bit_of_training(rule: str, tmp_path: Path) -> None
     records = watched.log(SEPARABILITY)
     assert [record["epoch"] for record in records] == [record["epoch"] for record in watched.log()]
     for record in records:
-        assert set(record) == {"epoch", "split", "pooled_to", "images", "units"}
+        assert set(record) == {"epoch", "split", "pooled_to", "images", "headings", "units"}
         assert (record["units"][0]["index"], record["units"][0]["name"]) == (-1, "input")
         assert "auxiliary_accuracy" not in record["units"][-1]  # it is in the log
         # those behind have not begun
-        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else 10
+        learned = (record["epoch"] + 1) // 2 if rule == "sequential" else UNITS
         assert len(record["units"]) == 1 + learned
 
 
 @pytest.mark.parametrize("at", ["layer", 1])
 def test_measuring_leaves_weights_modes_and_generators_as_they_were(at: Any) -> None:
     local = learner("resnet18", at=at)
-    watch = Watch(local, digits(), "layer")
+    watch = watch_of(local)
     local.train()
     local.model.stages[0].eval()  # frozen by its owner
     modes = {
@@ -282,9 +285,15 @@ def test_a_resumed_run_keeps_one_line_per_epoch(
     # measured, but the state is of epoch 1
     assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]
     half_trained = survey(folder, WATCHING, ["fisher"])
-    assert (half_trained["epoch"], len(half_trained["units"])) == (1, 11)
+    assert (half_trained["epoch"], len(half_trained["units"])) == (1, 1 + UNITS)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
     assert folder.file(SEPARABILITY).read_text() == whole.file(SEPARABILITY).read_text()
+
+
+def watch_of(local: Learner) -> Watch:
+    data = digits()
+    assert data.validation is not None
+    return Watch(depths_of(local, "layer"), data.validation, "validation", CLASSES)
 
 
 def stop_after(epoch: int, save: Callable[..., None]) -> Callable[..., None]:
@@ -312,7 +321,7 @@ def test_a_python_call_measures_a_network_and_a_run(runs: dict[str, Path]) -> No
         len(layerwise.separability(local.model, (images, labels), at=2, measures=["fisher"])) == 3
     )
     of_run = layerwise.separability(runs["global"], measures=["fisher"], images=200, device="cpu")
-    assert [row["depth"] for row in of_run] == list(range(11))
+    assert [row["depth"] for row in of_run] == list(range(1 + UNITS))
 
 
 def test_a_run_without_its_state_is_measured_by_its_weights(
@@ -337,7 +346,7 @@ def test_a_unit_that_died_does_not_hide_the_others() -> None:
     local = learner("plain")
     nn.init.zeros_(local.model.conv2.weight)
     nn.init.constant_(local.model.conv2.bias, -1.0)
-    record = Watch(local, digits(), "layer").record(1, 2, [])
+    record = watch_of(local).record(1, 2, [])
     assert record["units"][2]["linear_probe"] is None
     assert "are the same" in record["units"][2]["refused"]
     assert record["units"][3]["gain"] is None
@@ -388,9 +397,10 @@ def test_a_measure_that_is_no_accuracy_has_no_error() -> None:
 def test_what_was_measured_while_training_is_a_table(runs: dict[str, Path]) -> None:
     rows = layerwise.separability_over_epochs(runs["simultaneous"])
     assert [(row["epoch"], row["depth"]) for row in rows] == [
-        (epoch, depth) for epoch in (2, 3) for depth in range(11)
+        (epoch, depth) for epoch in (2, 3) for depth in range(1 + UNITS)
     ]
     assert {(row["split"], row["pooled_to"]) for row in rows} == {("validation", 256)}
+    assert not any(isinstance(value, dict) for row in rows for value in row.values())
     lines = RunFolder(runs["simultaneous"]).log(SEPARABILITY)
     assert [row["linear_probe"] for row in rows] == [
         unit["linear_probe"] for line in lines for unit in line["units"]
@@ -474,8 +484,10 @@ def test_what_cannot_be_compared_is_refused_before_training(
 
 
 def test_headings_are_of_every_measure() -> None:
-    assert HEADINGS.keys() == {*MEASURES, "auxiliary_accuracy", "cka"}
-    assert all(HEADINGS[name].endswith("%") == is_accuracy(name) for name in MEASURES)
+    own = {name: heading_of(measure) for name, measure in MEASURES.items()}
+    assert {**own, "auxiliary_accuracy": "auxiliary accuracy, %", "cka": "CKA"} == HEADINGS
+    for name, measure in MEASURES.items():
+        assert own[name].endswith("%") == isinstance(measure, Accuracy)
 
 
 def test_bad_input_is_refused(
@@ -495,21 +507,21 @@ def test_bad_input_is_refused(
         replace(SMALL, val_fraction=0.0, epochs=1), tmp_path / "open", Execution(device="cpu")
     ).path
     for arguments, sentence in (
-        ([str(begun)], "has no saved state"),
-        ([str(tmp_path / "absent")], "is not a run"),
+        ([str(begun)], "it has no saved state"),
+        ([str(tmp_path / "absent")], "it is not a run"),
         ([good, "--measures", "linear_prob"], "did you mean 'linear_probe'"),
         ([good, "--measures", ""], "unknown measure"),
         ([good, "--split", "train"], "unknown split"),
         ([good, "--images", "9"], "9 images are fewer than the 10 classes"),
         ([good, "--images", "35"], "give 4 or more of each class"),
         ([good, "--pooled-to", "0"], "pooled_to 0 is too small"),
-        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "cannot be written"),
-        ([good, "--against", str(other)], "10 and 12 units"),
-        ([good, "--against", str(small)], "image size differs"),
-        ([str(open_run), "--split", "validation"], "held no images out"),
+        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
+        ([good, "--against", str(other)], "9 and 11 units"),
+        ([good, "--against", str(small)], "its image size differs"),
+        ([str(open_run), "--split", "validation"], "it held no images out"),
     ):
         assert sentence in refusal(capsys, *arguments)
-    with pytest.raises(InvalidInput, match="separability_every -1 is too small"):
+    with pytest.raises(InvalidInput, match="Cannot use separability_every -1: give 0 or more"):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
     # before anything is trained
     with pytest.raises(InvalidInput, match="give 4 or more of each class"):
@@ -534,7 +546,7 @@ def test_bad_data_of_a_network_is_refused(runs: dict[str, Path]) -> None:
         layerwise.separability(model, (images, labels), measures=[])
     with pytest.raises(InvalidInput, match="compared with a network"):
         layerwise.separability(model, (images, labels), against=str(runs["global"]))
-    with pytest.raises(InvalidInput, match="leave out data="):
+    with pytest.raises(InvalidInput, match="Leave out data="):
         layerwise.separability(runs["global"], (images, labels))
 
 

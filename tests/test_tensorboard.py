@@ -13,6 +13,7 @@ from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from layerwise.training.tensorboard import FOLDER, OF_EPOCHS, OF_UNITS, check_log
 
@@ -46,10 +47,9 @@ def logged(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_it_holds_what_the_log_holds_and_changes_nothing(tmp_path: Path) -> None:
-    result = train(SMALL, RunFolder(tmp_path / "logged"), LOGGED, False, Progress())
-    plain = train(
-        SMALL, RunFolder(tmp_path / "plain"), replace(LOGGED, log=None), False, Progress()
-    )
+    result = train(prepare(SMALL, LOGGED), RunFolder(tmp_path / "logged"), False, Progress())
+    unlogged = prepare(SMALL, replace(LOGGED, log=None))
+    plain = train(unlogged, RunFolder(tmp_path / "plain"), False, Progress())
     assert result["sha256"] == plain["sha256"]
     assert not (tmp_path / "plain" / FOLDER).exists()
     found = logged(tmp_path / "logged" / FOLDER)
@@ -67,21 +67,18 @@ def test_it_holds_what_the_log_holds_and_changes_nothing(tmp_path: Path) -> None
 def test_after_a_kill_no_epoch_is_shown_twice(tmp_path: Path) -> None:
     again = RunFolder(tmp_path / "again")
     execution = replace(LOGGED, save_every=2)
-    four = replace(SMALL, epochs=4)
+    four = prepare(replace(SMALL, epochs=4), execution)
     with pytest.raises(Killed):
-        train(four, again, execution, False, KillAt(3))
+        train(four, again, False, KillAt(3))
     assert [step for step, _ in logged(tmp_path / "again" / FOLDER)["accuracy/test"]] == [1, 2, 3]
-    train(four, again, execution, True, Progress())
+    train(four, again, True, Progress())
     for tag, values in logged(tmp_path / "again" / FOLDER).items():
         assert [step for step, _ in values] == [1, 2, 3, 4], tag
 
 
-def test_it_is_refused_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidInput, match="unknown log 'tensorbord': did you mean 'tensorboard'"):
-        train(
-            SMALL, RunFolder(tmp_path / "run"), replace(LOGGED, log="tensorbord"), False, Progress()
-        )
+        prepare(SMALL, replace(LOGGED, log="tensorbord"))
     monkeypatch.setattr("layerwise.training.tensorboard.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'layerwise\[tensorboard\]'"):
         check_log("tensorboard")
-    assert not (tmp_path / "run").exists()

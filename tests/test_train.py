@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,9 @@ from safetensors.torch import load_file
 
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
-from layerwise.paper.rows import ROWS, row_run
 from layerwise.rules import RULES
 from layerwise.runs.folder import (
     BEST,
-    CONFIGURATION,
-    FORMAT,
     LOG,
     RESULT,
     STATE,
@@ -34,7 +31,9 @@ from layerwise.runs.run import Execution, Run, run_name
 from layerwise.training import loop as train_module
 from layerwise.training.checkpoint import load_state
 from layerwise.training.loop import train
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
+from layerwise.utils.options import Options
 
 SMALL = Run(
     model="resnet18",
@@ -47,6 +46,8 @@ SMALL = Run(
     dropout=0.1,
     views=2,
 )
+CPU = Execution(device="cpu")
+CACHED = Options({"cache": True})
 OPTIONS = [
     "--hierarchy",
     "1,1,1,1",
@@ -68,7 +69,7 @@ OPTIONS = [
 
 
 def carry_out(run: Run, path: Path, resume: bool = False) -> dict[str, Any]:
-    return train(run, RunFolder(path), Execution(device="cpu"), resume, Progress())
+    return train(prepare(run, CPU), RunFolder(path), resume, Progress())
 
 
 def digest(path: Path) -> str:
@@ -81,7 +82,7 @@ def test_a_run_by_every_rule(rule: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.result() == json.loads(json.dumps(result))
     assert folder.run() == replace(SMALL, rule=rule)
-    units = RULES[rule].at or 10
+    units = RULES[rule].at or 9
     epochs = units * 2 if rule == "sequential" else 2
     log = folder.log()
     assert [record["epoch"] for record in log] == list(range(1, epochs + 1))
@@ -116,7 +117,13 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
         model.load_state_dict(load_file(tmp_path / "run" / name), strict=True)
     assert result["sha256"] == {name: digest(tmp_path / "run" / name) for name in (WEIGHTS, BEST)}
     # weights_only
-    assert set(load_state(tmp_path / "run" / STATE)) == {"run", "position", "learner", "meter"}
+    assert set(load_state(tmp_path / "run" / STATE)) == {
+        "format",
+        "run",
+        "position",
+        "learner",
+        "meter",
+    }
 
 
 def test_without_validation_there_is_no_best_epoch(tmp_path: Path) -> None:
@@ -242,7 +249,7 @@ def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_pat
     carry_out(run, tmp_path / "whole")
     steps = 6 if RULES[rule].one_thread else 3  # with threads, it stops when the epoch ends
     with pytest.raises(train_module.Interrupted):
-        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(steps))
+        train(prepare(run, CPU), RunFolder(tmp_path / "run"), False, StopAfter(steps))
     if RULES[rule].one_thread:
         assert load_state(tmp_path / "run" / STATE)["position"] == [1, 2]
     carry_out(run, tmp_path / "run", resume=True)
@@ -255,11 +262,11 @@ def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(rule: str, tmp_pat
 
 
 def test_cached_features_survive_a_stop(tmp_path: Path) -> None:
-    run = replace(SMALL, rule="sequential", cache=True)
+    run = replace(SMALL, rule="sequential", rule_options=CACHED)
     carry_out(run, tmp_path / "whole")
     with pytest.raises(train_module.Interrupted):
         # in the fourth unit
-        train(run, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(30))
+        train(prepare(run, CPU), RunFolder(tmp_path / "run"), False, StopAfter(30))
     carry_out(run, tmp_path / "run", resume=True)
     assert digest(tmp_path / "run" / WEIGHTS) == digest(tmp_path / "whole" / WEIGHTS)
 
@@ -268,7 +275,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
     result = carry_out(SMALL, tmp_path / "run")
     before = {file.name: digest(file) for file in (tmp_path / "run").iterdir()}
     assert carry_out(SMALL, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
-    with pytest.raises(InvalidInput, match="a finished run, which is never overwritten"):
+    with pytest.raises(InvalidInput, match="holds a finished run, which is never overwritten"):
         carry_out(SMALL, tmp_path / "run")
     with pytest.raises(InvalidInput, match=r"holds another run \(--lr 0.5 against 0.001\)"):
         carry_out(replace(SMALL, lr=0.5), tmp_path / "run", resume=True)
@@ -283,14 +290,33 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"loss": "predsm"}, "did you mean 'predsim'"),
         ({"rule": "simultanous"}, "did you mean 'simultaneous'"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
-        ({"epochs": 0}, "epochs 0 is out of range"),
-        ({"lr": -1.0}, "lr -1.0 is out of range"),
-        ({"dropout": 1.0}, "dropout 1.0 cannot be used"),
-        ({"weight_decay": float("inf")}, "weight_decay inf is not a finite number"),
+        ({"epochs": 0}, "Cannot use epochs 0: give 1 or more"),
+        ({"lr": -1.0}, "Cannot use lr -1.0: give a number above 0"),
+        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: give"),
+        ({"weight_decay": float("inf")}, "Cannot use weight_decay inf: give a finite number"),
         ({"decay_milestones": "50%"}, "are not shares of training"),
-        ({"cache": True}, "--cache belongs to the rule 'sequential', not to 'simultaneous'"),
-        ({"rule": "sequential", "cache": True, "views": None}, "give --views, such as 1"),
-        ({"loss": "sim", "beta": 0.5}, "--beta belongs to the loss 'predsim', not to 'sim'"),
+        (
+            {"rule_options": CACHED},
+            "Cannot use --cache with the rule 'simultaneous', which accepts no options. "
+            "It belongs to sequential",
+        ),
+        (
+            {"rule": "sequential", "rule_options": CACHED, "views": None},
+            "give --views, such as 1",
+        ),
+        (
+            {"loss": "sim", "loss_options": Options({"beta": 0.5})},
+            "Cannot use --beta with the loss 'sim', which accepts .* It belongs to predsim",
+        ),
+        ({"rule": "parallel", "rule_options": Options({"threads": 0})}, "Cannot use threads 0"),
+        (
+            {"rule": "checkpointed", "rule_options": Options({"segments": 0})},
+            "segments 0 .*give 1 to",
+        ),
+        (
+            {"rule": "checkpointed", "rule_options": Options({"segments": 99})},
+            "segments 99 .*give 1 to",
+        ),
         ({"at": "stage.9"}, "no cut can follow 'stage.9'"),
         ({"at": "99"}, "99 units are not to be had"),
     ],
@@ -306,7 +332,7 @@ def test_what_cannot_be_carried_out_writes_nothing(
 @pytest.mark.parametrize("damage", ["truncated", "altered", "foreign", "empty"])
 def test_a_damaged_state_is_refused_and_left(damage: str, tmp_path: Path) -> None:
     with pytest.raises(train_module.Interrupted):
-        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(6))
     state = tmp_path / "run" / STATE
     content = state.read_bytes()
     middle = len(content) // 2
@@ -330,7 +356,7 @@ def test_code_in_a_state_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "exploded",))
 
     with pytest.raises(train_module.Interrupted):
-        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(6))
     torch.save({"position": Bomb()}, tmp_path / "run" / STATE)
     with pytest.raises(InvalidInput, match="is damaged or not a state"):
         carry_out(SMALL, tmp_path / "run", resume=True)
@@ -351,7 +377,10 @@ def test_a_full_disk_keeps_the_last_state(tmp_path: Path, monkeypatch: pytest.Mo
         save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InvalidInput, match=r"could not be written \(No space left on device\)"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"Cannot write .*: No space left on device\. What was saved before is untouched",
+    ):
         carry_out(SMALL, tmp_path / "run")
     monkeypatch.undo()
     assert load_state(tmp_path / "run" / STATE)["position"] == [1, 0]
@@ -382,7 +411,7 @@ def test_a_diverging_loss_keeps_the_last_good_state(
 
 def test_two_processes_cannot_train_one_run(tmp_path: Path) -> None:
     with pytest.raises(train_module.Interrupted):
-        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
+        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(3))
     with (
         RunFolder(tmp_path / "run").locked(),
         pytest.raises(InvalidInput, match="by another process"),
@@ -419,26 +448,6 @@ def test_names_tell_runs_apart() -> None:
     assert halved.startswith("resnet18-1-1-1-1-halved-0-1-2-digits-simultaneous-predsim-seed0-")
 
 
-def test_an_option_that_came_later_changes_no_earlier_run(tmp_path):
-    row = next(row for row in ROWS if row.name == "resnet18_r4" and row.table == 5)
-    # of a run from before downsample_after
-    assert run_name(row_run(row, "small", "global")).endswith("-ad1bb6")
-    facts = {
-        "format": FORMAT,
-        "data": {},
-        "run": {k: v for k, v in asdict(SMALL).items() if k != "downsample_after"},
-    }
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    assert RunFolder(tmp_path).run() == SMALL
-    facts["run"]["downsample_after"] = "1,2"
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    assert RunFolder(tmp_path).run() == replace(SMALL, downsample_after="1,2")
-    del facts["run"]["amp"]
-    (tmp_path / "run.json").write_text(json.dumps(facts))
-    with pytest.raises(InvalidInput, match="no entry 'amp'"):
-        RunFolder(tmp_path).run()
-
-
 def test_a_log_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     carry_out(SMALL, tmp_path / "run")
     with (tmp_path / "run" / LOG).open("a") as log:
@@ -458,7 +467,7 @@ def test_other_data_than_a_run_began_with_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(train_module.Interrupted):
-        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(3))
+        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(3))
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     facts["data"]["mean"] = [1.0]
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
@@ -470,7 +479,7 @@ def test_a_run_whose_description_or_best_weights_were_altered_is_not_gone_on_wit
     tmp_path: Path,
 ) -> None:
     with pytest.raises(train_module.Interrupted):
-        train(SMALL, RunFolder(tmp_path / "run"), Execution(device="cpu"), False, StopAfter(6))
+        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(6))
     path = tmp_path / "run" / "run.json"
     original = path.read_text()
     path.write_text(original.replace('"lr": 0.001', '"lr": 0.002'))
@@ -490,7 +499,7 @@ def test_how_a_run_is_carried_out_is_remembered(tmp_path: Path) -> None:
 def test_memory_counts_what_a_sequential_rule_keeps(tmp_path: Path) -> None:
     peaks = []
     for views in (1, 3):
-        run = replace(SMALL, rule="sequential", cache=True, views=views, epochs=3)
+        run = replace(SMALL, rule="sequential", rule_options=CACHED, views=views, epochs=3)
         peaks.append(carry_out(run, tmp_path / str(views))["peak_memory_bytes"])
     # two tensors (feature, shortcut) of the first stage for 60 images: bytes of a view
     features = 2 * 60 * 4 * 8 * 8 * 4
@@ -503,24 +512,3 @@ def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -
             replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run"
         )
     assert not (tmp_path / "run" / RESULT).exists()
-
-
-def test_a_run_of_before_goes_on(tmp_path: Path) -> None:
-    """Runs once said how --cache kept numbers, and called the memory format a layout."""
-    run = replace(SMALL, epochs=2)
-    whole = carry_out(run, tmp_path / "whole")
-    folder = RunFolder(tmp_path / "whole")
-    facts = folder.facts()
-    # so that its name, and its state, are those of before
-    assert facts["run"]["cache_type"] == "float32"
-    execution = {"layout": "contiguous", "cache_place": None, "device": "cpu"}
-    folder.file(CONFIGURATION).write_text(json.dumps(facts | {"execution": execution}))
-    assert folder.run() == run
-    assert folder.execution().memory_format == "contiguous"
-    assert carry_out(run, folder.path, resume=True) == whole
-    facts["run"]["cache_type"] = "uint8"
-    folder.file(CONFIGURATION).write_text(json.dumps(facts))
-    with pytest.raises(
-        InvalidInput, match="its cache_type is 'uint8', and only 'float32' is supported now"
-    ):
-        folder.run()

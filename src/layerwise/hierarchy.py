@@ -24,8 +24,8 @@ def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
     counts = whole_numbers(value)
     if not counts or min(counts) < 1:
         raise InvalidInput(
-            f"hierarchy {value!r} is not a list of positive whole numbers: give one number of "
-            "layers per stage, shallow to deep, such as 1,1,2,2"
+            f"Cannot use hierarchy {value!r}: it is not a list of positive whole numbers. Give one "
+            "number of layers per stage, shallow to deep, such as 1,1,2,2."
         )
     return counts
 
@@ -51,8 +51,8 @@ def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
     places = whole_numbers(value)
     if not places or any(one >= other for one, other in pairwise(places)):
         raise InvalidInput(
-            f"downsample_after {value!r} is not a list of increasing whole numbers: give after "
-            "how many convolutions or blocks the map is halved, such as 1,4,6"
+            f"Cannot use downsample_after {value!r}: it is not a list of increasing whole numbers. "
+            "Give after how many convolutions or blocks the map is halved, such as 1,4,6."
         )
     return places
 
@@ -66,8 +66,8 @@ def check_downsampling(name: str, places: Sequence[int], first: int, last: int) 
     for place in places:
         if not first <= place <= last:
             raise InvalidInput(
-                f"downsample_after {place} is not a place in {name} of this depth: give numbers "
-                f"from {first} to {last}"
+                f"Cannot use downsample_after {place}: it is not a place in {name} of this depth. "
+                f"Give numbers from {first} to {last}."
             )
 
 
@@ -115,9 +115,9 @@ def check_stages(name: str, hierarchy: Hierarchy, published: Hierarchy) -> None:
     """
     if len(hierarchy) != len(published):
         raise InvalidInput(
-            f"hierarchy {format_hierarchy(hierarchy)} has {len(hierarchy)} stages, {name} has "
-            f"{len(published)}: give {len(published)} numbers, such as "
-            f"{format_hierarchy(published)}"
+            f"Cannot use hierarchy {format_hierarchy(hierarchy)}: it has {len(hierarchy)} stages, "
+            f"{name} has {len(published)}. Give {len(published)} numbers, such as "
+            f"{format_hierarchy(published)}."
         )
 
 

@@ -95,16 +95,16 @@ def separability(
         )
         if against is not None and other is None:
             raise InvalidInput(
-                "a network is compared with a network: load that of the run given as against=, "
-                "or leave it out"
+                "Cannot use against=: a network is compared with a network. Load that of the run, "
+                "or leave it out."
             )
         depths = depths_at(source, at, output_layer, sample)
         refuse_other_depth(depths, other)
         return measure_depths(depths, sample, names, pooled_to, other=other)
     if data is not None or not isinstance(against, str | Path | None):
         raise InvalidInput(
-            "a run is measured on its own data and compared with a run: leave out data=, and "
-            "give folders"
+            "Cannot measure a run so: it is measured on its own data and compared with a run. "
+            "Leave out data=, and give folders."
         )
     folder = RunFolder(source)
     own = folder.execution()
@@ -132,13 +132,14 @@ def separability_over_epochs(run: str | Path) -> list[Row]:
     lines = folder.log(SEPARABILITY)
     if not lines:
         raise InvalidInput(
-            f"{folder.path} was not measured while it trained: train with --separability-every N, "
-            "or measure it as it is by layerwise.separability"
+            f"Cannot show {folder.path} over epochs: it was not measured while it trained. Train "
+            "with --separability-every N, or measure it as it is by layerwise.separability."
         )
     return [
-        {**line, **row}
-        for units, line in ((line.pop("units"), line) for line in lines)
-        for row in units
+        {**facts, **row}
+        for line in lines
+        for facts in [{name: line[name] for name in line.keys() - {"units", "headings"}}]
+        for row in line["units"]
     ]
 
 
@@ -166,7 +167,10 @@ def survey(
     refuse_other_data(folder, data.facts())
     loader = data.test if split == "test" else data.validation
     if loader is None:
-        raise InvalidInput(f"{folder.path} held no images out for validation: give --split test")
+        raise InvalidInput(
+            f"Cannot measure {folder.path} on validation images: it held no images out. Give "
+            "--split test."
+        )
     sample = sample_images(loader, images, len(data.class_names))
     pair = compared_run(against, data.facts(), loader, images)[:2] if against is not None else None
     refuse_other_depth(depths, pair)
@@ -212,7 +216,8 @@ def pair_sample(data: Any) -> Sample:
         or not all(isinstance(part, Tensor) for part in data)
     ):
         raise InvalidInput(
-            "data= is not a pair of tensors: give (images, labels) of held-out images"
+            "Cannot use data=: it is not a pair of tensors. Give (images, labels) of held-out "
+            "images."
         )
     images, labels = data
     if (
@@ -222,8 +227,8 @@ def pair_sample(data: Any) -> Sample:
         or int(labels.min()) < 0
     ):
         raise InvalidInput(
-            f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit "
-            f"{len(images)} images: give one integer per image, from 0 on"
+            f"Cannot use labels of shape {tuple(labels.shape)} and type {labels.dtype} with "
+            f"{len(images)} images: give one integer per image, from 0 on."
         )
     classes = int(labels.max()) + 1
     check_labels(labels, classes)

@@ -52,8 +52,8 @@ def show_run(
 def refuse_unwritable(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise InvalidInput(
-            f"--csv {path} cannot be written: give a file in a folder that is there and can be "
-            "written to"
+            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
+            "file in a folder that can be written to."
         )
 
 

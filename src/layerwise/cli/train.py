@@ -8,7 +8,7 @@ from typing import Any
 from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, collect
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run, run_name
+from layerwise.runs.run import Execution, Run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -36,9 +36,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "began it."
         )
     if not isinstance(parsed.resume, str):
-        described = collect(parsed, Run())
-        folder = RunFolder(parsed.output or Path("runs") / run_name(described))
-        return train_one(described, folder, collect(parsed, Execution()), bool(parsed.resume))
+        execution = collect(parsed, Execution())
+        return train_one(collect(parsed, Run()), parsed.output, execution, bool(parsed.resume))
     folder = RunFolder(parsed.resume)
     names = [*(item.name for item in fields(Run)), "output", "config"]
     given = [name for name in names if getattr(parsed, name, None) is not None]
@@ -48,19 +47,23 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             f"Cannot change {given[0]} of a run that goes on: --resume {parsed.resume} takes it as "
             "it is. Leave it out."
         )
-    return train_one(folder.run(), folder, collect(parsed, folder.execution()), True)
+    return train_one(folder.run(), parsed.resume, collect(parsed, folder.execution()), True)
 
 
 def train_one(
-    described: Run, folder: RunFolder, execution: Execution, resume: bool
+    described: Run, output: str | None, execution: Execution, resume: bool
 ) -> dict[str, Any]:
+    """Train a run in a folder; None: in ``runs``, under the run's name."""
+    from layerwise.experiments.sweep import folder_of
     from layerwise.training.loop import Interrupted, train
     from layerwise.training.prepare import prepare
     from layerwise.training.progress import shown
 
+    prepared = prepare(described, execution)
+    folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
     try:
         with shown() as progress:
-            result = train(prepare(described, execution), folder, resume, progress)
+            result = train(prepared, folder, resume, progress)
     except Interrupted as interruption:
         raise KeyboardInterrupt(
             f"{interruption}. Go on with: layerwise train --resume {folder.path}"

@@ -32,7 +32,9 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
             picture.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
             image = picture.convert("RGB" if channels == 3 else "L")
     except FileNotFoundError:
-        raise InvalidInput(f"{path} does not exist: give the path of an image file") from None
+        raise InvalidInput(
+            f"Cannot read {path}: it does not exist. Give the path of an image file."
+        ) from None
     except (
         UnidentifiedImageError,
         OSError,
@@ -41,7 +43,7 @@ def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
         Image.DecompressionBombError,
     ) as error:
         raise InvalidInput(
-            f"{path} cannot be read as an image ({error}): remove or replace it"
+            f"Cannot read {path} as an image: {error}. Remove or replace it."
         ) from error
     scale = size / min(image.size)
     wide, high = (max(size, round(side * scale)) for side in image.size)
@@ -138,8 +140,9 @@ def class_folders(root: Path) -> list[str]:
         )
     if len(names) < 2:
         raise MissingData(
-            f"{root.absolute()} holds {len(names)} class folders with images: give a --data-dir "
-            "with two or more, such as cats/ and dogs/, or train/ and test/ that hold them"
+            f"Cannot use {root.absolute()}: it holds {len(names)} class folders with images. Give "
+            "a --data-dir with two or more, such as cats/ and dogs/, or train/ and test/ that hold "
+            "them."
         )
     return names
 
@@ -156,7 +159,7 @@ def labelled_paths(root: Path, classes: Sequence[str]) -> tuple[list[str], np.nd
         labels += [label] * len(files)
     if not paths:
         raise MissingData(
-            f"{root.absolute()} holds no images of the classes {', '.join(classes[:5])}: put them "
-            "in folders of that name"
+            f"Cannot use {root.absolute()}: it holds no images of the classes "
+            f"{', '.join(classes[:5])}. Put them in folders of that name."
         )
     return paths, np.array(labels, np.int64)

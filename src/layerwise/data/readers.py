@@ -37,7 +37,7 @@ def refuse(path: object, problem: str) -> NoReturn:
 def missing(folder: Path, names: Sequence[str]) -> NoReturn:
     raise MissingData(
         f"Cannot find {' or '.join(names)} in {folder}: pass --data-dir, or --download to fetch "
-        "them"
+        "them."
     )
 
 
@@ -145,7 +145,8 @@ class Form:
         def joined(names: Iterable[str]) -> Part:
             parts = [self.decode(content[name], folder / name) for name in names]
             images, labels = zip(*parts, strict=True)
-            return np.concatenate(images), np.concatenate(labels)
+            # NumPy keeps the order of what it joins, and a pickle may hold columns first
+            return np.ascontiguousarray(np.concatenate(images)), np.concatenate(labels)
 
         return Arrays(*joined(self.train), *joined(self.test))
 

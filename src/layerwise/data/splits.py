@@ -120,16 +120,19 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
     ):
         if value is not None and not 0 <= value <= limit:
             raise InvalidInput(
-                f"{label} {value} does not fit images of {size} pixels: give 0 to {limit}"
+                f"Cannot use {label} {value} with images of {size} pixels: give 0 to {limit}."
             )
     if run.views is not None and run.views < 1:
         raise InvalidInput(
-            f"views {run.views} is too small: give 1 or more, or leave it out for new "
-            "augmentations each epoch"
+            f"Cannot use views {run.views}: give 1 or more, or leave it out for new augmentations "
+            "each epoch."
         )
     if not run.augment:
         if run.cutout:
-            raise InvalidInput(f"cutout {run.cutout} is an augmentation: leave out --no-augment")
+            raise InvalidInput(
+                f"Cannot use cutout {run.cutout} with --no-augment: it is an augmentation. Leave "
+                "one of them out."
+            )
         return Augmentation()
     return Augmentation(
         padding if run.crop_padding is None else run.crop_padding,
@@ -174,8 +177,8 @@ def hold_out(
         total = sum(map(len, train))
         if not classes <= limit <= total:
             raise InvalidInput(
-                f"train_images {limit} is out of range: give {classes} (one per class) to "
-                f"{total}, or leave it out"
+                f"Cannot use train_images {limit}: give {classes} (one per class) to {total}, or "
+                "leave it out."
             )
         # whole shares first, then one more for the first classes, so that the sum is the limit for
         # equal classes
@@ -187,7 +190,8 @@ def hold_out(
     kept = torch.from_numpy(np.sort(np.concatenate(train)))
     if len(kept) < 2:
         raise InvalidInput(
-            f"{len(kept)} training images are left: give more images, or a smaller val_fraction"
+            f"Cannot train on {len(kept)} images: no more are left. Give more, or a smaller "
+            "val_fraction."
         )
     return images.pick(kept), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
 

@@ -16,8 +16,9 @@ from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import with_rule
+from layerwise.training.prepare import registries, with_rule
 from layerwise.utils.files import write_json
+from layerwise.utils.options import checked_options, options_of
 
 
 def compare(
@@ -35,10 +36,11 @@ def compare(
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
     """
     if seeds < 1:
-        raise InvalidInput(f"seeds {seeds} is too small: give 1 or more")
+        raise InvalidInput(f"Cannot use seeds {seeds}: give 1 or more.")
     for rule in rules:
         choose("rule", rule, RULES)
     rules = list(dict.fromkeys(rules))
+    check_rule_options(base, rules)
     stages = stages_of(base, hierarchies)
     runs = [
         replace(with_rule(base, rule), hierarchy=hierarchy, seed=base.seed + number)
@@ -64,6 +66,17 @@ def compare(
     show(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
     return table
+
+
+def check_rule_options(base: Run, rules: Sequence[str]) -> None:
+    """Refuse an option that none of the rules declares; the others leave it out of their runs.
+
+    Raises:
+        InvalidInput: naming it.
+    """
+    declared = {name for rule in rules for name in options_of(RULES[rule].order)}
+    strange = {name: value for name, value in base.rule_options.items() if name not in declared}
+    checked_options("rule", rules[0], registries()["rule"], strange)
 
 
 def stages_of(base: Run, hierarchies: Sequence[str] | None) -> list[str | None]:

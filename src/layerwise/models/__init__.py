@@ -8,8 +8,10 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from math import inf
 from numbers import Integral, Real
+from operator import le
 from typing import Any
 
 from torch import nn
@@ -54,9 +56,9 @@ class Published:
     ) -> nn.Module:
         stages = self.hierarchy if hierarchy is None else parse_hierarchy(hierarchy)
         check_stages(self.name, stages, self.hierarchy)
-        check_number(self.name, "width", width, Real, width > 0, "a number above 0")
+        check_number(self.name, "width", width, Real, lambda w: w > 0, "a number above 0")
         rate = "a number from 0 up to but not including 1"
-        check_number(self.name, "dropout", dropout, Real, 0 <= dropout < 1, rate)
+        check_number(self.name, "dropout", dropout, Real, lambda p: 0 <= p < 1, rate)
         halvings = None if downsample_after is None else parse_downsampling(downsample_after)
         sizes = num_classes, in_chans, image_size
         return self.family(self.name, stages, width, *sizes, dropout, halvings)
@@ -138,8 +140,7 @@ def create_model(
         ("image_size", image_size, 1),
     ):
         accepted = f"a whole number, {least} or more"
-        valid = isinstance(value, Integral) and value >= least
-        check_number(name, label, value, Integral, valid, accepted)
+        check_number(name, label, value, Integral, partial(le, least), accepted)
     shared = {
         "hierarchy": (hierarchy, None),
         "width": (width, 1.0),
@@ -157,11 +158,16 @@ def create_model(
     return factory(num_classes, in_chans, image_size, **given)
 
 
-def check_number(name: str, label: str, value: Any, kind: type, valid: bool, accepted: str) -> None:
+def check_number(
+    name: str, label: str, value: Any, kind: type, valid: Callable[[Any], bool], accepted: str
+) -> None:
     """Refuse a number that a network cannot be built with.
+
+    Args:
+        valid: whether a value of that kind is in range.
 
     Raises:
         InvalidInput: naming it.
     """
-    if not isinstance(value, kind) or not valid or value == inf:
+    if not isinstance(value, kind) or not valid(value) or value == inf:
         raise InvalidInput(f"Cannot build {name} with {label} {value}: give {accepted}.")

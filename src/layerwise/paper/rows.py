@@ -143,14 +143,16 @@ def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list
     """
     for table in tables:
         if table not in TABLES:
-            raise InvalidInput(f"the paper has no table {table}: give numbers from 1 to 6")
+            raise InvalidInput(
+                f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
+            )
     rows = [row for row in ROWS if row.table in tables]
     for pattern in patterns:
         if not any(fnmatch(row.name, pattern) for row in rows):
             names = ", ".join(dict.fromkeys(row.name for row in rows))
             raise InvalidInput(
-                f"no row of these tables matches {pattern!r}: accepted: {names}, or patterns such "
-                "as 'resnet18*'"
+                f"Cannot find {pattern!r}: no row of these tables matches {pattern!r}. Give some "
+                f"of {names}, or patterns such as 'resnet18*'."
             )
     return [row for row in rows if any(fnmatch(row.name, pattern) for pattern in patterns)]
 

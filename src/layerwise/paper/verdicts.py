@@ -137,7 +137,9 @@ def rank_correlation(
         InvalidInput: there is no such table or column.
     """
     if table not in TABLES:
-        raise InvalidInput(f"the paper has no table {table}: give a number from 1 to 6")
+        raise InvalidInput(
+            f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
+        )
     pairs = [(row, measured(records, row, column, setting)) for row in ROWS if row.table == table]
     found = [(row, number.mean) for row, number in pairs if number]
     coefficient = None

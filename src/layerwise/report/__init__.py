@@ -61,8 +61,8 @@ def report(
     records, broken = read_runs(paths)
     if not records and not broken:
         raise InvalidInput(
-            f"there is no run in {', '.join(paths)}: give folders of runs, or one that holds "
-            "them, such as runs"
+            f"Cannot report: there is no run in {', '.join(paths)}. Give folders of runs, or one "
+            "that holds them, such as runs."
         )
     evidence = Evidence(records, broken)
     files = [write(Path(output), render(evidence))]
@@ -83,19 +83,20 @@ def check_output(option: str, path: Path, mark: str) -> None:
     """
     if path.is_dir():
         raise InvalidInput(
-            f"{option} {path} is a folder: give a file, such as {path / 'report.html'}"
+            f"Cannot write {option} {path}: it is a folder. Give a file, such as "
+            f"{path / 'report.html'}."
         )
     if not path.absolute().parent.is_dir():
         raise InvalidInput(
-            f"{option} {path} lies in a folder that does not exist: make it first, or give "
-            "another path"
+            f"Cannot write {option} {path}: it lies in a folder that does not exist. Make it "
+            "first, or give another path."
         )
     if path.exists():
         with path.open("rb") as file:
             if mark.encode() not in file.read(HEAD):
                 raise InvalidInput(
-                    f"{option} {path} exists and was not written by layerwise report: give "
-                    "another path, or move it"
+                    f"Cannot write {option} {path}: it exists and was not written by layerwise "
+                    "report. Give another path, or move it."
                 )
 
 
@@ -107,11 +108,11 @@ def check_folders(figures: str | None, latex: str | None) -> None:
     """
     for option, path in (("--figures", figures), ("--latex", latex)):
         if path is not None and Path(path).exists() and not Path(path).is_dir():
-            raise InvalidInput(f"{option} {path} is a file: give a folder")
+            raise InvalidInput(f"Cannot write {option} {path}: it is a file. Give a folder.")
     if figures is not None and find_spec("matplotlib") is None:
         raise InvalidInput(
-            "--figures needs matplotlib: install it with pip install 'layerwise[plots]', or "
-            "leave --figures out"
+            "Cannot draw --figures: matplotlib is not installed. Install it with pip install "
+            "'layerwise[plots]', or leave --figures out."
         )
 
 

@@ -143,10 +143,22 @@ def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
     found = some(measured(record), most)
     kinds = {
         name: (f"{text.removesuffix(', %')} of each unit's features", text)
-        for name, text in HEADINGS.items()
+        for name, text in headings_of(record).items()
     }
     kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
     return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
+
+
+def headings_of(record: Record) -> dict[str, str]:
+    """Names of measures and what tables call them: those of this program, and those that the run
+    has recorded of its own.
+    """
+    headings = dict(HEADINGS)
+    for entry in record.separability():
+        own = entry.get("headings")
+        if isinstance(own, dict):
+            headings |= {name: str(text) for name, text in own.items()}
+    return headings
 
 
 @dataclass(frozen=True)
@@ -174,22 +186,22 @@ def separable(record: Record) -> list[Separable]:
     """Everything that was measured of the features while training, epoch by epoch, from the image
     on.
     """
-    found = []
+    found, names = [], headings_of(record)
     for entry in record.separability():
         rows = entry.get("units")
         if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
             continue
         found += [
-            one(entry["epoch"], row)
+            one(entry["epoch"], row, names)
             for row in rows
             if isinstance(row, dict) and isinstance(row.get("index"), int)
         ]
     return found
 
 
-def one(epoch: int, row: dict[str, Any]) -> Separable:
+def one(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
     size, mismatched = row.get("resolution"), row.get("mismatched")
-    values = {name: value for name in HEADINGS if (value := number(row.get(name))) is not None}
+    values = {name: value for name in names if (value := number(row.get(name))) is not None}
     return Separable(
         epoch,
         row["index"],

@@ -193,11 +193,17 @@ def separability_csv(records: Iterable[Record]) -> str | None:
             "gain": rounded(row.gain),
             "gain_error": rounded(row.gain_error),
             "mismatched": {True: "yes", False: "no", None: ""}[row.mismatched],
+            # measures of the user's own
+            **{
+                name: rounded(row.values[name])
+                for name in sorted(row.values.keys() - HEADINGS.keys())
+            },
         }
         for record in records
         for row in separable(record)
     ]
-    return written(SEPARABILITY_COLUMNS, lines) if lines else None
+    columns = dict.fromkeys([*SEPARABILITY_COLUMNS, *(name for line in lines for name in line)])
+    return written(list(columns), lines) if lines else None
 
 
 def rounded(number: float | None, digits: int = 2) -> float | None:

@@ -67,8 +67,8 @@ class RunFolder:
         """Refuse a folder that was free when the caller began to prepare its run."""
         if self.begun:
             raise Busy(
-                f"{self.path} was begun by another process in the meantime: go on with --resume "
-                "once that one stops"
+                f"Cannot begin {self.path}: it was begun by another process in the meantime. Go on "
+                "with --resume once that one stops."
             )
 
     def refuse_existing(self) -> None:
@@ -76,21 +76,26 @@ class RunFolder:
         if self.begun:
             state = "a finished run" if self.finished else "an unfinished run"
             remedy = (
-                "choose another --output"
+                "Choose another --output."
                 if self.finished
-                else "go on with --resume, or choose another --output"
+                else "Go on with --resume, or choose another --output."
             )
-            raise InvalidInput(f"{self.path} holds {state}, which is never overwritten: {remedy}")
+            raise InvalidInput(
+                f"Cannot begin a run in {self.path}: it holds {state}, which is never overwritten. "
+                f"{remedy}"
+            )
         if self.path.exists() and (
             not self.path.is_dir() or any(map(is_foreign, self.path.iterdir()))
         ):
             raise InvalidInput(
-                f"{self.path} exists and is not a run: choose another --output, or an empty folder"
+                f"Cannot begin a run in {self.path}: it exists and is not a run. Choose another "
+                "--output, or an empty folder."
             )
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise InvalidInput(
-                f"{parent} cannot be written to: choose another --output, or change its permissions"
+                f"Cannot begin a run in {self.path}: {parent} cannot be written to. Choose another "
+                "--output, or change its permissions."
             )
 
     def facts(self) -> dict[str, Any]:
@@ -109,11 +114,12 @@ class RunFolder:
             return facts
         except FileNotFoundError:
             raise InvalidInput(
-                f"{self.path} is not a run: no {CONFIGURATION} in it; give the folder of a run"
+                f"Cannot read {self.path}: it is not a run, for no {CONFIGURATION} is in it. Give "
+                "the folder of a run."
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
-                f"{path} cannot be read as a run ({error}): restore it, or start the run anew"
+                f"Cannot read {path} as a run: {error}. Restore it, or start the run anew."
             ) from error
 
     def run(self) -> Run:
@@ -166,11 +172,13 @@ class RunFolder:
             # wherever it lies now
             return {**json.loads(self.file(RESULT).read_text()), "run": str(self.path)}
         except FileNotFoundError:
-            raise InvalidInput(f"{self.path} has no result yet: finish it with --resume") from None
+            raise InvalidInput(
+                f"Cannot read a result of {self.path}: it has none yet. Finish it with --resume."
+            ) from None
         except (ValueError, TypeError) as error:
             raise InvalidInput(
-                f"{self.file(RESULT)} cannot be read ({error}): remove it and finish the run with "
-                "--resume"
+                f"Cannot read {self.file(RESULT)}: {error}. Remove it and finish the run with "
+                "--resume."
             ) from None
 
 

@@ -102,8 +102,8 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise InvalidInput(
-                f"there is no folder {path}: give folders of runs, or one that holds them; "
-                "`layerwise train` makes runs/"
+                f"Cannot read runs: there is no folder {path}. Give folders of runs, or one that "
+                "holds them; `layerwise train` makes runs/."
             )
         for folder in sorted(walk(path, DEEPEST)):
             if folder.resolve() not in seen:

@@ -17,7 +17,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
 from layerwise.rules.base import Position
-from layerwise.runs.folder import BEST, STATE, RunFolder
+from layerwise.runs.folder import BEST, FORMATS, STATE, RunFolder
 from layerwise.runs.run import Run, described, run_from
 from layerwise.training.meter import Meter
 from layerwise.utils.files import replacing
@@ -26,6 +26,7 @@ from layerwise.utils.files import replacing
 def save(folder: RunFolder, run: Run, learner: Learner, meter: Meter, position: Position) -> None:
     """Save the state to go on from at a position."""
     state = {
+        "format": FORMATS[-1],
         "run": described(run),
         "position": [position.epoch, position.batch],
         "learner": learner.state_dict(),
@@ -56,26 +57,34 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
     state = load_state(path)
     if not is_state_of(folder, state):
         raise InvalidInput(
-            f"{folder.path}: run.json was altered since the state was saved: restore it, or start "
-            "another run"
+            f"Cannot go on with {folder.path}: run.json was altered since the state was saved. "
+            "Restore it, or start another run."
         )
     try:
         learner.load_state_dict(state["learner"])
         meter.load_state_dict(state["meter"])
         # a later epoch's, written just before a kill, is as good
         if meter.best and not folder.file(BEST).exists():
-            raise InvalidInput(f"{folder.file(BEST)} has been removed: restore it, or train again")
+            raise InvalidInput(
+                f"Cannot go on with {folder.path}: {BEST} has been removed. Restore it, or train "
+                "again."
+            )
         return Position(*state["position"])
     except (KeyError, TypeError) as error:
         raise InvalidInput(
-            f"{path} is not a state of this program ({error}): remove it to begin the run anew"
+            f"Cannot go on from {path}: it is not a state of this program ({error}). Remove it to "
+            "begin the run anew."
         ) from error
 
 
 def is_state_of(folder: RunFolder, state: Mapping[str, Any]) -> bool:
-    """Whether a state was saved by the folder's run, as ``run.json`` describes it."""
+    """Whether a state was saved by the folder's run, as ``run.json`` describes it.
+
+    The state of a run that an earlier version began is written anew in the format of this one.
+    """
     run = state.get("run")
-    return isinstance(run, dict) and run_from(run, folder.facts()["format"], STATE) == folder.run()
+    file_format = state.get("format", FORMATS[0])
+    return isinstance(run, dict) and run_from(run, file_format, STATE) == folder.run()
 
 
 def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
@@ -84,19 +93,19 @@ def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
     """
     if folder.facts()["data"] != data:
         raise InvalidInput(
-            f"{folder.path} was trained on other images than the data folder holds now: give its "
-            "--data-dir"
+            f"Cannot use {folder.path} with these data: it was trained on other images than the "
+            "data folder holds now. Give its --data-dir."
         )
 
 
 def verify(path: Path, sha256: str) -> None:
     """Refuse a file that is missing or is not the one that was written."""
     if not path.exists():
-        raise InvalidInput(f"{path} has been removed: restore it, or train again")
+        raise InvalidInput(f"Cannot read {path}: it has been removed. Restore it, or train again.")
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise InvalidInput(
-            f"{path} is not the file that the run wrote (its SHA-256 differs): restore it, or "
-            "train again"
+            f"Cannot use {path}: it is not the file that the run wrote, since its SHA-256 differs. "
+            "Restore it, or train again."
         )
 
 
@@ -111,8 +120,8 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive can fail in torch, zip or pickle; code in it is refused by weights_only
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InvalidInput(
-            f"{path} is damaged or not a state of this program ({reason}): remove it to begin the "
-            "run anew"
+            f"Cannot go on from {path}: it is damaged or not a state of this program ({reason}). "
+            "Remove it to begin the run anew."
         ) from error
 
 
@@ -143,6 +152,4 @@ def load_weights(path: Path, model: nn.Module, sha256: str) -> None:
         Exception
     ) as error:  # safetensors has its own error class; a wrong network is a RuntimeError
         reason = " ".join(str(error).split())[:150]
-        raise InvalidInput(
-            f"{path} cannot be loaded ({reason}): restore it, or train again"
-        ) from error
+        raise InvalidInput(f"Cannot load {path}: {reason}. Restore it, or train again.") from error

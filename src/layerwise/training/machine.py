@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from layerwise.utils.version import version
 from layerwise.utils.device import device_name
+from layerwise.utils.version import version
 
 
 def describe_device(device: torch.device, amp: bool) -> str:

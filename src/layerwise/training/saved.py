@@ -48,13 +48,15 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
         sound = False
     if not sound:
         raise InvalidInput(
-            f"{folder.path}: the data section of run.json was altered: restore it, or train again"
+            f"Cannot read {folder.path}: the data section of run.json was altered. Restore it, or "
+            "train again."
         )
     name = BEST if best else WEIGHTS
     digests = folder.result()["sha256"]
     if name not in digests:
         raise InvalidInput(
-            f"{folder.path} has no best epoch, since nothing was held out: leave out --best"
+            f"Cannot use --best with {folder.path}: it has no best epoch, since nothing was held "
+            "out. Leave it out."
         )
     network = build_network(run, image_format(data))
     load_weights(folder.file(name), network, digests[name])
@@ -150,8 +152,8 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
     facts = folder.facts()
     if not folder.file(STATE).exists() and not folder.finished:
         raise InvalidInput(
-            f"{folder.path} has no saved state ({STATE} is not there): train it for an epoch at "
-            f"least, with layerwise train --resume {folder.path}"
+            f"Cannot measure {folder.path}: it has no saved state ({STATE} is not there). Train it "
+            f"for an epoch at least, with layerwise train --resume {folder.path}."
         )
     prepared = replace(prepare(folder.run(), Execution()), device=device)
     run = prepared.run
@@ -190,8 +192,8 @@ def compared_run(
     for fact in ("class_names", "image_size", "channels"):
         if facts[fact] != its[fact]:
             raise InvalidInput(
-                f"{other.path} was trained on other images (its {fact.replace('_', ' ')} "
-                "differs): compare runs of one data set and image size"
+                f"Cannot compare with {other.path}: it was trained on other images, since its "
+                f"{fact.replace('_', ' ')} differs. Compare runs of one data set and image size."
             )
     device = loader.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

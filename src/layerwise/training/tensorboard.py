@@ -37,8 +37,8 @@ def check_log(name: str | None) -> None:
     """
     if name is not None and choose("log", name, LOGS) and find_spec("tensorboard") is None:
         raise InvalidInput(
-            "--log tensorboard needs TensorBoard: install it with pip install "
-            "'layerwise[tensorboard]', or leave --log out"
+            "Cannot write --log tensorboard: TensorBoard is not installed. Install it with pip "
+            "install 'layerwise[tensorboard]', or leave --log out."
         )
 
 

@@ -27,8 +27,8 @@ def locked_file(path: Path) -> Iterator[None]:
                 held.enter_context(FileLock(path, timeout=0))
             except Timeout:
                 raise Busy(
-                    f"{path.parent} is being trained by another process: wait for it, or stop it "
-                    "first"
+                    f"Cannot train {path.parent}: it is being trained by another process. Wait for "
+                    "it, or stop it first."
                 ) from None
         yield
 
@@ -56,8 +56,8 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InvalidInput(
-            f"{path} could not be written ({reason}): what was saved before is untouched; free "
-            "space or change permissions, then start again (what was training: with --resume)"
+            f"Cannot write {path}: {reason}. What was saved before is untouched. Free space or "
+            "change permissions, then start again (what was training: with --resume)."
         ) from error
 
 

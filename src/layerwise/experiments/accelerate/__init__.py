@@ -135,19 +135,22 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
     choose("data set", base.data, DATASETS)
     check_search(search, dry_run)
     if base.downsample_after is not None:
-        raise InvalidInput("--downsample-after is what --move downsampling proposes: leave it out")
+        raise InvalidInput(
+            "Cannot use --downsample-after: it is what --move downsampling proposes. Leave it out."
+        )
     hierarchy = base_hierarchy(base)
     check_stages(base.model, hierarchy, published_hierarchy(base.model))
     base = replace(base, rule=LOCAL, hierarchy=",".join(map(str, hierarchy)))
     prepare(base, Execution())
     if base.at not in ("layer", "block"):
         raise InvalidInput(
-            f"--at {base.at} cuts different hierarchies at different places: give layer or block"
+            f"Cannot use --at {base.at}: it cuts different hierarchies at different places. Give "
+            "layer or block."
         )
     if not dry_run and not 0 < base.val_fraction < 1:
         raise InvalidInput(
-            f"--val-fraction {base.val_fraction} holds no images out to rank by: "
-            "give a share such as 0.1"
+            f"Cannot use --val-fraction {base.val_fraction}: it holds no images out to rank by. "
+            "Give a share such as 0.1."
         )
     return base, replace(search, final_epochs=search.final_epochs or max(1, base.epochs // 10))
 
@@ -162,17 +165,18 @@ def check_search(search: Search, dry_run: bool) -> None:
     choose("rank", search.rank, RANKINGS)
     if search.rank == "gain" and search.move != "convolutions":
         raise InvalidInput(
-            "--rank gain ranks by what convolutions add, which says nothing of where maps are "
-            "halved: leave it out with --move downsampling"
+            "Cannot use --rank gain with --move downsampling: it ranks by what convolutions add, "
+            "which says nothing of where maps are halved. Leave one of them out."
         )
     if search.rank == "gain" and dry_run:
         raise InvalidInput(
-            "--rank gain trains the base, and --dry-run trains nothing: leave one of them out"
+            "Cannot use --rank gain with --dry-run: it trains the base, and --dry-run trains "
+            "nothing. Leave one of them out."
         )
     for name, least in (("finalists", 1), ("seeds", 1), ("listed", 1), ("final_epochs", 0)):
         if getattr(search, name) < least:
             option = f"--{name.replace('_', '-')} {getattr(search, name)}"
-            raise InvalidInput(f"{option} is too small: give 1 or more")
+            raise InvalidInput(f"Cannot use {option}: give {least} or more.")
     if search.figure is not None:
         check_figure(search.figure)
 
@@ -219,7 +223,9 @@ def first_costs(
         designs = costs.within_memory(designs, memory.limit(own.local_peak_bytes))
     chosen = list(islice(designs, most))
     if not chosen and memory is not None:
-        raise InvalidInput(f"no proposal is within --budget {memory.text}: give more memory")
+        raise InvalidInput(
+            f"Cannot keep to --budget {memory.text}: no proposal is within it. Give more memory."
+        )
     return [costs.cost(design.hierarchy, design.downsample_after) for design in chosen]
 
 

@@ -53,7 +53,9 @@ def parse_budgets(texts: Iterable[str]) -> list[Budget]:
     kinds = [budget.kind for budget in budgets]
     for kind in kinds:
         if kinds.count(kind) > 1:
-            raise InvalidInput(f"--budget {kind} is given twice: give each kind once")
+            raise InvalidInput(
+                f"Cannot use --budget {kind}: it is given twice. Give each kind once."
+            )
     return budgets if set(kinds) & set(COUNTED) else [parse_budget(DEFAULT), *budgets]
 
 
@@ -62,7 +64,9 @@ def parse_budget(text: str) -> Budget:
     choose("kind of budget", kind, KINDS)
     match = re.fullmatch(r"([+\-x×]?)\s*(.+)", amount)
     if not equals or match is None:
-        raise InvalidInput(f"--budget {text!r} has no amount: give {kind}= and one {EXAMPLES}")
+        raise InvalidInput(
+            f"Cannot use --budget {text!r}: it has no amount. Give {kind}= and one {EXAMPLES}."
+        )
     sign = match[1].replace("×", "x")
     if kind == "memory" and sign != "x":
         none = re.fullmatch(
@@ -82,7 +86,8 @@ def parse_number(text: str, amount: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kKMG]?)", amount)
     if match is None:
         raise InvalidInput(
-            f"--budget {text!r} is not understood: give an amount {EXAMPLES} such as 16, 11M or 4GB"
+            f"Cannot use --budget {text!r}: its amount is not understood. Give one {EXAMPLES} "
+            "such as 16, 11M or 4GB."
         )
     return float(match[1]) * SUFFIXES[match[2].upper()]
 

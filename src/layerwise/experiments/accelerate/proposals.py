@@ -63,8 +63,8 @@ def propose(
     least = (1,) * len(base)
     if not downsamples_earlier(least, base):
         raise InvalidInput(
-            f"{format_hierarchy(base)} has one convolution in every shallow stage, "
-            "so that none downsamples earlier: give a deeper --hierarchy to begin with"
+            f"Cannot downsample earlier than {format_hierarchy(base)}: it has one convolution in "
+            "every shallow stage. Give a deeper --hierarchy to begin with."
         )
     for budget in budgets:
         refuse_too_small(budget, limits[budget.kind], amount(budget.kind, least), least)
@@ -78,8 +78,8 @@ def propose(
             found.append(hierarchy)
         if len(found) > MOST:
             raise InvalidInput(
-                f"more than {MOST:,} hierarchies are within the budgets: "
-                "add --budget convolutions=+0 or a lower one"
+                f"Cannot propose so many: more than {MOST:,} hierarchies are within the budgets. "
+                "Add --budget convolutions=+0 or a lower one."
             )
     return sorted(found, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
 
@@ -88,8 +88,8 @@ def refuse_too_small(budget: Budget, limit: float, need: int, least: Hierarchy) 
     if need > limit:
         nearest = in_words(budget.kind, need)
         raise InvalidInput(
-            f"no hierarchy is within --budget {budget.text}: the one with the least, "
-            f"{format_hierarchy(least)}, has {nearest}; give {budget.kind}={nearest} or more"
+            f"Cannot keep to --budget {budget.text}: the hierarchy with the least, "
+            f"{format_hierarchy(least)}, has {nearest}. Give {budget.kind}={nearest} or more."
         )
 
 
@@ -166,8 +166,9 @@ def propose_downsampling(
     ]
     if not kept:
         raise InvalidInput(
-            f"no earlier halving of {format_hierarchy(base)} is within the budgets and equations 7 "
-            "and 8: give larger budgets, a deeper --hierarchy, or --move convolutions"
+            f"Cannot halve maps earlier: no earlier halving of {format_hierarchy(base)} is within "
+            "the budgets and equations 7 and 8. Give larger budgets, a deeper --hierarchy, or "
+            "--move convolutions."
         )
     layers = scale_layers(base)
     return sorted(

@@ -6,13 +6,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from layerwise.utils.version import version
 from layerwise.paper.verdicts import INCONSISTENCIES, Evidence
 from layerwise.report.figure_data import all_figures
 from layerwise.report.page import results, story
 from layerwise.report.page.cells import column_groups, count, is_number_cell
 from layerwise.report.page.embedded import embedded
 from layerwise.report.page.runs import RUN_COLUMNS, run_rows
+from layerwise.utils.version import version
 
 # in the head of what may be overwritten
 MARKER = '<meta name="generator" content="layerwise report">'

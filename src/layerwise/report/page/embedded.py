@@ -7,11 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from layerwise.paper.verdicts import Evidence
-from layerwise.report.curves import measured_depths, number, sample, separable, unit_depth, units
+from layerwise.report.curves import (
+    headings_of,
+    measured_depths,
+    number,
+    sample,
+    separable,
+    unit_depth,
+    units,
+)
 from layerwise.report.figure_data import Figure
 from layerwise.report.page.charts import Names, charts_of, compact, epoch_charts, short
 from layerwise.report.tables import command, hierarchy, machine
-from layerwise.runs.headings import HEADINGS
 from layerwise.runs.records import Record
 from layerwise.runs.run import Run
 
@@ -107,7 +114,7 @@ def last_separable(record: Record, names: Names) -> dict[str, Any] | None:
         "resolution": ["×".join(map(str, row.resolution or ())) for row in rows],
         "measures": {
             text: [short(row.values.get(name)) for row in rows]
-            for name, text in HEADINGS.items()
+            for name, text in headings_of(record).items()
             if any(name in row.values for row in rows)
         },
         "gain": [short(row.gain) for row in rows],
