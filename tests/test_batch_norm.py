@@ -418,7 +418,5 @@ def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> 
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = {"cache": True, "keeping": Keeping(say=lambda line: None)} if cache else {}
     options |= {"loss": "predsim-lite", "output_layer": "separate"}
-    peak = predict_peak(
-        network, (512, 3, 32, 32), 10, "sequential", "channels-last", **options
-    )
+    peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", **options)
     assert 3 * one_map < peak < 3.4 * one_map

@@ -52,7 +52,11 @@ COMMAND = (
 
 
 def carry_out(
-    run: Run, path: Path, execution: Execution, resume: bool = False, progress: Progress | None = None
+    run: Run,
+    path: Path,
+    execution: Execution,
+    resume: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     return train(prepare(run, execution), RunFolder(path), resume, progress or Progress())
 
