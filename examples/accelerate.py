@@ -1,4 +1,4 @@
-"""Downsampling acceleration: convolutions moved from shallow to deep stages; 16 seconds.
+"""Downsampling acceleration: convolutions moved from shallow to deep stages; 15 seconds.
 
 Both hierarchies have eight residual blocks; both networks are trained layer-wise, from two seeds.
 The paper (arXiv:2010.08038) reports such hierarchies as more accurate on CIFAR-10.

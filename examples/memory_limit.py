@@ -1,4 +1,4 @@
-"""The largest batch that a memory limit allows, by each rule, known before training; 15 seconds.
+"""The largest batch that a memory limit allows, by each rule, known before training; 11 seconds.
 
 layerwise.predict_peak counts the bytes of a training step without making it: weights, heads,
 gradients, optimizer state, activations. The network is then trained with the batch that fits.

@@ -1,4 +1,4 @@
-"""Training that is interrupted in the middle and goes on to the same bits; 10 seconds.
+"""Training that is interrupted in the middle and goes on to the same bits; 7 seconds.
 
 The learner's state_dict holds the network, the heads and every unit's optimizer. With seed=, heads
 and dropout masks depend on seed, unit and step alone. Writes state.pt.

@@ -1,10 +1,10 @@
 """Examples: each runs as it is in an empty folder, and prints and writes what it promises."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,14 @@ LINES = 40  # of an example at most
 CHANCE = 10.0  # percent of digits
 
 
-def run(name: str, folder: Path) -> str:
-    """An example's output, run as a user would in a folder of its own."""
+def run(*arguments: str, folder: Path) -> str:
+    """The output of Python, run as a user would in a folder of its own."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(layerwise.__file__).parents[1]),
         "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, str(EXAMPLES / name)]
+    command = [sys.executable, *arguments]
     ended = subprocess.run(
         command,
         cwd=folder,
@@ -46,7 +46,7 @@ def percents(output: str) -> list[float]:
 
 @pytest.fixture
 def output(tmp_path):
-    return partial(run, folder=tmp_path)
+    return lambda name: run(str(EXAMPLES / name), folder=tmp_path)
 
 
 def test_examples_listed():
@@ -78,6 +78,21 @@ def test_your_own_loss(output):
     accuracies = percents("\n".join(lines))
     assert min(accuracies) > 2 * CHANCE
     assert accuracies[0] != accuracies[1]  # the option reached the loss
+
+
+def test_your_own_loss_on_the_command_line(tmp_path):
+    """As the example's docstring says it, of a small network; importing the file trains nothing."""
+    file = EXAMPLES / "your_own_loss.py"
+    promised = re.search(r"layerwise (train .*)", file.read_text())[1].split()
+    assert promised[1:3] == ["--import", file.name]
+    promised[2] = str(file)
+    small = "--width 0.0625 --hierarchy 1,1,1,1 --train-images 60 --batch-size 20 --epochs 1"
+    command = ["-m", "layerwise", *promised, *small.split(), "--device", "cpu", "--output", "run"]
+    assert "smoothing 0.3:" not in run(*command, folder=tmp_path)
+    run_file = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run_file["run"]["loss"] == "smoothed"
+    assert run_file["run"]["loss_options"] == {"smoothing": 0.3}
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_memory_limit(output):

@@ -20,7 +20,8 @@ def make_learner(model: torch.nn.Module | None = None, **options) -> Learner:
         "resnet18", hierarchy=(1, 1, 1, 1), width=0.125, image_size=8
     )
     adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    return layerwise.localize(model, torch.zeros(2, 3, 8, 8), 10, optimizer=adam, seed=0, **options)
+    options = {"output_layer": "separate", "memory_format": None, "optimizer": adam} | options
+    return layerwise.localize(model, torch.zeros(2, 3, 8, 8), 10, seed=0, **options)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:

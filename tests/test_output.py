@@ -87,15 +87,23 @@ def test_network_of_one_weighted_layer_stays_one_unit() -> None:
     assert split(model, output_layer="joined").names == split(model).names == ("1",)
 
 
+def test_learners_join_the_output_by_default_and_chains_do_not() -> None:
+    model = published("vgg8b")
+    names = split(model, output_layer="joined").names
+    learner = layerwise.localize(model, IMAGES, CLASSES)
+    assert tuple(unit.name for unit in learner.units) == names
+    assert split(model).names == split(model, output_layer="separate").names
+    assert split(model).names[-2:] == ("hidden.linear", "output")
+
+
 def test_unknown_output_is_refused() -> None:
     with pytest.raises(InvalidInput, match="unknown output layer 'join': did you mean 'joined'"):
         split(published("vgg8b"), output_layer="join")
 
 
-def trained(output: str | None, loss: str = "predsim", at: Any = "layer") -> layerwise.Learner:
-    options = {} if output is None else {"output": output}
+def trained(output_layer: str, loss: str = "predsim") -> layerwise.Learner:
     learner = layerwise.localize(
-        network("resnet18"), IMAGES, CLASSES, loss=loss, at=at, seed=0, **options
+        network("resnet18"), IMAGES, CLASSES, loss=loss, output_layer=output_layer, seed=0
     )
     for _ in range(2):
         learner.step(IMAGES, LABELS)

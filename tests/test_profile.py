@@ -35,7 +35,7 @@ def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def quarter(name: str, rule: str, **options: Any) -> Learner:
     torch.manual_seed(0)
-    options.setdefault("optimizer", fused)
+    options = {"optimizer": fused, "output_layer": "separate", "memory_format": None} | options
     model = create_model(name, width=0.25)
     return localize(
         model, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", seed=0, **options
@@ -148,9 +148,11 @@ class Tiny(nn.Module):
 
 
 def test_a_tiny_network_by_hand() -> None:
-    local = localize(
-        Tiny(), torch.zeros(2, 3, 8, 8), 10, at=1, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
-    )
+    def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    sample = torch.zeros(2, 3, 8, 8)
+    local = localize(Tiny(), sample, 10, at=1, optimizer=sgd, memory_format=None)
     [step] = predict_steps("global", local, 4, {})
     maps, logits = 4 * 5 * 8 * 8, 4 * 10
     # the images, what ReLU gives (the linear layer's input is a view of it), log-probabilities,
@@ -300,13 +302,13 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
         ("--memory lots", "'lots' is not a size: give a number above 0"),
         ("--memory 0GB", "is not a size"),
         ("--rules global,simultanous", "did you mean 'simultaneous'"),
-        ("--batch-size 1", "batch_size 1 is too small: give 2 or more"),
-        ("--classes 1", "classes 1 is too small"),
+        ("--batch-size 1", "Cannot use batch_size 1: give 2 or more"),
+        ("--classes 1", "Cannot use classes 1: give 2 or more"),
         ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
         ("--figure {tmp}/memory.gif", "of no known type: give a name that ends in .svg or .png"),
         ("--figure {tmp}/memory.png --predict", "leave one of them out"),
         ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
-        ("--segments 0", "segments 0 is out of range"),
+        ("--segments 0", "segments 0 are not to be had"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -519,15 +521,15 @@ def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:
 def test_contiguous_maps_need_more(loss: str) -> None:
     model, shape = create_model("vgg8b", width=0.25), (64, 3, 32, 32)
     contiguous, other = (
-        predict_peak(model, shape, 10, loss=loss, layout=name)
+        predict_peak(model, shape, 10, loss=loss, memory_format=name)
         for name in ("contiguous", "channels-last")
     )
     assert contiguous > 1.1 * other
-    assert predict_peak(model, shape, 10, loss=loss, layout="auto") == other
+    assert predict_peak(model, shape, 10, loss=loss) == other  # auto
     # the model is as it was
     assert all(parameter.is_contiguous() for parameter in model.parameters())
     with pytest.raises(InvalidInput, match="channels-last"):
-        predict_peak(model, shape, 10, layout="channel-last")
+        predict_peak(model, shape, 10, memory_format="channel-last")
 
 
 def test_a_windowed_gradient_that_becomes_whole_is_predicted():

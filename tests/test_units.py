@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import layerwise
+from layerwise.core.unit import step_units
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.ops.batch_norm import Normalisation
 from tests.helpers import CLASSES, digits, learner, narrow, network, same_weights
@@ -33,7 +34,7 @@ def test_the_readme_example_trains_the_users_model_in_place() -> None:
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-4),
     )
     result = learner.step(images, labels)
-    assert len(result.losses) == len(result.accuracies) == len(learner.units) == 3
+    assert len(result.losses) == len(result.accuracies) == len(learner.units) == 2
     assert all(0 <= accuracy <= 100 for accuracy in result.accuracies)
     assert learner.model is model
     assert model(images).shape == (8, 10)
@@ -208,11 +209,69 @@ def test_a_loss_of_the_users_own_with_options() -> None:
             return layerwise.Evaluated(loss, (logits.argmax(1) == targets.labels).sum())
 
     model, images = network("plain"), batch()[0]
-    local = layerwise.localize(model, images, CLASSES, loss=Distance, weight=2.0)
+    old = {"output_layer": "separate", "memory_format": None}
+    local = layerwise.localize(model, images, CLASSES, loss=Distance, weight=2.0, **old)
     assert [type(unit.loss).__name__ for unit in local.units] == ["Distance", "Distance", "Output"]
     assert len(local.step(*batch()).losses) == 3
     with pytest.raises(InvalidInput, match="no option 'wait': accepted: weight"):
         layerwise.localize(model, images, CLASSES, loss=Distance, wait=2.0)
+
+
+def test_defaults_of_localize() -> None:
+    """Fused Adam, the output layer joined to the last unit, maps in channels-last."""
+    model = narrow("vgg8b")
+    local = layerwise.localize(model, batch()[0], CLASSES)
+    assert local.units[-1].name == "hidden.linear..output"
+    assert all(type(unit.optimizer) is torch.optim.Adam for unit in local.units)
+    settings = [unit.optimizer.param_groups[0] for unit in local.units if unit.optimizer]
+    assert {(group["lr"], group["fused"]) for group in settings} == {(5e-4, True)}
+    assert {unit.memory_format for unit in local.units} == {torch.channels_last}
+    kernels = [p for p in model.parameters() if p.dim() == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+@pytest.mark.parametrize("memory_format", [None, "contiguous"])
+def test_weights_stay_in_their_memory_format_where_that_is_asked(memory_format: str | None) -> None:
+    model = narrow("resnet18")
+    strides = [parameter.stride() for parameter in model.parameters()]
+    local = layerwise.localize(model, batch()[0], CLASSES, memory_format=memory_format)
+    local.step(*batch())
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+
+
+class Counting:
+    """Makes steps as recorded steps do, by the units alone, and counts."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.forgotten = 0
+
+    def __call__(
+        self, units: Any, images: Tensor, targets: layerwise.Targets, step: int
+    ) -> list[layerwise.Evaluated]:
+        self.steps.append(step)
+        return step_units(units, images, targets, step)
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_steps_are_made_by_what_the_learner_is_given() -> None:
+    plain, counted, counting = learner("resnet18"), learner("resnet18"), Counting()
+    assert plain.make_step is step_units
+    assert plain.captured is None
+    counted.captured = counting
+    assert counted.make_step is counted.captured is counting
+    for _ in range(3):
+        assert counted.step(*batch()).losses == plain.step(*batch()).losses
+    assert counting.steps == [0, 1, 2]
+    counted.load_state_dict(copy.deepcopy(plain.state_dict()))
+    assert counting.forgotten == 1  # the optimizers' state lies elsewhere now
+    counted.step_singly()
+    assert counted.captured is None
+    assert counted.step(*batch()).losses == plain.step(*batch()).losses
+    assert counting.steps == [0, 1, 2]
+    assert same_weights(counted.model, plain.model)
 
 
 def test_localize_leaves_weights_statistics_and_modes_as_they_were() -> None:

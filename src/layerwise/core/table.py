@@ -1,30 +1,33 @@
 """A chain of units as a table: what each holds, its auxiliary head, its loss, its parameters."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
 
+from layerwise.core.layers import NORMS
 from layerwise.core.unit import Unit
 from layerwise.losses import Output
 
-HEADINGS = ("unit", "name", "layers", "local loss", "head", "parameters", "head parameters")
+HEADINGS = ("unit", "name", "layers", "local loss", "head", "parameters", "in head")
 
 
 def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
     """One row per unit.
 
     Returns:
-        ``index``, ``name``, ``layers`` (classes of its modules, in the order they are called),
-        ``loss``, ``head`` (modules of its auxiliary head), ``parameters`` and ``head_parameters``.
+        ``index``, ``name``, ``layers`` (classes of its weighted layers, in the order they are
+        called), ``loss``, ``head`` (weighted layers of its auxiliary head), ``parameters`` and
+        ``head_parameters``. A layer that derives from one of PyTorch's has that one's name.
     """
     return [
         {
             "index": unit.index,
             "name": unit.name,
-            "layers": [type(module).__name__ for module in called(unit.piece)],
+            "layers": [name_of_layer(module) for module in called(unit.piece)],
             "loss": name_of_loss(unit.loss),
-            "head": [type(module).__name__ for module in leaves(unit.loss)],
+            "head": [name_of_layer(module) for module in leaves(unit.loss)],
             "parameters": count(unit.piece),
             "head_parameters": count(unit.loss),
         }
@@ -55,40 +58,42 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["name"],
         shortened(row["layers"]),
         row["loss"],
-        shortened(row["head"]) or "the network's own output",
+        shortened(row["head"]) or "none",
         f"{row['parameters']:,}",
         f"{row['head_parameters']:,}",
     )
 
 
-def shortened(names: Sequence[str], most: int = 4) -> str:
-    """Names in order, neighbours of one kind counted; of many the first few."""
-    runs: list[list[Any]] = []
-    for name in names:
-        if runs and runs[-1][0] == name:
-            runs[-1][1] += 1
-        else:
-            runs.append([name, 1])
-    words = [f"{number} × {name}" if number > 1 else name for name, number in runs]
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """Kinds of layers in the order they appear, each counted; of many the first few."""
+    counts = Counter(names)
+    words = [f"{number} × {name}" if number > 1 else name for name, number in counts.items()]
     return ", ".join(words[:most]) + (", …" if len(words) > most else "")
 
 
 def called(piece: nn.Module) -> list[nn.Module]:
-    """The modules with parameters, or of no parts, that a piece calls, in order."""
+    """The weighted layers that a piece calls, in order."""
     if not isinstance(piece, fx.GraphModule):
         return leaves(piece)
     targets = [str(node.target) for node in piece.graph.nodes if node.op == "call_module"]
-    modules = [piece.get_submodule(target) for target in targets]
-    return [module for module in modules if any(True for _ in module.parameters())]
+    modules = [piece.get_submodule(target) for target in dict.fromkeys(targets)]
+    return [module for module in modules if is_weighted(module)]
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
-    """Modules without parts that hold parameters."""
-    return [
-        part
-        for part in module.modules()
-        if not list(part.children()) and any(True for _ in part.parameters())
-    ]
+    """The weighted layers of a module that have no parts, in the order they were made."""
+    return [part for part in module.modules() if not list(part.children()) and is_weighted(part)]
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether a module holds a weight matrix or kernel, and is no normalisation."""
+    return not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters())
+
+
+def name_of_layer(module: nn.Module) -> str:
+    """The name of the first of a module's classes that is one of PyTorch's layers, else its own."""
+    kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.")]
+    return next((kind.__name__ for kind in kinds if kind is not nn.Module), type(module).__name__)
 
 
 def name_of_loss(loss: nn.Module) -> str:

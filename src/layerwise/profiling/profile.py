@@ -39,7 +39,7 @@ def predict_peak(
     batch_shape: Sequence[int],
     num_classes: int,
     rule: str = "simultaneous",
-    layout: str = "channels-last",
+    memory_format: str = "auto",
     **options: Any,
 ) -> int:
     """Predict the memory that training needs at once, counted whole, without making a step or
@@ -49,8 +49,8 @@ def predict_peak(
         model: see ``localize``.
         batch_shape: (B, ...) of the images.
         rule: a name in ``RULES``.
-        layout: the memory format: ``auto``, ``channels-last``, or ``contiguous``, as without
-            ``set_memory_format``; a CPU's convolutions copy contiguous maps.
+        memory_format: of maps: ``auto``, the default of ``localize`` too, ``channels-last``, or
+            ``contiguous``; a CPU's convolutions copy contiguous maps.
         options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule
             (``cache``, ``segments``).
 
@@ -63,7 +63,7 @@ def predict_peak(
         InvalidInput, CannotSplit: see ``localize``.
     """
     choose("rule", rule, RULES)
-    choose("memory format", layout, MEMORY_FORMATS)
+    choose("memory format", memory_format, MEMORY_FORMATS)
     if not RULES[rule].one_thread:
         raise InvalidInput(
             f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: "
@@ -78,10 +78,12 @@ def predict_peak(
         name: value for name, value in options.items() if name not in own
     }
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
-        learner = localize(model, torch.zeros(2, *batch_shape[1:]), num_classes, **for_learner)
+        sample = torch.zeros(2, *batch_shape[1:])
+        # as the model has it: setting a format would rewrite the model's weights
+        learner = localize(model, sample, num_classes, memory_format=None, **for_learner)
     return max(
         max(step.peaks().values())
-        for step in predict_steps(rule, learner, batch_shape[0], own, layout)
+        for step in predict_steps(rule, learner, batch_shape[0], own, memory_format)
     )
 
 

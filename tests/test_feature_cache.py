@@ -23,12 +23,14 @@ from layerwise.errors import InvalidInput
 from layerwise.rules import RULES
 from layerwise.rules.base import Position
 from layerwise.rules.feature_cache import Column, Keeping, Kind, cached_features, kind_of
-from layerwise.runs.folder import FEATURES, RESULT, STATE, WEIGHTS, RunFolder
+from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.training import build
+from layerwise.training import prepare as preparing
 from layerwise.training.loop import train
+from layerwise.training.prepare import FEATURES, feature_keeping, prepare
 from layerwise.training.progress import Progress
 from layerwise.utils.allocator import free_memory
+from layerwise.utils.options import Options
 from layerwise.utils.sizes import format_size, parse_size
 from tests.helpers import digits, learner, same_weights, ticks
 
@@ -40,13 +42,28 @@ SMALL = Run(
     batch_size=16,
     epochs=2,
     rule="sequential",
-    cache=True,
+    rule_options=Options(cache=True),
     views=2,
 )
 COMMAND = (
     "train resnet18 --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 --batch-size 16 --rule "
     "sequential --cache --views 2 --cpu-threads 1 --device cpu"
 )
+
+
+def carry_out(
+    run: Run,
+    path: Path,
+    execution: Execution,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    return train(prepare(run, execution), RunFolder(path), resume, progress or Progress())
+
+
+def keeping_of(execution: Execution, path: Path) -> Keeping:
+    """What a run keeps features in."""
+    return feature_keeping(prepare(SMALL, execution), path)["keeping"]
 
 
 def digest(path: Path) -> str:
@@ -250,28 +267,23 @@ def test_the_file_is_never_seen_and_always_freed(tmp_path: Path) -> None:
     execution = Execution(device="cpu", cache_dir=str(folder))
     watch = Watch(folder, 30)
     with pytest.raises(OverflowError):
-        train(SMALL, RunFolder(tmp_path / "run"), execution, False, watch)
+        carry_out(SMALL, tmp_path / "run", execution, progress=watch)
     watched = watch.seen
     assert not still_mapped()
-    result = train(SMALL, RunFolder(tmp_path / "run"), execution, True, watch)
+    result = carry_out(SMALL, tmp_path / "run", execution, True, watch)
     assert not any(FEATURES in name for name in watched | watch.seen)
     assert not list(folder.iterdir())
     assert not still_mapped()
-    plain = train(SMALL, RunFolder(tmp_path / "memory"), Execution(device="cpu"), False, Progress())
+    plain = carry_out(SMALL, tmp_path / "memory", Execution(device="cpu"))
     assert plain["sha256"] == result["sha256"]
 
 
 def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -> None:
-    from layerwise.training.build import build_keeping
-
     execution = Execution(device="cpu", cache_dir=str(tmp_path))
-    files = [
-        build_keeping(SMALL, execution, RunFolder(tmp_path / name)).file
-        for name in ("run", "other")
-    ]
+    files = [keeping_of(execution, tmp_path / name).file for name in ("run", "other")]
     for file in files:
         file.write_bytes(b"")
-    train(replace(SMALL, epochs=1), RunFolder(tmp_path / "run"), execution, False, Progress())
+    carry_out(replace(SMALL, epochs=1), tmp_path / "run", execution)
     assert [file.exists() for file in files] == [False, True]
 
 
@@ -304,8 +316,8 @@ def test_a_stopped_program_leaves_no_features(stop: signal.Signals, tmp_path: Pa
     assert not (path / FEATURES).exists()
     torch.set_num_threads(1)
     run = replace(SMALL, epochs=6)
-    train(run, RunFolder(path), RunFolder(path).execution(), True, Progress())
-    train(run, RunFolder(tmp_path / "whole"), Execution(device="cpu"), False, Progress())
+    carry_out(run, path, RunFolder(path).execution(), True)
+    carry_out(run, tmp_path / "whole", Execution(device="cpu"))
     assert digest(path) == digest(tmp_path / "whole")
     assert not list(folder.iterdir())
 
@@ -324,12 +336,10 @@ def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
 def test_no_more_is_kept_in_memory_than_is_free(
     device: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(preparing, "free_memory", lambda: 10**6)
     cache_dir = str(tmp_path) if place == "disk" else None
     execution = Execution(device=device, cache_dir=cache_dir, cache_limit="1GB")
-    keeping = build.build_keeping(
-        replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)
-    )
+    keeping = keeping_of(execution, tmp_path)
     scarce = place == "memory" and (device == "cpu" or not torch.cuda.is_available())
     expected = (
         (800_000, "the 800 kB of free memory that can be spared")
@@ -337,13 +347,8 @@ def test_no_more_is_kept_in_memory_than_is_free(
         else (10**9, "the limit of 1 GB")
     )
     assert (keeping.limit, keeping.bound) == expected
-    monkeypatch.setattr(build, "free_memory", lambda: None)
-    assert (
-        build.build_keeping(
-            replace(SMALL, cache=True, rule="sequential"), execution, RunFolder(tmp_path)
-        ).limit
-        == 10**9
-    )
+    monkeypatch.setattr(preparing, "free_memory", lambda: None)
+    assert keeping_of(execution, tmp_path).limit == 10**9
 
 
 def test_free_memory_is_what_the_machine_and_its_group_leave(tmp_path: Path) -> None:

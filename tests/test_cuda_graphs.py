@@ -1,6 +1,7 @@
 """Steps that are recorded and replayed learn as single ones do. Most needs a GPU."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ def build(
 ) -> Learner:
     torch.manual_seed(0)
     network = layerwise.create_model(model, width=0.25, dropout=dropout).to(device)
-    maker = {"optimizer": lambda them: torch.optim.Adam(them, lr=1e-3, fused=True)}
-    sample = torch.zeros(2, 3, 32, 32)
-    return layerwise.localize(network, sample, 10, loss=loss, seed=0, **{**maker, **options})
+    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
+    options = {"optimizer": adam, "output_layer": "separate", "memory_format": None} | options
+    return layerwise.localize(network, torch.zeros(2, 3, 32, 32), 10, loss=loss, seed=0, **options)
 
 
 def batches(count: int, size: int = 32) -> list[tuple[Tensor, Tensor]]:
@@ -51,7 +52,7 @@ def test_streams_out_of_range_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["train", "--streams", "0", "--output", str(tmp_path / "run")])
     assert leaving.value.code == 2
-    assert "streams 0 is too small: give 1 or more" in capsys.readouterr().err
+    assert "Cannot use streams 0: give 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -150,6 +151,16 @@ def test_a_copy_of_a_learner_makes_its_own_steps():
     learner.captured = CapturedSteps(learner)
     losses(learner, batches(STEPS))
     assert copy.deepcopy(learner).captured is None
+
+
+@needs_gpu
+def test_learners_of_the_defaults_are_recorded():
+    options = {"output_layer": "joined", "memory_format": "auto"}
+    single, replayed = build("cuda", **options), build("cuda", **options)
+    replayed.captured = CapturedSteps(replayed)
+    given = batches(STEPS)
+    torch.testing.assert_close(losses(replayed, given), losses(single, given), rtol=2e-3, atol=2e-4)
+    assert replayed.captured.refusal is None
 
 
 @needs_gpu
