@@ -29,7 +29,7 @@ def entries(what: str) -> dict[str, str]:
     if what == "datasets":
         from layerwise.data import DATASETS
 
-        return {name: dataset.text for name, dataset in DATASETS.items()}
+        return {name: dataset.describe() for name, dataset in DATASETS.items()}
     if what == "measures":
         from layerwise.measures import MEASURES
 

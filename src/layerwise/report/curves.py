@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 from layerwise.paper.statistics import curve
-from layerwise.runs.headings import HEADINGS
+from layerwise.runs.headings import headings_of
 from layerwise.runs.records import Record, is_number
 
 SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small
@@ -143,7 +143,7 @@ def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
     found = some(measured(record), most)
     kinds = {
         name: (f"{text.removesuffix(', %')} of each unit's features", text)
-        for name, text in HEADINGS.items()
+        for name, text in headings_of(record.separability()).items()
     }
     kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
     return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
@@ -174,22 +174,28 @@ def separable(record: Record) -> list[Separable]:
     """Everything that was measured of the features while training, epoch by epoch, from the image
     on.
     """
-    found = []
-    for entry in record.separability():
+    found, entries = [], record.separability()
+    names = headings_of(entries)
+    for entry in entries:
         rows = entry.get("units")
         if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
             continue
         found += [
-            one(entry["epoch"], row)
+            one(entry["epoch"], row, names)
             for row in rows
             if isinstance(row, dict) and isinstance(row.get("index"), int)
         ]
     return found
 
 
-def one(epoch: int, row: dict[str, Any]) -> Separable:
+def one(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
+    """A row of the file.
+
+    Args:
+        names: of measures.
+    """
     size, mismatched = row.get("resolution"), row.get("mismatched")
-    values = {name: value for name in HEADINGS if (value := number(row.get(name))) is not None}
+    values = {name: value for name in names if (value := number(row.get(name))) is not None}
     return Separable(
         epoch,
         row["index"],

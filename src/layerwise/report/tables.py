@@ -14,7 +14,7 @@ from layerwise.paper.numbers import Measured, Setting, measured, own_columns, se
 from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
-from layerwise.runs.headings import HEADINGS
+from layerwise.runs.headings import HEADINGS, headings_of
 from layerwise.runs.records import Record
 from layerwise.runs.run import command
 
@@ -97,7 +97,7 @@ def run_line(record: Record) -> dict[str, Any]:
         "hierarchy": hierarchy(record),
         "data": Path(run.data).name,
         "rule": run.rule,
-        "loss": run.loss if run.rule not in ("global", "checkpointed") else "cross-entropy",
+        "loss": run.loss if is_local(record) else "cross-entropy",
         "seed": run.seed,
         "epochs": run.epochs,
         "test_accuracy": result.get("test_accuracy"),
@@ -114,6 +114,11 @@ def run_line(record: Record) -> dict[str, Any]:
         "commit": record.facts.get("commit"),
         "command": command(run),
     }
+
+
+def is_local(record: Record) -> bool:
+    """Whether units had losses of their own: as was noted, else as the description says."""
+    return bool(record.facts.get("local", not record.run.is_global))
 
 
 def hierarchy(record: Record) -> str:
@@ -178,6 +183,8 @@ def separability_csv(records: Iterable[Record]) -> str | None:
     Accuracies in percent, gains in points; ``mismatched`` is yes, no, or empty where it is not
     known.
     """
+    records = list(records)
+    names = list(dict.fromkeys([*MEASURES, *(name for record in records for name in own(record))]))
     lines = [
         {
             "run": Path(record.path).name,
@@ -188,7 +195,7 @@ def separability_csv(records: Iterable[Record]) -> str | None:
             "depth": row.index + 1,
             "unit": row.name,
             "resolution": "×".join(map(str, row.resolution or ())),
-            **{name: rounded(row.values.get(name)) for name in MEASURES},
+            **{name: rounded(row.values.get(name)) for name in names},
             "cka": rounded(row.values.get("cka"), 4),
             "gain": rounded(row.gain),
             "gain_error": rounded(row.gain_error),
@@ -197,7 +204,14 @@ def separability_csv(records: Iterable[Record]) -> str | None:
         for record in records
         for row in separable(record)
     ]
-    return written(SEPARABILITY_COLUMNS, lines) if lines else None
+    first = SEPARABILITY_COLUMNS.index(MEASURES[0])
+    behind = SEPARABILITY_COLUMNS[first + len(MEASURES) :]
+    return written((*SEPARABILITY_COLUMNS[:first], *names, *behind), lines) if lines else None
+
+
+def own(record: Record) -> list[str]:
+    """Measures of a run that are not of this library."""
+    return [name for name in headings_of(record.separability()) if name not in HEADINGS]
 
 
 def rounded(number: float | None, digits: int = 2) -> float | None:

@@ -181,8 +181,12 @@ def run_digest(run: Run) -> str:
 
 
 def described(run: Run) -> dict[str, Any]:
-    """A run as files hold it."""
-    return asdict(run)
+    """A run as files hold it: plain types only."""
+    values = asdict(run)
+    for item in fields(Run):
+        if "of" in item.metadata:
+            values[item.name] = dict(values[item.name])
+    return values
 
 
 # Format 2 had the options of all losses and rules as fields of the run, with these defaults.

@@ -5,7 +5,7 @@ from typing import Any
 
 from layerwise.paper.rows import match
 from layerwise.report.page.cells import Column, Number, percent, whole
-from layerwise.report.tables import hierarchy
+from layerwise.report.tables import hierarchy, is_local
 from layerwise.runs.records import Record
 
 RUN_COLUMNS = (
@@ -35,7 +35,7 @@ def run_cells(record: Record) -> tuple[object, ...]:
         ", ".join(row.label for row in place.rows) if place else "none of the paper's",
         place.scale if place else "",
         run.rule,
-        "" if run.rule in ("global", "checkpointed") else run.loss,
+        run.loss if is_local(record) else "",
         hierarchy(record),
         run.data,
         whole(run.seed),
