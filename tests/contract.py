@@ -53,6 +53,14 @@ PLAIN = Kernels()
 
 
 @contextmanager
+def heads_of_few_pixels() -> Iterator[None]:
+    """Heads that average features do so to 2 pixels a side, so that small maps have windows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predsim_lite, "averaging", lambda shape, size: pooling.averaging(shape, 2))
+        yield
+
+
+@contextmanager
 def forced_kernels() -> Iterator[Kernels]:
     """The kernels that are made for large maps and for a matrix unit, taken of maps of any size."""
     kernels = Kernels(torch.bfloat16)
@@ -65,7 +73,7 @@ def forced_kernels() -> Iterator[Kernels]:
 
         return call
 
-    with pytest.MonkeyPatch.context() as patch:
+    with heads_of_few_pixels(), pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
             (batch_norm, "LARGE_ELEMENTS", 0),
             (batch_norm, "PART_ELEMENTS", 1),
@@ -75,8 +83,6 @@ def forced_kernels() -> Iterator[Kernels]:
             (small_conv, "has_matrix_unit", lambda: True),
             (spatial_std, "CACHED_ELEMENTS", 1),
             (spatial_std, "MOST_PARTS", 4),
-            # so that maps of a few pixels have windows too
-            (predsim_lite, "averaging", lambda shape, size: pooling.averaging(shape, 2)),
         ):
             patch.setattr(module, name, value)
         for place, name, of in (
@@ -92,9 +98,7 @@ def forced_kernels() -> Iterator[Kernels]:
 # ---- networks, losses, rules ----
 
 
-def units_compose_the_network(
-    name: str, at: Any, training: bool, kernels: Kernels = PLAIN
-) -> None:
+def units_compose_the_network(name: str, at: Any, training: bool, kernels: Kernels = PLAIN) -> None:
     model = network(name)
     images = torch.randn(4, 1, 8, 8)
     chain = split(model, at, sample=images)
@@ -131,9 +135,7 @@ def one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels = 
     assert same_weights(local.model, plain)
 
 
-def parallel_is_simultaneous(
-    name: str, loss: str, threads: int, kernels: Kernels = PLAIN
-) -> None:
+def parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels = PLAIN) -> None:
     data = digits()
     together, in_groups = (learner(name, loss, amp=kernels.amp) for _ in range(2))
     ticks("simultaneous", together, data.train, epochs=2)
@@ -203,6 +205,25 @@ class Recorder(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         parameters = [p for group in self.param_groups for p in group["params"]]
         self.gradients = [p.grad.clone() for p in parameters if p.grad is not None]
+
+
+def forced_kernels_give_the_same_gradients(
+    name: str, loss: str, amp: torch.dtype | None, tolerance: float
+) -> None:
+    """Each unit's gradient is that of the plain kernels, but for a share of its length."""
+    images, labels = next(digits().train.batches(0))
+
+    def gradients() -> list[Tensor]:
+        local = learner(name, loss, optimizer=Recorder, amp=amp)
+        local.step(images, labels)
+        return [torch.cat([g.flatten() for g in u.optimizer.gradients]) for u in local.units]
+
+    with heads_of_few_pixels():
+        expected = gradients()
+    with forced_kernels():
+        computed = gradients()
+    for plain, forced in zip(expected, computed, strict=True):
+        assert (forced - plain).norm() <= tolerance * plain.norm()
 
 
 def no_gradient_crosses_a_border(name: str, loss: str, kernels: Kernels = PLAIN) -> None:

@@ -2,8 +2,8 @@
 data set: to be listed is to be tested.
 
 Those over networks and losses are asserted twice, plain and with the kernels forced that are made
-for large maps and for a matrix unit. All equal bits stay equal bits; only the loss over pairs is
-then compared in bfloat16.
+for large maps and for a matrix unit: equal bits stay equal bits. Forced beside plain, and the loss
+over pairs in bfloat16, are close: within 1e-4 of a gradient's length in float32, 5 % in bfloat16.
 """
 
 from collections.abc import Iterator
@@ -63,6 +63,17 @@ def test_forced_kernels_are_entered(name: str, loss: str) -> None:
     assert set(kernels.entered) == wanted
 
 
+@pytest.mark.parametrize(
+    ("amp", "tolerance"), [(None, 1e-4), (torch.bfloat16, 5e-2)], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", FORCED_NETWORKS)
+def test_forced_kernels_give_the_same_gradients(
+    name: str, loss: str, amp: torch.dtype | None, tolerance: float
+) -> None:
+    contract.forced_kernels_give_the_same_gradients(name, loss, amp, tolerance)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
 @pytest.mark.parametrize("at", ["layer", "block", 1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
@@ -84,8 +95,12 @@ def test_one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kerne
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@KERNELS
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "threads", "kernels"),
+    [(name, threads, "plain") for name in SOME_NETWORKS for threads in (2, 3)]
+    + [(name, 2, "forced") for name in FORCED_NETWORKS],
+    indirect=["kernels"],
+)
 def test_parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels) -> None:
     contract.parallel_is_simultaneous(name, loss, threads, kernels)
 
@@ -138,6 +153,10 @@ def test_every_measure_refuses_what_it_cannot_measure(
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_entry_of_the_table_is_whole(name: str) -> None:
     contract.entry_of_the_table_is_whole(name)
+
+
+def test_digits_are_as_their_entry_says(tmp_path: Path) -> None:
+    contract.data_set_is_as_its_entry_says("digits", tmp_path)
 
 
 def cosine(a: list[float], b: list[float]) -> float:

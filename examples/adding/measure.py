@@ -1,4 +1,4 @@
-"""A measure of your own: --import measure.py --separability-every 1 --separability-measures mine."""
+"""A measure of your own: --import measure.py, then layerwise separability RUN --measures mine."""
 
 import layerwise
 from layerwise.measures import checked, measure

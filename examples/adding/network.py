@@ -1,4 +1,4 @@
-"""A network of your own: --import network.py, then mine --channels 8 in place of a network's name."""
+"""A network of your own: layerwise train mine --import network.py --channels 8."""
 
 from torch import nn
 

@@ -1,10 +1,10 @@
 """A training rule of your own: --import rule.py --rule mine --repeats 3."""
 
 import layerwise
-from layerwise.rules import set_rates, tick_after
+from layerwise.rules import START, set_rates, tick_after
 
 
-def mine(learner, batches, epochs, schedule, start=layerwise.Position(), *, repeats: int = 2):
+def mine(learner, batches, epochs, schedule, start=START, *, repeats: int = 2):
     """Every unit learns from every batch several times in a row.
 
     Args:

@@ -112,8 +112,14 @@ def run_line(record: Record) -> dict[str, Any]:
         },
         "machine": machine(record.facts),
         "commit": record.facts.get("commit"),
-        "command": command(run),
+        "command": command_of(record),
     }
+
+
+def command_of(record: Record) -> str:
+    """The command that trains a run again, with the files that it imported."""
+    imported = record.facts.get("imported")
+    return command(record.run, imported if isinstance(imported, dict) else ())
 
 
 def is_local(record: Record) -> bool:

@@ -2,7 +2,8 @@
 
 A local loss, a training rule, a measure or a network that has an option of its own declares it in
 its signature, ``(site, *, temperature: float = 1.0)``, and explains it under ``Args:`` in its
-docstring. A default of a plain type will do in place of an annotation. The command line, a run's record and every check read it from there.
+docstring. A default of a plain type will do in place of an annotation. The command line, a run's
+record and every check read it from there.
 """
 
 import inspect

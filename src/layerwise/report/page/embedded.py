@@ -9,7 +9,7 @@ from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import measured_depths, number, sample, separable, unit_depth, units
 from layerwise.report.figure_data import Figure
 from layerwise.report.page.charts import Names, charts_of, compact, epoch_charts, short
-from layerwise.report.tables import command, hierarchy, machine
+from layerwise.report.tables import command_of, hierarchy, machine
 from layerwise.runs.headings import headings_of
 from layerwise.runs.records import Record
 from layerwise.runs.run import Run, flat
@@ -61,7 +61,7 @@ def one_run(record: Record, runs: int, names: Names) -> dict[str, Any]:
         "hierarchy": hierarchy(record),
         "machine": machine(record.facts),
         "commit": str(record.facts.get("commit") or "not noted"),
-        "command": command(record.run),
+        "command": command_of(record),
         "result": {name: number((record.result or {}).get(name)) for name in RESULTS},
         "epochs": [entry["epoch"] for entry in chosen],
         "test": [short(entry.get("test_accuracy")) for entry in chosen],

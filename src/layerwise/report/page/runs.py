@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerwise.paper.rows import match
-from layerwise.report.page.cells import Column, Number, percent, whole
+from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
 from layerwise.report.tables import hierarchy, is_local
 from layerwise.runs.records import Record
 
@@ -36,7 +36,7 @@ def run_cells(record: Record) -> tuple[object, ...]:
         place.scale if place else "",
         run.rule,
         run.loss if is_local(record) else "",
-        hierarchy(record),
+        hierarchy(record) or NOTHING,
         run.data,
         whole(run.seed),
         Number(len(record.epochs), f"{len(record.epochs)} of {run.epochs}"),
