@@ -12,7 +12,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.data import Loader, Splits
 from layerwise.losses import LOSSES
-from layerwise.models import create_model, list_models, published_hierarchy
+from layerwise.models import create_model, hierarchical, list_models, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.rules.base import Position, Tick
 from layerwise.runs.run import Execution, Run
@@ -33,9 +33,11 @@ def digits(train_images: int = 80, batch_size: int = 16, views: int | None = Non
 
 
 def narrow(name: str, dropout: float = 0.2) -> nn.Module:
-    """A network of the registry, one layer or block per stage, a few channels wide, for 8-pixel
-    grey images.
+    """A network of the registry for 8-pixel grey images; of those with a hierarchy one layer or
+    block per stage, a few channels wide.
     """
+    if name not in hierarchical():
+        return create_model(name, in_chans=1, image_size=8)
     hierarchy = [1] * len(published_hierarchy(name))
     return create_model(name, hierarchy, width=1 / 16, in_chans=1, image_size=8, dropout=dropout)
 
@@ -112,12 +114,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{name: partial(narrow, name) for name in list_models()},
     **FOREIGN,
 }
-SOME_NETWORKS = ("vgg8b", "resnet18", "resnet50", "plain", "pre-activation")  # for the slower tests
+# for the slower tests: of the paper's two families a few, of others all
+OTHERS = tuple(name for name in list_models() if name not in hierarchical())
+SOME_NETWORKS = ("vgg8b", "resnet18", "resnet50", "plain", "pre-activation", *OTHERS)
 
 
 def network(name: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    return NETWORKS[name]()
+    return NETWORKS[name]() if name in NETWORKS else narrow(name)
 
 
 def learner(

@@ -1,5 +1,6 @@
-"""Measures of features, each against scikit-learn or the plain formula on the same features; all
-that are listed are tested.
+"""Measures of features, each against scikit-learn or the plain formula on the same features.
+
+What all of them promise is in test_contract.py.
 """
 
 from typing import Any
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.covariance import shrunk_covariance
-from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch import Tensor
@@ -20,6 +20,7 @@ from layerwise.measures.cka import linear_cka
 from layerwise.measures.fisher import SHRINKAGE
 from layerwise.measures.linear_probe import STRENGTHS
 from layerwise.measures.nearest_neighbours import NEIGHBOURS
+from tests.contract import noisy_digits
 
 CLASSES = 10
 ACCURACIES = [name for name in MEASURES if isinstance(MEASURES[name], Accuracy)]
@@ -27,10 +28,7 @@ ACCURACIES = [name for name in MEASURES if isinstance(MEASURES[name], Accuracy)]
 
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
-    pixels, labels = load_digits(return_X_y=True)
-    # so that no two distances or votes are equal by chance
-    noise = np.random.default_rng(0).normal(size=pixels.shape)
-    return torch.from_numpy(pixels + 3 * noise).float(), torch.from_numpy(labels).long()
+    return noisy_digits()
 
 
 def score(classifier: Any, features: Tensor, labels: Tensor, known: Tensor, held: Tensor) -> float:
@@ -145,45 +143,11 @@ def test_linear_cka_is_kernel_alignment(digits: tuple[Tensor, Tensor]) -> None:
     assert linear_cka(one, 3 * one @ rotation + 5) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", MEASURES)
-def test_every_measure_keeps_its_promises(name: str, digits: tuple[Tensor, Tensor]) -> None:
-    features, labels = digits
-    before, state = features.clone(), torch.get_rng_state()
-    value = MEASURES[name](features, labels)
-    assert isinstance(value, float)
-    assert value == MEASURES[name](features, labels.int())
-    assert torch.equal(features, before)
-    assert torch.equal(state, torch.get_rng_state())
-    assert MEASURES[name](features.bfloat16(), labels) == pytest.approx(value, rel=0.1)
-    for count, width in ((40, 2000), (400, 1)):  # more features than images; a single one
-        assert np.isfinite(MEASURES[name](torch.randn(count, width), torch.arange(count) % CLASSES))
-
-
 @pytest.mark.parametrize("name", [*ACCURACIES, "fisher"])
 def test_separability_is_of_the_labels(name: str, digits: tuple[Tensor, Tensor]) -> None:
     features, labels = digits
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     assert MEASURES[name](features, labels) > 3 * MEASURES[name](features, shuffled)
-
-
-@pytest.mark.parametrize("name", MEASURES)
-@pytest.mark.parametrize(
-    ("features", "labels", "sentence"),
-    [
-        (torch.randn(30, 4), torch.arange(30) % 3 * 2, "no image is of class 1"),
-        (torch.ones(30, 4), torch.arange(30) % 3, "are the same"),
-        (torch.full((30, 4), torch.nan), torch.arange(30) % 3, "NaN or infinite"),
-        (torch.randn(3, 4), torch.tensor([0, 1, 9]), "3 images are fewer than the 10 classes"),
-        (torch.randn(30, 4), torch.zeros(30).long(), "a single class"),
-        (torch.randn(0, 4), torch.zeros(0).long(), "0 images are fewer"),
-        (torch.randn(30, 4), torch.arange(29), "give floating-point features"),
-        (torch.randn(30, 4), torch.arange(30) % 3 - 1, "whole numbers from 0"),
-        (torch.randn(30, 2, 2), torch.arange(30) % 3, "give floating-point features"),
-    ],
-)
-def test_bad_input_is_refused(name: str, features: Tensor, labels: Tensor, sentence: str) -> None:
-    with pytest.raises(InvalidInput, match=sentence):
-        MEASURES[name](features, labels)
 
 
 def test_probes_need_some_images_of_each_class() -> None:

@@ -21,7 +21,7 @@ from layerwise.memory.fake_step import Footprint, pretended
 from layerwise.memory.onednn import workspace_bytes
 from layerwise.models import create_model
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
-from layerwise.profiling.profile import PROFILED, predict_peak
+from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import checkpointed_piece
 from tests.helpers import SOME_NETWORKS, digits, learner, same_weights, ticks
@@ -107,12 +107,12 @@ def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg8b"])
-@pytest.mark.parametrize("profiled", PROFILED)
-def test_prediction_is_close_to_measurement(name: str, profiled: str) -> None:
+@pytest.mark.parametrize("way", profiled())
+def test_prediction_is_close_to_measurement(name: str, way: str) -> None:
     """Within 2 % for global training; elsewhere convolutions' workspaces, which are not predicted,
     can set the peak: 15 %.
     """
-    options = dict(PROFILED[profiled])
+    options = dict(profiled()[way])
     rule = options.pop("rule")
     local = quarter(name, rule)
     predicted = peak(predict_steps(rule, local, 32, options))
@@ -123,7 +123,7 @@ def test_prediction_is_close_to_measurement(name: str, profiled: str) -> None:
         with measured(torch.device("cpu")) as step:
             next(steps)
         found = max(found, persistent + step.transient_bytes)
-    assert predicted == pytest.approx(found, rel=0.02 if profiled == "global" else 0.15)
+    assert predicted == pytest.approx(found, rel=0.02 if way == "global" else 0.15)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -285,7 +285,7 @@ def test_profile_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     main([*SMALL, "--predict", "--dropout", "0.1", "--amp", "--train-images", "1000"])
     rules = json.loads(capsys.readouterr().out.splitlines()[-1])["rules"]
-    assert list(rules) == list(PROFILED)
+    assert list(rules) == list(profiled())
     assert all(rule["seconds"] is rule["peak_bytes"] is None for rule in rules.values())
     # features of the first unit and of the second: 8 channels of 8 by 8 pixels, 16 of as many, in
     # bfloat16 or float32

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_NAMED = 50  # names in a refusal
+ADDED_TO = ("model", "loss", "rule", "measure", "data set")  # kinds that users add to
 
 
 class InvalidInput(ValueError):
@@ -45,4 +46,5 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
     accepted = ", ".join(known[:MOST_NAMED]) + (
         f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
     )
-    raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {accepted}")
+    own = "; of your own: give its Python file with --import" if kind in ADDED_TO else ""
+    raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {accepted}{own}")

@@ -18,6 +18,8 @@ from layerwise.utils.options import Option, Options, options_of
 Kind = TypeVar("Kind", Run, Execution)
 Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
 
+# what a network is given by fields of a run, where it takes them
+SHARED = ("hierarchy", "width", "dropout", "downsample_after")
 DECLARED = "declared:"  # begins the names of declared options among parsed arguments
 
 
@@ -90,21 +92,44 @@ def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -
 
 
 def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> None:
-    """An option for everything that networks, losses and rules declare, each once."""
+    """An option for everything that networks, losses and rules declare, each once.
+
+    Raises:
+        InvalidInput: the command has another option of that name.
+    """
     from layerwise.training.prepare import registries
 
-    taken = {item.name for item in fields(Run)}
+    taken = set(skip)
     for kind in declared:
-        registry = registries()[kind]
         group = parser.add_argument_group(f"options of a {kind}")
-        for name, owners in by_option(registry).items():
-            if name not in taken and name not in skip:
+        for name, owners in by_option(registries()[kind]).items():
+            if kind == "model" and name in SHARED:
+                continue
+            refuse_field(kind, name, owners)
+            if name not in taken:
                 taken.add(name)
                 first = next(iter(owners.values()))
+                plain = {option.kind for option in owners.values()}
                 text = f"{', '.join(owners)}: {first.text or name}{defaults_in_words(owners)}"
-                add_option(
-                    group, [f"--{name.replace('_', '-')}"], DECLARED + name, first.kind, text
-                )
+                flag = f"--{name.replace('_', '-')}"
+                try:
+                    one_kind = first.kind if len(plain) == 1 else str
+                    add_option(group, [flag], DECLARED + name, one_kind, text)
+                except argparse.ArgumentError:
+                    refuse_name(kind, name, owners)
+
+
+def refuse_field(kind: str, name: str, owners: Mapping[str, Option]) -> None:
+    """Refuse a declared option that has the name of one of every run."""
+    if name in {item.name for described in (Run, Execution) for item in fields(described)}:
+        refuse_name(kind, name, owners)
+
+
+def refuse_name(kind: str, name: str, owners: Mapping[str, Option]) -> NoReturn:
+    raise InvalidInput(
+        f"Cannot offer --{name.replace('_', '-')} of the {kind} {next(iter(owners))!r}: this "
+        "command has another option of that name. Rename it."
+    )
 
 
 def by_option(registry: Mapping[str, Callable[..., Any]]) -> dict[str, dict[str, Option]]:

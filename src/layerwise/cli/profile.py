@@ -44,9 +44,9 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
-    from layerwise.profiling.profile import PROFILED, profile
+    from layerwise.profiling.profile import profile, profiled
 
-    names = list(PROFILED)
+    names = list(profiled())
     if parsed.rules is not None:
         names = [name.strip() for name in parsed.rules.split(",")]
     return profile(

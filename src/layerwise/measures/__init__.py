@@ -4,7 +4,7 @@ A measure of your own is a function ``(features, labels) -> float``, made by ``m
 ``accuracy(heading)``, and one line in ``MEASURES``.
 """
 
-from layerwise.measures.base import Accuracy, Measure, accuracy, heading_of, measure
+from layerwise.measures.base import Accuracy, Measure, accuracy, checked, heading_of, measure
 from layerwise.measures.cka import linear_cka
 from layerwise.measures.effective_rank import effective_rank
 from layerwise.measures.fisher import fisher
@@ -21,4 +21,13 @@ MEASURES: dict[str, Measure] = {
     "effective_rank": effective_rank,
 }
 
-__all__ = ["MEASURES", "Accuracy", "Measure", "accuracy", "heading_of", "linear_cka", "measure"]
+__all__ = [
+    "MEASURES",
+    "Accuracy",
+    "Measure",
+    "accuracy",
+    "checked",
+    "heading_of",
+    "linear_cka",
+    "measure",
+]

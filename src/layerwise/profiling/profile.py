@@ -24,14 +24,19 @@ from layerwise.training.prepare import find_device, prepare, with_rule
 from layerwise.utils.options import Options
 from layerwise.utils.sizes import parse_size
 
-# What is profiled: options of a run, by name. Rules with several threads are left out: a CPU's
-# memory is counted per thread.
-PROFILED: dict[str, dict[str, Any]] = {
-    **{name: {"rule": name} for name in ("global", "checkpointed", "simultaneous", "sequential")},
-    "sequential-cached": {"rule": "sequential", "cache": True},
-}
+CACHED = {"sequential-cached": {"rule": "sequential", "cache": True}}
 # images whose features a cache holds unless --train-images says otherwise: CIFAR-10
 CACHED_IMAGES = 50_000
+
+
+def profiled() -> dict[str, dict[str, Any]]:
+    """What is profiled: options of a run, by name; those that train the network as one come first.
+
+    Rules with several threads are left out: a CPU's memory is counted per thread.
+    """
+    names = [name for name, rule in RULES.items() if rule.one_thread]
+    names.sort(key=lambda name: RULES[name].at is None)
+    return {name: {"rule": name} for name in names} | CACHED
 
 
 def predict_peak(
@@ -100,7 +105,7 @@ def profile(
     """Predict and measure what a run would need by each of several rules, and show it as a table.
 
     Args:
-        names: of ``PROFILED``.
+        names: of ``profiled()``.
         predict: compute nothing; what is measured is then None.
         memory: such as ``4GB``: the largest batch that fits is looked for.
         figure: file for a picture of memory over a step.
@@ -112,7 +117,7 @@ def profile(
     limit = parse_size("--memory", memory) if memory is not None else None
     cache_limit = parse_size("--cache-limit", execution.cache_limit)
     for name in names:
-        choose("rule", name, PROFILED)
+        choose("rule", name, profiled())
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
@@ -158,7 +163,7 @@ def profile(
 
 def run_for(base: Run, name: str) -> Run:
     """The run by a profiled rule, with those options of the base that the rule declares."""
-    options = dict(PROFILED[name])
+    options = dict(profiled()[name])
     run = with_rule(base, options.pop("rule"))
     return replace(run, rule_options=Options({**run.rule_options, **options}))
 

@@ -9,7 +9,7 @@ from math import sqrt
 from typing import Any
 
 from layerwise.paper.statistics import curve
-from layerwise.runs.headings import HEADINGS
+from layerwise.runs.headings import headings_of
 from layerwise.runs.records import Record, is_number
 
 SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small
@@ -143,22 +143,10 @@ def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
     found = some(measured(record), most)
     kinds = {
         name: (f"{text.removesuffix(', %')} of each unit's features", text)
-        for name, text in headings_of(record).items()
+        for name, text in headings_of(record.separability()).items()
     }
     kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
     return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
-
-
-def headings_of(record: Record) -> dict[str, str]:
-    """Names of measures and what tables call them: those of this program, and those that the run
-    has recorded of its own.
-    """
-    headings = dict(HEADINGS)
-    for entry in record.separability():
-        own = entry.get("headings")
-        if isinstance(own, dict):
-            headings |= {name: str(text) for name, text in own.items()}
-    return headings
 
 
 @dataclass(frozen=True)
@@ -186,8 +174,9 @@ def separable(record: Record) -> list[Separable]:
     """Everything that was measured of the features while training, epoch by epoch, from the image
     on.
     """
-    found, names = [], headings_of(record)
-    for entry in record.separability():
+    found, entries = [], record.separability()
+    names = headings_of(entries)
+    for entry in entries:
         rows = entry.get("units")
         if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
             continue
@@ -200,6 +189,11 @@ def separable(record: Record) -> list[Separable]:
 
 
 def one(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
+    """A row of the file.
+
+    Args:
+        names: of measures.
+    """
     size, mismatched = row.get("resolution"), row.get("mismatched")
     values = {name: value for name in names if (value := number(row.get(name))) is not None}
     return Separable(

@@ -14,7 +14,7 @@ from layerwise.paper.numbers import Measured, Setting, measured, own_columns, se
 from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
-from layerwise.runs.headings import HEADINGS
+from layerwise.runs.headings import HEADINGS, headings_of
 from layerwise.runs.records import Record
 from layerwise.runs.run import command
 
@@ -97,7 +97,7 @@ def run_line(record: Record) -> dict[str, Any]:
         "hierarchy": hierarchy(record),
         "data": Path(run.data).name,
         "rule": run.rule,
-        "loss": run.loss if run.rule not in ("global", "checkpointed") else "cross-entropy",
+        "loss": run.loss if is_local(record) else "cross-entropy",
         "seed": run.seed,
         "epochs": run.epochs,
         "test_accuracy": result.get("test_accuracy"),
@@ -112,8 +112,19 @@ def run_line(record: Record) -> dict[str, Any]:
         },
         "machine": machine(record.facts),
         "commit": record.facts.get("commit"),
-        "command": command(run),
+        "command": command_of(record),
     }
+
+
+def command_of(record: Record) -> str:
+    """The command that trains a run again, with the files that it imported."""
+    imported = record.facts.get("imported")
+    return command(record.run, imported if isinstance(imported, dict) else ())
+
+
+def is_local(record: Record) -> bool:
+    """Whether units had losses of their own: as was noted, else as the description says."""
+    return bool(record.facts.get("local", not record.run.is_global))
 
 
 def hierarchy(record: Record) -> str:
@@ -178,6 +189,8 @@ def separability_csv(records: Iterable[Record]) -> str | None:
     Accuracies in percent, gains in points; ``mismatched`` is yes, no, or empty where it is not
     known.
     """
+    records = list(records)
+    names = list(dict.fromkeys([*MEASURES, *(name for record in records for name in own(record))]))
     lines = [
         {
             "run": Path(record.path).name,
@@ -188,7 +201,7 @@ def separability_csv(records: Iterable[Record]) -> str | None:
             "depth": row.index + 1,
             "unit": row.name,
             "resolution": "×".join(map(str, row.resolution or ())),
-            **{name: rounded(row.values.get(name)) for name in MEASURES},
+            **{name: rounded(row.values.get(name)) for name in names},
             "cka": rounded(row.values.get("cka"), 4),
             "gain": rounded(row.gain),
             "gain_error": rounded(row.gain_error),
@@ -202,8 +215,14 @@ def separability_csv(records: Iterable[Record]) -> str | None:
         for record in records
         for row in separable(record)
     ]
-    columns = dict.fromkeys([*SEPARABILITY_COLUMNS, *(name for line in lines for name in line)])
-    return written(list(columns), lines) if lines else None
+    first = SEPARABILITY_COLUMNS.index(MEASURES[0])
+    behind = SEPARABILITY_COLUMNS[first + len(MEASURES) :]
+    return written((*SEPARABILITY_COLUMNS[:first], *names, *behind), lines) if lines else None
+
+
+def own(record: Record) -> list[str]:
+    """Measures of a run that are not of this library."""
+    return [name for name in headings_of(record.separability()) if name not in HEADINGS]
 
 
 def rounded(number: float | None, digits: int = 2) -> float | None:

@@ -4,7 +4,7 @@ A rule of your own is a generator ``(learner, batches, epochs, schedule, start, 
 yields a ``Tick`` after every batch, and one line in ``RULES``. Rules know nothing of losses.
 """
 
-from layerwise.rules.base import Position, Rule, Schedule, Tick, set_rates, tick_after
+from layerwise.rules.base import START, Position, Rule, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.checkpointed import checkpointed
 from layerwise.rules.feature_cache import Batches, Keeping
 from layerwise.rules.parallel import parallel
@@ -21,6 +21,7 @@ RULES: dict[str, Rule] = {
 
 __all__ = [
     "RULES",
+    "START",
     "Batches",
     "Keeping",
     "Position",

@@ -3,6 +3,9 @@
 No torch: the report and the command line show them without it.
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 HEADINGS = {
     "linear_probe": "linear probe, %",
     "cross_fitted_probe": "cross-fitted probe, %",
@@ -13,6 +16,19 @@ HEADINGS = {
     "auxiliary_accuracy": "auxiliary accuracy, %",
     "cka": "CKA",
 }
+
+
+def headings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The heading of every measure that a run's lines may hold: the one that they bring, else that
+    of the table.
+    """
+    headings = dict(HEADINGS)
+    for line in lines:
+        brought = line.get("headings")
+        for name, text in brought.items() if isinstance(brought, dict) else ():
+            if isinstance(text, str):
+                headings[name] = text
+    return headings
 
 
 def parse_measures(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -308,13 +308,17 @@ def check_options(source: str | Path, name: str, value: Any) -> Options:
     return Options(value)
 
 
-def command(run: Run) -> str:
+def command(run: Run, imported: Iterable[str] = ()) -> str:
     """The command that trains a run, quoted for a shell.
 
     Data that lie in a folder are named without where it is.
+
+    Args:
+        imported: Python files that it imports.
     """
     defaults = flat(Run())
     words = ["layerwise", "train", run.model]
+    words += [word for path in imported for word in ("--import", str(path))]
     for name, value in flat(run).items():
         if name != "model" and (name not in defaults or value != defaults[name]):
             words += spelled(name, Path(value).name if name == "data" else value)

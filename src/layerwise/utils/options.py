@@ -2,7 +2,8 @@
 
 A local loss, a training rule, a measure or a network that has an option of its own declares it in
 its signature, ``(site, *, temperature: float = 1.0)``, and explains it under ``Args:`` in its
-docstring. The command line, a run's record and every check read it from there.
+docstring. A default of a plain type will do in place of an annotation. The command line, a run's
+record and every check read it from there.
 """
 
 import inspect
@@ -15,6 +16,10 @@ from typing import Any, Union, get_args, get_origin
 from layerwise.errors import InvalidInput, choose
 
 KINDS = (bool, int, float, str)  # types of options that can be written on a command line
+# annotations as text, as they are under ``from __future__ import annotations``
+WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
+    f"{kind.__name__} | None": (kind, True) for kind in KINDS
+}
 
 
 class Options(dict[str, Any]):
@@ -64,14 +69,23 @@ class Option:
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
-    """The options that a callable declares: its keyword-only arguments of a plain type, in order."""
+    """The options that a callable declares: its keyword-only arguments of a plain type, in order.
+
+    Raises:
+        InvalidInput: one of them has no default.
+    """
     texts = described(inspect.getdoc(factory) or "")
     options = {}
-    for parameter in inspect.signature(factory, eval_str=True).parameters.values():
-        plain = plain_type(parameter.annotation)
+    for parameter in inspect.signature(factory).parameters.values():
+        name, default = parameter.name, parameter.default
+        annotated = parameter.annotation is not parameter.empty
+        plain = plain_type(parameter.annotation if annotated else type(default))
         if parameter.kind is parameter.KEYWORD_ONLY and plain is not None:
-            name, text = parameter.name, texts.get(parameter.name, "")
-            options[name] = Option(name, *plain, default=parameter.default, text=text)
+            if default is parameter.empty:
+                raise InvalidInput(
+                    f"Cannot offer the option {name} of {factory}: it has no default. Give one."
+                )
+            options[name] = Option(name, *plain, default=default, text=texts.get(name, ""))
     return options
 
 
@@ -89,6 +103,8 @@ def first_line(thing: Any) -> str:
 
 def plain_type(annotation: Any) -> tuple[type, bool] | None:
     """The plain type that an annotation names and whether None is allowed; None for all others."""
+    if isinstance(annotation, str):
+        return WRITTEN.get(annotation)
     if annotation in KINDS:
         return annotation, False
     if get_origin(annotation) in (Union, types.UnionType):

@@ -3,12 +3,10 @@ epochs.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import (
-    headings_of,
     measured_depths,
     number,
     sample,
@@ -18,13 +16,15 @@ from layerwise.report.curves import (
 )
 from layerwise.report.figure_data import Figure
 from layerwise.report.page.charts import Names, charts_of, compact, epoch_charts, short
-from layerwise.report.tables import command, hierarchy, machine
+from layerwise.report.tables import command_of, hierarchy, machine
+from layerwise.runs.headings import headings_of
 from layerwise.runs.records import Record
-from layerwise.runs.run import Run
+from layerwise.runs.run import Run, flat
 
 # numbers in the page, whatever the number of runs: with 1,000 of them it stays under 5 MB
 OF_CURVES, OF_UNITS = 80_000, 100_000
 FEWEST, MOST = 2, 24  # epochs at which a run's units are shown
+DEFAULTS = flat(Run())
 RESULTS = (
     "parameters",
     "seconds",
@@ -41,7 +41,7 @@ def embedded(evidence: Evidence, figures: Sequence[Figure]) -> dict[str, Any]:
     records = evidence.records
     names = Names()
     return {
-        "defaults": asdict(Run()),
+        "defaults": DEFAULTS,
         "runs": [one_run(record, len(records), names) for record in records],
         "charts": list(epoch_charts(evidence)),
         "figures": {figure.name: charts_of(figure, names) for figure in figures},
@@ -62,13 +62,13 @@ def one_run(record: Record, runs: int, names: Names) -> dict[str, Any]:
         "path": record.path,
         "config": {
             name: shown(value)
-            for name, value in asdict(record.run).items()
-            if value != getattr(Run, name)
+            for name, value in flat(record.run).items()
+            if name not in DEFAULTS or value != DEFAULTS[name]
         },
         "hierarchy": hierarchy(record),
         "machine": machine(record.facts),
         "commit": str(record.facts.get("commit") or "not noted"),
-        "command": command(record.run),
+        "command": command_of(record),
         "result": {name: number((record.result or {}).get(name)) for name in RESULTS},
         "epochs": [entry["epoch"] for entry in chosen],
         "test": [short(entry.get("test_accuracy")) for entry in chosen],
@@ -114,7 +114,7 @@ def last_separable(record: Record, names: Names) -> dict[str, Any] | None:
         "resolution": ["×".join(map(str, row.resolution or ())) for row in rows],
         "measures": {
             text: [short(row.values.get(name)) for row in rows]
-            for name, text in headings_of(record).items()
+            for name, text in headings_of(record.separability()).items()
             if any(name in row.values for row in rows)
         },
         "gain": [short(row.gain) for row in rows],

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerwise.paper.rows import match
-from layerwise.report.page.cells import Column, Number, percent, whole
-from layerwise.report.tables import hierarchy
+from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
+from layerwise.report.tables import hierarchy, is_local
 from layerwise.runs.records import Record
 
 RUN_COLUMNS = (
@@ -35,8 +35,8 @@ def run_cells(record: Record) -> tuple[object, ...]:
         ", ".join(row.label for row in place.rows) if place else "none of the paper's",
         place.scale if place else "",
         run.rule,
-        "" if run.rule in ("global", "checkpointed") else run.loss,
-        hierarchy(record),
+        run.loss if is_local(record) else "",
+        hierarchy(record) or NOTHING,
         run.data,
         whole(run.seed),
         Number(len(record.epochs), f"{len(record.epochs)} of {run.epochs}"),
