@@ -163,9 +163,9 @@ def test_a_configuration_file_gives_defaults(
 @pytest.mark.parametrize(
     ("options", "count", "loss"),
     [
-        ("", 9, "predsim"),
-        ("--output-layer separate", 10, "predsim"),
-        ("--at 3 --loss sim", 3, "sim"),
+        ("", 9, "PredSim"),
+        ("--output-layer separate", 10, "PredSim"),
+        ("--at 3 --loss sim", 3, "Sim"),
     ],
 )
 def test_show_lists_the_units(

@@ -250,7 +250,7 @@ def test_list_models() -> None:
         (
             "resnet18",
             {"hierarchy": "2,2,2"},
-            r"hierarchy \[2,2,2\] has 3 stages, resnet18 has 4: .* such as \[2,2,2,2\]",
+            r"hierarchy \[2,2,2\]: it has 3 stages, resnet18 has 4. .* such as \[2,2,2,2\]",
         ),
         ("vgg8", {"hierarchy": [1, 1, 1, 1, 1, 1]}, "has 6 stages, vgg8 has 5"),
         (
