@@ -9,7 +9,7 @@ Measuring leaves everything as it was: weights, buffers, modes and the global ra
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ POOLED_TO = 1024  # numbers an image
 # images
 MEMORY = 24 * 10**8
 SAMPLE_SEED = 1
+COLUMNS = (  # of rows, beside the measures
+    *("run", "epoch", "split", "images", "headings", "against", "against_epoch", "pooled_to"),
+    *("index", "name", "depth", "resolution", "channels", "pooled_resolution", "features"),
+    *("gain", "gain_error", "mismatched", "refused", "auxiliary_accuracy", "auxiliary_loss", "cka"),
+)
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ def measure_depths(
         InvalidInput: a measure is unknown, there are none, or all images are the same.
     """
     for name in measures:
-        choose("measure", name, MEASURES)
+        check_measure(name)
     if not measures:
         raise InvalidInput(f"no measure is given: give one or more of {', '.join(MEASURES)}")
     places = places_of(depths, sample, pooled_to)[: None if last is None else last + 2]
@@ -231,6 +236,19 @@ def measure_depths(
             del tables[place.index]
     add_gains(rows, measures[0], right, pushing or {})
     return rows
+
+
+def check_measure(name: str) -> None:
+    """Refuse a measure that is unknown, or named as another column of the rows is.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    choose("measure", name, MEASURES)
+    if name in COLUMNS:
+        raise InvalidInput(
+            f"Cannot measure {name!r}: another column has that name. Rename the measure."
+        )
 
 
 def groups(places: Sequence[Place], images: int) -> Iterator[list[Place]]:
@@ -325,7 +343,9 @@ def measured(
                 right = measure.right(features, labels)
                 row[name] = percent(right)
             else:
-                row[name] = measure(features, labels)
+                row[name] = float(measure(features, labels))
+                if not isfinite(row[name]):
+                    raise InvalidInput(f"the measure {name!r} gave {row[name]}, which is no number")
         except InvalidInput as refusal:
             if not lenient:
                 raise

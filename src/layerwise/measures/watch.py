@@ -6,9 +6,14 @@ from types import MappingProxyType
 from typing import Any
 
 from layerwise.data import Loader
-from layerwise.errors import choose
 from layerwise.measures import MEASURES, heading_of
-from layerwise.measures.depths import Depths, Sample, measure_depths, sample_images
+from layerwise.measures.depths import (
+    Depths,
+    Sample,
+    check_measure,
+    measure_depths,
+    sample_images,
+)
 from layerwise.measures.gains import losses_push
 
 WATCHED_IMAGES = 5000  # while training, where time counts
@@ -45,7 +50,7 @@ class Watch:
         measures: Sequence[str] = ("linear_probe",),
     ) -> None:
         for name in measures:
-            choose("measure", name, MEASURES)
+            check_measure(name)
         self.measures, self.split, self.loader = measures, split, loader
         self.depths = replace(depths, heads=False)  # the heads' accuracies are in the log
         self.local = depths.heads

@@ -23,8 +23,22 @@ def import_files(paths: Iterable[str]) -> None:
             IMPORTED[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
+def stems() -> set[str]:
+    """Names of the modules that files were run as."""
+    return {Path(path).stem for path in IMPORTED}
+
+
 def import_file(path: Path) -> None:
-    """Run a Python file as a module of its name."""
+    """Run a Python file as a module of its name.
+
+    Raises:
+        InvalidInput: it is no Python file, has the name of one of Python's modules, or raises an
+            error.
+    """
+    if path.stem in sys.stdlib_module_names or path.stem in sys.modules.keys() - stems():
+        raise InvalidInput(
+            f"Cannot import {path}: a module of that name is in use already. Rename the file."
+        )
     specification = spec_from_file_location(path.stem, path)
     if specification is None or specification.loader is None or not path.is_file():
         raise InvalidInput(
