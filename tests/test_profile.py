@@ -14,6 +14,7 @@ from torch import nn
 from layerwise.cli import main
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
+from layerwise.core.memory_format import set_memory_format
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES
 from layerwise.memory.accounting import measured, persistent_bytes, persistent_tensors
@@ -106,15 +107,15 @@ def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
         )
 
 
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", ["resnet18", "vgg8b"])
 @pytest.mark.parametrize("way", profiled())
-def test_prediction_is_close_to_measurement(name: str, way: str) -> None:
-    """Within 2 % for global training; elsewhere convolutions' workspaces, which are not predicted,
-    can set the peak: 15 %.
-    """
+def test_prediction_is_close_to_measurement(name: str, way: str, memory_format: str) -> None:
+    """Within 2 % for global training; elsewhere convolutions' workspaces can set the peak: 10 %."""
     options = dict(profiled()[way])
     rule = options.pop("rule")
     local = quarter(name, rule)
+    set_memory_format(local, memory_format)
     predicted = peak(predict_steps(rule, local, 32, options))
     found = 0
     steps = rule_ticks(rule, local, 32, 1, options)
@@ -123,7 +124,7 @@ def test_prediction_is_close_to_measurement(name: str, way: str) -> None:
         with measured(torch.device("cpu")) as step:
             next(steps)
         found = max(found, persistent + step.transient_bytes)
-    assert predicted == pytest.approx(found, rel=0.02 if way == "global" else 0.15)
+    assert predicted == pytest.approx(found, rel=0.02 if way == "global" else 0.1)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

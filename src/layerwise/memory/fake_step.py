@@ -77,6 +77,8 @@ class Footprint(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
         result = func(*args, **(kwargs or {}))
+        if is_accumulation(func, args):
+            self._take_over(args[0], result)
         if inside := workspace_bytes(func, args, result):
             self.timeline.points += [
                 (self._operations, self._sum + inside),
@@ -102,6 +104,13 @@ class Footprint(TorchDispatchMode):
         self._unit = unit
         self.timeline.marks.append(Mark(self._operations, unit, phase))
 
+    def _take_over(self, summand: Tensor, result: Tensor) -> None:
+        """Count a sum in the place of its first summand, which is not needed any more."""
+        old, new = storage_bytes(summand)[0], storage_bytes(result)[0]
+        if new not in self._alive and self._alive.get(old, 0) == result.untyped_storage().nbytes():
+            self._alive[new], self._alive[old] = self._alive[old], 0
+            weakref.finalize(result.untyped_storage(), self._remove, new).atexit = False
+
     def _add(self, tensor: Tensor) -> None:
         key, size = storage_bytes(tensor)
         if key not in self._alive:
@@ -115,6 +124,20 @@ class Footprint(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self._sum += size
         self.timeline.points.append((self._operations, self._sum))
+
+
+def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation adds two gradients of one tensor, as autograd does in its backward pass.
+
+    It adds real gradients in place where nothing else refers to the first; those without contents
+    are a subclass, of which it makes a new sum.
+    """
+    return (
+        func is torch.ops.aten.add.Tensor
+        and torch._C._current_graph_task_id() != -1
+        and all(isinstance(summand, Tensor) for summand in args[:2])
+        and args[0].shape == args[1].shape
+    )
 
 
 class SavedBytes:
