@@ -1,7 +1,7 @@
 # make demo: the paper's experiment in small.  make test: lint, types and all tests.
 PYTHON ?= python3.11
 BIN := .venv/bin
-TRAIN := --data digits --width 0.25 --epochs 8 --batch-size 64 --lr 1e-3 --seeds 3
+TRAIN := --data digits --width 0.25 --epochs 8 --batch-size 64 --lr 1e-3 --seeds 3 --output-layer separate
 
 .PHONY: demo test clean
 
@@ -12,6 +12,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
 .venv/installed: pyproject.toml constraints.txt
