@@ -104,7 +104,7 @@ def start(data_dir: str) -> list[float]:
             arguments = ["--data-dir", data_dir, "--first-step", f"{folder}/run{number}"]
             done = subprocess.run(
                 [sys.executable, __file__, *arguments],
-                capture_output=True,
+                stdout=subprocess.PIPE,
                 text=True,
                 check=True,
             )

@@ -40,7 +40,7 @@ from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
 from layerwise.report.tables import written
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import Execution, Run, run_words
 from layerwise.utils.files import replacing
 
 PARTS = (
@@ -132,7 +132,7 @@ def train_part(
         row_run(rows[0], "small", "layerwise", seed),
         row_folder(arguments.gains, rows[0], seed),
     )
-    measured = {line["epoch"] for line in lines_of(folder)}
+    measured = {line["epoch"] for line in gains_of(arguments.gains, rows[0], seed)}
     for epochs in RUNGS:
         if epochs > arguments.epochs or epochs in measured:
             continue
@@ -150,9 +150,14 @@ def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution)
         print("  left to the process that trains it", flush=True)
 
 
-def lines_of(folder: RunFolder) -> list[dict[str, Any]]:
-    path = folder.file(LINE)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def gains_of(place: Path, row: Row, seed: int) -> list[dict[str, Any]]:
+    """The measured gains of a base.
+
+    Archived ones lie without their run, in a folder whose name ends as in an earlier version.
+    """
+    run = row_run(row, "small", "layerwise", seed)
+    paths = sorted(place.glob(f"{run_words(run)}-??????/{LINE}"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
@@ -180,11 +185,10 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
                     rows,
                 )
     for epochs in RUNGS:
-        folders = [row_folder(arguments.gains, rows[0], seed) for seed in seeds]
         gains = [
             found["gains"]
-            for folder in folders
-            for found in lines_of(folder)
+            for seed in seeds
+            for found in gains_of(arguments.gains, rows[0], seed)
             if found["epoch"] == epochs
         ]
         if gains:
