@@ -7,6 +7,7 @@ The data set must lie in DATA. The start is measured twice.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -23,11 +24,10 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
     import torch
 
     from layerwise.core.memory_format import set_memory_format
-    from layerwise.runs.run import Execution, Run
+    from layerwise.runs.run import Execution
     from layerwise.training.prepare import apply_execution, prepare
 
-    run = Run(model=MODEL[0], width=MODEL[1], data="cifar10", loss="predsim-lite")
-    prepared = prepare(run, Execution(data_dir=data_dir))
+    prepared = prepare(measured_run(), Execution(data_dir=data_dir))
     apply_execution(prepared.device, prepared.execution)
     data = prepared.load_data()
     learner = prepared.make_learner(data)
@@ -53,37 +53,58 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
     }
 
 
-START = """
-import json, sys, time
-import torch
-began = time.perf_counter()
-from layerwise.progress import Progress
-from layerwise.runs import Execution, Run, RunFolder
-from layerwise.train import train
+def first_step(data_dir: str, output: str) -> float:
+    """Seconds from after importing torch to the end of the first step."""
+    import torch  # noqa: F401
 
-class First(Progress):
-    def tick(self, tick, meter):
-        print(json.dumps(time.perf_counter() - began), flush=True)
-        raise KeyboardInterrupt
+    began = time.perf_counter()
+    from layerwise.runs.folder import RunFolder
+    from layerwise.runs.run import Execution
+    from layerwise.training.loop import train
+    from layerwise.training.prepare import prepare
+    from layerwise.training.progress import Progress
 
-model, width, data_dir, output = sys.argv[1:]
-run = Run(model=model, width=float(width), data="cifar10", loss="predsim-lite", epochs=1)
-try:
-    train(run, RunFolder(output), Execution(data_dir=data_dir), False, First())
-except KeyboardInterrupt:
-    pass
-"""
+    class First(Progress):
+        seconds = 0.0
+
+        def tick(self, tick: Any, meter: Any) -> None:
+            self.seconds = time.perf_counter() - began
+            raise Stepped
+
+    first = First()
+    with contextlib.suppress(Stepped):
+        prepared = prepare(measured_run(), Execution(data_dir=data_dir))
+        train(prepared, RunFolder(output), resume=False, progress=first)
+    return first.seconds
+
+
+class Stepped(Exception):
+    """The first step has been made."""
+
+
+def measured_run() -> Any:
+    from layerwise.runs.run import Run
+
+    model, width = MODEL
+    return Run(
+        model=model,
+        width=width,
+        data="cifar10",
+        loss="predsim-lite",
+        output_layer="separate",
+        epochs=1,
+    )
 
 
 def start(data_dir: str) -> list[float]:
-    """Seconds from after importing torch to the end of the first step, twice."""
+    """Seconds of the first step, each in a process of its own, twice."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(2):
-            arguments = [MODEL[0], str(MODEL[1]), data_dir, f"{folder}/run{number}"]
+            arguments = ["--data-dir", data_dir, "--first-step", f"{folder}/run{number}"]
             done = subprocess.run(
-                [sys.executable, "-c", START, *arguments],
-                capture_output=True,
+                [sys.executable, __file__, *arguments],
+                stdout=subprocess.PIPE,
                 text=True,
                 check=True,
             )
@@ -97,7 +118,12 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--output", type=Path, help="write what was found as JSON")
+    # a process of its own makes the first step of a run into this folder
+    parser.add_argument("--first-step", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.first_step:
+        print(json.dumps(first_step(options.data_dir, options.first_step)))
+        return
     found: dict[str, Any] = {
         "start_seconds": start(options.data_dir),
         **augmentation(options.data_dir),

@@ -35,23 +35,23 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from layerwise.layouts import lay_out
-from layerwise.losses.pooling import average
-from layerwise.runs.folder.run import Execution, Run
-from layerwise.training.build import amp_type, decay
 from torch import Tensor, nn
 
 import layerwise
 from layerwise.core.learner import Learner
+from layerwise.core.memory_format import set_memory_format
 from layerwise.core.unit import Carried, Unit
 from layerwise.data import Splits
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.pred import cross_entropy
 from layerwise.models import create_model
+from layerwise.ops.pooling import average
 from layerwise.rules import RULES
+from layerwise.runs.run import Execution, Run
 from layerwise.training.evaluate import accuracy, unit_scores
-from layerwise.training.prepare import prepare
+from layerwise.training.prepare import Prepared, prepare
 from layerwise.utils.allocator import keep_freed_memory
+from layerwise.utils.options import Options
 
 COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last head", "best head")
 CLASSES = 10
@@ -103,9 +103,17 @@ FIRST = Run(
 )
 DEMO = Run(data="digits", batch_size=64, epochs=8, lr=1e-3, width=0.25, val_fraction=0.0)
 SMALL = Run(
-    data="cifar10", width=0.25, image_size=16, train_images=15_000, crop_padding=2, epochs=8, lr=1e-3, val_fraction=0.1,
+    data="cifar10",
+    width=0.25,
+    image_size=16,
+    train_images=15_000,
+    crop_padding=2,
+    epochs=8,
+    lr=1e-3,
+    val_fraction=0.1,
     amp=True,
-)  # fmt: skip
+)
+PUBLISHED = Options(decoder_dim=2048)  # of VGG8b
 TASKS = {
     "convolutions": Task(FIRST, lambda: three_convolutions(norm=False, pool=True)),
     "convolutions-norm": Task(FIRST, lambda: three_convolutions(norm=True, pool=True)),
@@ -115,9 +123,9 @@ TASKS = {
     ),
     "resnet18": Task(replace(DEMO, model="resnet18")),
     "resnet18-accelerated": Task(replace(DEMO, model="resnet18", hierarchy="1,1,2,2")),
-    "vgg8b": Task(replace(DEMO, model="vgg8b", decoder_dim=2048)),
+    "vgg8b": Task(replace(DEMO, model="vgg8b", loss_options=PUBLISHED)),
     "cifar10": Task(replace(SMALL, model="resnet18")),
-    "cifar10-vgg8b": Task(replace(SMALL, model="vgg8b", decoder_dim=2048)),
+    "cifar10-vgg8b": Task(replace(SMALL, model="vgg8b", loss_options=PUBLISHED)),
 }
 
 
@@ -140,13 +148,12 @@ class Together(nn.Module):
 class WithFeatures(nn.Module):
     """The loss of the network's logits together with one of the features before them."""
 
+    local: Any
+
     def __init__(self, piece: Together, local: nn.Module, similarity_alone: bool) -> None:
         super().__init__()
-        self.read, self.local, self.similarity_alone = (
-            lambda: piece.features,
-            local,
-            similarity_alone,
-        )
+        self.read: Callable[[], Any] = lambda: piece.features
+        self.local, self.similarity_alone = local, similarity_alone
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         loss, correct = cross_entropy(logits, targets)
@@ -159,13 +166,13 @@ class WithFeatures(nn.Module):
         return Evaluated(local.beta * similarity + (1 - local.beta) * loss, correct)
 
 
-def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
+def build(task: Task, prepared: Prepared, data: Splits, loss: str, way: str, seed: int) -> Learner:
     """A learner whose output is treated in one of the ways."""
-    run = task.run
+    run = prepared.run
     way, _, factor = way.partition("*")
     torch.manual_seed(seed)
     model = task.model(data)
-    output = model[-1] if isinstance(model, nn.Sequential) else model.output
+    output: Any = model[-1] if isinstance(model, nn.Sequential) else model.output
     fast = {id(parameter) for parameter in output.parameters()} if factor else set()
     if way == "zero":
         nn.init.zeros_(output.weight)
@@ -189,15 +196,17 @@ def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
         at=1 if way == "global" else "layer",
         output_layer="joined" if way in ("joined", "joined-scaled") else "separate",
         optimizer=optimizer,
-        amp=amp_type(run),
+        amp=prepared.amp,
         seed=seed,
-        **({"decoder_dim": run.decoder_dim}),
+        memory_format=None,
+        **run.loss_options,
     )
-    last = learner.units[-1]
+    last: Any = learner.units[-1]
     if way == "unscaled":
         last.loss.scale = 1.0
     if way == "joined-scaled":
-        last.loss.scale = 1 - run.beta
+        hidden_loss: Any = learner.units[-2].loss
+        last.loss.scale = 1 - hidden_loss.beta
     if way in ("joined-sim", "joined-local"):
         hidden = learner.units[-2]
         piece = Together(hidden.piece, last.piece)
@@ -207,7 +216,7 @@ def build(task: Task, data: Splits, loss: str, way: str, seed: int) -> Learner:
         learner = Learner(
             model, [*learner.units[:-2], unit], CLASSES, torch.zeros(2, *learner.image_shape)
         )
-    lay_out(learner, "channels-last")
+    set_memory_format(learner, "channels-last")
     return learner
 
 
@@ -216,17 +225,18 @@ def train(
 ) -> Iterable[dict[str, Any]]:
     """Accuracies after the first few epochs and after the last."""
     task = TASKS[name]
-    run = replace(task.run, seed=seed)
-    data = prepare(run, execution).load_data()
-    learner = build(task, data, loss, way, seed)
-    for tick in RULES["simultaneous"].order(learner, data.train, run.epochs, decay(run)):
+    prepared = prepare(replace(task.run, seed=seed), execution)
+    run, data = prepared.run, prepared.load_data()
+    learner = build(task, prepared, data, loss, way, seed)
+    rule = RULES["simultaneous"]
+    for tick in rule.order(learner, data.train, run.epochs, prepared.schedule):
         if tick.ends_epoch and tick.after.epoch in (SHOWN_EARLY, run.epochs):
             *heads, _ = [
                 score.accuracy
                 for score in unit_scores(learner, data.test, 0, len(learner.units) - 1)
             ]
             scores = (
-                accuracy(learner.model, data.test, amp_type(run)),
+                accuracy(learner.model, data.test, prepared.amp),
                 *((heads[-1], max(heads)) if heads else ("", "")),
             )
             values = (name, loss, way, seed, tick.after.epoch, len(learner.units), *scores)
@@ -247,12 +257,14 @@ def reach(name: str, execution: Execution) -> str:
     training.
     """
     task, read = TASKS[name], dict[str, Tensor]()
-    data = prepare(task.run, execution).load_data()
-    learner = build(task, data, "pred", "separate", seed=0)
+    prepared = prepare(task.run, execution)
+    data = prepared.load_data()
+    learner = build(task, prepared, data, "pred", "separate", seed=0)
+    last_head: Any = learner.units[-2].loss
     output = next(
         module for module in learner.units[-1].piece.modules() if isinstance(module, nn.Linear)
     )
-    for end, layer in (("last head", learner.units[-2].loss.classifier), ("output layer", output)):
+    for end, layer in (("last head", last_head.classifier), ("output layer", output)):
         layer.register_forward_pre_hook(
             lambda _, inputs, end=end: read.update({end: inputs[0].float()})
         )
@@ -294,7 +306,8 @@ def show(lines: Iterable[dict[str, str]]) -> None:
     for line in lines:
         groups[line["task"], line["loss"], int(line["epoch"]), line["way"]].append(line)
     print(
-        f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}{'network':<14}{'last head':<14}best head"
+        f"{'task':<21}{'loss':<13}{'epoch':<7}{'way':<15}{'units':<7}{'seeds':<7}"
+        f"{'network':<14}{'last head':<14}best head"
     )
     for (task, loss, epoch, way), runs in sorted(groups.items()):
         scores = [
@@ -302,7 +315,8 @@ def show(lines: Iterable[dict[str, str]]) -> None:
             for column in ("network", "last head", "best head")
         ]
         print(
-            f"{task:<21}{loss:<13}{epoch:<7}{way:<15}{runs[0]['units']:<7}{len(runs):<7}{scores[0]:<14}{scores[1]:<14}{scores[2]}"
+            f"{task:<21}{loss:<13}{epoch:<7}{way:<15}{runs[0]['units']:<7}{len(runs):<7}"
+            f"{scores[0]:<14}{scores[1]:<14}{scores[2]}"
         )
 
 

@@ -5,7 +5,8 @@ it (Jamieson & Talwalkar 2016). This is how the designs in results/accelerate-*.
 their ``ranking`` names those that were tried. The same command goes on where it was stopped.
 
     python benchmarks/halving.py vgg13 --designs results/accelerate-vgg13.json --epochs 3 --amp \
-        --data cifar10 --width 0.25 --image-size 16 --train-images 15000 --crop-padding 2 --lr 1e-3
+        --data cifar10 --width 0.25 --image-size 16 --train-images 15000 --crop-padding 2 \
+        --lr 1e-3 --output-layer separate
 """
 
 import contextlib
@@ -17,9 +18,10 @@ from typing import Any
 
 from layerwise.cli.options import Parser, add_fields, collect
 from layerwise.experiments.accelerate.costs import with_design
+from layerwise.experiments.sweep import folder_of
 from layerwise.hierarchy import Design, design_of
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run, run_name
+from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
@@ -53,7 +55,7 @@ def halve(
     names = list(runs)
     for epochs in rungs(base.epochs):
         for name in names:
-            folder = RunFolder(output / run_name(runs[name]))
+            folder = folder_of(runs[name], output)
             accuracy = train_until(runs[name], folder, epochs, execution)
             print(f"{name} after epoch {epochs}: {accuracy} %", flush=True)
             if accuracy is not None:

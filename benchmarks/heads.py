@@ -19,22 +19,23 @@ from statistics import mean, stdev
 from typing import Any, ClassVar
 
 import torch
-from layerwise.training.build import parse_cut
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
 from layerwise.errors import Busy
+from layerwise.experiments.sweep import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging
 from layerwise.report.tables import written
-from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run, run_name
+from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
+from layerwise.training.prepare import parse_cut, prepare
 from layerwise.training.progress import Progress
 from layerwise.utils.files import replacing
+from layerwise.utils.options import Options
 
 GROUPS = 4
 RANK = 4  # the low-rank convolution has a rank of so many times fewer than its channels
@@ -53,10 +54,12 @@ SMALL = Run(
     lr=1e-3,
     train_images=15_000,
     epochs=12,
+    output_layer="separate",
 )
+PUBLISHED = Options(decoder_dim=2048)  # of VGG8b
 RUNS = {
     "resnet18": replace(SMALL, model="resnet18", hierarchy="1,1,2,2"),
-    "vgg8b": replace(SMALL, model="vgg8b", train_images=10_000, epochs=8, decoder_dim=2048),
+    "vgg8b": replace(SMALL, model="vgg8b", train_images=10_000, epochs=8, loss_options=PUBLISHED),
     "resnet50": replace(SMALL, model="resnet50", hierarchy="1,1,1,1", train_images=6_000, epochs=8),
 }
 # channels compared, at a quarter of the width; ResNet18 has few beyond
@@ -105,7 +108,7 @@ class Grouped(Replaced):
 
 
 class LowRank(Replaced):
-    """Of low rank: into few channels, and from these a 1×1 convolution into as many as there were."""
+    """Of low rank: into few channels, and by a 1×1 convolution into as many as there were."""
 
     def instead(self, channels: int) -> nn.Module:
         few = max(1, channels // RANK)
@@ -335,8 +338,10 @@ def run_of(model: str, variant: Variant, seed: int) -> Run:
     base = RUNS[model]
     names = [unit.name for unit in learner_of(base, "layer").units]
     at = ",".join(names[:-1:2]) if variant.halved else "layer"
-    narrowed = None if variant.loss == "predsim" else NARROWED.get(model)
-    return replace(base, loss=variant.loss, at=at, similarity_channels=narrowed, seed=seed)
+    options = dict(base.loss_options)
+    if variant.loss != "predsim" and model in NARROWED:
+        options["similarity_channels"] = NARROWED[model]
+    return replace(base, loss=variant.loss, loss_options=Options(options), at=at, seed=seed)
 
 
 def learner_of(
@@ -344,17 +349,28 @@ def learner_of(
 ) -> Any:
     """A learner of the run's network on the CPU, with 32-pixel images."""
     network = layerwise.create_model(run.model, run.hierarchy, width=width, image_size=SIZE)
-    options: dict[str, Any] = {"decoder_dim": run.decoder_dim} if at != 1 else {}
     return layerwise.localize(
-        network, torch.zeros(2, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, **options
+        network,
+        torch.zeros(2, 3, SIZE, SIZE),
+        CLASSES,
+        loss=loss,
+        at=at,
+        output_layer=run.output_layer,
+        **head_options(run),
     )
 
 
+def head_options(run: Run) -> dict[str, Any]:
+    """The options of heads at full width, where channels are as the loss has them."""
+    given = run.loss_options
+    return {"decoder_dim": given["decoder_dim"]} if "decoder_dim" in given else {}
+
+
 def carry_out(run: Run, runs: Path, execution: Execution) -> None:
-    folder = RunFolder(runs / run_name(run))
+    folder = folder_of(run, runs)
     print(folder.path.name, flush=True)
     try:
-        train(run, folder, execution, resume=True, progress=Progress())
+        train(prepare(run, execution), folder, resume=True, progress=Progress())
     except Busy:
         print("  left to the process that trains it", flush=True)
 
@@ -366,7 +382,7 @@ def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]
     for variant in VARIANTS:
         found = {}
         for seed in range(arguments.seeds):
-            folder = RunFolder(arguments.runs / run_name(run_of(model, variant, seed)))
+            folder = folder_of(run_of(model, variant, seed), arguments.runs)
             if folder.finished:
                 found[seed] = folder.result()["test_accuracy"]
         reference = reference or found
@@ -401,7 +417,13 @@ def counted(learner: Any, steps: int) -> float:
 def predicted_peak(run: Run, at: str | int | Sequence[str], loss: str) -> int:
     network = layerwise.create_model(run.model, run.hierarchy, image_size=SIZE)
     return layerwise.predict_peak(
-        network, (BATCH, 3, SIZE, SIZE), CLASSES, loss=loss, at=at, decoder_dim=run.decoder_dim
+        network,
+        (BATCH, 3, SIZE, SIZE),
+        CLASSES,
+        loss=loss,
+        at=at,
+        output_layer=run.output_layer,
+        **head_options(run),
     )
 
 

@@ -41,10 +41,18 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 NETWORKS = ("vgg8b", "vgg16", "resnet18", "resnet50", "resnet110")
 BATCHES = (32, 64, 128, 256, 512, 1024, 2048)
 DEPTHS = (1, 3, 5, 9, 12, 18)  # blocks per stage of the CIFAR ResNets: 8 to 110 layers
-ACCELERATED = (
-    ("resnet18", (2, 2, 2, 2)), ("resnet18", (1, 1, 2, 2)), ("resnet18", (4, 4, 4, 4)), ("resnet18", (2, 2, 1, 1)),
-    ("resnet50", (3, 4, 6, 3)), ("resnet50", (1, 2, 8, 5)), ("vgg16", (2, 2, 3, 3, 3)), ("vgg16", (1, 1, 4, 4, 3)),
-)  # fmt: skip
+ACCELERATED: tuple[tuple[str, tuple[int, ...]], ...] = (
+    ("resnet18", (2, 2, 2, 2)),
+    ("resnet18", (1, 1, 2, 2)),
+    ("resnet18", (4, 4, 4, 4)),
+    ("resnet18", (2, 2, 1, 1)),
+    ("resnet50", (3, 4, 6, 3)),
+    ("resnet50", (1, 2, 8, 5)),
+    ("vgg16", (2, 2, 3, 3, 3)),
+    ("vgg16", (1, 1, 4, 4, 3)),
+)
+ADAM = partial(torch.optim.Adam, fused=True)
+PUBLISHED: dict[str, Any] = {"output_layer": "separate", "optimizer": ADAM}
 
 
 def peak(
@@ -58,9 +66,8 @@ def peak(
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model, hierarchy=hierarchy)
-    adam = partial(torch.optim.Adam, fused=True)
     return layerwise.predict_peak(
-        network, (batch, 3, 32, 32), 10, rule, layout, optimizer=adam, **options
+        network, (batch, 3, 32, 32), 10, rule, layout, **PUBLISHED, **options
     )
 
 
@@ -71,13 +78,13 @@ def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.d
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model).to(device)
-    adam = partial(torch.optim.Adam, fused=True)
     learner = layerwise.localize(
         network,
         torch.zeros(2, 3, 32, 32),
         10,
         at=RULES[rule].at or "layer",
-        optimizer=adam,
+        memory_format=None,
+        **PUBLISHED,
         **options,
     )
     layerwise.set_memory_format(learner, layout)

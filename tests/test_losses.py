@@ -125,7 +125,7 @@ def test_the_deviation_over_space_refuses_a_second_backward_pass() -> None:
 
 
 def test_predsim_lite_is_predsim_on_averaged_features() -> None:
-    """Where nothing is left out (no more channels than are compared), only the averaging differs."""
+    """Where nothing is left out (channels are few enough), only the averaging differs."""
     features, targets = torch.randn(6, 5, 16, 16), Targets(torch.tensor([0, 1, 2, 0, 1, 2]), 3)
     lite = create_loss("predsim-lite", Site(0, 2, (5, 16, 16), 3))
     exact = create_loss("predsim", Site(0, 2, (5, 8, 8), 3), similarity_size=4)

@@ -1,4 +1,4 @@
-"""Memory formats: chosen by a rule or by trial, and of no effect on the values that are computed."""
+"""Memory formats: chosen by a rule or by trial, and of no effect on what is computed."""
 
 import copy
 from functools import partial

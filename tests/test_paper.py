@@ -39,7 +39,10 @@ import sys
 from layerwise.paper.rows import SCALES, Scale
 from layerwise.cli import main
 SCALES["tiny"] = Scale("tiny", "for tests", {TINY!r} | {{"epochs": int(sys.argv[2])}})
-main(["reproduce", "5", "--rows", "resnet18_r1", "resnet18_r3", "--scale", "tiny", "--rule", "global", "--output", sys.argv[1]])
+main(
+    ["reproduce", "5", "--rows", "resnet18_r1", "resnet18_r3", "--scale", "tiny"]
+    + ["--rule", "global", "--output", sys.argv[1]]
+)
 """
 
 
@@ -274,7 +277,8 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
 
 
 def test_reading_runs_imports_no_torch():
-    code = "import sys, layerwise.runs.records, layerwise.paper.verdicts; print('torch' in sys.modules)"
+    modules = "layerwise.runs.records, layerwise.paper.verdicts"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

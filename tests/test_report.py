@@ -411,7 +411,7 @@ def test_no_half_written_page(runs: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_many_long_runs_quickly_and_without_torch(tmp_path: Path) -> None:
-    """A tenth of 1,000 runs of 400 epochs; those take 7 s, and their page has 3.8 MB (docs/log.md)."""
+    """A tenth of 1,000 runs of 400 epochs; those take 7 s, in 3.8 MB (docs/log.md)."""
     write_runs(tmp_path / "runs", paper_plan((1, 2, 3, 4, 5, 6), seeds=1, scale="paper")[:100])
     code = (
         "import sys, time; from layerwise.cli import main; main(['report', "

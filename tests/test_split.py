@@ -129,7 +129,7 @@ def test_all_blocks_by_path_are_blocks() -> None:
 
 
 class Blocks(nn.Module):
-    """Pre-activation blocks as modules: the next block's norm follows a block's last convolution."""
+    """Pre-activation blocks as modules: a block's last convolution meets the next one's norm."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -563,27 +563,55 @@ class Noise(Net):
     ("make", "at", "words"),
     [
         (Unused, "layer", r"'old.weight' and 1 more would belong to no unit: .*Remove the module"),
-        (CalledTwice, "layer", r"'b.weight' is used in units 1, 2: .*weights of its own, or cut so that all uses"),
+        (CalledTwice, "layer", r"'b.weight' is used in units 1, 2: .*or cut so that all uses"),
         (CalledTwice, "block", "'b.weight' is used in units 1, 2"),
         (Tied, "layer", r"'b.weight' is used in units 1, 2: .*Give each layer weights of its own"),
         (BareTwice, "layer", r"'gamma' is used in units 0, 1"),
-        (DataDependent, "layer", r"module 'inner.1' \(Decides\) cannot be traced: .*leaves=\['inner.1'\]"),
+        (
+            DataDependent,
+            "layer",
+            r"module 'inner.1' \(Decides\) cannot be traced: .*leaves=\['inner.1'\]",
+        ),
         (RootDecides, "layer", "the network itself cannot be traced: .*without control flow"),
-        (TwoInputs, "layer", "the network itself cannot be traced: .*'y'.*needs more than one tensor"),
+        (
+            TwoInputs,
+            "layer",
+            "the network itself cannot be traced: .*'y'.*needs more than one tensor",
+        ),
         (Tuple, "layer", "does not return one tensor .* return the logits alone"),
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
-        (Auxiliary, "layer", "takes another way in training than in evaluation.*such as auxiliary outputs"),
+        (
+            Auxiliary,
+            "layer",
+            "takes another way in training than in evaluation.*such as auxiliary outputs",
+        ),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
         (OtherSlopeInTraining, "layer", "takes another way in training than in evaluation"),
-        (DiscardedFunction, "layer", "'relu_' in the network itself changes a tensor in place .*Use its result"),
-        (DiscardedMethod, "layer", "'mul_' in the network itself changes a tensor in place .*Use its result"),
+        (
+            DiscardedFunction,
+            "layer",
+            "'relu_' in the network itself changes a tensor in place .*Use its result",
+        ),
+        (
+            DiscardedMethod,
+            "layer",
+            "'mul_' in the network itself changes a tensor in place .*Use its result",
+        ),
         (DiscardedModule, "layer", "in module 'relu' changes a tensor in place .*Use its result"),
         (WritesBuffer, "layer", "writes to buffer 'calls'.*Update it outside of forward"),
         (ReplacesBuffer, "layer", "writes to buffer 'calls'"),
         (Noise, "layer", r"a tensor of shape \[1\] that is another each time.*torch.randn_like"),
-        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)), "layer", "no weighted layer .*pass the module that holds"),
-        (Net, ["c"], "no cut can follow 'c': .*Accepted are modules that hold such layers, like 'a'"),
+        (
+            lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)),
+            "layer",
+            "no weighted layer .*pass the module that holds",
+        ),
+        (
+            Net,
+            ["c"],
+            "no cut can follow 'c': .*Accepted are modules that hold such layers, like 'a'",
+        ),
         (Net, ["a", "c"], "no cut can follow 'c'"),
         (Net, [""], "no cut can follow ''"),
         (Net, "layers", "at='layers' says no place to cut: give 'layer', 'block', a number"),
@@ -597,10 +625,18 @@ class Noise(Net):
         (Net, -1, "-1 units are not to be had"),
         (Net, 4, "4 units are not to be had: the network has 3 layers, so 1 to that many"),
         (lambda: narrow("resnet18"), 11, "11 units are not to be had: the network has 10 layers"),
-        (lambda: narrow("resnet18"), ["stages.1.0.shortcut"], "'stages.1.0.shortcut': it is not a module on the way"),
-        (lambda: narrow("vgg8"), ["stages.0.0", "stages.0.1"], "unit 1 would hold no weighted layer .*Leave one of them out"),
+        (
+            lambda: narrow("resnet18"),
+            ["stages.1.0.shortcut"],
+            "'stages.1.0.shortcut': it is not a module on the way",
+        ),
+        (
+            lambda: narrow("vgg8"),
+            ["stages.0.0", "stages.0.1"],
+            "unit 1 would hold no weighted layer .*Leave one of them out",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals(make: Callable[[], nn.Module], at: Any, words: str) -> None:
     with pytest.raises(CannotSplit, match=words):
         split(make(), at, IMAGES)
