@@ -126,9 +126,9 @@ def test_departures_are_said_and_other_runs_match_nothing():
         "predsim-lite instead of predsim",
         "bfloat16 instead of float32",
     )
-    assert match(replace(run, width=0.5)) is None
-    assert match(replace(run, train_images=15_000)) is None
-    assert match(replace(run, rule="sequential")) is None
+    assert not match(replace(run, width=0.5))
+    assert not match(replace(run, train_images=15_000))
+    assert not match(replace(run, rule="sequential"))
     # the local loss is nothing that a global run reads
     beside = row_run(row, "paper", "global", loss="pred")
     assert beside == row_run(row, "paper", "global")
