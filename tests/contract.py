@@ -89,7 +89,7 @@ def forced_kernels() -> Iterator[Kernels]:
             (batch_norm, "write_gradient", "normalisation"),
             (small_conv, "weight_gradient", "products"),
             (spatial_std, "in_pieces", "deviation"),
-            (windowed_gradient.WindowedGradient, "stretches", "windows"),
+            (windowed_gradient.WindowedGradient, "segments", "windows"),
         ):
             patch.setattr(place, name, counted(of, getattr(place, name)))
         yield kernels

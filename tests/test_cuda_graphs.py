@@ -203,16 +203,16 @@ def test_units_that_change_what_they_are_handed_do_not_overlap():
 
 
 @needs_gpu
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "shape",
     [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)],
 )
-def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
+def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, memory_format):
     spatial_std_triton = pytest.importorskip("layerwise.ops.spatial_std_triton")
     torch.manual_seed(0)
-    maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=layout)
+    maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=memory_format)
     maps[0, 0] = 3.0  # constant over space: no deviation, and no gradient
     expected = maps.double().requires_grad_()
     wanted = expected.std((2, 3))

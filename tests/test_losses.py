@@ -94,12 +94,12 @@ def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], 
         create_loss(loss, Site(0, 2, shape, 3), **options)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(5, 7, 9, 6), (3, 2, 1, 2), (40, 300, 8, 8)])
 def test_the_deviation_over_space_is_that_of_torch(
-    shape: tuple[int, ...], layout: torch.memory_format
+    shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
-    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
     weights = torch.randn(shape[:2], dtype=torch.float64)
     expected = maps.std((2, 3))
     (gradient,) = torch.autograd.grad((expected * weights).sum(), maps)

@@ -402,7 +402,7 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     reason="known of processors with AVX-512 only",
 )
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
 )
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "kernel", "stride"),
@@ -416,10 +416,10 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     ],
 )
 def test_what_convolutions_use_inside_is_reckoned(
-    inputs: int, outputs: int, size: int, kernel: int, stride: int, layout: torch.memory_format
+    inputs: int, outputs: int, size: int, kernel: int, stride: int, memory_format: torch.memory_format
 ) -> None:
-    maps = torch.randn(32, inputs, size, size).contiguous(memory_format=layout)
-    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=layout)
+    maps = torch.randn(32, inputs, size, size).contiguous(memory_format=memory_format)
+    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=memory_format)
     sizes = [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1
     gradient = torch.randn_like(torch.ops.aten.convolution(maps, weight, None, *sizes))
     operations = [(torch.ops.aten.convolution.default, (maps, weight, None, *sizes))]
@@ -486,8 +486,8 @@ def test_convolutions_of_any_setting_are_predicted() -> None:
         nn.Linear(8 * 24 * 24, 10),
     )
     for rule in ("simultaneous", "global", "checkpointed"):
-        for layout in ("contiguous", "channels-last"):
-            assert predict_peak(model, (8, 3, 16, 16), 10, rule, layout) > 8 * 8 * 24 * 24 * FLOAT
+        for memory_format in ("contiguous", "channels-last"):
+            assert predict_peak(model, (8, 3, 16, 16), 10, rule, memory_format) > 8 * 8 * 24 * 24 * FLOAT
 
 
 def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:

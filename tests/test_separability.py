@@ -182,14 +182,14 @@ def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(
     sample = sample_images(data.test, 200, CLASSES)
     images = torch.cat(list(sample.batches()))
     chain = split(model, "layer")
-    carried: tuple[Any, ...] = (images,)
+    activations: tuple[Any, ...] = (images,)
     depths = depths_of(learner("resnet18", at=1), "layer")
     depths.model.load_state_dict(model.state_dict())
     whole = measure_depths(depths, sample, list(MEASURES), pooled_to=40)
     for row, piece in zip(whole[1:], chain.pieces, strict=True):
         with torch.no_grad():
-            carried = piece(*carried)
-        features = carried[0]
+            activations = piece(*activations)
+        features = activations[0]
         if features.dim() == 4:
             features = nn.functional.adaptive_avg_pool2d(features, row["pooled_resolution"])
         assert row["features"] == features.flatten(1).shape[1] <= max(40, row["channels"])

@@ -33,19 +33,19 @@ def published(name: str) -> nn.Module:
     return create_model(name, width=1 / 16, in_chans=1, image_size=8, dropout=0.2)
 
 
-def carried_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[int, ...]]]:
+def activation_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[int, ...]]]:
     """The shapes without the batch of all tensors that leave each piece, found by running the
     pieces.
     """
-    shapes, carried = [], (images,)
+    shapes, activations = [], (images,)
     for piece in chain.pieces:
-        carried = piece(*carried)
-        shapes.append([tuple(value.shape[1:]) for value in carried if isinstance(value, Tensor)])
+        activations = piece(*activations)
+        shapes.append([tuple(value.shape[1:]) for value in activations if isinstance(value, Tensor)])
     return shapes
 
 
 def features(chain: Chain, images: Tensor = IMAGES) -> list[tuple[int, ...]]:
-    return [shapes[0] for shapes in carried_shapes(chain, images)]
+    return [shapes[0] for shapes in activation_shapes(chain, images)]
 
 
 def parameter_names(model: nn.Module, piece: nn.Module) -> set[str]:
@@ -125,7 +125,7 @@ def test_all_blocks_by_path_are_blocks() -> None:
     blocks = ["stem", *(f"stages.{stage}.{block}" for stage in range(4) for block in range(2))]
     by_path, by_block = split(model, blocks[::-1]), split(model, "block")
     assert by_path.names == by_block.names
-    assert carried_shapes(by_path.eval()) == carried_shapes(by_block.eval())
+    assert activation_shapes(by_path.eval()) == activation_shapes(by_block.eval())
 
 
 class Blocks(nn.Module):
@@ -161,7 +161,7 @@ def test_a_block_ends_where_one_tensor_leaves_it(at: Any, names: tuple[str, ...]
     model = Blocks()
     chain = split(model, at)
     assert chain.names == names
-    assert all(len(shapes) == 1 for shapes in carried_shapes(chain))
+    assert all(len(shapes) == 1 for shapes in activation_shapes(chain))
     two = {name for name, _ in model.named_parameters() if name.startswith("two.")}
     assert parameter_names(model, chain.pieces[-2]) == two
 
@@ -203,9 +203,9 @@ def test_features_are_taken_before_functional_dropout_and_pooling() -> None:
 
 def test_between_blocks_passes_one_tensor_and_inside_a_block_two() -> None:
     model = published("resnet18")
-    assert [len(shapes) for shapes in carried_shapes(split(model))] == [1, *[2, 1] * 8, 1]
-    assert [len(shapes) for shapes in carried_shapes(split(model, "block"))] == [1] * 10
-    shapes = carried_shapes(split(model))
+    assert [len(shapes) for shapes in activation_shapes(split(model))] == [1, *[2, 1] * 8, 1]
+    assert [len(shapes) for shapes in activation_shapes(split(model, "block"))] == [1] * 10
+    shapes = activation_shapes(split(model))
     assert shapes[1] == [(4, 8, 8), (4, 8, 8)]
     assert shapes[5] == [(8, 4, 4), (4, 8, 8)]  # the input of the shortcut's convolution passes
     assert shapes[6] == [(8, 4, 4)]
@@ -253,14 +253,14 @@ def test_a_shortcut_that_forward_computes_first_learns_with_its_blocks_last_conv
         "norm3.bias",
     }
     # two skips are alive at once
-    assert [len(shapes) for shapes in carried_shapes(chain)] == [3, 3, 3, 2, 1]
+    assert [len(shapes) for shapes in activation_shapes(chain)] == [3, 3, 3, 2, 1]
 
 
 def test_a_free_shortcut_passes_subsampled() -> None:
     shapes = dict(
         zip(
             split(published("resnet32")).names,
-            carried_shapes(split(published("resnet32"))),
+            activation_shapes(split(published("resnet32"))),
             strict=True,
         )
     )
@@ -378,11 +378,11 @@ def test_units_in_number_balance_multiply_adds(name: str, count: int) -> None:
         )
 
     best = min(dearest(cuts) for cuts in combinations(block_cuts(network), count - 1))
-    chain, carried, found = split(model, count, IMAGES), (IMAGES[:2],), []
+    chain, activations, found = split(model, count, IMAGES), (IMAGES[:2],), []
     for piece in chain.eval().pieces:
         counter = torch.utils.flop_counter.FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            carried = piece(*carried)
+            activations = piece(*activations)
         found.append(counter.get_total_flops() / 2)
     assert max(found) == best > 0
 
@@ -922,7 +922,7 @@ def test_other_networks_composed_are_the_network(name: str, at: Any, training: b
     owners = [id(parameter) for piece in chain.pieces for parameter in piece.parameters()]
     assert sorted(owners) == sorted(id(parameter) for parameter in model.parameters())
     if at == "block":
-        assert all(len(shapes) == 1 for shapes in carried_shapes(chain, images))
+        assert all(len(shapes) == 1 for shapes in activation_shapes(chain, images))
 
 
 @pytest.mark.parametrize("at", ["layer", "block"])

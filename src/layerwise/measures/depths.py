@@ -19,7 +19,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.localize import feature_shapes
 from layerwise.core.split import split
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Activations, Unit
 from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
@@ -291,17 +291,17 @@ def features_of(
             rows = slice(start, start + len(images))
             start = rows.stop
             targets = Targets(sample.labels[rows], sample.classes)
-            carried: Carried = (images,)
+            activations: Activations = (images,)
             if -1 in wanted:
                 tables[-1][rows] = wanted[-1].pool(images)
             for unit in units:
                 if unit.index in sums:
-                    carried, (loss, correct) = unit.evaluate(carried, targets)
+                    activations, (loss, correct) = unit.evaluate(activations, targets)
                     sums[unit.index] += torch.stack([loss.float() * len(images), correct.float()])
                 else:
-                    carried = unit.forward(carried)
+                    activations = unit.forward(activations)
                 if unit.index in wanted:
-                    tables[unit.index][rows] = wanted[unit.index].pool(carried[0])
+                    tables[unit.index][rows] = wanted[unit.index].pool(activations[0])
     shares = {index: (total.double() / count).tolist() for index, total in sums.items()}
     return tables, {
         index: {"auxiliary_loss": finite(loss), "auxiliary_accuracy": 100.0 * right}

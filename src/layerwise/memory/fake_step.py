@@ -168,11 +168,11 @@ def pretended(
         }
         for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
             for tensor in unit_tensors(unit):
-                doubles[id(tensor)] = laid_out_alike(doubles[id(tensor)], memory_format)
+                doubles[id(tensor)] = with_memory_format(doubles[id(tensor)], memory_format)
         yield copy.deepcopy(things, doubles)
 
 
-def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
     """A tensor of the same kind, and its gradient, in a memory format; contents are not the same."""
     if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
         return tensor
@@ -180,5 +180,5 @@ def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor
     if not isinstance(tensor, nn.Parameter):
         return made
     parameter = nn.Parameter(made, tensor.requires_grad)
-    parameter.grad = None if tensor.grad is None else laid_out_alike(tensor.grad, memory_format)
+    parameter.grad = None if tensor.grad is None else with_memory_format(tensor.grad, memory_format)
     return parameter

@@ -258,8 +258,8 @@ class ActivationGradient(GradientInParts):
         made.gradient, made.activated = gradient, activated
         return made
 
-    def stretches(self, examples: int) -> Sequence[Tensor]:
-        gradients = stretches(self.gradient, examples)
+    def segments(self, examples: int) -> Sequence[Tensor]:
+        gradients = segments(self.gradient, examples)
         return [
             ActivationGradient(*both)
             for both in zip(gradients, self.activated.split(examples), strict=True)
@@ -318,10 +318,10 @@ def write_gradient(
 
 
 def parts(maps: Tensor) -> Sequence[Tensor]:
-    """Stretches of examples, at most about ``MOST_PARTS``."""
+    """Segments of examples, at most about ``MOST_PARTS``."""
     examples = max(1, max(PART_ELEMENTS, maps.numel() // MOST_PARTS) * len(maps) // maps.numel())
-    return stretches(maps, examples)
+    return segments(maps, examples)
 
 
-def stretches(maps: Tensor, examples: int) -> Sequence[Tensor]:
-    return maps.stretches(examples) if isinstance(maps, GradientInParts) else maps.split(examples)
+def segments(maps: Tensor, examples: int) -> Sequence[Tensor]:
+    return maps.segments(examples) if isinstance(maps, GradientInParts) else maps.split(examples)

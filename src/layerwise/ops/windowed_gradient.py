@@ -15,12 +15,12 @@ LARGE_ELEMENTS = 1 << 21  # of smaller maps little memory could be saved, and sa
 class GradientInParts(Tensor):
     """Stands for a gradient of maps, a tensor of their shape.
 
-    Code that knows it takes it in stretches of examples, and the whole never lives; any other
+    Code that knows it takes it in segments of examples, and the whole never lives; any other
     operation gets the whole.
     """
 
     @abstractmethod
-    def stretches(self, examples: int) -> Sequence[Tensor]:
+    def segments(self, examples: int) -> Sequence[Tensor]:
         """As ``split`` along the examples."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class WindowedGradient(GradientInParts):
         made.coarse = coarse
         return made
 
-    def stretches(self, examples: int) -> Sequence["WindowedGradient"]:
+    def segments(self, examples: int) -> Sequence["WindowedGradient"]:
         return [
             WindowedGradient(part, (len(part), *self.shape[1:]))
             for part in self.coarse.split(examples)

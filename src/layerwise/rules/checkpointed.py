@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, balances, split
-from layerwise.core.unit import Carried, Unit, precision
+from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import storage_bytes
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
@@ -40,10 +40,10 @@ class Segment(nn.Module):
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
 
-    def forward(self, *carried: Any) -> Carried:
+    def forward(self, *activations: Any) -> Activations:
         for piece in self.pieces:
-            carried = piece(*carried)
-        return carried
+            activations = piece(*activations)
+        return activations
 
 
 class Checkpointed(nn.Module):
@@ -59,16 +59,16 @@ class Checkpointed(nn.Module):
         super().__init__()
         self.segments = nn.ModuleList(segments)
 
-    def forward(self, *carried: Any) -> Carried:
+    def forward(self, *activations: Any) -> Activations:
         *repeated, last = self.segments
         for segment in repeated:
             if torch.is_grad_enabled():
-                carried = checkpoint(
-                    segment, *carried, use_reentrant=False, context_fn=partial(contexts, segment)
+                activations = checkpoint(
+                    segment, *activations, use_reentrant=False, context_fn=partial(contexts, segment)
                 )
             else:
-                carried = segment(*carried)
-        return last(*carried)
+                activations = segment(*activations)
+        return last(*activations)
 
 
 def contexts(
@@ -217,16 +217,16 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
     joints: list[Joint] = []
     with pretended((learner, list(chain.pieces))) as (copied, doubles):
         copied.train()
-        carried: Carried = blank_batch(copied, batch_size)[:1]
+        activations: Activations = blank_batch(copied, batch_size)[:1]
         # what entered each joint, and its version then
         history: list[list[tuple[Tensor, int]]] = []
         alive = []  # keeps storages alive, so that each has its own identity
         for piece, double in zip(chain.pieces, doubles, strict=True):
-            alive.append(carried)
-            entered = [value for value in carried if isinstance(value, Tensor)]
+            alive.append(activations)
+            entered = [value for value in activations if isinstance(value, Tensor)]
             history.append([(value, value._version) for value in entered])
-            with SavedBytes(copied) as saved, precision(carried, copied.units[0].amp):
-                carried = double.train()(*carried)
+            with SavedBytes(copied) as saved, precision(activations, copied.units[0].amp):
+                activations = double.train()(*activations)
             weights = sum(
                 p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad
             )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.ops.batch_norm import overwriting, sole_readers
 from layerwise.utils.sizes import format_size
@@ -55,18 +55,18 @@ class RecomputedFeatures:
         """From now on, give what has passed these units."""
         self.frozen = frozen
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
         """What enters the unit, and the labels, of an epoch's batches from ``start`` on."""
         for images, labels in self.source.batches(epoch, start):
             yield pass_through(self.frozen, (images,)), labels
 
 
 @torch.no_grad()
-def pass_through(units: list[Unit], carried: Carried) -> Carried:
+def pass_through(units: list[Unit], activations: Activations) -> Activations:
     for unit in units:
         with overwriting(sole_readers(unit.piece)):
-            carried = unit.forward(carried)
-    return carried
+            activations = unit.forward(activations)
+    return activations
 
 
 def say_on_stderr(line: str) -> None:
@@ -255,10 +255,10 @@ class CachedFeatures:
                     column.write(values, view * self.count + number * self.part_size)
         self.depth, self.columns = depth, columns
 
-    def read(self, indices: Tensor, view: int) -> Carried:
+    def read(self, indices: Tensor, view: int) -> Activations:
         return tuple(column.read(view * self.count + indices) for column in self.columns)
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
         """What enters the unit, and the labels, of an epoch's batches from ``start`` on."""
         if not self.depth:
             yield from self.recomputed.batches(epoch, start)
@@ -295,18 +295,18 @@ def kinds_entering(learner: Learner, source: Batches) -> list[list[Kind]]:
     """
     indices = torch.arange(min(3, len(source.labels)), device=source.labels.device)
     learner.train(False)
-    carried: Carried = (source.images(indices, 0),)
+    activations: Activations = (source.images(indices, 0),)
     kinds = []
     for unit in learner.units:
         if not all(
-            isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in carried
+            isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in activations
         ):
             raise InvalidInput(
                 "something other than a tensor with an entry per image passes between two units, "
                 "and may differ from batch to batch, so it cannot be cached: leave --cache out"
             )
-        kinds.append(list(map(kind_of, carried)))
-        carried = unit.forward(carried)
+        kinds.append(list(map(kind_of, activations)))
+        activations = unit.forward(activations)
     return kinds
 
 

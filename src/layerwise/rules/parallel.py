@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Carried, StepResult, Unit
+from layerwise.core.unit import Activations, StepResult, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
@@ -34,7 +34,7 @@ class Job:
     """
 
     step: int
-    carried: list[Carried]
+    activations: list[Activations]
     targets: Targets
     results: list[Evaluated] = field(default_factory=list)
 
@@ -111,8 +111,8 @@ class Pipeline:
     def work(self, number: int, group: Sequence[Unit]) -> None:
         for job in self.receive(number - 1):
             for unit in group:
-                passed, evaluated = unit.step(job.carried.pop(), job.targets, job.step)
-                job.carried.append(passed)
+                passed, evaluated = unit.step(job.activations.pop(), job.targets, job.step)
+                job.activations.append(passed)
                 del passed
                 job.results.append(evaluated)
             self.put(number, job)

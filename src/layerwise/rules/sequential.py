@@ -75,11 +75,11 @@ def unit_after_unit(
             first = start.batch if epoch == start.epoch else 0
             number = first
             # a list to pop from: the unit alone keeps it alive
-            for *carried, labels in features.batches(epoch, first):
+            for *activations, labels in features.batches(epoch, first):
                 number += 1
-                learner.check(carried[0][0], labels)
+                learner.check(activations[0][0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
-                evaluated = unit.step(carried.pop(), Targets(labels, learner.num_classes), step)[1]
+                evaluated = unit.step(activations.pop(), Targets(labels, learner.num_classes), step)[1]
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)
