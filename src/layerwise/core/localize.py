@@ -218,7 +218,11 @@ def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
 def feature_shapes(
     pieces: Iterable[nn.Module], names: Sequence[str], sample: Tensor, amp: torch.dtype | None
 ) -> list[tuple[int, ...]]:
-    """The shape of every unit's feature without the batch, read in one pass in evaluation mode."""
+    """The shape of every unit's feature without the batch, read in evaluation mode.
+
+    Raises:
+        InvalidInput: something other than tensors and numbers passes from a unit to the next.
+    """
     shapes, activations = [], (sample,)
     for piece, name in zip(pieces, names, strict=True):
         with modes_kept(piece), precision(activations, amp):
