@@ -1,4 +1,4 @@
-"""The memory of training, counted whole: what stays between steps, and the peak that a step adds."""
+"""The memory of training, counted whole: between steps, and the peak that a step adds to it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -178,7 +178,7 @@ def pretended(
 
 
 def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A tensor of the same shape and type, and its gradient, in a memory format, without contents."""
+    """A tensor of the same shape and type, with its gradient, in a memory format; no contents."""
     if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
         return tensor
     made = torch.empty_like(tensor, memory_format=memory_format)

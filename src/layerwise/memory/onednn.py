@@ -51,7 +51,7 @@ def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:
 
 
 def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:
-    """The most bytes of a backward pass: first the gradient of the maps, then that of the weight."""
+    """The most bytes of a backward pass: first the maps' gradient, then the weight's."""
     of_maps, of_weight = args[10][:2]
     last, result = is_channels_last(maps), plain(maps.shape, maps) if of_maps else 0
     copied_gradient = 0 if last else blocked(gradient.shape, maps)
