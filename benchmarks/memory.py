@@ -64,7 +64,9 @@ def peak(
     )
 
 
-def measured_peak(model: str, way: str, batch: int, memory_format: str, device: torch.device) -> int:
+def measured_peak(
+    model: str, way: str, batch: int, memory_format: str, device: torch.device
+) -> int:
     """Bytes alive at the peak of a real second step (of the units that learn together, the
     largest), with random images.
     """
@@ -97,7 +99,8 @@ def measured_rows(points: list[str], device: torch.device) -> Any:
     for point, way in itertools.product(points, WAYS):
         model, batch = point.split(":")
         found = {
-            memory_format: measured_peak(model, way, int(batch), memory_format, device) for memory_format in FORMATS
+            memory_format: measured_peak(model, way, int(batch), memory_format, device)
+            for memory_format in FORMATS
         }
         line = {"model": model, "batch_size": batch, "way": way}
         for memory_format, value in found.items():

@@ -341,7 +341,10 @@ class Convolutions(TorchDispatchMode):
                 )
                 fastest = float("inf")
                 for memory_format in (torch.contiguous_format, torch.channels_last):
-                    x, w = x.contiguous(memory_format=memory_format), w.contiguous(memory_format=memory_format)
+                    x, w = (
+                        x.contiguous(memory_format=memory_format),
+                        w.contiguous(memory_format=memory_format),
+                    )
                     out = torch.nn.functional.conv2d(x, w, None, stride, padding, 1, groups)
                     for number in range(repetitions + 1):
                         begin = time.perf_counter()

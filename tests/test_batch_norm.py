@@ -78,7 +78,9 @@ def gradients(
 
 
 @pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 def test_gradients_are_those_of_the_plain_modules(
@@ -92,7 +94,9 @@ def test_gradients_are_those_of_the_plain_modules(
 
 
 @pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 def test_without_an_activation_it_is_batch_normalisation(
     way: str, memory_format: torch.memory_format
@@ -107,7 +111,9 @@ def test_without_an_activation_it_is_batch_normalisation(
 
 
 @pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("pooled", [False, True])
 def test_a_shortcut_that_is_normalised_too(
@@ -279,7 +285,9 @@ def test_what_it_cannot_normalise_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 @pytest.mark.parametrize(
@@ -293,7 +301,10 @@ def test_what_it_cannot_normalise_is_refused() -> None:
     ids=str,
 )
 def test_it_can_write_over_its_maps(
-    of_maps: torch.dtype, of_weights: torch.dtype, shortcut: bool, memory_format: torch.memory_format
+    of_maps: torch.dtype,
+    of_weights: torch.dtype,
+    shortcut: bool,
+    memory_format: torch.memory_format,
 ) -> None:
     norm = made(of_weights).eval()
     maps = torch.randn(SHAPE, dtype=of_maps).contiguous(memory_format=memory_format)
@@ -378,7 +389,9 @@ def test_maps_that_a_hook_sees_are_none_of_them() -> None:
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32"])
-def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, memory_format: str) -> None:
+def test_frozen_units_pass_on_the_same(
+    name: str, amp: torch.dtype | None, memory_format: str
+) -> None:
     local = learner(name, amp=amp)
     set_memory_format(local, memory_format)
     local.train(False)

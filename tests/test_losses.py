@@ -99,7 +99,11 @@ def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], 
 def test_the_deviation_over_space_is_that_of_torch(
     shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
-    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    maps = (
+        torch.randn(shape, dtype=torch.float64)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
     weights = torch.randn(shape[:2], dtype=torch.float64)
     expected = maps.std((2, 3))
     (gradient,) = torch.autograd.grad((expected * weights).sum(), maps)

@@ -402,7 +402,9 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     reason="known of processors with AVX-512 only",
 )
 @pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "kernel", "stride"),
@@ -416,7 +418,12 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     ],
 )
 def test_what_convolutions_use_inside_is_reckoned(
-    inputs: int, outputs: int, size: int, kernel: int, stride: int, memory_format: torch.memory_format
+    inputs: int,
+    outputs: int,
+    size: int,
+    kernel: int,
+    stride: int,
+    memory_format: torch.memory_format,
 ) -> None:
     maps = torch.randn(32, inputs, size, size).contiguous(memory_format=memory_format)
     weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=memory_format)
@@ -487,7 +494,10 @@ def test_convolutions_of_any_setting_are_predicted() -> None:
     )
     for rule in ("simultaneous", "global", "checkpointed"):
         for memory_format in ("contiguous", "channels-last"):
-            assert predict_peak(model, (8, 3, 16, 16), 10, rule, memory_format) > 8 * 8 * 24 * 24 * FLOAT
+            assert (
+                predict_peak(model, (8, 3, 16, 16), 10, rule, memory_format)
+                > 8 * 8 * 24 * 24 * FLOAT
+            )
 
 
 def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:

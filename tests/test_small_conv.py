@@ -15,7 +15,9 @@ from layerwise.ops.small_conv import MOST_PIXELS, WEIGHT_PIXELS, Convolution
 from tests.helpers import same_weights
 
 MEMORY_FORMATS = pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 
 

@@ -15,7 +15,9 @@ from layerwise.ops.batch_norm import NormalisedActivation
 from layerwise.ops.windowed_gradient import Average, WindowedGradient
 
 MEMORY_FORMATS = pytest.mark.parametrize(
-    "memory_format", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 
 
@@ -49,7 +51,9 @@ def test_the_whole_is_the_gradient_of_average_pooling(
 class Context:
     """What ``Average.forward`` leaves for the backward pass."""
 
-    def __init__(self, maps: Tensor, kernel: tuple[int, int], memory_format: torch.memory_format) -> None:
+    def __init__(
+        self, maps: Tensor, kernel: tuple[int, int], memory_format: torch.memory_format
+    ) -> None:
         self.shape, self.area, self.memory_format = maps.shape, kernel[0] * kernel[1], memory_format
         self.windowed = True
 
