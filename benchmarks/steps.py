@@ -7,8 +7,8 @@ Every contender is a process of its own, set up as its users have it. They make 
 computing while the others
 wait, again and again: whatever else the machine does falls on all of them. Written are medians, the
 spread, ratios within the run and each process's largest size; beside them the time that the step's
-convolutions alone take, replayed with the same shapes on random numbers in whichever memory format is
-faster for each, and the machine's largest matrix product.
+convolutions alone take, replayed with the same shapes on random numbers in whichever memory format
+is faster for each, and the machine's largest matrix product.
 
 The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part
 of this repository. ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim,
@@ -329,8 +329,9 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def bare(self, repetitions: int, device: torch.device) -> tuple[float, float]:
-        """Seconds and floating-point operations of these convolutions alone, each in the memory format
-        that is faster for it.
+        """Seconds and floating-point operations of these convolutions alone.
+
+        Each is in the memory format that is faster for it.
         """
         seconds = operations = 0.0
         for backward, counts in ((False, self.forward), (True, self.backward)):

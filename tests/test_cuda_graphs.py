@@ -252,7 +252,7 @@ def test_what_cannot_be_recorded_is_made_step_by_step(streams):
         network, torch.zeros(2, 3, 32, 32), 10, at=["1", "4"], leaves=["2"], seed=0
     )
     learner.captured = CapturedSteps(learner, streams)
-    with pytest.warns(UserWarning, match="steps are made one by one"):
+    with pytest.warns(UserWarning, match="They are made one by one"):
         values = losses(learner, batches(STEPS))
     assert learner.captured.refusal
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -288,7 +288,7 @@ def test_a_recording_that_fails_leaves_nothing(kind, streams):
     single, replayed = (build("cuda", optimizer=lambda them: kind(them, lr=0.01)) for _ in range(2))
     replayed.captured = CapturedSteps(replayed, streams)
     given = batches(STEPS)
-    with pytest.warns(UserWarning, match="steps are made one by one"):
+    with pytest.warns(UserWarning, match="They are made one by one"):
         found = losses(replayed, given)
     torch.testing.assert_close(found, losses(single, given), rtol=1e-3, atol=1e-4)
     assert all(parameter.grad is None for parameter in replayed.model.parameters())

@@ -244,7 +244,7 @@ def test_numbers_between_units_are_refused_before_training(monkeypatch: pytest.M
     monkeypatch.setattr(
         local.units[0], "forward", lambda activations: (local.units[0].piece(*activations), 3)
     )
-    with pytest.raises(InvalidInput, match="leave --cache out"):
+    with pytest.raises(InvalidInput, match="Leave --cache out"):
         RULES["sequential"].order(local, data.train, 1, lambda done: 1.0, cache=True)
 
 

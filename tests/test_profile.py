@@ -100,7 +100,7 @@ def test_segments_do_not_begin_where_features_change_in_place() -> None:
 
 
 def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ValueError, match="segments 99 are not to be had"):
+    with pytest.raises(ValueError, match="Cannot cut into 99 segments"):
         RULES["checkpointed"].order(
             learner("plain", at=1), digits().train, 1, lambda done: 1.0, segments=99
         )
@@ -301,14 +301,14 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
         ("--memory 1kB --predict", "too small: even by the rule"),
         ("--memory lots", "'lots' is not a size: give a number above 0"),
         ("--memory 0GB", "is not a size"),
-        ("--rules global,simultanous", "did you mean 'simultaneous'"),
+        ("--rules global,simultanous", "Did you mean 'simultaneous'"),
         ("--batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("--classes 1", "Cannot use classes 1: give 2 or more"),
         ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
         ("--figure {tmp}/memory.gif", "of no known type: give a name that ends in .svg or .png"),
         ("--figure {tmp}/memory.png --predict", "leave one of them out"),
-        ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
-        ("--segments 0", "segments 0 are not to be had"),
+        ("--rules checkpointed --segments 99 --predict", "Cannot cut into 99 segments"),
+        ("--segments 0", "Cannot cut into 0 segments"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -40,7 +40,9 @@ def activation_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[
     shapes, activations = [], (images,)
     for piece in chain.pieces:
         activations = piece(*activations)
-        shapes.append([tuple(value.shape[1:]) for value in activations if isinstance(value, Tensor)])
+        shapes.append(
+            [tuple(value.shape[1:]) for value in activations if isinstance(value, Tensor)]
+        )
     return shapes
 
 
@@ -562,10 +564,10 @@ class Noise(Net):
 @pytest.mark.parametrize(
     ("make", "at", "words"),
     [
-        (Unused, "layer", r"'old.weight' and 1 more would belong to no unit: .*Remove the module"),
-        (CalledTwice, "layer", r"'b.weight' is used in units 1, 2: .*weights of its own, or cut so that all uses"),
+        (Unused, "layer", r"'old.weight' and 1 more would belong to no unit, .*Remove the module"),
+        (CalledTwice, "layer", r"'b.weight' is used in units 1, 2, .*weights of its own, or cut so that all uses"),
         (CalledTwice, "block", "'b.weight' is used in units 1, 2"),
-        (Tied, "layer", r"'b.weight' is used in units 1, 2: .*Give each layer weights of its own"),
+        (Tied, "layer", r"'b.weight' is used in units 1, 2, .*Give each layer weights of its own"),
         (BareTwice, "layer", r"'gamma' is used in units 0, 1"),
         (DataDependent, "layer", r"module 'inner.1' \(Decides\) cannot be traced: .*leaves=\['inner.1'\]"),
         (RootDecides, "layer", "the network itself cannot be traced: .*without control flow"),
@@ -581,24 +583,24 @@ class Noise(Net):
         (DiscardedModule, "layer", "in module 'relu' changes a tensor in place .*Use its result"),
         (WritesBuffer, "layer", "writes to buffer 'calls'.*Update it outside of forward"),
         (ReplacesBuffer, "layer", "writes to buffer 'calls'"),
-        (Noise, "layer", r"a tensor of shape \[1\] that is another each time.*torch.randn_like"),
-        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)), "layer", "no weighted layer .*pass the module that holds"),
-        (Net, ["c"], "no cut can follow 'c': .*Accepted are modules that hold such layers, like 'a'"),
-        (Net, ["a", "c"], "no cut can follow 'c'"),
-        (Net, [""], "no cut can follow ''"),
-        (Net, "layers", "at='layers' says no place to cut: give 'layer', 'block', a number"),
-        (Net, "a", "at='a' says no place"),
-        (Net, [], r"at=\[\] says no place"),
-        (Net, [1, 2], r"at=\[1, 2\] says no place"),
-        (Net, None, "at=None says no place"),
-        (Net, True, "at=True says no place"),
-        (Net, 2.5, "at=2.5 says no place"),
-        (Net, 0, "0 units are not to be had: the network has 3 layers"),
-        (Net, -1, "-1 units are not to be had"),
-        (Net, 4, "4 units are not to be had: the network has 3 layers, so 1 to that many"),
-        (lambda: narrow("resnet18"), 11, "11 units are not to be had: the network has 10 layers"),
-        (lambda: narrow("resnet18"), ["stages.1.0.shortcut"], "'stages.1.0.shortcut': it is not a module on the way"),
-        (lambda: narrow("vgg8"), ["stages.0.0", "stages.0.1"], "unit 1 would hold no weighted layer .*Leave one of them out"),
+        (Noise, "layer", r"a tensor of shape \[1\] that differs each time.*torch.randn_like"),
+        (lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)), "layer", "no weighted layer .*Pass the module that holds"),
+        (Net, ["c"], "Cannot cut behind 'c': .*Name a module that holds such layers, like 'a'"),
+        (Net, ["a", "c"], "Cannot cut behind 'c'"),
+        (Net, [""], "Cannot cut behind ''"),
+        (Net, "layers", "Cannot split at='layers': it names no place to cut. Give 'layer', 'block', a number"),
+        (Net, "a", "at='a': it names no place"),
+        (Net, [], r"at=\[\]: it names no place"),
+        (Net, [1, 2], r"at=\[1, 2\]: it names no place"),
+        (Net, None, "at=None: it names no place"),
+        (Net, True, "at=True: it names no place"),
+        (Net, 2.5, "at=2.5: it names no place"),
+        (Net, 0, "Cannot split into 0 units: the network has 3 weighted layers"),
+        (Net, -1, "into -1 units"),
+        (Net, 4, "into 4 units: the network has 3 weighted layers. Choose 1 to 3"),
+        (lambda: narrow("resnet18"), 11, "into 11 units: the network has 10 weighted layers. Choose 1 to 10"),
+        (lambda: narrow("resnet18"), ["stages.1.0.shortcut"], "'stages.1.0.shortcut': it is not a module on the main path"),
+        (lambda: narrow("vgg8"), ["stages.0.0", "stages.0.1"], "unit 1 would hold no weighted layer, .*Leave one of them out"),
     ],
 )  # fmt: skip
 def test_refusals(make: Callable[[], nn.Module], at: Any, words: str) -> None:
@@ -609,7 +611,8 @@ def test_refusals(make: Callable[[], nn.Module], at: Any, words: str) -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_number_of_units_needs_a_sample(count: int) -> None:
     with pytest.raises(
-        CannotSplit, match=f"at={count} balances multiply-adds.*pass sample=, a batch of images"
+        CannotSplit,
+        match=f"at={count}: multiply-adds are balanced.*Pass sample=, a batch of images",
     ):
         split(Net(), count)
 

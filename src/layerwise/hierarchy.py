@@ -215,13 +215,11 @@ def accelerated(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
     Their number is equal, no shallow stage has more than the reference's, no deep stage has fewer,
     and they differ: ResNet18's [1,1,2,4] against [2,2,2,2].
     """
-    pairs = zip(hierarchy, reference, strict=True)
-    start = deep_start(len(reference))
-    moved = all(
-        count <= theirs if stage < start else count >= theirs
-        for stage, (count, theirs) in enumerate(pairs)
-    )
-    return hierarchy != reference and equal_depth(hierarchy, reference) and moved
+    shallow_pairs = zip(shallow(hierarchy), shallow(reference), strict=True)
+    deep_pairs = zip(deep(hierarchy), deep(reference), strict=True)
+    fewer = all(count <= theirs for count, theirs in shallow_pairs)
+    more = all(count >= theirs for count, theirs in deep_pairs)
+    return hierarchy != reference and equal_depth(hierarchy, reference) and fewer and more
 
 
 def equal_depth(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
