@@ -40,7 +40,7 @@ from torch import Tensor, nn
 import layerwise
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Activations, Unit
 from layerwise.data import Splits
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.pred import cross_entropy
@@ -139,8 +139,8 @@ class Together(nn.Module):
         self.hidden, self.output = hidden, output
         self.features: Tensor | None = None
 
-    def forward(self, *carried: Any) -> Carried:
-        passed = self.hidden(*carried)
+    def forward(self, *activations: Any) -> Activations:
+        passed = self.hidden(*activations)
         self.features = passed[0]
         return self.output(*passed)
 
@@ -269,10 +269,10 @@ def reach(name: str, execution: Execution) -> str:
             lambda _, inputs, end=end: read.update({end: inputs[0].float()})
         )
     images, labels = next(iter(data.train.batches(0)))
-    carried: Carried = (images,)
+    activations: Activations = (images,)
     with torch.no_grad():
         for unit in learner.units:
-            carried, _ = unit.evaluate(carried, Targets(labels, CLASSES))
+            activations, _ = unit.evaluate(activations, Targets(labels, CLASSES))
     sums = {
         end: (values - values.mean(0)).abs().sum(1).mean().item() for end, values in read.items()
     }

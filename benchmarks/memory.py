@@ -60,18 +60,20 @@ def peak(
     hierarchy: tuple[int, ...] | None,
     way: str,
     batch: int,
-    layout: str = "channels-last",
+    memory_format: str = "channels-last",
 ) -> int:
     """Predicted bytes on 32-pixel images of 10 classes."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model, hierarchy=hierarchy)
     return layerwise.predict_peak(
-        network, (batch, 3, 32, 32), 10, rule, layout, **PUBLISHED, **options
+        network, (batch, 3, 32, 32), 10, rule, memory_format, **PUBLISHED, **options
     )
 
 
-def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.device) -> int:
+def measured_peak(
+    model: str, way: str, batch: int, memory_format: str, device: torch.device
+) -> int:
     """Bytes alive at the peak of a real second step (of the units that learn together, the
     largest), with random images.
     """
@@ -87,7 +89,7 @@ def measured_peak(model: str, way: str, batch: int, layout: str, device: torch.d
         **PUBLISHED,
         **options,
     )
-    layerwise.set_memory_format(learner, layout)
+    layerwise.set_memory_format(learner, memory_format)
     steps, peaks = rule_ticks(rule, learner, batch, 1, rule_options(rule, {})), list[int]()
     while next(steps, None):
         persistent = persistent_bytes(learner)
@@ -104,15 +106,16 @@ def measured_rows(points: list[str], device: torch.device) -> Any:
     for point, way in itertools.product(points, WAYS):
         model, batch = point.split(":")
         found = {
-            layout: measured_peak(model, way, int(batch), layout, device) for layout in FORMATS
+            memory_format: measured_peak(model, way, int(batch), memory_format, device)
+            for memory_format in FORMATS
         }
         line = {"model": model, "batch_size": batch, "way": way}
-        for layout, value in found.items():
+        for memory_format, value in found.items():
             if device.type == "cpu":
-                line[f"{layout}, predicted, MB"] = (
-                    f"{peak(model, None, way, int(batch), layout) / 1e6:.1f}"
+                line[f"{memory_format}, predicted, MB"] = (
+                    f"{peak(model, None, way, int(batch), memory_format) / 1e6:.1f}"
                 )
-            line[f"{layout}, MB"] = f"{value / 1e6:.1f}"
+            line[f"{memory_format}, MB"] = f"{value / 1e6:.1f}"
         yield line
 
 

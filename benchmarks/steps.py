@@ -7,8 +7,8 @@ Every contender is a process of its own, set up as its users have it. They make 
 computing while the others
 wait, again and again: whatever else the machine does falls on all of them. Written are medians, the
 spread, ratios within the run and each process's largest size; beside them the time that the step's
-convolutions alone take, replayed with the same shapes on random numbers in whichever layout is
-faster for each, and the machine's largest matrix product.
+convolutions alone take, replayed with the same shapes on random numbers in whichever memory format
+is faster for each, and the machine's largest matrix product.
 
 The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part
 of this repository. ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim,
@@ -66,7 +66,7 @@ def learner_for(
     at: str | int,
     options: argparse.Namespace,
     amp: torch.dtype | None = None,
-    layout: str = "auto",
+    memory_format: str = "auto",
     recorded: bool = True,
     streams: int = STREAMS,
     output_layer: str = "separate",
@@ -89,7 +89,7 @@ def learner_for(
         memory_format=None,
         **local,
     )
-    set_memory_format(learner, layout)
+    set_memory_format(learner, memory_format)
     if options.device != "cpu" and recorded:
         learner.captured = CapturedSteps(learner, streams)
     return learner
@@ -192,7 +192,7 @@ def predsim_with(
 ON_A_GPU: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "predsim-eager": predsim_with(amp=None, recorded=False),
     "predsim-bfloat16-eager": predsim_with(recorded=False),
-    "predsim-bfloat16-contiguous": predsim_with(layout="contiguous"),
+    "predsim-bfloat16-contiguous": predsim_with(memory_format="contiguous"),
     "predsim-bfloat16-1-stream": predsim_with(streams=1),
     "predsim-bfloat16-8-streams": predsim_with(streams=8),
     "predsim-bfloat16-deterministic": predsim_with(deterministic=True),
@@ -329,8 +329,9 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def bare(self, repetitions: int, device: torch.device) -> tuple[float, float]:
-        """Seconds and floating-point operations of these convolutions alone, each in the layout
-        that is faster for it.
+        """Seconds and floating-point operations of these convolutions alone.
+
+        Each is in the memory format that is faster for it.
         """
         seconds = operations = 0.0
         for backward, counts in ((False, self.forward), (True, self.backward)):
@@ -340,8 +341,11 @@ class Convolutions(TorchDispatchMode):
                     torch.randn(weight, device=device).to(dtype),
                 )
                 fastest = float("inf")
-                for layout in (torch.contiguous_format, torch.channels_last):
-                    x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
+                for memory_format in (torch.contiguous_format, torch.channels_last):
+                    x, w = (
+                        x.contiguous(memory_format=memory_format),
+                        w.contiguous(memory_format=memory_format),
+                    )
                     out = torch.nn.functional.conv2d(x, w, None, stride, padding, 1, groups)
                     for number in range(repetitions + 1):
                         begin = time.perf_counter()

@@ -89,7 +89,7 @@ def forced_kernels() -> Iterator[Kernels]:
             (batch_norm, "write_gradient", "normalisation"),
             (small_conv, "weight_gradient", "products"),
             (spatial_std, "in_pieces", "deviation"),
-            (windowed_gradient.WindowedGradient, "stretches", "windows"),
+            (windowed_gradient.WindowedGradient, "segments", "windows"),
         ):
             patch.setattr(place, name, counted(of, getattr(place, name)))
         yield kernels
@@ -310,9 +310,9 @@ UNMEASURABLE = (
     (random_features(3, 4), torch.tensor([0, 1, 9]), "3 images are fewer than the 10 classes"),
     (random_features(30, 4), torch.zeros(30).long(), "a single class"),
     (random_features(0, 4), torch.zeros(0).long(), "0 images are fewer"),
-    (random_features(30, 4), torch.arange(29), "give floating-point features"),
+    (random_features(30, 4), torch.arange(29), "Give floating-point features"),
     (random_features(30, 4), torch.arange(30) % 3 - 1, "whole numbers from 0"),
-    (random_features(30, 2, 2), torch.arange(30) % 3, "give floating-point features"),
+    (random_features(30, 2, 2), torch.arange(30) % 3, "Give floating-point features"),
 )
 
 

@@ -115,7 +115,7 @@ def by_all(folder: Path) -> Path:
 
     refused = ended(folder, "train", "--resume", "runs/all", imports=())
     assert refused.returncode == 2
-    assert refused.stderr.startswith("layerwise: unknown model 'mine'")
+    assert refused.stderr.startswith("layerwise: Cannot use model 'mine'")
     assert "give its Python file with --import" in refused.stderr
     assert refused.stderr.count("\n") == 1
     begun = len((run / "log.jsonl").read_text().splitlines())

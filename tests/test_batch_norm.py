@@ -61,12 +61,12 @@ def made(dtype: torch.dtype = torch.float64) -> NormalisedActivation:
 
 
 def gradients(
-    norm: NormalisedActivation, forward: Any, shortcut: bool, layout: torch.memory_format
+    norm: NormalisedActivation, forward: Any, shortcut: bool, memory_format: torch.memory_format
 ) -> list[Tensor]:
     """The output, all gradients and the running statistics of a step."""
     torch.manual_seed(1)
     maps, added, weights = (
-        torch.randn(SHAPE, dtype=norm.weight.dtype).contiguous(memory_format=layout)
+        torch.randn(SHAPE, dtype=norm.weight.dtype).contiguous(memory_format=memory_format)
         for _ in range(3)
     )
     leaves = [(3 + 2 * maps).requires_grad_(), *([added.requires_grad_()] if shortcut else [])]
@@ -78,40 +78,46 @@ def gradients(
 
 
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 def test_gradients_are_those_of_the_plain_modules(
-    way: str, shortcut: bool, layout: torch.memory_format
+    way: str, shortcut: bool, memory_format: torch.memory_format
 ) -> None:
     norm = made()
-    expected = gradients(copy.deepcopy(norm), plain, shortcut, layout)
-    found = gradients(norm, NormalisedActivation.__call__, shortcut, layout)
+    expected = gradients(copy.deepcopy(norm), plain, shortcut, memory_format)
+    found = gradients(norm, NormalisedActivation.__call__, shortcut, memory_format)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 def test_without_an_activation_it_is_batch_normalisation(
-    way: str, layout: torch.memory_format
+    way: str, memory_format: torch.memory_format
 ) -> None:
     norm = Normalisation(SHAPE[1]).double()
     expected = gradients(
-        copy.deepcopy(norm), lambda norm, maps, _: batch_norm_2d(norm, maps), False, layout
+        copy.deepcopy(norm), lambda norm, maps, _: batch_norm_2d(norm, maps), False, memory_format
     )
-    found = gradients(norm, lambda norm, maps, _: norm(maps), False, layout)
+    found = gradients(norm, lambda norm, maps, _: norm(maps), False, memory_format)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("pooled", [False, True])
 def test_a_shortcut_that_is_normalised_too(
-    pooled: bool, way: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    pooled: bool, way: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its gradient is taken in parts, also where what comes back is one number per window."""
     handed = []
@@ -126,7 +132,7 @@ def test_a_shortcut_that_is_normalised_too(
         norms, torch_seed = (made(), Normalisation(SHAPE[1]).double()), torch.manual_seed(2)
         leaves = [
             torch.randn(SHAPE, dtype=torch.float64, generator=torch_seed).contiguous(
-                memory_format=layout
+                memory_format=memory_format
             )
             for _ in norms
         ]
@@ -177,7 +183,7 @@ def test_any_other_operation_gets_the_whole_gradient() -> None:
     expected = torch.where(activated > 0, gradient, SLOPE * gradient)
     found = ActivationGradient(gradient, activated)
     torch.testing.assert_close(found + 0, expected)
-    torch.testing.assert_close(torch.cat([part + 0 for part in found.stretches(4)]), expected)
+    torch.testing.assert_close(torch.cat([part + 0 for part in found.segments(4)]), expected)
 
 
 def test_the_gradient_is_written_over_the_maps(way: str) -> None:
@@ -279,7 +285,9 @@ def test_what_it_cannot_normalise_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 @pytest.mark.parametrize(
@@ -293,10 +301,13 @@ def test_what_it_cannot_normalise_is_refused() -> None:
     ids=str,
 )
 def test_it_can_write_over_its_maps(
-    of_maps: torch.dtype, of_weights: torch.dtype, shortcut: bool, layout: torch.memory_format
+    of_maps: torch.dtype,
+    of_weights: torch.dtype,
+    shortcut: bool,
+    memory_format: torch.memory_format,
 ) -> None:
     norm = made(of_weights).eval()
-    maps = torch.randn(SHAPE, dtype=of_maps).contiguous(memory_format=layout)
+    maps = torch.randn(SHAPE, dtype=of_maps).contiguous(memory_format=memory_format)
     added = torch.ones(SHAPE, dtype=of_maps) if shortcut else None
     with torch.no_grad():
         expected = norm(maps, added)
@@ -375,19 +386,21 @@ def test_maps_that_a_hook_sees_are_none_of_them() -> None:
     assert sole_readers(first.piece) == {norm}
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["vgg8b", "resnet18", "resnet50", "resnet32"])
-def test_frozen_units_pass_on_the_same(name: str, amp: torch.dtype | None, layout: str) -> None:
+def test_frozen_units_pass_on_the_same(
+    name: str, amp: torch.dtype | None, memory_format: str
+) -> None:
     local = learner(name, amp=amp)
-    set_memory_format(local, layout)
+    set_memory_format(local, memory_format)
     local.train(False)
-    carried: tuple[Tensor, ...] = (torch.randn(4, 1, 8, 8),)
-    passed = pass_through(local.units, carried)
+    activations: tuple[Tensor, ...] = (torch.randn(4, 1, 8, 8),)
+    passed = pass_through(local.units, activations)
     with torch.no_grad():
         for unit in local.units:
-            carried = unit.forward(carried)
-    assert all(torch.equal(one, other) for one, other in zip(passed, carried, strict=True))
+            activations = unit.forward(activations)
+    assert all(torch.equal(one, other) for one, other in zip(passed, activations, strict=True))
 
 
 @pytest.mark.parametrize(("loss", "maps"), [("pred", 5), ("predsim-lite", 4)])

@@ -193,7 +193,7 @@ def test_rows_shared_by_tables_share_their_runs_and_a_seed_trained_twice_counts_
 
 
 def test_an_unknown_column_is_refused():
-    with pytest.raises(InvalidInput, match="accepted: layerwise, global"):
+    with pytest.raises(InvalidInput, match="Accepted: layerwise, global"):
         measured([], ROWS[0], "local", PAPER)
 
 

@@ -299,10 +299,10 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("train resnet81 {small}", "did you mean 'resnet18'"),
-        ("train resnet18 {small} --loss predsin", "did you mean 'predsim'"),
-        ("train resnet18 {small} --rule sequental", "did you mean 'sequential'"),
-        ("train resnet18 {small} --data cifar", "did you mean 'cifar10'"),
+        ("train resnet81 {small}", "Did you mean 'resnet18'"),
+        ("train resnet18 {small} --loss predsin", "Did you mean 'predsim'"),
+        ("train resnet18 {small} --rule sequental", "Did you mean 'sequential'"),
+        ("train resnet18 {small} --data cifar", "Did you mean 'cifar10'"),
         ("train resnet18 {small} --hierarchy 1,1", "has 2 stages, resnet18 has 4"),
         ("train resnet18 {small} --hierarchy 1,0,1,1", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy 1,-1,1,1", "positive whole numbers"),
@@ -318,18 +318,18 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train --resume {tmp}/none", "is not a run"),
         ("evaluate {tmp}", "is not a run"),
         ("predict {run} {tmp}/none.png", "it does not exist"),
-        ("list modles", "did you mean 'models'"),
+        ("list modles", "Did you mean 'models'"),
         ("compare resnet18 {small2} --hierarchies 1,1,1,1 1,1,1", "has 3 stages"),
         (
             "compare resnet18 {small2} --hierarchies 1,1,1,1 --rules simultaneous glob",
-            "unknown rule 'glob'",
+            "Cannot use rule 'glob': it is unknown",
         ),
         ("trian resnet18", "invalid choice: 'trian'"),
         (
             "train resnet18 {small} --seed 99999999999999999999999",
             "Cannot use seed 99999999999999999999999: give 0 or more",
         ),
-        ("train resnet18 {small} --at ²", "no cut can follow '²'"),
+        ("train resnet18 {small} --at ²", "Cannot cut behind '²'"),
         ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
         ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (
@@ -347,10 +347,13 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "train resnet18 {small} --rule sequential --cache",
-            "without --views every epoch has new ones: give --views",
+            "without --views every epoch has new augmentations of each image. Give --views",
         ),
-        ("train resnet18 {small} --memory-format nhwc", "unknown memory format 'nhwc'"),
-        ("train resnet18 {small} --layout nhwc", "unknown memory format 'nhwc'"),
+        (
+            "train resnet18 {small} --memory-format nhwc",
+            "Cannot use memory format 'nhwc': it is unknown",
+        ),
+        ("train resnet18 {small} --layout nhwc", "Cannot use memory format 'nhwc': it is unknown"),
         (
             "train resnet18 {small} {cache} --cache-dir {tmp}/none",
             "/none': it is not a folder that can be written to. Make it",
@@ -394,7 +397,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     [
         ("epochs: [1\n", "config.yaml as YAML: "),
         ("- 1\n", "config.yaml: it holds no options"),
-        ("epohcs: 3\n", "did you mean 'epochs'"),
+        ("epohcs: 3\n", "Did you mean 'epochs'"),
         ("epochs: many\n", "config.yaml: 'many' is not of type int"),
         ("amp: 1\n", "config.yaml: 1 is not of type bool"),
     ],

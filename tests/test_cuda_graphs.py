@@ -203,16 +203,16 @@ def test_units_that_change_what_they_are_handed_do_not_overlap():
 
 
 @needs_gpu
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "shape",
     [(3, 70, 5, 7), (2, 64, 32, 32), (2, 5, 2, 1), (2, 6, 1, 3), (2, 1, 3, 3), (2, 33, 12, 12)],
 )
-def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, layout):
+def test_kernels_compute_the_deviation_and_its_gradient(shape, kind, memory_format):
     spatial_std_triton = pytest.importorskip("layerwise.ops.spatial_std_triton")
     torch.manual_seed(0)
-    maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=layout)
+    maps = (2 * torch.randn(shape) + 50).to(kind).contiguous(memory_format=memory_format)
     maps[0, 0] = 3.0  # constant over space: no deviation, and no gradient
     expected = maps.double().requires_grad_()
     wanted = expected.std((2, 3))
@@ -252,7 +252,7 @@ def test_what_cannot_be_recorded_is_made_step_by_step(streams):
         network, torch.zeros(2, 3, 32, 32), 10, at=["1", "4"], leaves=["2"], seed=0
     )
     learner.captured = CapturedSteps(learner, streams)
-    with pytest.warns(UserWarning, match="steps are made one by one"):
+    with pytest.warns(UserWarning, match="They are made one by one"):
         values = losses(learner, batches(STEPS))
     assert learner.captured.refusal
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -288,7 +288,7 @@ def test_a_recording_that_fails_leaves_nothing(kind, streams):
     single, replayed = (build("cuda", optimizer=lambda them: kind(them, lr=0.01)) for _ in range(2))
     replayed.captured = CapturedSteps(replayed, streams)
     given = batches(STEPS)
-    with pytest.warns(UserWarning, match="steps are made one by one"):
+    with pytest.warns(UserWarning, match="They are made one by one"):
         found = losses(replayed, given)
     torch.testing.assert_close(found, losses(single, given), rtol=1e-3, atol=1e-4)
     assert all(parameter.grad is None for parameter in replayed.model.parameters())

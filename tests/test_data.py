@@ -140,7 +140,7 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (Run(data="cifar11"), "did you mean 'cifar10'"),
+        (Run(data="cifar11"), "Did you mean 'cifar10'"),
         (Run(val_fraction=1.0), "Cannot use val_fraction 1.0: give 0 up to"),
         (Run(batch_size=1), "Cannot use batch_size 1: give 2 or more"),
         (Run(train_images=3), "Cannot use train_images 3: give 10"),

@@ -106,16 +106,16 @@ def test_maps_come_back_in_their_memory_format() -> None:
     assert torch.equal(back, maps[[2, 0]])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
 @pytest.mark.parametrize("name", ["resnet18", "vgg8b", "pre-activation"])
-def test_in_mixed_precision_kept_features_are_those_computed(name: str, layout: str) -> None:
+def test_in_mixed_precision_kept_features_are_those_computed(name: str, memory_format: str) -> None:
     data = digits(train_images=60, batch_size=20, views=2)
     computed, kept = learner(name, amp=torch.bfloat16), learner(name, amp=torch.bfloat16)
     for one, options in (
         (computed, {}),
         (kept, {"cache": True, "keeping": Keeping(say=lambda line: None)}),
     ):
-        set_memory_format(one, layout)
+        set_memory_format(one, memory_format)
         history = ticks("sequential", one, data.train, 2, **options)
         assert len(history) == 2 * 3 * len(one.units)
     assert same_weights(computed.model, kept.model)
@@ -242,9 +242,9 @@ def test_interrupted_and_resumed_is_uninterrupted(share: float) -> None:
 def test_numbers_between_units_are_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     local, data = learner("plain"), digits(views=1)
     monkeypatch.setattr(
-        local.units[0], "forward", lambda carried: (local.units[0].piece(*carried), 3)
+        local.units[0], "forward", lambda activations: (local.units[0].piece(*activations), 3)
     )
-    with pytest.raises(InvalidInput, match="leave --cache out"):
+    with pytest.raises(InvalidInput, match="Leave --cache out"):
         RULES["sequential"].order(local, data.train, 1, lambda done: 1.0, cache=True)
 
 

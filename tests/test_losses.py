@@ -76,16 +76,16 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
 @pytest.mark.parametrize(
     ("loss", "shape", "options", "words"),
     [
-        ("predsin", (4,), {}, "did you mean 'predsim'"),
-        ("predsim", (4,), {"beta": 1.5}, "beta 1.5 is out of range"),
+        ("predsin", (4,), {}, "Cannot use loss 'predsin': it is unknown. Did you mean 'predsim'"),
+        ("predsim", (4,), {"beta": 1.5}, "beta 1.5: it is out of range"),
         (
             "predsim",
             (4,),
             {"gamma": 1},
-            "no option 'gamma': accepted: beta, decoder_dim, similarity_size",
+            "option 'gamma' with loss 'predsim': it is unknown. Accepted: beta, decoder_dim, similarity_size",
         ),
-        ("sim", (4,), {"beta": 0.5}, "accepted: similarity_size, similarity_channels"),
-        ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0 is too small"),
+        ("sim", (4,), {"beta": 0.5}, "Accepted: similarity_size, similarity_channels"),
+        ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0: it is too small"),
         ("pred", (4, 7), {}, "maps \\(C, H, W\\) or vectors"),
     ],
 )
@@ -94,12 +94,16 @@ def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], 
         create_loss(loss, Site(0, 2, shape, 3), **options)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(5, 7, 9, 6), (3, 2, 1, 2), (40, 300, 8, 8)])
 def test_the_deviation_over_space_is_that_of_torch(
-    shape: tuple[int, ...], layout: torch.memory_format
+    shape: tuple[int, ...], memory_format: torch.memory_format
 ) -> None:
-    maps = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    maps = (
+        torch.randn(shape, dtype=torch.float64)
+        .contiguous(memory_format=memory_format)
+        .requires_grad_()
+    )
     weights = torch.randn(shape[:2], dtype=torch.float64)
     expected = maps.std((2, 3))
     (gradient,) = torch.autograd.grad((expected * weights).sum(), maps)
@@ -145,5 +149,5 @@ def test_predsim_lite_mixes_wide_features_into_few_channels() -> None:
 
 @pytest.mark.parametrize("option", ["head_size", "similarity_size", "similarity_channels"])
 def test_predsim_lite_refuses_nothing_at_all(option: str) -> None:
-    with pytest.raises(InvalidInput, match=f"{option} 0 is too small"):
+    with pytest.raises(InvalidInput, match=f"{option} 0: it is too small"):
         create_loss("predsim-lite", Site(0, 2, (8, 4, 4), 10), **{option: 0})

@@ -98,7 +98,7 @@ def test_what_was_chosen_before_is_chosen_again(choice: str) -> None:
     before = (["channels-last", "contiguous"] * 5)[: len(learner.units)]
     assert set_memory_format(learner, choice, before) == before
     with pytest.raises(
-        InvalidInput, match=r"names formats of 9 units and has 10\. Restore run\.json"
+        InvalidInput, match=r"names formats of 9 units, and the run has 10\. Restore run\.json"
     ):
         set_memory_format(learner, choice, before[1:])
 
@@ -108,7 +108,7 @@ def test_a_narrow_strided_convolution_stays_contiguous(
     choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the other order, a CPU with AVX2 alone writes past the memory of its weight's gradient."""
-    monkeypatch.setattr(formats, "trial", lambda unit, carried, num_classes: "channels-last")
+    monkeypatch.setattr(formats, "trial", lambda unit, activations, num_classes: "channels-last")
     narrow = layerwise.create_model("resnet18", hierarchy=(1, 1, 1, 1), width=0.0625, image_size=8)
     learners = [make_learner(model) for model in (narrow, copy.deepcopy(narrow))]
     for learner in learners:
@@ -126,7 +126,7 @@ def test_a_narrow_strided_convolution_stays_contiguous(
 
 
 def test_an_unknown_memory_format_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="unknown memory format 'nhwc'"):
+    with pytest.raises(InvalidInput, match="Cannot use memory format 'nhwc': it is unknown"):
         set_memory_format(make_learner(), "nhwc")
 
 

@@ -243,10 +243,10 @@ def test_list_models() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("resnet81", {}, r"unknown model 'resnet81': did you mean 'resnet18'\?"),
-        ("ResNet18", {}, r"did you mean 'resnet18'\?"),
-        ("xyz", {}, "unknown model 'xyz': accepted: vgg8, "),
-        ("", {}, "unknown model ''"),
+        ("resnet81", {}, r"Cannot use model 'resnet81': it is unknown. Did you mean 'resnet18'\?"),
+        ("ResNet18", {}, r"Did you mean 'resnet18'\?"),
+        ("xyz", {}, "Cannot use model 'xyz': it is unknown. Accepted: vgg8, "),
+        ("", {}, "Cannot use model ''"),
         (
             "resnet18",
             {"hierarchy": "2,2,2"},
@@ -271,20 +271,28 @@ def test_list_models() -> None:
         (
             "resnet18",
             {"width": 0},
-            "Cannot build resnet18 with width 0: give a number above 0",
+            "Cannot build resnet18 with width 0: it is out of range. Give a number above 0",
         ),
         ("resnet18", {"width": -0.5}, "width -0.5"),
         ("resnet18", {"width": float("nan")}, "width nan"),
         ("resnet18", {"width": float("inf")}, "width inf"),
         ("resnet18", {"width": "half"}, "width half"),
-        ("vgg8", {"num_classes": 1}, "num_classes 1: give a whole number, 2 or more"),
+        (
+            "vgg8",
+            {"num_classes": 1},
+            "num_classes 1: it is out of range. Give a whole number, 2 or more",
+        ),
         ("vgg8", {"num_classes": 2.5}, "num_classes 2.5"),
         ("vgg8", {"in_chans": 0}, "in_chans 0"),
         ("vgg8", {"in_chans": 1.5}, "in_chans 1.5"),
         ("vgg8", {"image_size": 0}, "image_size 0"),
         ("vgg8", {"image_size": 8.5}, "image_size 8.5"),
         ("vgg8", {"image_size": (32, 32)}, r"image_size \(32, 32\)"),
-        ("vgg8", {"dropout": 1.0}, "dropout 1.0: give a number from 0 up to but not including 1"),
+        (
+            "vgg8",
+            {"dropout": 1.0},
+            "dropout 1.0: it is out of range. Give a number from 0 up to but not including 1",
+        ),
         ("vgg8", {"dropout": -0.1}, "dropout -0.1"),
         ("vgg8", {"dropout": None}, "dropout None"),
         (
@@ -333,7 +341,7 @@ def test_maps_are_halved_where_asked(name: str, places: str, sides: list[int]) -
 
 
 def test_published_hierarchy_of_an_unknown_model() -> None:
-    with pytest.raises(InvalidInput, match=r"did you mean 'vgg8b'\?"):
+    with pytest.raises(InvalidInput, match=r"Did you mean 'vgg8b'\?"):
         published_hierarchy("vgg-8b")
 
 

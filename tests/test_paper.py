@@ -107,7 +107,7 @@ def test_rows_shared_by_tables_train_once():
 def test_a_run_is_matched_with_its_rows(scale):
     for item in plan(ROWS, scale, COLUMNS, [3]):
         found = match(item.run)
-        assert found is not None
+        assert found
         assert (found.scale, found.column, found.rows, found.departures) == (
             scale,
             item.column,
@@ -120,7 +120,7 @@ def test_departures_are_said_and_other_runs_match_nothing():
     row = next(row for row in ROWS if row.label == "V resnet18_r4")
     run = row_run(row, "paper", "layerwise")
     shorter = match(replace(run, epochs=100, loss="predsim-lite", amp=True))
-    assert shorter is not None
+    assert shorter
     assert shorter.departures == (
         "100 epochs instead of 400, decays in proportion",
         "predsim-lite instead of predsim",
@@ -242,10 +242,10 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
         (["7"], "the paper has no table 7"),
         (["5", "--rows", "vgg*"], "no row of these tables matches"),
         (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
-        (["5", "--rule", "local"], "accepted: layerwise, global, both"),
-        (["5", "--scale", "medium"], "accepted: paper, small"),
+        (["5", "--rule", "local"], "Accepted: layerwise, global, both"),
+        (["5", "--scale", "medium"], "Accepted: paper, small"),
         (["5", "--seeds", "0"], "Cannot use seeds 0: give 1 or more"),
-        (["5", "--loss", "predsym"], "did you mean 'predsim'"),
+        (["5", "--loss", "predsym"], "Did you mean 'predsim'"),
         (["five"], "invalid int value"),
     ],
 )

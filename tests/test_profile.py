@@ -101,7 +101,7 @@ def test_segments_do_not_begin_where_features_change_in_place() -> None:
 
 
 def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
-    with pytest.raises(ValueError, match="segments 99 are not to be had"):
+    with pytest.raises(ValueError, match="Cannot cut into 99 segments"):
         RULES["checkpointed"].order(
             learner("plain", at=1), digits().train, 1, lambda done: 1.0, segments=99
         )
@@ -302,14 +302,14 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
         ("--memory 1kB --predict", "too small: even by the rule"),
         ("--memory lots", "'lots' is not a size: give a number above 0"),
         ("--memory 0GB", "is not a size"),
-        ("--rules global,simultanous", "did you mean 'simultaneous'"),
+        ("--rules global,simultanous", "Did you mean 'simultaneous'"),
         ("--batch-size 1", "Cannot use batch_size 1: give 2 or more"),
         ("--classes 1", "Cannot use classes 1: give 2 or more"),
         ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
         ("--figure {tmp}/memory.gif", "of no known type: give a name that ends in .svg or .png"),
         ("--figure {tmp}/memory.png --predict", "leave one of them out"),
-        ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
-        ("--segments 0", "segments 0 are not to be had"),
+        ("--rules checkpointed --segments 99 --predict", "Cannot cut into 99 segments"),
+        ("--segments 0", "Cannot cut into 0 segments"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -403,7 +403,9 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     reason="known of processors with AVX-512 only",
 )
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "kernel", "stride"),
@@ -417,10 +419,15 @@ def test_peaks_that_cannot_be_predicted_are_refused(
     ],
 )
 def test_what_convolutions_use_inside_is_reckoned(
-    inputs: int, outputs: int, size: int, kernel: int, stride: int, layout: torch.memory_format
+    inputs: int,
+    outputs: int,
+    size: int,
+    kernel: int,
+    stride: int,
+    memory_format: torch.memory_format,
 ) -> None:
-    maps = torch.randn(32, inputs, size, size).contiguous(memory_format=layout)
-    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=layout)
+    maps = torch.randn(32, inputs, size, size).contiguous(memory_format=memory_format)
+    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=memory_format)
     sizes = [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1
     gradient = torch.randn_like(torch.ops.aten.convolution(maps, weight, None, *sizes))
     operations = [(torch.ops.aten.convolution.default, (maps, weight, None, *sizes))]
@@ -487,8 +494,11 @@ def test_convolutions_of_any_setting_are_predicted() -> None:
         nn.Linear(8 * 24 * 24, 10),
     )
     for rule in ("simultaneous", "global", "checkpointed"):
-        for layout in ("contiguous", "channels-last"):
-            assert predict_peak(model, (8, 3, 16, 16), 10, rule, layout) > 8 * 8 * 24 * 24 * FLOAT
+        for memory_format in ("contiguous", "channels-last"):
+            assert (
+                predict_peak(model, (8, 3, 16, 16), 10, rule, memory_format)
+                > 8 * 8 * 24 * 24 * FLOAT
+            )
 
 
 def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:

@@ -182,14 +182,14 @@ def test_features_are_the_units_outputs_pooled_and_memory_is_bounded(
     sample = sample_images(data.test, 200, CLASSES)
     images = torch.cat(list(sample.batches()))
     chain = split(model, "layer")
-    carried: tuple[Any, ...] = (images,)
+    activations: tuple[Any, ...] = (images,)
     depths = depths_of(learner("resnet18", at=1), "layer")
     depths.model.load_state_dict(model.state_dict())
     whole = measure_depths(depths, sample, list(MEASURES), pooled_to=40)
     for row, piece in zip(whole[1:], chain.pieces, strict=True):
         with torch.no_grad():
-            carried = piece(*carried)
-        features = carried[0]
+            activations = piece(*activations)
+        features = activations[0]
         if features.dim() == 4:
             features = nn.functional.adaptive_avg_pool2d(features, row["pooled_resolution"])
         assert row["features"] == features.flatten(1).shape[1] <= max(40, row["channels"])
@@ -414,7 +414,7 @@ def test_other_measures_can_be_watched(tmp_path: Path) -> None:
     assert all(row["fisher"] > 0 for row in rows)
     assert not any("linear_probe" in row for row in rows)
     assert rows[1]["gain"] == rows[1]["fisher"] - rows[0]["fisher"]
-    with pytest.raises(InvalidInput, match="did you mean 'fisher'"):  # before anything is trained
+    with pytest.raises(InvalidInput, match="Did you mean 'fisher'"):  # before anything is trained
         carry_out(SMALL, tmp_path / "other", replace(WATCHING, separability_measures="fischer"))
     assert not (tmp_path / "other").exists()
     unwatched = carry_out(replace(SMALL, epochs=1), tmp_path / "unwatched", Execution(device="cpu"))
@@ -509,12 +509,12 @@ def test_bad_input_is_refused(
     for arguments, sentence in (
         ([str(begun)], "it has no saved state"),
         ([str(tmp_path / "absent")], "it is not a run"),
-        ([good, "--measures", "linear_prob"], "did you mean 'linear_probe'"),
-        ([good, "--measures", ""], "unknown measure"),
-        ([good, "--split", "train"], "unknown split"),
+        ([good, "--measures", "linear_prob"], "Did you mean 'linear_probe'"),
+        ([good, "--measures", ""], "Cannot use measure ''"),
+        ([good, "--split", "train"], "Cannot use split 'train'"),
         ([good, "--images", "9"], "9 images are fewer than the 10 classes"),
-        ([good, "--images", "35"], "give 4 or more of each class"),
-        ([good, "--pooled-to", "0"], "pooled_to 0 is too small"),
+        ([good, "--images", "35"], "Give 4 or more of each class"),
+        ([good, "--pooled-to", "0"], "pooled_to 0: it is too small"),
         ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
         ([good, "--against", str(other)], "9 and 11 units"),
         ([good, "--against", str(small)], "its image size differs"),
@@ -524,7 +524,7 @@ def test_bad_input_is_refused(
     with pytest.raises(InvalidInput, match="Cannot use separability_every -1: give 0 or more"):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
     # before anything is trained
-    with pytest.raises(InvalidInput, match="give 4 or more of each class"):
+    with pytest.raises(InvalidInput, match="Give 4 or more of each class"):
         carry_out(replace(SMALL, val_fraction=0.01), tmp_path / "few", WATCHING)
     assert not (tmp_path / "few").exists()
 

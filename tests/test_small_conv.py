@@ -14,8 +14,10 @@ from layerwise.ops import small_conv
 from layerwise.ops.small_conv import MOST_PIXELS, WEIGHT_PIXELS, Convolution
 from tests.helpers import same_weights
 
-LAYOUTS = pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+MEMORY_FORMATS = pytest.mark.parametrize(
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 
 
@@ -41,26 +43,26 @@ def passes(layer: nn.Module, maps: Tensor, weights: Tensor) -> list[Tensor]:
     return [out.detach(), leaf.grad, *(parameter.grad for parameter in layer.parameters())]
 
 
-@LAYOUTS
+@MEMORY_FORMATS
 @pytest.mark.usefixtures("matrix_unit")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 5), (3, 3), (4, 4), (2, 6)])
 def test_the_numbers_are_those_of_pytorch(
-    size: tuple[int, int], bias: bool, layout: torch.memory_format
+    size: tuple[int, int], bias: bool, memory_format: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
     own = Convolution(5, 7, bias=bias)
     other = plain(own)
     for layer in (own, other):
-        layer.to(memory_format=layout)  # type: ignore[call-overload, unused-ignore]
-    maps = torch.randn(6, 5, *size).contiguous(memory_format=layout)
+        layer.to(memory_format=memory_format)  # type: ignore[call-overload, unused-ignore]
+    maps = torch.randn(6, 5, *size).contiguous(memory_format=memory_format)
     weights = torch.randn(6, 7, *size)
     found, expected = passes(own, maps, weights), passes(other, maps, weights)
     for one, true in zip(found, expected, strict=True):
         assert one.dtype == true.dtype
         torch.testing.assert_close(one, true, rtol=3e-2, atol=6e-2)
-    assert found[0].is_contiguous(memory_format=layout)
-    assert found[1].is_contiguous(memory_format=layout)
+    assert found[0].is_contiguous(memory_format=memory_format)
+    assert found[1].is_contiguous(memory_format=memory_format)
 
 
 def test_gradients_are_exact() -> None:

@@ -33,19 +33,21 @@ def published(name: str) -> nn.Module:
     return create_model(name, width=1 / 16, in_chans=1, image_size=8, dropout=0.2)
 
 
-def carried_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[int, ...]]]:
+def activation_shapes(chain: Chain, images: Tensor = IMAGES) -> list[list[tuple[int, ...]]]:
     """The shapes without the batch of all tensors that leave each piece, found by running the
     pieces.
     """
-    shapes, carried = [], (images,)
+    shapes, activations = [], (images,)
     for piece in chain.pieces:
-        carried = piece(*carried)
-        shapes.append([tuple(value.shape[1:]) for value in carried if isinstance(value, Tensor)])
+        activations = piece(*activations)
+        shapes.append(
+            [tuple(value.shape[1:]) for value in activations if isinstance(value, Tensor)]
+        )
     return shapes
 
 
 def features(chain: Chain, images: Tensor = IMAGES) -> list[tuple[int, ...]]:
-    return [shapes[0] for shapes in carried_shapes(chain, images)]
+    return [shapes[0] for shapes in activation_shapes(chain, images)]
 
 
 def parameter_names(model: nn.Module, piece: nn.Module) -> set[str]:
@@ -125,7 +127,7 @@ def test_all_blocks_by_path_are_blocks() -> None:
     blocks = ["stem", *(f"stages.{stage}.{block}" for stage in range(4) for block in range(2))]
     by_path, by_block = split(model, blocks[::-1]), split(model, "block")
     assert by_path.names == by_block.names
-    assert carried_shapes(by_path.eval()) == carried_shapes(by_block.eval())
+    assert activation_shapes(by_path.eval()) == activation_shapes(by_block.eval())
 
 
 class Blocks(nn.Module):
@@ -161,7 +163,7 @@ def test_a_block_ends_where_one_tensor_leaves_it(at: Any, names: tuple[str, ...]
     model = Blocks()
     chain = split(model, at)
     assert chain.names == names
-    assert all(len(shapes) == 1 for shapes in carried_shapes(chain))
+    assert all(len(shapes) == 1 for shapes in activation_shapes(chain))
     two = {name for name, _ in model.named_parameters() if name.startswith("two.")}
     assert parameter_names(model, chain.pieces[-2]) == two
 
@@ -203,9 +205,9 @@ def test_features_are_taken_before_functional_dropout_and_pooling() -> None:
 
 def test_between_blocks_passes_one_tensor_and_inside_a_block_two() -> None:
     model = published("resnet18")
-    assert [len(shapes) for shapes in carried_shapes(split(model))] == [1, *[2, 1] * 8, 1]
-    assert [len(shapes) for shapes in carried_shapes(split(model, "block"))] == [1] * 10
-    shapes = carried_shapes(split(model))
+    assert [len(shapes) for shapes in activation_shapes(split(model))] == [1, *[2, 1] * 8, 1]
+    assert [len(shapes) for shapes in activation_shapes(split(model, "block"))] == [1] * 10
+    shapes = activation_shapes(split(model))
     assert shapes[1] == [(4, 8, 8), (4, 8, 8)]
     assert shapes[5] == [(8, 4, 4), (4, 8, 8)]  # the input of the shortcut's convolution passes
     assert shapes[6] == [(8, 4, 4)]
@@ -253,14 +255,14 @@ def test_a_shortcut_that_forward_computes_first_learns_with_its_blocks_last_conv
         "norm3.bias",
     }
     # two skips are alive at once
-    assert [len(shapes) for shapes in carried_shapes(chain)] == [3, 3, 3, 2, 1]
+    assert [len(shapes) for shapes in activation_shapes(chain)] == [3, 3, 3, 2, 1]
 
 
 def test_a_free_shortcut_passes_subsampled() -> None:
     shapes = dict(
         zip(
             split(published("resnet32")).names,
-            carried_shapes(split(published("resnet32"))),
+            activation_shapes(split(published("resnet32"))),
             strict=True,
         )
     )
@@ -378,11 +380,11 @@ def test_units_in_number_balance_multiply_adds(name: str, count: int) -> None:
         )
 
     best = min(dearest(cuts) for cuts in combinations(block_cuts(network), count - 1))
-    chain, carried, found = split(model, count, IMAGES), (IMAGES[:2],), []
+    chain, activations, found = split(model, count, IMAGES), (IMAGES[:2],), []
     for piece in chain.eval().pieces:
         counter = torch.utils.flop_counter.FlopCounterMode(display=False)
         with counter, torch.no_grad():
-            carried = piece(*carried)
+            activations = piece(*activations)
         found.append(counter.get_total_flops() / 2)
     assert max(found) == best > 0
 
@@ -562,10 +564,14 @@ class Noise(Net):
 @pytest.mark.parametrize(
     ("make", "at", "words"),
     [
-        (Unused, "layer", r"'old.weight' and 1 more would belong to no unit: .*Remove the module"),
-        (CalledTwice, "layer", r"'b.weight' is used in units 1, 2: .*or cut so that all uses"),
+        (Unused, "layer", r"'old.weight' and 1 more would belong to no unit, .*Remove the module"),
+        (
+            CalledTwice,
+            "layer",
+            r"'b.weight' is used in units 1, 2, .*weights of its own, or cut so that all uses",
+        ),
         (CalledTwice, "block", "'b.weight' is used in units 1, 2"),
-        (Tied, "layer", r"'b.weight' is used in units 1, 2: .*Give each layer weights of its own"),
+        (Tied, "layer", r"'b.weight' is used in units 1, 2, .*Give each layer weights of its own"),
         (BareTwice, "layer", r"'gamma' is used in units 0, 1"),
         (
             DataDependent,
@@ -601,39 +607,43 @@ class Noise(Net):
         (DiscardedModule, "layer", "in module 'relu' changes a tensor in place .*Use its result"),
         (WritesBuffer, "layer", "writes to buffer 'calls'.*Update it outside of forward"),
         (ReplacesBuffer, "layer", "writes to buffer 'calls'"),
-        (Noise, "layer", r"a tensor of shape \[1\] that is another each time.*torch.randn_like"),
+        (Noise, "layer", r"a tensor of shape \[1\] that differs each time.*torch.randn_like"),
         (
             lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)),
             "layer",
-            "no weighted layer .*pass the module that holds",
+            "no weighted layer .*Pass the module that holds",
         ),
+        (Net, ["c"], "Cannot cut behind 'c': .*Name a module that holds such layers, like 'a'"),
+        (Net, ["a", "c"], "Cannot cut behind 'c'"),
+        (Net, [""], "Cannot cut behind ''"),
         (
             Net,
-            ["c"],
-            "no cut can follow 'c': .*Accepted are modules that hold such layers, like 'a'",
+            "layers",
+            "Cannot split at='layers': it names no place to cut. Give 'layer', 'block', a number",
         ),
-        (Net, ["a", "c"], "no cut can follow 'c'"),
-        (Net, [""], "no cut can follow ''"),
-        (Net, "layers", "at='layers' says no place to cut: give 'layer', 'block', a number"),
-        (Net, "a", "at='a' says no place"),
-        (Net, [], r"at=\[\] says no place"),
-        (Net, [1, 2], r"at=\[1, 2\] says no place"),
-        (Net, None, "at=None says no place"),
-        (Net, True, "at=True says no place"),
-        (Net, 2.5, "at=2.5 says no place"),
-        (Net, 0, "0 units are not to be had: the network has 3 layers"),
-        (Net, -1, "-1 units are not to be had"),
-        (Net, 4, "4 units are not to be had: the network has 3 layers, so 1 to that many"),
-        (lambda: narrow("resnet18"), 11, "11 units are not to be had: the network has 10 layers"),
+        (Net, "a", "at='a': it names no place"),
+        (Net, [], r"at=\[\]: it names no place"),
+        (Net, [1, 2], r"at=\[1, 2\]: it names no place"),
+        (Net, None, "at=None: it names no place"),
+        (Net, True, "at=True: it names no place"),
+        (Net, 2.5, "at=2.5: it names no place"),
+        (Net, 0, "Cannot split into 0 units: the network has 3 weighted layers"),
+        (Net, -1, "into -1 units"),
+        (Net, 4, "into 4 units: the network has 3 weighted layers. Choose 1 to 3"),
+        (
+            lambda: narrow("resnet18"),
+            11,
+            "into 11 units: the network has 10 weighted layers. Choose 1 to 10",
+        ),
         (
             lambda: narrow("resnet18"),
             ["stages.1.0.shortcut"],
-            "'stages.1.0.shortcut': it is not a module on the way",
+            "'stages.1.0.shortcut': it is not a module on the main path",
         ),
         (
             lambda: narrow("vgg8"),
             ["stages.0.0", "stages.0.1"],
-            "unit 1 would hold no weighted layer .*Leave one of them out",
+            "unit 1 would hold no weighted layer, .*Leave one of them out",
         ),
     ],
 )
@@ -645,7 +655,8 @@ def test_refusals(make: Callable[[], nn.Module], at: Any, words: str) -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_number_of_units_needs_a_sample(count: int) -> None:
     with pytest.raises(
-        CannotSplit, match=f"at={count} balances multiply-adds.*pass sample=, a batch of images"
+        CannotSplit,
+        match=f"at={count}: multiply-adds are balanced.*Pass sample=, a batch of images",
     ):
         split(Net(), count)
 
@@ -958,7 +969,7 @@ def test_other_networks_composed_are_the_network(name: str, at: Any, training: b
     owners = [id(parameter) for piece in chain.pieces for parameter in piece.parameters()]
     assert sorted(owners) == sorted(id(parameter) for parameter in model.parameters())
     if at == "block":
-        assert all(len(shapes) == 1 for shapes in carried_shapes(chain, images))
+        assert all(len(shapes) == 1 for shapes in activation_shapes(chain, images))
 
 
 @pytest.mark.parametrize("at", ["layer", "block"])

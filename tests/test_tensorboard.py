@@ -77,7 +77,9 @@ def test_after_a_kill_no_epoch_is_shown_twice(tmp_path: Path) -> None:
 
 
 def test_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidInput, match="unknown log 'tensorbord': did you mean 'tensorboard'"):
+    with pytest.raises(
+        InvalidInput, match="Cannot use log 'tensorbord': it is unknown. Did you mean 'tensorboard'"
+    ):
         prepare(SMALL, replace(LOGGED, log="tensorbord"))
     monkeypatch.setattr("layerwise.training.tensorboard.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"pip install 'layerwise\[tensorboard\]'"):

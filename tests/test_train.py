@@ -285,14 +285,14 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "resnet19"}, "did you mean 'resnet18'"),
+        ({"model": "resnet19"}, "Did you mean 'resnet18'"),
         ({"hierarchy": "1,1,1"}, "has 3 stages, resnet18 has 4"),
-        ({"loss": "predsm"}, "did you mean 'predsim'"),
-        ({"rule": "simultanous"}, "did you mean 'simultaneous'"),
-        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"loss": "predsm"}, "Did you mean 'predsim'"),
+        ({"rule": "simultanous"}, "Did you mean 'simultaneous'"),
+        ({"optimizer": "adm"}, "Did you mean 'adam'"),
         ({"epochs": 0}, "Cannot use epochs 0: give 1 or more"),
         ({"lr": -1.0}, "Cannot use lr -1.0: give a number above 0"),
-        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: give"),
+        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: it is out of range. Give"),
         ({"weight_decay": float("inf")}, "Cannot use weight_decay inf: give a finite number"),
         ({"decay_milestones": "50%"}, "are not shares of training"),
         (
@@ -302,7 +302,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ),
         (
             {"rule": "sequential", "rule_options": CACHED, "views": None},
-            "give --views, such as 1",
+            "Give --views, such as 1",
         ),
         (
             {"loss": "sim", "loss_options": Options({"beta": 0.5})},
@@ -311,14 +311,14 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"rule": "parallel", "rule_options": Options({"threads": 0})}, "Cannot use threads 0"),
         (
             {"rule": "checkpointed", "rule_options": Options({"segments": 0})},
-            "segments 0 .*give 1 to",
+            "into 0 segments: .* Give 1 to",
         ),
         (
             {"rule": "checkpointed", "rule_options": Options({"segments": 99})},
-            "segments 99 .*give 1 to",
+            "into 99 segments: .* Give 1 to",
         ),
-        ({"at": "stage.9"}, "no cut can follow 'stage.9'"),
-        ({"at": "99"}, "99 units are not to be had"),
+        ({"at": "stage.9"}, "Cannot cut behind 'stage.9'"),
+        ({"at": "99"}, "Cannot split into 99 units"),
     ],
 )
 def test_what_cannot_be_carried_out_writes_nothing(

@@ -14,22 +14,24 @@ from layerwise.ops import batch_norm, pooling
 from layerwise.ops.batch_norm import NormalisedActivation
 from layerwise.ops.windowed_gradient import Average, WindowedGradient
 
-LAYOUTS = pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+MEMORY_FORMATS = pytest.mark.parametrize(
+    "memory_format",
+    [torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
 )
 
 
-def sized(kernel: tuple[int, int], layout: torch.memory_format) -> Tensor:
+def sized(kernel: tuple[int, int], memory_format: torch.memory_format) -> Tensor:
     torch.manual_seed(0)
-    return torch.randn(3, 5, 4 * kernel[0], 3 * kernel[1]).contiguous(memory_format=layout)
+    return torch.randn(3, 5, 4 * kernel[0], 3 * kernel[1]).contiguous(memory_format=memory_format)
 
 
-@LAYOUTS
+@MEMORY_FORMATS
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (3, 5), (7, 2), (8, 8), (49, 11)])
 def test_the_whole_is_the_gradient_of_average_pooling(
-    kernel: tuple[int, int], layout: torch.memory_format
+    kernel: tuple[int, int], memory_format: torch.memory_format
 ) -> None:
-    maps = sized(kernel, layout).requires_grad_()
+    maps = sized(kernel, memory_format).requires_grad_()
     averages = F.avg_pool2d(maps, kernel)
     assert torch.equal(Average.apply(maps, kernel, True), averages)
     gradient = torch.randn_like(averages)
@@ -37,20 +39,22 @@ def test_the_whole_is_the_gradient_of_average_pooling(
     [dense] = torch.autograd.grad(Average.apply(maps, kernel, False), maps, gradient)
     assert type(dense) is Tensor
     assert torch.equal(dense, expected)
-    found = Average.backward(Context(maps, kernel, layout), gradient)[0]
+    found = Average.backward(Context(maps, kernel, memory_format), gradient)[0]
     assert found.shape == expected.shape
     assert torch.equal(found.whole(), expected)
-    assert found.whole().is_contiguous(memory_format=layout)
-    stretches = [stretch.whole() for stretch in found.stretches(2)]
-    assert [len(stretch) for stretch in stretches] == [2, 1]
-    assert torch.equal(torch.cat(stretches), expected)
+    assert found.whole().is_contiguous(memory_format=memory_format)
+    segments = [segment.whole() for segment in found.segments(2)]
+    assert [len(segment) for segment in segments] == [2, 1]
+    assert torch.equal(torch.cat(segments), expected)
 
 
 class Context:
     """What ``Average.forward`` leaves for the backward pass."""
 
-    def __init__(self, maps: Tensor, kernel: tuple[int, int], layout: torch.memory_format) -> None:
-        self.shape, self.area, self.memory_format = maps.shape, kernel[0] * kernel[1], layout
+    def __init__(
+        self, maps: Tensor, kernel: tuple[int, int], memory_format: torch.memory_format
+    ) -> None:
+        self.shape, self.area, self.memory_format = maps.shape, kernel[0] * kernel[1], memory_format
         self.windowed = True
 
 
@@ -77,10 +81,10 @@ def test_a_leaf_gets_a_gradient_that_an_optimizer_can_use() -> None:
     torch.testing.assert_close(leaf.detach(), before - 0.25)
 
 
-@LAYOUTS
+@MEMORY_FORMATS
 @pytest.mark.parametrize("shortcut", [False, True], ids=["alone", "shortcut"])
 def test_a_unit_with_the_cheap_head_learns_the_same(
-    shortcut: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+    shortcut: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_norm, "LARGE_ELEMENTS", 0)
     monkeypatch.setattr(batch_norm, "PART_ELEMENTS", 2 * 8 * 16 * 16)
@@ -94,7 +98,7 @@ def test_a_unit_with_the_cheap_head_learns_the_same(
             create_loss("predsim-lite", Site(0, 2, (8, 16, 16), 3)),
         )
         maps, added = (
-            torch.randn(6, 8, 16, 16).contiguous(memory_format=layout).requires_grad_()
+            torch.randn(6, 8, 16, 16).contiguous(memory_format=memory_format).requires_grad_()
             for _ in range(2)
         )
         features = norm(maps * 1, added if shortcut else None)

@@ -1,8 +1,8 @@
-"""What layerwise refuses, and how it says so.
+"""Refusals: the classes of layerwise's errors.
 
-Every refusal is one of these classes, its message one clear sentence or short paragraph: what was
-wrong, what is accepted, what to do. The command line prints the message and exits with code 2; a
-library user catches the class.
+A message is one clear sentence or a short paragraph: "Cannot X: Y. Do Z." It says what was wrong,
+what is accepted and what to do. The command line prints it and exits with code 2; a library user
+catches the class.
 """
 
 from collections.abc import Iterable
@@ -32,19 +32,20 @@ class Diverged(ArithmeticError):
     """A loss that is no longer a finite number; the state before that update is kept."""
 
 
-def choose(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return ``name`` if it is known, else refuse it and offer the nearest match.
+def choose(kind: str, name: str, accepted: Iterable[str]) -> str:
+    """Return ``name`` if it is accepted, else refuse it and offer the nearest match.
 
     Raises:
-        InvalidInput: ``name`` is not one of ``known``.
+        InvalidInput: ``name`` is not one of ``accepted``.
     """
-    known = list(known)
-    if name in known:
+    names = list(accepted)
+    if name in names:
         return name
-    near = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    accepted = ", ".join(known[:MOST_NAMED]) + (
-        f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+    nearest = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    own = " To use one of your own, give its Python file with --import." if kind in ADDED_TO else ""
+    raise InvalidInput(
+        f"Cannot use {kind} {name!r}: it is unknown.{hint} "
+        f"Accepted: {', '.join(names[:MOST_NAMED])}{more}.{own}"
     )
-    own = "; of your own: give its Python file with --import" if kind in ADDED_TO else ""
-    raise InvalidInput(f"unknown {kind} {name!r}: {hint}accepted: {accepted}{own}")

@@ -1,8 +1,7 @@
-"""Hierarchies: how many convolutions (VGG) or residual blocks (ResNet) stand between two
-downsamplings.
+"""Hierarchies: numbers of convolutions (VGG) or residual blocks (ResNet) between downsamplings.
 
 A hierarchy is a tuple of positive integers, one per stage, shallow to deep, such as ``(2, 2, 2,
-2)`` for ResNet18. It imports no torch, so that the command line can check one at once.
+2)`` for ResNet18. This module imports no torch, so the command line can check a hierarchy at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
 
 
 def whole_numbers(value: str | Iterable[int]) -> tuple[int, ...]:
-    """Read a list of whole numbers as users write one; nothing where it cannot be read."""
+    """Read a list of whole numbers as users write one; empty if it cannot be read."""
     try:
         entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
         if any(isinstance(entry, float | bool) for entry in entries):
@@ -42,26 +41,28 @@ def whole_numbers(value: str | Iterable[int]) -> tuple[int, ...]:
 
 
 def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
-    """Read after how many convolutions or blocks, counted from the first, maps are halved:
-    ``"1,4,6"`` or integers.
+    """Read the numbers of convolutions or blocks after which maps are halved.
+
+    They are counted from the first, and written as ``"1,4,6"`` or as integers.
 
     Raises:
-        InvalidInput: an entry is no whole number, or they do not increase.
+        InvalidInput: an entry is not a whole number, or they do not increase.
     """
     places = whole_numbers(value)
-    if not places or any(one >= other for one, other in pairwise(places)):
+    if not places or any(place >= following for place, following in pairwise(places)):
         raise InvalidInput(
             f"Cannot use downsample_after {value!r}: it is not a list of increasing whole numbers. "
-            "Give after how many convolutions or blocks the map is halved, such as 1,4,6."
+            "Give the numbers of convolutions or blocks after which maps are halved, such as "
+            "1,4,6."
         )
     return places
 
 
 def check_downsampling(name: str, places: Sequence[int], first: int, last: int) -> None:
-    """Refuse to halve a map before the first or behind the last place where a network can.
+    """Refuse places to halve maps that lie before the first or behind the last of a network.
 
     Raises:
-        InvalidInput: naming the places.
+        InvalidInput: naming the place, and the first and the last.
     """
     for place in places:
         if not first <= place <= last:
@@ -73,13 +74,12 @@ def check_downsampling(name: str, places: Sequence[int], first: int, last: int) 
 
 @dataclass(frozen=True)
 class Design:
-    """What this software moves in a network: how deep its stages are, and where its maps are
-    halved.
+    """The depths of a network's stages, and the places where its maps are halved.
 
     Attributes:
         hierarchy: convolutions or blocks per stage; a stage is a width.
-        downsample_after: after how many convolutions or blocks maps are halved; None: where stages
-            end, as published.
+        downsample_after: numbers of convolutions or blocks after which maps are halved; None: where
+            stages end, as published.
     """
 
     hierarchy: Hierarchy
@@ -87,7 +87,7 @@ class Design:
 
     @property
     def text(self) -> str:
-        """In words: ``[1,1,2,2]``, or ``[2,2,2,2] halved after 1,4,6``."""
+        """The design in words: ``[1,1,2,2]``, or ``[2,2,2,2] halved after 1,4,6``."""
         halved = (
             f" halved after {','.join(map(str, self.downsample_after))}"
             if self.downsample_after is not None
@@ -96,7 +96,7 @@ class Design:
         return format_hierarchy(self.hierarchy) + halved
 
     def describe(self) -> dict[str, list[int] | None]:
-        """As the command's JSON shows it."""
+        """The design as the commands' JSON shows it."""
         halved = None if self.downsample_after is None else list(self.downsample_after)
         return {"hierarchy": list(self.hierarchy), "downsample_after": halved}
 
@@ -127,16 +127,15 @@ def format_hierarchy(hierarchy: Iterable[int]) -> str:
 
 
 def deep_start(stages: int) -> int:
-    """The first deep stage: stages are split in the middle, and a middle one of an odd number is
-    deep (k < n/2).
+    """The index of the first deep stage.
+
+    Stages are split in the middle; the middle one of an odd number is deep (k < n/2).
     """
     return stages // 2
 
 
 def shallow(hierarchy: Hierarchy) -> Hierarchy:
-    """The counts of the shallow stages: of ResNet18 the first two of four, of VGG16 the first two
-    of five.
-    """
+    """The counts of the shallow stages: the first two of ResNet18's four and of VGG16's five."""
     return hierarchy[: deep_start(len(hierarchy))]
 
 
@@ -146,14 +145,14 @@ def deep(hierarchy: Hierarchy) -> Hierarchy:
 
 
 def fulfils_equation_7(hierarchy: Hierarchy, strict: bool = True) -> bool:
-    """Whether every shallow stage has fewer convolutions than every deep one: k(d_i) < k(d_j) for
-    all i shallow, j deep.
+    """Whether every shallow stage has fewer convolutions than every deep one.
 
-    The paper writes of layers; here d_i is a stage and k(d_i) how many convolutions (VGG) or blocks
-    (ResNet) it has. Its [1,1,2,2] and [1,2,6,3] fulfil this, its [1,1,1,1] and [2,3,6,3] only with
-    ≤.
+    Equation 7: k(d_i) < k(d_j) for all i shallow, j deep. The paper writes of layers; here d_i is a
+    stage and k(d_i) its number of convolutions (VGG) or blocks (ResNet). The paper's [1,1,2,2] and
+    [1,2,6,3] fulfil it, its [1,1,1,1] and [2,3,6,3] only with ≤.
 
     Args:
+        hierarchy: counts per stage.
         strict: read the sign as <; otherwise as ≤, "no more than".
     """
     most, fewest = max(shallow(hierarchy), default=0), min(deep(hierarchy))
@@ -161,29 +160,26 @@ def fulfils_equation_7(hierarchy: Hierarchy, strict: bool = True) -> bool:
 
 
 def downsamplings(hierarchy: Hierarchy) -> Hierarchy:
-    """After how many convolutions or blocks each shallow stage ends, where the map is next made
-    smaller.
-    """
+    """The numbers of convolutions or blocks after which shallow stages end, and maps are halved."""
     return tuple(accumulate(shallow(hierarchy)))
 
 
-def downsamples_earlier(one: Hierarchy, other: Hierarchy) -> bool:
-    """Equation 8, relative to another hierarchy: no shallow layer's map is larger, and at least one
-    is smaller.
+def downsamples_earlier(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
+    """Whether maps are halved earlier than in a reference: equation 8 in relation to it.
 
-    That is: no shallow stage ends after more convolutions than the other's, and at least one ends
-    after fewer.
+    No shallow layer's map is larger and at least one is smaller. That is: no shallow stage ends
+    after more convolutions than the reference's, and at least one ends after fewer.
     """
-    pairs = list(zip(downsamplings(one), downsamplings(other), strict=True))
-    return all(mine <= its for mine, its in pairs) and any(mine < its for mine, its in pairs)
+    pairs = list(zip(downsamplings(hierarchy), downsamplings(reference), strict=True))
+    return all(end <= theirs for end, theirs in pairs) and any(
+        end < theirs for end, theirs in pairs
+    )
 
 
 def segments(design: Design) -> Hierarchy:
-    """How many convolutions or blocks stand between two halvings of the map, which is what equation
-    7 counts.
+    """The numbers of convolutions or blocks between halvings of the map, which equation 7 counts.
 
-    As published, that is the hierarchy (a last pooling behind the last convolution begins no
-    segment).
+    As published, they are the hierarchy: a pooling behind the last convolution begins no segment.
     """
     if design.downsample_after is None:
         return design.hierarchy
@@ -193,15 +189,16 @@ def segments(design: Design) -> Hierarchy:
 
 
 def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int) -> float:
-    """Scale(X_i), i ≤ k, of equation 8: the mean height in pixels of the maps of the first
-    ``layers`` convolutions or blocks.
+    """The mean height in pixels of the maps of the first ``layers`` convolutions or blocks.
 
-    Deep stages count with the first deep stage's resolution: equation 8 is of the shallow part, and
-    would else alone put every convolution into the last stage.
+    It is Scale(X_i), i ≤ k, of equation 8. Deep stages count with the first deep stage's
+    resolution: the equation is of the shallow part, and alone it would put every convolution into
+    the last stage.
 
     Args:
+        hierarchy: counts per stage.
         resolutions: pixels a side of the maps of each stage.
-        layers: k; those of the shallow stages of the hierarchy that others are compared with.
+        layers: k: the number of layers in the shallow stages of the reference hierarchy.
     """
     start = deep_start(len(hierarchy))
     heights = [
@@ -212,40 +209,38 @@ def shallow_scale(hierarchy: Hierarchy, resolutions: Sequence[int], layers: int)
     return (sum(heights) + (layers - len(heights)) * resolutions[start]) / layers
 
 
-def accelerated(one: Hierarchy, other: Hierarchy) -> bool:
-    """Whether one is the other with convolutions moved from shallow to deep stages, their number
-    being equal.
+def accelerated(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
+    """Whether a hierarchy is a reference with convolutions moved from shallow to deep stages.
 
-    No shallow stage has more than the other's, no deep stage fewer, and they differ: ResNet18's
-    [1,1,2,4] against [2,2,2,2].
+    Their number is equal, no shallow stage has more than the reference's, no deep stage has fewer,
+    and they differ: ResNet18's [1,1,2,4] against [2,2,2,2].
     """
-    fewer = all(mine <= its for mine, its in zip(shallow(one), shallow(other), strict=True))
-    more = all(mine >= its for mine, its in zip(deep(one), deep(other), strict=True))
-    return one != other and equal_depth(one, other) and fewer and more
+    shallow_pairs = zip(shallow(hierarchy), shallow(reference), strict=True)
+    deep_pairs = zip(deep(hierarchy), deep(reference), strict=True)
+    fewer = all(count <= theirs for count, theirs in shallow_pairs)
+    more = all(count >= theirs for count, theirs in deep_pairs)
+    return hierarchy != reference and equal_depth(hierarchy, reference) and fewer and more
 
 
-def equal_depth(one: Hierarchy, other: Hierarchy) -> bool:
+def equal_depth(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
     """Whether both have as many convolutions or blocks."""
-    return sum(one) == sum(other)
+    return sum(hierarchy) == sum(reference)
 
 
-def deeper(one: Hierarchy, other: Hierarchy) -> bool:
-    """Whether one has more convolutions or blocks than the other."""
-    return sum(one) > sum(other)
+def deeper(hierarchy: Hierarchy, reference: Hierarchy) -> bool:
+    """Whether a hierarchy has more convolutions or blocks than a reference."""
+    return sum(hierarchy) > sum(reference)
 
 
-def relation(one: Hierarchy, other: Hierarchy) -> str:
-    """One's relation to the other in a word or two: the same, accelerated, equal depth, deeper or
-    shallower.
+def relation(hierarchy: Hierarchy, reference: Hierarchy) -> str:
+    """The relation of a hierarchy to a reference, in a word or two.
+
+    It is "the same", "accelerated", "equal depth", "deeper" or "shallower".
     """
-    if one == other:
+    if hierarchy == reference:
         return "the same"
-    if accelerated(one, other):
+    if accelerated(hierarchy, reference):
         return "accelerated"
-    return (
-        "equal depth"
-        if equal_depth(one, other)
-        else "deeper"
-        if deeper(one, other)
-        else "shallower"
-    )
+    if equal_depth(hierarchy, reference):
+        return "equal depth"
+    return "deeper" if deeper(hierarchy, reference) else "shallower"

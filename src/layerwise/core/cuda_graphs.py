@@ -1,7 +1,7 @@
-"""A learner's step on a GPU, recorded once as a CUDA graph and then replayed.
+"""Recorded steps of a learner: on a GPU, a step is recorded as a CUDA graph and then replayed.
 
 A step of local learning is thousands of small kernels, since every unit has a head, a backward pass
-and an update of its own; launching them takes a processor longer than computing them takes the GPU.
+and an update of its own. Launching them takes a processor longer than computing them takes the GPU.
 A replay launches them all at once.
 """
 
@@ -17,23 +17,24 @@ import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Carried, Unit, detached, step_units
+from layerwise.core.unit import Activations, Unit, detached, step_units
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 from layerwise.utils.seeds import derived_seed
 
-# steps of a kind before it is recorded: by then optimizers have their state, and libraries their
-# plans
+# steps of a kind before one is recorded: by then optimizers have their state, libraries their plans
 WARM_UP = 3
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step: what it reads and what it writes.
+    """A recorded step, with the tensors that it reads and writes.
 
     Attributes:
-        losses, correct: (units,) each.
+        graph: the recording.
+        images, labels: the batch that it reads.
+        losses, correct: the result that it writes, (units,) each.
     """
 
     graph: torch.cuda.CUDAGraph
@@ -46,22 +47,22 @@ class Recording:
 class CapturedSteps:
     """Recorded steps of a learner, one for every shape of batch and mode.
 
-    A recording repeats what was done when it was made. Settings of the optimizers and modes of
-    modules are looked at: when they change, steps are recorded anew, and where a rate changes at
-    every step, they are made singly. Of other changes, such as a hook or a parameter that was
-    replaced, it learns by ``forget``, which ``Learner.load_state_dict`` calls.
+    A recording repeats the step that was made while it was recorded. When settings of the
+    optimizers or modes of modules change, steps are recorded anew; where a rate changes at every
+    step, they are made operation by operation. After any other change, such as a hook or a
+    parameter that was replaced, call ``forget``, as ``Learner.load_state_dict`` does.
 
-    With a seed, random draws are a function of it and of the step, as those of single steps are,
-    but not the same ones.
+    With a seed, random draws depend on seed and step alone, as without recordings, but they are
+    other draws.
 
     Attributes:
-        refusal: why steps cannot be recorded, or None.
+        refusal: the reason why steps cannot be recorded, or None.
 
     Args:
-        learner: on a GPU.
-        streams: over how many streams the units take turns. With 2 or more, a unit's backward pass
-            and update overlap with the next units' passes, and every unit's features stay until the
-            step ends.
+        learner: a learner on a GPU.
+        streams: number of streams over which the units take turns. With 2 or more, a unit's
+            backward pass and update overlap with the next units' passes, and every unit's features
+            stay until the step ends.
 
     Raises:
         InvalidInput: the learner is not on a GPU, or ``streams`` is below 1.
@@ -71,11 +72,11 @@ class CapturedSteps:
         self.device = device_of(learner.model)
         if self.device.type != "cuda":
             raise InvalidInput(
-                f"steps can be recorded on a GPU only, and the learner is on {self.device}: move "
-                "its model first"
+                "Cannot record steps: they can be recorded on a GPU only, and the learner is on "
+                f"{self.device}. Move its model first."
             )
         if streams < 1:
-            raise InvalidInput(f"streams {streams} is too small: give 1 or more")
+            raise InvalidInput(f"Cannot use streams {streams}: it is too small. Give 1 or more.")
         self.streams = (
             [torch.cuda.Stream(self.device) for _ in range(streams)] if streams > 1 else []
         )
@@ -97,13 +98,13 @@ class CapturedSteps:
         self.refusal: str | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Steps made singly: a recording is of the tensors of the learner that it was made of."""
+        """``step_units``, since a recording reads and writes its own learner's tensors."""
         return step_units
 
     def __call__(
         self, units: Sequence[Unit], images: Tensor, targets: Targets, step: int
     ) -> list[Evaluated]:
-        """As ``step_units``; what it returns stays as it is when others are made."""
+        """As ``step_units``; later steps do not change the returned tensors."""
         labels = targets.labels
         kind = (images.shape, images.device, labels.shape, labels.dtype, labels.device)
         settings = settings_of(units)
@@ -130,7 +131,7 @@ class CapturedSteps:
 
     @contextmanager
     def draws(self, step: int) -> Iterator[None]:
-        """Draw random numbers as a function of seed and step; the device's generator stays."""
+        """Draw random numbers from seed and step; the device's generator keeps its state."""
         if self.seed is None:
             yield
             return
@@ -142,9 +143,9 @@ class CapturedSteps:
             self.generator.set_state(state)
 
     def record(self, kind: Any, units: Sequence[Unit], images: Tensor, targets: Targets) -> None:
-        """Record a step without making it; if that cannot be done, say why in ``refusal``."""
+        """Record a step without making it; where that fails, ``refusal`` says why."""
         if not self.recordings:
-            # one whose last recording is gone cannot be used again
+            # a pool whose last recording is gone cannot be used again
             self.pool = torch.cuda.graph_pool_handle()
         try:
             copied = replace(targets, labels=targets.labels.clone())
@@ -153,22 +154,19 @@ class CapturedSteps:
             self.streams = []
             self.record(kind, units, images, targets)
         except Exception as error:
-            # whatever it was, steps are made singly, where an error of the step's own comes again
+            # steps go on without recordings, and an error of the step itself is raised again there
             self.refusal = " ".join(str(error).split())[:200] or type(error).__name__
             warnings.warn(
-                (
-                    "steps are made one by one, slower, since they could not be recorded: "
-                    f"{self.refusal}"
-                ),
+                f"Cannot record steps: {self.refusal}. They are made one by one, which is slower.",
                 stacklevel=2,
             )
 
     def recorded(self, units: Sequence[Unit], images: Tensor, targets: Targets) -> Recording:
-        """Record a step of a batch, which is kept to be written over.
+        """Record a step of a batch, whose tensors later batches are written into.
 
         Raises:
-            BaseException: what happened first; the learner is as before, and recordings of before
-                are gone.
+            BaseException: the first error; the learner is as before, and earlier recordings are
+                gone.
         """
         graph, first = torch.cuda.CUDAGraph(), None
         recording = torch.cuda.graph(
@@ -196,15 +194,15 @@ class CapturedSteps:
                 if unit.optimizer is not None:
                     unit.optimizer.zero_grad(set_to_none=True)
             torch.cuda.synchronize(self.device)
-            self.recordings.clear()  # they draw from the generator's state of before
-            # one that takes part in no recording
+            self.recordings.clear()  # they draw from the generator's earlier state
+            # a state that takes part in no recording
             self.generator.graphsafe_set_state(self.generator.clone_state())
             raise (first or error) from None
         return Recording(graph, images, targets.labels, losses, correct)
 
 
 class ChangedInPlace(Exception):
-    """A unit changes what it is handed, which another may still be reading."""
+    """A unit changes its input, which another may still be reading."""
 
 
 def step_overlapping(
@@ -212,14 +210,14 @@ def step_overlapping(
 ) -> list[Evaluated]:
     """``step_units`` with units that take turns on several streams.
 
-    A unit begins when the one before has computed its features and loss, beside whose backward pass
-    and update it computes.
+    A unit begins when the unit before has computed its features and loss, and computes beside that
+    one's backward pass and update.
 
     Raises:
-        ChangedInPlace: so units cannot overlap.
+        ChangedInPlace: a unit changes its input, so units cannot overlap.
     """
-    # to the end, since memory freed on one stream says nothing of the others
-    kept: list[Carried] = [(images.detach(),)]
+    # all of them to the end, since memory freed on one stream may still be read on another
+    activations: list[Activations] = [(images.detach(),)]
     results, changed = [], False
     begun = torch.cuda.current_stream()
     ready = begun.record_event()
@@ -229,13 +227,13 @@ def step_overlapping(
             with torch.cuda.stream(stream):
                 stream.wait_event(ready)
                 used.append(stream)
-                tensors = [value for value in kept[-1] if isinstance(value, Tensor)]
+                tensors = [value for value in activations[-1] if isinstance(value, Tensor)]
                 versions = [value._version for value in tensors]
-                passed, (loss, correct) = unit.evaluate(kept[-1], targets)
+                passed, (loss, correct) = unit.evaluate(activations[-1], targets)
                 ready = stream.record_event()
                 unit.learn(loss)
             changed = changed or [value._version for value in tensors] != versions
-            kept.append(detached(passed))
+            activations.append(detached(passed))
             results.append(Evaluated(loss.detach(), correct))
     finally:  # a recording ends with all streams joined, whatever happened
         # after an error that ended the recording there is nothing to join
@@ -248,7 +246,7 @@ def step_overlapping(
 
 
 def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
-    """What a recording has as fixed values: modes, and the numbers that optimizers are set to."""
+    """The values that a recording fixes: modes, and the numbers that optimizers are set to."""
     modes = tuple(
         module.training
         for unit in units
@@ -263,8 +261,9 @@ def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
 
 
 def setting(value: Any) -> Any:
-    """A setting as something to compare: a number, the number in a tensor on the CPU, the place of
-    one on the device.
+    """A setting as a value to compare.
+
+    It is a number, the number in a tensor on the CPU, or the address of a tensor on the device.
     """
     if not isinstance(value, Tensor):
         return value
@@ -273,8 +272,9 @@ def setting(value: Any) -> Any:
 
 @contextmanager
 def unseeded(units: Sequence[Unit]) -> Iterator[None]:
-    """Let units draw from the device's generator as it is, which must not be set while a step is
-    recorded.
+    """Let units draw from the device's generator as it is.
+
+    The generator must not be set while a step is recorded.
     """
     seeds = [unit.seed for unit in units]
     for unit in units:
@@ -288,8 +288,9 @@ def unseeded(units: Sequence[Unit]) -> Iterator[None]:
 
 @contextmanager
 def capturable(units: Sequence[Unit], device: torch.device) -> Iterator[None]:
-    """Tell optimizers that they are recorded, and move their counts of steps, which they may keep
-    on the CPU, to the device.
+    """Tell optimizers that they are recorded, and move their counts of steps to the device.
+
+    They may keep these counts on the CPU.
 
     Raises:
         RuntimeError: an optimizer counts in Python, where a replay does not count.
@@ -302,7 +303,7 @@ def capturable(units: Sequence[Unit], device: torch.device) -> Iterator[None]:
         if "capturable" in group
     ]
     states = [state for optimizer in optimizers for state in optimizer.state.values()]
-    told = [group["capturable"] for group in groups]
+    capturable_before = [group["capturable"] for group in groups]
     before = [dict(state) for state in states]
     for group in groups:
         group["capturable"] = True
@@ -324,5 +325,5 @@ def capturable(units: Sequence[Unit], device: torch.device) -> Iterator[None]:
             state.update(old)
         raise
     finally:
-        for group, was in zip(groups, told, strict=True):
+        for group, was in zip(groups, capturable_before, strict=True):
             group["capturable"] = was

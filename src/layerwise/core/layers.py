@@ -1,5 +1,6 @@
-"""The spine of a traced network: its weighted layers in order, what belongs to each, and where
-everything beside it goes.
+"""The main path of a traced network, which passes its weighted layers in order.
+
+Each layer has a segment of the path; what lies beside the path goes to one of the units.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from layerwise.core.trace import FLAG
 from layerwise.errors import CannotSplit
 
-# What may stand between a feature and the next unit's anchor; by the published method it belongs to
-# the next unit.
+# Operations that may stand between a feature and the next weighted layer; by the published method
+# they belong to the next unit.
 DEFERRED_MODULES: tuple[type[nn.Module], ...] = (
     nn.modules.dropout._DropoutNd,
     nn.modules.pooling._MaxPoolNd,
@@ -27,13 +28,15 @@ DEFERRED_MODULES: tuple[type[nn.Module], ...] = (
     nn.Upsample,
 )
 DEFERRED_FUNCTIONS = {
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, F.interpolate, F.pad,
-    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
-    torch.flatten, torch.mean, torch.amax, torch.reshape, torch.permute, torch.transpose, torch.squeeze,
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+    F.interpolate, F.pad, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d,
+    F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, torch.flatten, torch.mean,
+    torch.amax, torch.reshape, torch.permute, torch.transpose, torch.squeeze,
 }  # fmt: skip
 DEFERRED_METHODS = {
-    "view", "reshape", "flatten", "mean", "amax", "contiguous", "permute", "transpose", "squeeze", "unsqueeze", "unflatten",
+    "view", "reshape", "flatten", "mean", "amax", "contiguous", "permute", "transpose", "squeeze",
+    "unsqueeze", "unflatten",
 }  # fmt: skip
 NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -43,35 +46,36 @@ NORMS = (
     nn.LocalResponseNorm,
 )
 WEIGHTED_FUNCTIONS = {
-    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, F.bilinear,
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    F.linear, F.bilinear,
 }  # fmt: skip
 
-# what x.name says about x, unlike x.T
+# attributes that describe a tensor; others, such as x.T, pass its features on
 SIZES = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
 
 
 @dataclass
 class Network:
-    """A traced network and its spine: the path from input to output that passes the most weighted
-    layers.
+    """A traced network and its main path.
+
+    The main path is the path from input to output that passes the most weighted layers.
 
     Attributes:
         root: where the graph's targets are found.
-        spine: nodes from the first operation to the last, in order.
-        anchors: the weighted layers among them.
+        main_path: nodes from the first operation to the last, in order.
+        layers: the weighted layers among them.
     """
 
     root: nn.Module
     graph: fx.Graph
 
     def __post_init__(self) -> None:
-        self.spine = self.find_spine()
-        self.anchors = [node for node in self.spine if self.is_weighted(node)]
-        if not self.anchors:
+        self.main_path = self.find_main_path()
+        self.layers = [node for node in self.main_path if self.is_weighted(node)]
+        if not self.layers:
             raise CannotSplit(
-                "no weighted layer (convolution, linear) lies between the network's input and "
-                "its output, so there is nothing to train unit by unit: pass the module that "
-                "holds the layers."
+                "Cannot split the network: no weighted layer (convolution, linear) lies between "
+                "its input and its output. Pass the module that holds the layers."
             )
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -94,9 +98,7 @@ class Network:
         return [value] if isinstance(value, nn.Parameter) else []
 
     def is_weighted(self, node: fx.Node) -> bool:
-        """Whether a node is a layer with a weight matrix or kernel, as opposed to a norm or an
-        activation.
-        """
+        """Whether a node is a layer with a weight matrix or kernel, unlike a norm or activation."""
         module = self.module(node)
         if module is None:
             weighted = node.op == "call_function" and node.target in WEIGHTED_FUNCTIONS
@@ -114,16 +116,14 @@ class Network:
         )
 
     def is_deferred(self, node: fx.Node) -> bool:
-        """Whether a node at a feature's end belongs to the next unit: pooling, dropout, reshaping."""
+        """Whether a node at a feature's end, such as pooling or dropout, is the next unit's."""
         module = self.module(node)
         if module is not None:
             return isinstance(module, DEFERRED_MODULES)
         return node.target in (DEFERRED_METHODS if node.op == "call_method" else DEFERRED_FUNCTIONS)
 
-    def find_spine(self) -> list[fx.Node]:
-        """The longest path from input to output, counted in weighted layers, then in their
-        parameters.
-        """
+    def find_main_path(self) -> list[fx.Node]:
+        """The longest path from input to output, by weighted layers, then by their parameters."""
         best: dict[fx.Node, tuple[int, int]] = {}
         before: dict[fx.Node, fx.Node] = {}
         output = None
@@ -143,32 +143,34 @@ class Network:
                 output = node
         if output is None or not isinstance(output.args[0], fx.Node):
             raise CannotSplit(
-                "the network does not return one tensor that depends on its input: return the "
-                "logits alone, (B, classes), without auxiliary outputs, tuples or dictionaries."
+                "Cannot split the network: it does not return one tensor that depends on its "
+                "input. Let it return the logits alone, (B, classes), without auxiliary outputs, "
+                "tuples or dictionaries."
             )
-        spine = [output.args[0]]
-        while spine[-1] in before:
-            spine.append(before[spine[-1]])
-        return spine[-2::-1]  # from the first operation on, without the placeholder
+        backwards = [output.args[0]]
+        while backwards[-1] in before:
+            backwards.append(before[backwards[-1]])
+        return backwards[-2::-1]  # from the first operation on, without the placeholder
 
-    def stretches(self) -> list[list[fx.Node]]:
-        """Per anchor but the last, the spine from the anchor to its feature."""
-        position = {node: number for number, node in enumerate(self.spine)}
-        stretches = []
-        for anchor, following in pairwise(self.anchors):
-            stretch = self.spine[position[anchor] : position[following]]
-            while self.is_deferred(stretch[-1]):
-                stretch.pop()
-            stretches.append(stretch)
-        return stretches
+    def segments(self) -> list[list[fx.Node]]:
+        """The main path from each layer to its feature, for all layers but the last."""
+        position = {node: number for number, node in enumerate(self.main_path)}
+        segments = []
+        for layer, following in pairwise(self.layers):
+            segment = self.main_path[position[layer] : position[following]]
+            while self.is_deferred(segment[-1]):
+                segment.pop()
+            segments.append(segment)
+        return segments
 
-    def block_end(self, stretch: Sequence[fx.Node]) -> fx.Node | None:
-        """The last node of a stretch that all paths pass, if there is one."""
-        return next(filter(self.is_bottleneck, reversed(stretch)), None)
+    def block_end(self, segment: Sequence[fx.Node]) -> fx.Node | None:
+        """The last node of a segment that all paths pass, if there is one."""
+        return next(filter(self.is_bottleneck, reversed(segment)), None)
 
     def is_bottleneck(self, cut: fx.Node) -> bool:
-        """Whether every path from input to output passes this node: a cut behind it is passed by
-        one tensor.
+        """Whether every path from input to output passes this node.
+
+        A single tensor then passes a cut behind it.
         """
         reached = {node for node in self.graph.nodes if node.op == "placeholder"}
         for node in self.graph.nodes:
@@ -183,27 +185,27 @@ class Network:
     def place(self, cuts: Sequence[fx.Node]) -> dict[fx.Node, int]:
         """The unit of every node, when a cut follows each of ``cuts``.
 
-        On the spine the cuts decide. Beside it, what holds weights, or depends on what does, goes
-        where its result is first needed, so that a loss reaches it; the rest goes where its inputs
-        are, since it is often smaller than they are (a subsampled shortcut).
+        On the main path the cuts decide. Beside it, what holds weights, or depends on what does,
+        goes where its result is first needed, so that a loss reaches it. The rest goes where its
+        inputs are, since it is often smaller than they are (a subsampled shortcut).
         """
-        ends, segment, passed = set(cuts), {}, 0
-        for node in self.spine:
-            segment[node] = passed
+        ends, on_path, passed = set(cuts), {}, 0
+        for node in self.main_path:
+            on_path[node] = passed
             passed += node in ends
         latest: dict[fx.Node, int] = {}
         for node in reversed(self.graph.nodes):
-            latest[node] = segment.get(
+            latest[node] = on_path.get(
                 node, min((latest[user] for user in node.users), default=passed)
             )
         place: dict[fx.Node, int] = {}
         learns: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node in segment or node.op == "output":
+            if node in on_path or node.op == "output":
                 place[node] = latest[node]
                 continue
-            own = node.op == "get_attr" or node.target == FLAG or bool(self.parameters(node))
-            if own or not learns.isdisjoint(node.all_input_nodes):
+            has_state = node.op == "get_attr" or node.target == FLAG or self.parameters(node)
+            if has_state or not learns.isdisjoint(node.all_input_nodes):
                 learns.add(node)
                 place[node] = latest[node]
             else:
@@ -214,7 +216,7 @@ class Network:
 
 
 def gives_size(node: fx.Node) -> bool:
-    """Whether a node gives numbers about a tensor, such as its shape: no features pass there."""
+    """Whether a node gives numbers about a tensor, such as its shape, and passes no features."""
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
     return node.op == "call_function" and node.target is getattr and node.args[1] in SIZES

@@ -1,4 +1,4 @@
-"""A learner: a network and the units that train it in place."""
+"""Learner: a network and the units that train it in place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -24,9 +24,12 @@ class Learner:
     Attributes:
         model: the user's network.
         units: its units, in order.
+        num_classes: number of classes.
         leaves: paths of the network's modules that are kept whole.
-        steps: how many steps have been made.
-        make_step: makes the step of all units on a batch: ``step_units``, or recorded steps.
+        image_shape, image_type: shape of an image and its number type, as the sample had them.
+        steps: number of steps made.
+        make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
+            steps.
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class Learner:
 
         Args:
             images: (B, ...) with B ≥ 2, on the model's device.
-            labels: (B,) integers from 0 to num_classes − 1.
+            labels: (B,), integers from 0 to num_classes − 1.
+
+        Returns:
+            The loss and the local accuracy of each unit.
 
         Raises:
             InvalidInput: the batch cannot be used; nothing was updated.
@@ -64,9 +70,10 @@ class Learner:
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
             raise InvalidInput(
-                f"images of shape {tuple(images.shape)} and type {images.dtype} do not fit the "
-                f"sample, which had shape (B, {', '.join(map(str, self.image_shape))}) and type "
-                f"{self.image_type}: give such images"
+                f"Cannot learn from images of shape {tuple(images.shape)} and type "
+                f"{images.dtype}: the sample had shape "
+                f"(B, {', '.join(map(str, self.image_shape))}) and type {self.image_type}. Give "
+                "such images."
             )
         if self.training != self.model.training:
             self.train(self.model.training)
@@ -77,7 +84,7 @@ class Learner:
 
     @property
     def captured(self) -> Any:
-        """Recorded steps, which make the learner's on a GPU; None: steps are made singly."""
+        """Recorded steps of the learner, on a GPU; None: steps are made operation by operation."""
         return None if self.make_step is step_units else self.make_step
 
     @captured.setter
@@ -85,7 +92,7 @@ class Learner:
         self.make_step = recorded or step_units
 
     def step_singly(self) -> None:
-        """Make steps operation by operation, as an order of updates asks that is not recorded."""
+        """Make steps operation by operation, for an order of updates that cannot be recorded."""
         self.captured = None
 
     def train(self, mode: bool = True) -> None:
@@ -98,40 +105,45 @@ class Learner:
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that cannot be learned from.
 
-        What lies on a GPU is not read, since that would wait for the device.
+        Values on a GPU are not read, since that would wait for the device.
+
+        Raises:
+            InvalidInput: saying what is wrong with the batch.
         """
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
             raise InvalidInput(
-                "images and labels must be tensors: turn arrays and lists into them with "
-                "torch.as_tensor"
+                f"Cannot learn from {type(images).__name__} and {type(labels).__name__}: images "
+                "and labels must be tensors. Convert arrays and lists with torch.as_tensor."
             )
         if not torch.is_grad_enabled():
             raise InvalidInput(
-                "gradients are switched off here, so nothing can be learned: take the step out "
-                "of torch.no_grad()"
+                "Cannot make a step: gradients are switched off here. Take the step out of "
+                "torch.no_grad()."
             )
         if len(images) < 2:
             raise InvalidInput(
-                f"a batch of {len(images)} cannot be learned from: batch normalisation and "
-                "similarity compare examples; give batches of 2 or more (drop the last one of an "
-                "epoch if it is smaller)"
+                f"Cannot learn from a batch of {len(images)}: batch normalisation and similarity "
+                "compare examples. Give batches of 2 or more, and drop the last one of an epoch "
+                "if it is smaller."
             )
         if labels.dim() != 1 or len(labels) != len(images) or labels.dtype not in INTEGERS:
             raise InvalidInput(
-                f"labels of shape {tuple(labels.shape)} and type {labels.dtype} do not fit "
-                f"{len(images)} images: give one integer per image"
+                f"Cannot learn from labels of shape {tuple(labels.shape)} and type "
+                f"{labels.dtype}: they do not fit {len(images)} images. Give one integer per image."
             )
         if (
             labels.device.type == "cpu"
             and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
         ):
             raise InvalidInput(
-                f"labels from {int(labels.min())} to {int(labels.max())} are out of range: "
-                f"num_classes={self.num_classes} accepts 0 to {self.num_classes - 1}"
+                f"Cannot learn from labels from {int(labels.min())} to {int(labels.max())}: with "
+                f"num_classes={self.num_classes} they go from 0 to {self.num_classes - 1}. Give "
+                "such labels, or another num_classes."
             )
         if images.device.type == "cpu" and not bool(torch.isfinite(images).all()):
             raise InvalidInput(
-                "the images hold NaN or infinite values: clean or clip them before the step"
+                "Cannot learn from the images: they hold NaN or infinite values. Clean or clip "
+                "them before the step."
             )
 
     def end_epoch(self) -> None:
@@ -141,9 +153,9 @@ class Learner:
                 unit.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: network, heads, every unit's optimizer and schedule.
+        """State to go on from: network, heads, every unit's optimizer and schedule.
 
-        Tensors and plain types only.
+        It holds tensors and plain types only.
         """
         return {
             "version": STATE_VERSION,
@@ -161,7 +173,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned.
+        """Restore a state that ``state_dict`` returned.
 
         Raises:
             InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
@@ -170,10 +182,10 @@ class Learner:
         names = [unit.name for unit in self.units]
         if state.get("version") != STATE_VERSION or state.get("units") != names:
             raise InvalidInput(
-                f"the state is of {len(state.get('units') or [])} units (version "
+                f"Cannot load the state: it is of {len(state.get('units') or [])} units (version "
                 f"{state.get('version')}), this learner has {len(names)} (version "
-                f"{STATE_VERSION}): build it with the same model and the same at= as when it was "
-                "saved"
+                f"{STATE_VERSION}). Build the learner with the same model and the same at= as "
+                "when the state was saved."
             )
         kinds = [type(unit.optimizer).__name__ for unit in self.units]
         entries = ("model", "losses", "optimizers", "schedulers", "steps")
@@ -196,8 +208,8 @@ class Learner:
                 else misfit or "its optimizers are of other kinds"
             )
             raise InvalidInput(
-                f"the state does not fit this learner: {reason}. Build the learner as when the "
-                "state was saved"
+                f"Cannot load the state: it does not fit this learner, since {reason}. Build the "
+                "learner as when the state was saved."
             )
         for module, saved in pairs:
             module.load_state_dict(saved)
@@ -211,15 +223,18 @@ class Learner:
                 unit.scheduler.load_state_dict(scheduler)
         self.steps = state["steps"]
         if self.captured is not None:
-            self.captured.forget()  # the optimizers' state lies elsewhere now
+            self.captured.forget()  # they read the optimizers' state where it was before
 
 
 def difference(module: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
-    """Where a saved state does not fit a module, in words."""
+    """The first difference between a module and a saved state, in words; None: it fits."""
     own = {name: tensor.shape for name, tensor in module.state_dict().items()}
     for name in sorted(own.keys() ^ saved.keys()):
         return f"{name!r} is only in the {'learner' if name in own else 'state'}"
     for name, shape in own.items():
         if saved[name].shape != shape:
-            return f"{name!r} has shape {tuple(saved[name].shape)} in the state and {tuple(shape)} in the learner"
+            return (
+                f"{name!r} has shape {tuple(saved[name].shape)} in the state and {tuple(shape)} in "
+                "the learner"
+            )
     return None

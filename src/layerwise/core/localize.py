@@ -44,25 +44,32 @@ def localize(
     Args:
         model: any module that ``split`` can cut; it is trained in place and otherwise left as it
             is.
-        sample: a batch of images, to learn the shapes of the features; moved to the model's device.
+        sample: a batch of images (B, ...), from which the shapes of the features are read; it is
+            moved to the model's device.
+        num_classes: number of classes, which is that of the network's logits.
         loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``.
         at: where to cut; see ``split``.
-        optimizer: makes an optimizer of a list of parameters; one for all units, one per unit in
-            order, or one per unit name. Default: fused Adam with rate 5e-4.
-        scheduler: makes a learning-rate schedule of an optimizer; ``Learner.end_epoch`` advances
-            it.
-        clip_grad: largest norm of each unit's gradient.
+        optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
+            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4.
+        scheduler: a callable that makes a learning-rate schedule from an optimizer;
+            ``Learner.end_epoch`` advances the schedules.
+        clip_grad: largest norm of each unit's gradient; None: gradients are not clipped.
         amp: ``torch.bfloat16`` computes forward passes in mixed precision; weights stay as they
             are.
-        seed: makes the heads' initial weights and every dropout mask a function of seed, unit and
-            step.
+        seed: seed of the heads' initial weights and, with unit and step, of every dropout mask;
+            None: the global generator draws them.
         leaves: paths of modules to keep whole; see ``split``.
         output_layer: ``"joined"``: the last unit holds the layer before the output layer too, and
             learns from the network's plain cross-entropy (docs/output.md); or ``"separate"``, the
             published way: the output layer is a unit of its own, and the local loss weighs its
             cross-entropy (1 − β under predsim).
-        memory_format: of maps while a unit computes: ``"auto"``, a fixed rule by unit and device;
-            ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay as they are.
+        memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
+            and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
+            as they are.
+        loss_options: keyword arguments of the loss, such as ``beta`` of predsim.
+
+    Returns:
+        The learner, whose ``step`` trains all units on a batch.
 
     Raises:
         CannotSplit: the network cannot be cut so.
@@ -77,14 +84,14 @@ def localize(
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
-            f"the network cannot process the sample of shape {tuple(sample.shape)} and type "
-            f"{sample.dtype} ({reason}): give a batch of images as it is trained on, (B, "
-            "channels, height, width)"
+            f"Cannot localize the network: it cannot process the sample of shape "
+            f"{tuple(sample.shape)} and type {sample.dtype} ({reason}). Give a batch of images as "
+            "it is trained on, (B, channels, height, width)."
         ) from error
     if shapes[-1] != (num_classes,):
         raise InvalidInput(
-            f"the network gives outputs of shape {shapes[-1]} per image, not ({num_classes},): "
-            "pass num_classes as the number of its logits"
+            f"Cannot localize the network: its output has shape {shapes[-1]} per image, not "
+            f"({num_classes},). Pass num_classes as the number of its logits."
         )
     makers = optimizer_makers(optimizer, chain.names)
     units = []
@@ -117,16 +124,16 @@ def check_arguments(
     seed: int | None,
     scheduler: Any,
 ) -> None:
-    """Refuse arguments of ``localize`` that could only fail later, or silently do something else."""
+    """Refuse arguments of ``localize`` that would fail later or silently do something else."""
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
         raise InvalidInput(
-            f"model is {type(model).__name__}: give an nn.Module, made, and not yet compiled by "
-            "torch.compile"
+            f"Cannot localize the network: model is {type(model).__name__}. Give an instance of "
+            "nn.Module, not yet compiled by torch.compile."
         )
     if not isinstance(sample, Tensor) or sample.dim() < 2:
         raise InvalidInput(
-            "sample is not a batch: give a tensor of images as the network is trained on, batch "
-            "first"
+            "Cannot localize the network: sample is not a batch. Give a tensor of images as the "
+            "network is trained on, batch first."
         )
     for name, value, valid, accepted in (
         (
@@ -156,32 +163,46 @@ def check_arguments(
         ),
     ):
         if not valid:
-            raise InvalidInput(f"{name}={value!r} cannot be used: give {accepted}")
+            raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
 
 
 def checked_optimizer(optimizer: Any, name: str) -> Optimizer:
-    """Refuse what is no optimizer, or one that needs a closure."""
+    """The optimizer made for a unit, if it is one and its step needs no closure.
+
+    Raises:
+        InvalidInput: it is not.
+    """
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidInput(
-            f"optimizer= made {type(optimizer).__name__} for unit {name!r}: make a "
-            "torch.optim.Optimizer whose step needs no closure, of the parameters it is given"
+            f"Cannot train unit {name!r}: optimizer= made {type(optimizer).__name__}. Make a "
+            "torch.optim.Optimizer from the parameters, one whose step needs no closure."
         )
     return optimizer
 
 
-def optimizer_makers(given: Any, names: Sequence[str]) -> list[OptimizerFactory]:
-    """One optimizer factory per unit."""
-    if given is None:
-        given = default_optimizer
-    if callable(given):
-        return [given] * len(names)
-    makers: list[Any] = [given.get(name) for name in names] if isinstance(given, Mapping) else []
-    if isinstance(given, Sequence):
-        makers = list(given)
+def optimizer_makers(optimizer: Any, names: Sequence[str]) -> list[OptimizerFactory]:
+    """One optimizer factory per unit.
+
+    Args:
+        optimizer: see ``localize``.
+        names: names of the units.
+
+    Raises:
+        InvalidInput: some unit has no callable.
+    """
+    if optimizer is None:
+        optimizer = default_optimizer
+    if callable(optimizer):
+        return [optimizer] * len(names)
+    makers: list[Any] = []
+    if isinstance(optimizer, Mapping):
+        makers = [optimizer.get(name) for name in names]
+    elif isinstance(optimizer, Sequence):
+        makers = list(optimizer)
     if len(makers) != len(names) or not all(callable(maker) for maker in makers):
         raise InvalidInput(
-            f"optimizer= does not give each of the {len(names)} units a callable: give one "
-            "callable for all, a list with one per unit, or a dictionary with the names "
+            f"Cannot use optimizer=: it does not give each of the {len(names)} units a callable. "
+            "Give one callable for all, a list with one per unit, or a dictionary with the names "
             f"{', '.join(names[:3])} …"
         )
     return makers
@@ -197,19 +218,24 @@ def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
 def feature_shapes(
     pieces: Iterable[nn.Module], names: Sequence[str], sample: Tensor, amp: torch.dtype | None
 ) -> list[tuple[int, ...]]:
-    """The shape of every unit's feature without the batch, read in one pass in evaluation mode."""
-    shapes, carried = [], (sample,)
+    """The shape of every unit's feature without the batch, read in evaluation mode.
+
+    Raises:
+        InvalidInput: something other than tensors and numbers passes from a unit to the next.
+    """
+    shapes, activations = [], (sample,)
     for piece, name in zip(pieces, names, strict=True):
-        with modes_kept(piece), precision(carried, amp):
+        with modes_kept(piece), precision(activations, amp):
             piece.eval()
-            carried = piece(*carried)
-        if not isinstance(carried[0], Tensor) or not all(
-            isinstance(value, Tensor | int | float | torch.Size) for value in carried
+            activations = piece(*activations)
+        if not isinstance(activations[0], Tensor) or not all(
+            isinstance(value, Tensor | int | float | torch.Size) for value in activations
         ):
-            kinds = ", ".join(type(value).__name__ for value in carried)
+            kinds = ", ".join(type(value).__name__ for value in activations)
             raise InvalidInput(
-                f"what passes the cut behind unit {name!r} ({kinds}) cannot be carried: only "
-                "tensors and numbers can. Cut elsewhere, or keep the module whole with leaves="
+                f"Cannot cut behind unit {name!r}: {kinds} would pass from it to the next, and "
+                "only tensors and numbers can. Cut elsewhere, or keep the module whole with "
+                "leaves=."
             )
-        shapes.append(tuple(carried[0].shape[1:]))
+        shapes.append(tuple(activations[0].shape[1:]))
     return shapes

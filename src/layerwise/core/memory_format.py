@@ -1,9 +1,8 @@
 """The memory format of every unit's maps: contiguous or channels-last.
 
 By default a fixed rule decides, the same on every machine of a kind, so that repeated runs choose
-alike. A trial, which times
-a copy of each unit in both formats, is made by request: it takes 1.5 to 7 % off a step on some
-processors (docs/log.md).
+alike. A trial times a copy of each unit in both formats. It is made by request, and makes a step
+1.5 to 7 % faster on some processors (docs/log.md).
 """
 
 import copy
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, Unit, laid_out, precision
+from layerwise.core.unit import Activations, Unit, in_memory_format, precision
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
 from layerwise.utils.device import device_of, synchronise
@@ -24,7 +23,7 @@ from layerwise.utils.device import device_of, synchronise
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 MEMORY_FORMATS = [*FORMATS, "auto", "trial"]
 TRIAL_BATCH = 16
-REPETITIONS = 3  # interleaved, after one that is not counted
+REPETITIONS = 3  # in turn, after a first that is not counted
 ADVANTAGE = 0.97  # share of the contiguous format's time below which channels-last is taken
 REGISTER = 8  # float32 numbers of an AVX2 register
 
@@ -32,9 +31,10 @@ REGISTER = 8  # float32 numbers of an AVX2 register
 def set_memory_format(
     learner: Learner, memory_format: str = "auto", before: Any = None, weights: bool = True
 ) -> list[str]:
-    """Give every unit's maps a memory format, and its weights and optimizer state; values stay.
+    """Set the memory format of every unit's maps, weights and optimizer state; values stay.
 
     Args:
+        learner: the learner, changed in place.
         memory_format: ``contiguous`` or ``channels-last`` for all units, ``auto`` for the fixed
             rule, or ``trial``.
         before: the names that were returned when the run began, which ``auto`` and ``trial`` then
@@ -43,8 +43,8 @@ def set_memory_format(
             2026-11-29), but predicted memory is of weights in the format.
 
     Returns:
-        The name of each unit's format. A unit stays contiguous that cannot compute in
-        channels-last, such as one that begins with ``.view``, or that a CPU cannot compute safely.
+        The name of each unit's format. A unit stays contiguous if it cannot compute in
+        channels-last, such as one that begins with ``.view``, or if a CPU cannot do so safely.
 
     Raises:
         InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
@@ -56,42 +56,47 @@ def set_memory_format(
         else:
             unit.memory_format = FORMATS[name]
     if weights and "channels-last" in names and not computes(learner):
-        # the whole network meets maps that its units would have been given contiguous
+        # the network as a whole meets maps that its units would have been given contiguous
         return set_memory_format(learner, "contiguous")
     return names
 
 
 @torch.no_grad()
 def computable(learner: Learner, names: Sequence[str]) -> list[str]:
-    """The formats, contiguous where a unit cannot compute in channels-last."""
-    carried: Carried = (sample(learner),)
+    """The formats, with contiguous where a unit cannot compute in channels-last."""
+    activations: Activations = (sample(learner),)
     chosen = []
     for unit, name in zip(learner.units, names, strict=True):
         own = unit.memory_format
         try:
             unit.memory_format = FORMATS[name]
-            following = unwatched(unit, carried)
+            following = unwatched(unit, activations)
         except RuntimeError:
             name, unit.memory_format = "contiguous", torch.contiguous_format
-            following = unwatched(unit, carried)
+            following = unwatched(unit, activations)
         finally:
             unit.memory_format = own
         chosen.append(name)
-        carried = following
+        activations = following
     return chosen
 
 
-def unwatched(unit: Unit, carried: Carried) -> Carried:
-    """The output of a unit, past its hooks and past fx's call, which prints what is expected here."""
-    with modes_kept(unit.piece), precision(carried, unit.amp):
+def unwatched(unit: Unit, activations: Activations) -> Activations:
+    """The output of a unit, without its hooks and without fx's call.
+
+    That call prints errors, which are expected here.
+    """
+    with modes_kept(unit.piece), precision(activations, unit.amp):
         unit.piece.eval()
-        passed_on: Carried = unit.piece.forward(*laid_out(carried, unit.memory_format))
+        passed_on: Activations = unit.piece.forward(
+            *in_memory_format(activations, unit.memory_format)
+        )
         return passed_on
 
 
 @torch.no_grad()
 def computes(learner: Learner) -> bool:
-    """Whether the network itself computes with its weights in the formats that they have now."""
+    """Whether the network itself can compute with its weights in their present formats."""
     with modes_kept(learner.model), precision((sample(learner),), learner.units[0].amp):
         learner.model.eval()
         try:
@@ -102,12 +107,12 @@ def computes(learner: Learner) -> bool:
 
 
 def sample(learner: Learner) -> Tensor:
-    """Two black images as the network reads them."""
+    """Two black images as the network reads them, (2, C, H, W)."""
     device = device_of(learner.model)
     return torch.zeros(2, *learner.image_shape, device=device, dtype=learner.image_type)
 
 
-lay_out = set_memory_format  # the name of before
+lay_out = set_memory_format  # the earlier name
 
 
 def memory_formats(learner: Learner, memory_format: str, before: Any = None) -> list[str]:
@@ -139,10 +144,15 @@ def is_list_of_formats(value: Any) -> bool:
 
 
 def checked_length(names: list[str], count: int) -> list[str]:
+    """The names, if there is one per unit.
+
+    Raises:
+        InvalidInput: there is not.
+    """
     if len(names) != count:
         raise InvalidInput(
-            f"Cannot set the memory format: the run names formats of {len(names)} units and has "
-            f"{count}. Restore run.json."
+            f"Cannot set the memory format: run.json names formats of {len(names)} units, and the "
+            f"run has {count}. Restore run.json."
         )
     return names
 
@@ -179,32 +189,32 @@ def endangered(unit: Unit) -> bool:
 
 
 def tried(learner: Learner) -> list[str]:
-    """The faster format of each unit, by trial; an endangered one is not tried."""
-    carried: Carried = (sample(learner),)
+    """The faster format of each unit, by trial; an endangered unit is not tried."""
+    activations: Activations = (sample(learner),)
     names = []
     for unit in learner.units:
         names.append(
-            "contiguous" if endangered(unit) else trial(unit, carried, learner.num_classes)
+            "contiguous" if endangered(unit) else trial(unit, activations, learner.num_classes)
         )
-        carried = passed(unit, carried)
+        activations = passed(unit, activations)
     return names
 
 
 @torch.no_grad()
-def passed(unit: Unit, carried: Carried) -> Carried:
+def passed(unit: Unit, activations: Activations) -> Activations:
     """The output of a unit; running statistics and modes stay as they were."""
     with modes_kept(unit.piece):
         unit.piece.eval()
-        return unit.forward(carried)
+        return unit.forward(activations)
 
 
-def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
+def trial(unit: Unit, activations: Activations, num_classes: int) -> str:
     """Time a copy of a unit on random maps in each format; the generator's state stays."""
-    tensors = [value for value in carried if isinstance(value, Tensor)]
+    tensors = [value for value in activations if isinstance(value, Tensor)]
     if any(value.dim() != 4 for value in tensors):  # vectors have one format only
         return "contiguous"
     with torch.random.fork_rng(devices=[]):
-        seconds = trial_seconds(unit, carried, num_classes)
+        seconds = trial_seconds(unit, activations, num_classes)
     return (
         "channels-last"
         if seconds["channels-last"] < ADVANTAGE * seconds["contiguous"]
@@ -212,21 +222,24 @@ def trial(unit: Unit, carried: Carried, num_classes: int) -> str:
     )
 
 
-def trial_seconds(unit: Unit, carried: Carried, num_classes: int) -> dict[str, float]:
-    """The least seconds of copies of a unit, in each format, that make passes in turn."""
-    batch = tuple(random_like(value) if isinstance(value, Tensor) else value for value in carried)
+def trial_seconds(unit: Unit, activations: Activations, num_classes: int) -> dict[str, float]:
+    """The least seconds of a forward and a backward pass of a copy of a unit, in each format."""
+    batch = tuple(
+        random_like(value) if isinstance(value, Tensor) else value for value in activations
+    )
     device = batch[0].device
     targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
     copies = {name: copy_in(memory_format, unit) for name, memory_format in FORMATS.items()}
     seconds = {name: float("inf") for name in FORMATS}
     for repetition in range(REPETITIONS + 1):
         for name, copied in copies.items():
-            needed = timed(copied, batch_in(FORMATS[name], batch), targets)
-            seconds[name] = min(seconds[name], needed) if repetition else seconds[name]
+            measured = timed(copied, in_memory_format(batch, FORMATS[name]), targets)
+            seconds[name] = min(seconds[name], measured) if repetition else seconds[name]
     return seconds
 
 
 def copy_in(memory_format: torch.memory_format, unit: Unit) -> Unit:
+    """A copy of a unit in a memory format, without an optimizer."""
     copied = Unit(
         unit.index, unit.name, *copy.deepcopy((unit.piece, unit.loss)), None, amp=unit.amp
     )
@@ -235,18 +248,12 @@ def copy_in(memory_format: torch.memory_format, unit: Unit) -> Unit:
     return copied
 
 
-def batch_in(memory_format: torch.memory_format, batch: Carried) -> Carried:
-    return tuple(
-        value.contiguous(memory_format=memory_format) if isinstance(value, Tensor) else value
-        for value in batch
-    )
-
-
 def random_like(value: Tensor) -> Tensor:
+    """Random maps (``TRIAL_BATCH``, C, H, W) of the shape and type of these."""
     return torch.rand(TRIAL_BATCH, *value.shape[1:], device=value.device).to(value.dtype)
 
 
-def timed(unit: Unit, batch: Carried, targets: Targets) -> float:
+def timed(unit: Unit, batch: Activations, targets: Targets) -> float:
     """Seconds of a forward and a backward pass."""
     synchronise(targets.labels.device)
     begin = time.perf_counter()

@@ -1,10 +1,11 @@
 """Cut a network into a chain of units, by its traced graph and without its help.
 
-The graph has a *spine*: the path from input to output that passes the most weighted layers. Every
-weighted layer on the spine is the *anchor* of a unit; the unit's *feature* is what follows the
-anchor up to the next one, less the pooling, dropout and flattening at its end, which belong to the
-next unit. What lies beside the spine (a shortcut) joins the unit that needs its result, so that its
-weights learn from that unit's loss. All tensors that are alive at a cut pass it, the feature first.
+The graph has a *main path*: the path from input to output that passes the most weighted layers. The
+*segment* of a layer leads from it to its *feature*: the last tensor before the next layer, less the
+pooling, dropout and flattening in front of that layer, which belong to the next unit. What lies
+beside the main path (a shortcut) joins the unit that needs its result, so that its weights learn
+from that unit's loss. All tensors that are alive at a cut pass it, the feature first: the
+*activations* of a unit.
 """
 
 import copy
@@ -25,14 +26,15 @@ OUTPUT_LAYERS = ("separate", "joined")
 
 
 class Chain(nn.Module):
-    """A network as a chain of pieces; composed, they are the network. Their modules and parameters
-    are the network's own.
+    """A network as a chain of pieces.
+
+    Composed, the pieces are the network; their modules and parameters are the network's own.
 
     Attributes:
-        pieces: modules that map the tensors before them to the tuple of tensors after them, the
-            feature first.
-        names: one per piece: its layer's path, the path of the block that holds its layers, or its
-            first and last layer.
+        pieces: modules that map the activations that enter them to those that leave them, a tuple
+            with the feature first.
+        names: a name per piece: its layer's path, the path of the block that holds its layers, or
+            its first and last layer.
     """
 
     def __init__(self, pieces: Sequence[nn.Module], names: Sequence[str]) -> None:
@@ -44,10 +46,10 @@ class Chain(nn.Module):
         return len(self.pieces)
 
     def forward(self, images: Tensor) -> Tensor:
-        carried: tuple[Any, ...] = (images,)
+        activations: tuple[Any, ...] = (images,)
         for piece in self.pieces:
-            carried = piece(*carried)
-        return carried[0]
+            activations = piece(*activations)
+        return activations[0]
 
 
 def split(
@@ -60,14 +62,14 @@ def split(
     """Cut a network that fx can trace into a chain of units.
 
     Args:
-        model: maps one tensor to one tensor, batch first.
+        model: a module that maps one tensor to one tensor, batch first.
         at: ``"layer"``, a unit per weighted layer, also inside residual blocks; ``"block"``, the
             finest units between which a single tensor passes; a number K, K units of about equal
             multiply-adds; or the paths of the modules that end a unit.
         sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
         leaves: paths of modules to keep whole inside one unit, without looking inside.
         output_layer: ``"separate"``, it is a unit of its own; or ``"joined"``, it shares the unit
-            of the weighted layer before it. Module paths are taken as given.
+            of the weighted layer before it. Where ``at`` is a list of paths, they decide.
 
     Returns:
         The chain; its pieces share the model's modules, and the model stays as it was.
@@ -75,7 +77,7 @@ def split(
     Raises:
         CannotSplit: the network cannot be cut so; the message says which module, why, and what to
             do.
-        InvalidInput: ``output_layer`` is neither of the two.
+        InvalidInput: ``output_layer`` is neither of the two, or a path in ``leaves`` is unknown.
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
     network = Network(*trace_network(model, leaves))
@@ -88,7 +90,7 @@ def split(
         [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
         name_units(network, place),
     )
-    # but not what they hold: single modules of the model may be frozen
+    # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):
         module.training = model.training
     return chain
@@ -112,37 +114,37 @@ def choose_cuts(
     ):
         return path_cuts(network, at)
     raise CannotSplit(
-        f"at={at!r} says no place to cut: give 'layer', 'block', a number of units, or a list of "
-        "module paths."
+        f"Cannot split at={at!r}: it names no place to cut. Give 'layer', 'block', a number of "
+        "units, or a list of module paths."
     )
 
 
-def separable_stretches(network: Network, joined: bool) -> list[list[fx.Node]]:
-    """The stretches that a cut may follow; a joined output leaves out the cut before the output
-    layer.
+def separable_segments(network: Network, joined: bool) -> list[list[fx.Node]]:
+    """The segments that a cut may follow.
+
+    A joined output layer leaves out the cut before it.
     """
-    stretches = network.stretches()
-    return stretches[:-1] if joined else stretches
+    segments = network.segments()
+    return segments[:-1] if joined else segments
 
 
 def layer_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
-    """Behind every anchor's feature."""
-    return [stretch[-1] for stretch in separable_stretches(network, joined)]
+    """Cuts behind the feature of every layer."""
+    return [segment[-1] for segment in separable_segments(network, joined)]
 
 
 def block_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
-    """Behind every anchor, the last node on the way to its feature that all paths pass, where there
-    is one.
-    """
-    ends = (network.block_end(stretch) for stretch in separable_stretches(network, joined))
+    """Cuts behind the last node of every segment that all paths pass, where there is one."""
+    ends = (network.block_end(segment) for segment in separable_segments(network, joined))
     return [end for end in ends if end is not None]
 
 
 def equal_cuts(
     network: Network, count: int, sample: Tensor | None, joined: bool = False
 ) -> list[fx.Node]:
-    """``count`` − 1 cuts that make the costliest unit as cheap as can be; between blocks where
-    there are enough of them.
+    """``count`` − 1 cuts that make the costliest unit as cheap as possible.
+
+    They lie between blocks where there are enough of those, else between layers.
     """
     if count == 1:
         return []
@@ -150,15 +152,15 @@ def equal_cuts(
     if len(candidates) + 1 < count:
         candidates = layer_cuts(network, joined)
     if not 1 <= count <= len(candidates) + 1:
+        counted = ", the output layer counted with the one before it" if joined else ""
         raise CannotSplit(
-            f"{count} units are not to be had: the network has {len(candidates) + 1} "
-            f"layers{', the output layer counted with the one before it' if joined else ''}, so 1 "
-            "to that many."
+            f"Cannot split into {count} units: the network has {len(candidates) + 1} weighted "
+            f"layers{counted}. Choose 1 to {len(candidates) + 1}."
         )
     if sample is None:
         raise CannotSplit(
-            f"at={count} balances multiply-adds, which a sample is needed to count: pass sample=, "
-            "a batch of images."
+            f"Cannot split at={count}: multiply-adds are balanced, and counting them takes a "
+            "sample. Pass sample=, a batch of images."
         )
     place = network.place(candidates)
     costs = [0.0] * (len(candidates) + 1)
@@ -168,18 +170,21 @@ def equal_cuts(
 
 
 def balance(costs: Sequence[float], count: int) -> list[int]:
-    """Cut a row of costs into ``count`` runs so that the dearest run is as cheap as possible; the
-    last index of all but one.
+    """Cut a row of costs into ``count`` runs so that the costliest run is as cheap as possible.
+
+    Returns:
+        The last index of every run but the last.
     """
     return next(islice(balances(costs), count - 1, None))
 
 
 def balances(costs: Sequence[float]) -> Iterator[list[int]]:
-    """``balance`` into one run, two, and so on up to as many as there are costs; all for little
-    more than the last.
+    """``balance`` into one run, two, and so on up to as many as there are costs.
+
+    All of them together cost little more than the last.
     """
     sums = [0.0, *accumulate(costs)]
-    # cheapest[i]: (dearest run, cuts) of the best way to cut the first i costs
+    # cheapest[i]: (costliest run, cuts) of the best way to cut the first i costs
     cheapest: dict[int, tuple[float, tuple[int, ...]]] = {
         i: (sums[i], ()) for i in range(1, len(costs) + 1)
     }
@@ -214,41 +219,41 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
 
 
 def path_cuts(network: Network, paths: Sequence[str]) -> list[fx.Node]:
-    """The cuts that end a unit with each of the modules named: behind a layer's feature, or where a
-    block is left.
+    """The cuts that end a unit with each of the modules named.
+
+    They lie behind a layer's feature, or where a block is left.
     """
-    stretches = dict(zip(network.anchors, network.stretches(), strict=False))
+    segments = dict(zip(network.layers, network.segments(), strict=False))
     cuts = []
     for path in paths:
         inside = [
-            node for node in network.spine if path and f"{owner(node)}.".startswith(f"{path}.")
+            node for node in network.main_path if path and f"{owner(node)}.".startswith(f"{path}.")
         ]
         if not inside:
             raise CannotSplit(
-                f"no cut can follow {path!r}: it is not a module on the way through the most "
-                "weighted layers from input to output. Accepted are modules that hold such "
-                f"layers, like {owner(network.anchors[0])!r}."
+                f"Cannot cut behind {path!r}: it is not a module on the main path, the way through "
+                "the most weighted layers from input to output. Name a module that holds such "
+                f"layers, like {owner(network.layers[0])!r}."
             )
-        anchors = [node for node in inside if node in stretches]
+        layers = [node for node in inside if node in segments]
         last = inside[-1]
-        if anchors:
-            stretch = stretches[anchors[-1]]
-            last = (network.block_end(stretch) if owner(anchors[-1]) != path else None) or stretch[
-                -1
-            ]
-        if last is not network.spine[-1] and network.anchors[-1] not in inside:
+        if layers:
+            segment = segments[layers[-1]]
+            holds_layer = owner(layers[-1]) != path
+            last = (network.block_end(segment) if holds_layer else None) or segment[-1]
+        if last is not network.main_path[-1] and network.layers[-1] not in inside:
             cuts.append(last)
-    order = {node: number for number, node in enumerate(network.spine)}
+    order = {node: number for number, node in enumerate(network.main_path)}
     return sorted(set(cuts), key=lambda node: order[node])
 
 
 def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:
-    filled = {place[anchor] for anchor in network.anchors}
+    filled = {place[layer] for layer in network.layers}
     empty = sorted(set(place.values()) - filled)
     if empty:
         raise CannotSplit(
-            f"unit {empty[0]} would hold no weighted layer and have nothing to learn: two of the "
-            "paths to cut at lie between the same two layers. Leave one of them out."
+            f"Cannot split the network: unit {empty[0]} would hold no weighted layer, since two of "
+            "the paths to cut at lie between the same two layers. Leave one of them out."
         )
 
 
@@ -260,8 +265,8 @@ def refuse_lost_parameters(model: nn.Module, network: Network) -> None:
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise CannotSplit(
-            f"parameter {lost[0]!r}{more} would belong to no unit: the network's output does not "
-            "depend on it, so no loss would train it. Remove the module, or make forward use it."
+            f"Cannot split the network: parameter {lost[0]!r}{more} would belong to no unit, since "
+            "the output does not depend on it. Remove the module, or make forward use it."
         )
 
 
@@ -276,22 +281,20 @@ def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.
     for key, shared in units.items():
         if len(shared) > 1:
             raise CannotSplit(
-                f"parameter {names[key]!r} is used in units "
-                f"{', '.join(map(str, sorted(shared)))}: each would train it by its own loss, and "
-                "the gradient of neither would be whole. Give each layer weights of its own, or "
-                "cut so that all uses fall into one unit."
+                f"Cannot split the network: parameter {names[key]!r} is used in units "
+                f"{', '.join(map(str, sorted(shared)))}, and each would train it by a part of its "
+                "gradient. Give each layer weights of its own, or cut so that all uses fall into "
+                "one unit."
             )
 
 
 def build_piece(
     network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int
 ) -> fx.GraphModule:
-    """The part of the graph that one unit computes, from the tensors that pass the cut before it to
-    those after it.
-    """
+    """The part of the graph that one unit computes, from one cut to the next."""
     graph, copies = fx.Graph(), {}
     for number, node in enumerate(crossing(network, place, cuts, index - 1)):
-        copies[node] = graph.placeholder(f"carried_{number}")
+        copies[node] = graph.placeholder(f"activation_{number}")
     inside = [
         node
         for node in network.graph.nodes
@@ -306,11 +309,12 @@ def build_piece(
 def crossing(
     network: Network, place: dict[fx.Node, int], cuts: Sequence[fx.Node], index: int
 ) -> list[fx.Node]:
-    """What passes from unit ``index`` to the next: the feature, then all else that is computed
-    before and used after.
+    """The activations that pass from unit ``index`` to the next.
+
+    They are the feature, then everything else that is computed before the cut and used after it.
     """
     if index == len(cuts):
-        return [network.spine[-1]]
+        return [network.main_path[-1]]
     first = [cuts[index]] if index >= 0 else []
     alive = [
         node
@@ -323,11 +327,10 @@ def crossing(
 
 
 def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
-    """The modules and parameters that the nodes name: the network's own, and a mode flag of the
-    piece's.
+    """The modules and parameters that the nodes name: the network's own, and the piece's mode flag.
 
     A module without state that is called at several places, such as one dropout for a whole block,
-    is copied: pieces must be able to be in different modes.
+    is copied, since pieces can be in different modes.
     """
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     root: dict[str, Any] = {}
@@ -345,22 +348,25 @@ def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
 
 
 def name_units(network: Network, place: dict[fx.Node, int]) -> list[str]:
-    """A name per unit: the path of its only layer, of the module that holds just its layers, or of
-    its first and last layer.
+    """A name per unit.
+
+    It is the path of its only layer, of the module that holds just its layers, or of its first and
+    its last layer.
     """
-    layers: dict[int, list[str]] = defaultdict(list)
-    for anchor in network.anchors:
-        layers[place[anchor]].append(owner(anchor) or "network")
+    paths_of: dict[int, list[str]] = defaultdict(list)
+    for layer in network.layers:
+        paths_of[place[layer]].append(owner(layer) or "network")
     names = []
-    for index in sorted(layers):
-        others = [path for unit, paths in layers.items() if unit != index for path in paths]
-        names.append(name_unit(layers[index], others))
+    for index in sorted(paths_of):
+        elsewhere = [path for unit, paths in paths_of.items() if unit != index for path in paths]
+        names.append(name_unit(paths_of[index], elsewhere))
     return [
         f"{name}#{index}" if names.count(name) > 1 else name for index, name in enumerate(names)
     ]
 
 
-def name_unit(layers: Sequence[str], others: Sequence[str]) -> str:
+def name_unit(layers: Sequence[str], elsewhere: Sequence[str]) -> str:
+    """The name of a unit from the paths of its layers and of those in the other units."""
     if len(layers) == 1:
         return layers[0]
     parts = []
@@ -369,6 +375,6 @@ def name_unit(layers: Sequence[str], others: Sequence[str]) -> str:
             break
         parts.append(together[0])
     holder = ".".join(parts)
-    if any(path == holder or path.startswith(holder + ".") or not holder for path in others):
+    if any(path == holder or path.startswith(holder + ".") or not holder for path in elsewhere):
         return f"{layers[0]}..{layers[-1]}"
     return holder or "network"

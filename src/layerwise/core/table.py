@@ -65,7 +65,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def shortened(names: Sequence[str], most: int = 3) -> str:
-    """Kinds of layers in the order they appear, each counted; of many the first few."""
+    """The kinds of layers in the order they appear, each with its count; the first few of many."""
     counts = Counter(names)
     words = [f"{number} × {name}" if number > 1 else name for name, number in counts.items()]
     return ", ".join(words[:most]) + (", …" if len(words) > most else "")
@@ -91,7 +91,7 @@ def is_weighted(module: nn.Module) -> bool:
 
 
 def name_of_layer(module: nn.Module) -> str:
-    """The name of the first of a module's classes that is one of PyTorch's layers, else its own."""
+    """The name of the PyTorch layer that a module derives from, else that of its own class."""
     kinds = [kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.")]
     return next((kind.__name__ for kind in kinds if kind is not nn.Module), type(module).__name__)
 

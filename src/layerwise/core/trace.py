@@ -1,8 +1,8 @@
 """Trace a network into a graph that evaluates and trains alike.
 
-fx freezes what ``forward`` reads from ``self.training``. So a network is traced twice, in both
-modes; where the two graphs differ in a flag only, the flag becomes a node that asks the unit it
-ends up in; where they differ in more, the network is refused.
+fx freezes what ``forward`` reads from ``self.training``, so a network is traced twice, in both
+modes. Where the two graphs differ in a flag only, the flag becomes a node that asks the unit it
+ends up in. Where they differ in more, the network is refused.
 """
 
 import operator
@@ -19,10 +19,11 @@ from layerwise.ops.small_conv import Convolution
 
 ROOT = "network"  # path of the user's model inside the traced wrapper
 FLAG = "training_flag"  # path of the mode flag in every unit
+SLICE_ENDS = ("start", "stop", "step")
 
 
 class TrainingFlag(nn.Module):
-    """Answers whether the unit it belongs to is in training mode."""
+    """The training mode of the unit that this module belongs to."""
 
     def forward(self) -> bool:
         return self.training
@@ -44,8 +45,9 @@ class SingleInput(nn.Module):
 
 
 class Tracer(fx.Tracer):
-    """Traces through the user's own modules and remembers where it is, to name the place when it
-    fails.
+    """A tracer that goes through the user's own modules and remembers where it is.
+
+    A refusal can then name the place.
     """
 
     def __init__(self, leaves: Iterable[str]) -> None:
@@ -83,16 +85,14 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
             in more than flags.
     """
     leaves = {
-        choose("module in leaves=", path, [name for name, _ in model.named_modules() if name])
+        choose("path in leaves=", path, [name for name, _ in model.named_modules() if name])
         for path in leaves
     }
-    # one each: tracing keeps constant tensors in its root
+    # a root for each, since tracing keeps constant tensors there
     root, twin = SingleInput(model), SingleInput(model)
     with modes_kept(model), buffers_kept(model):
-        in_training, in_evaluation = (
-            trace_in_mode(root, leaves, True),
-            trace_in_mode(twin, leaves, False),
-        )
+        in_training = trace_in_mode(root, leaves, True)
+        in_evaluation = trace_in_mode(twin, leaves, False)
     graph = merge_modes(in_training, in_evaluation)
     refuse_changing_constants(root, twin)
     refuse_lost_changes(root, graph)
@@ -103,7 +103,7 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
 
 @contextmanager
 def modes_kept(*networks: nn.Module) -> Iterator[None]:
-    """Give every module its own mode back at the end; some may have been frozen one by one."""
+    """Give every module its own mode back at the end, since some may have been frozen singly."""
     modes = {module: module.training for network in networks for module in network.modules()}
     try:
         yield
@@ -114,8 +114,9 @@ def modes_kept(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Refuse a forward pass that writes to a buffer, which a graph does not show, and give the
-    buffer its values back.
+    """Refuse a forward pass that writes to a buffer, and give the buffer its values back.
+
+    A graph does not show such a write.
     """
     before = [
         (module, name, buffer, buffer._version, buffer.clone())
@@ -133,28 +134,28 @@ def buffers_kept(network: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer.copy_(values)
     if changed:
         raise CannotSplit(
-            f"the forward pass writes to buffer {changed[0]!r}, and the units would not do so. "
-            "Update it outside of forward, or keep its module whole inside one unit with leaves=."
+            f"Cannot split the network: its forward pass writes to buffer {changed[0]!r}, and the "
+            "units would not do so. Update it outside of forward, or keep its module whole inside "
+            "one unit with leaves=."
         )
 
 
 def refuse_changing_constants(root: nn.Module, twin: nn.Module) -> None:
-    """Refuse tensors that forward makes without its input and that came out different when it ran
-    again.
-    """
+    """Refuse tensors that forward makes without its input and that differ when it runs again."""
     for name, value in vars(root).items():
         if isinstance(value, Tensor) and not torch.equal(value, vars(twin)[name]):
             raise CannotSplit(
-                f"the forward pass makes a tensor of shape {[*value.shape]} that is another each "
-                "time, such as random noise; in the units it would be the same for ever. Make it "
-                "from the input, such as by torch.randn_like, or keep its module whole inside "
-                "one unit with leaves=."
+                "Cannot split the network: its forward pass makes a tensor of shape "
+                f"{[*value.shape]} that differs each time, such as random noise; in the units it "
+                "would always be the same. Make it from the input, such as by torch.randn_like, "
+                "or keep its module whole inside one unit with leaves=."
             )
 
 
 def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
-    """Refuse an operation in place whose result is not used by name: a graph does not show who sees
-    the change.
+    """Refuse an operation in place whose result is not used by name.
+
+    A graph does not show who sees the change.
     """
     for node in graph.nodes:
         if node.users or node.op not in ("call_module", "call_method", "call_function"):
@@ -166,8 +167,9 @@ def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
         if inplace is True or (str(name).endswith("_") and not str(name).endswith("__")):
             where = f"in module {owner(node)!r}" if owner(node) else "in the network itself"
             raise CannotSplit(
-                f"{node.name!r} {where} changes a tensor in place and its result is thrown away, "
-                "so no graph shows who uses the change. Use its result, such as x = F.relu_(x)."
+                f"Cannot split the network: {node.name!r} {where} changes a tensor in place and "
+                "its result is thrown away, so no graph shows who uses the change. Use its "
+                "result, such as x = F.relu_(x)."
             )
 
 
@@ -191,17 +193,15 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
             else "move it into a module named in leaves="
         )
         raise CannotSplit(
-            f"{where} cannot be traced: {reason}. Its forward pass depends on the values or the "
-            "sizes of its input, or needs more than one tensor, so no fixed chain of units "
-            "exists. Rewrite that part without control flow on tensors (an assert on a shape is "
-            f"such), or {whole}."
+            f"Cannot split the network: {where} cannot be traced: {reason}. Its forward pass "
+            "depends on the values or the sizes of its input, or needs more than one tensor, so no "
+            "fixed chain of units exists. Rewrite that part without control flow on tensors, "
+            f"asserts on shapes included, or {whole}."
         ) from error
 
 
 def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
-    """Return the training graph with every argument that depends on the mode replaced by a flag
-    node.
-    """
+    """Return the training graph with a flag node for every argument that depends on the mode."""
     pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
     if len(training.nodes) != len(evaluation.nodes):
         raise CannotSplit(mode_message(next((a for a, b in pairs if a.target != b.target), None)))
@@ -213,38 +213,41 @@ def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
     return training
 
 
-def merge_argument(graph: fx.Graph, user: fx.Node, one: Any, other: Any) -> Any:
-    """One argument of ``user`` in training mode and in evaluation mode, made one that serves both."""
-    if isinstance(one, fx.Node) and isinstance(other, fx.Node) and one.name == other.name:
-        return one
-    if isinstance(one, tuple | list) and type(one) is type(other) and len(one) == len(other):
-        merged = [merge_argument(graph, user, a, b) for a, b in zip(one, other, strict=True)]
-        return merged if isinstance(one, list) else tuple(merged)
-    if isinstance(one, slice) and isinstance(other, slice):
-        ends = ((one.start, other.start), (one.stop, other.stop), (one.step, other.step))
-        return slice(*(merge_argument(graph, user, a, b) for a, b in ends))
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return {key: merge_argument(graph, user, one[key], other[key]) for key in one}
-    if isinstance(one, bool) and isinstance(other, bool) and one != other:
+def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: Any) -> Any:
+    """One argument that serves ``user`` in both modes, from its arguments in each."""
+    same_type = type(training) is type(evaluation)
+    if isinstance(training, fx.Node) and same_type and training.name == evaluation.name:
+        return training
+    if isinstance(training, tuple | list) and same_type and len(training) == len(evaluation):
+        pairs = zip(training, evaluation, strict=True)
+        merged = [merge_argument(graph, user, *pair) for pair in pairs]
+        return merged if isinstance(training, list) else tuple(merged)
+    if isinstance(training, slice) and same_type:
+        ends = [(getattr(training, end), getattr(evaluation, end)) for end in SLICE_ENDS]
+        return slice(*(merge_argument(graph, user, *pair) for pair in ends))
+    if isinstance(training, dict) and same_type and training.keys() == evaluation.keys():
+        keys = training.keys()
+        return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
+    if isinstance(training, bool) and same_type and training != evaluation:
         with graph.inserting_before(user):
             flag = graph.call_module(FLAG)
-            return flag if one else graph.call_function(operator.not_, (flag,))
-    if isinstance(one, fx.Node) or isinstance(other, fx.Node) or one != other:
+            return flag if training else graph.call_function(operator.not_, (flag,))
+    if fx.Node in (type(training), type(evaluation)) or training != evaluation:
         raise CannotSplit(mode_message(user))
-    return one
+    return training
 
 
 def mode_message(node: fx.Node | None) -> str:
     where = f"in module {owner(node)!r}" if node is not None and owner(node) else "somewhere"
     return (
-        f"the forward pass takes another way in training than in evaluation, {where}, so no "
-        "single chain of units stands for both. Switch that part off (such as auxiliary "
-        "outputs), or use modules like nn.Dropout that know their own mode."
+        "Cannot split the network: its forward pass takes another way in training than in "
+        f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
+        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode."
     )
 
 
 def owner(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node; the module itself for a leaf."""
+    """Path of the module whose forward pass made this node, or of the leaf that it calls."""
     if node.op in ("call_module", "get_attr"):
         return strip_root(str(node.target))
     stack = list((node.meta.get("nn_module_stack") or {}).values())

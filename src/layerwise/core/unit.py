@@ -1,7 +1,7 @@
-"""A unit learns from its own loss.
+"""A unit: a piece of the network that learns from its own loss.
 
-Its step: forward, its own loss, backward inside itself, its own update, and detached features
-handed on. Nothing of it is kept when the next unit begins.
+Its step is a forward pass, its own loss, a backward pass inside itself and its own update. The next
+unit receives detached activations, and nothing else of the step is kept.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from layerwise.errors import Diverged, InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.seeds import seeded
 
-# what passes between two units: tensors, the feature first; rarely a number such as a size
-Carried = tuple[Any, ...]
+# the values that pass between two units: tensors, the feature first; rarely a number such as a size
+Activations = tuple[Any, ...]
 
 
 @dataclass
@@ -25,17 +25,17 @@ class Unit:
     """A piece of the network with its local loss and its optimizer.
 
     Attributes:
-        index: which unit of the chain, from 0.
-        name: the path of its layer or block in the network.
-        piece: the network's part; shares the network's modules.
-        loss: the local loss, with its auxiliary head.
-        optimizer: updates piece and head; None when nothing in them is trainable.
+        index: position in the chain, from 0.
+        name: path of its layer or block in the network.
+        piece: part of the network; it shares the network's modules.
+        loss: local loss, with its auxiliary head.
+        optimizer: optimizer of piece and head; None when nothing in them is trainable.
+        scheduler: learning-rate schedule of the optimizer, or None.
         clip_grad: largest norm of the unit's gradient, or None.
         amp: number type that forward passes are computed in (mixed precision), or None.
-        memory_format: the order in which maps lie in memory while the unit computes, or None: as
-            they come.
-        seed: with a seed, the random draws of a step depend on seed, unit and step alone; None: the
-            global generator.
+        memory_format: memory format of maps while the unit computes, or None: as they come.
+        seed: seed from which, with unit and step, the random draws of a step are made; None: they
+            come from the global generator.
     """
 
     index: int
@@ -60,15 +60,16 @@ class Unit:
         ]
 
     def set_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Keep weights, optimizer state and maps in a memory format; values stay as they are."""
+        """Keep weights, optimizer state and maps in a memory format; their values stay."""
         self.memory_format = memory_format
         for module in (self.piece, self.loss):
             module.to(memory_format=memory_format)  # type: ignore[call-overload]
         self.match_optimizer()
 
     def match_optimizer(self) -> None:
-        """Give the optimizer's state the memory format of its parameters, which fused optimizers
-        rely on.
+        """Give the optimizer's state the memory format of its parameters.
+
+        Fused optimizers rely on it.
         """
         for parameter, state in self.optimizer.state.items() if self.optimizer else ():
             for name, value in state.items():
@@ -79,50 +80,55 @@ class Unit:
                 ):
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    def forward(self, carried: Carried) -> Carried:
-        """Pass features on without learning; to be called under ``torch.no_grad()`` or to be
-        detached by the caller.
-        """
-        with precision(carried, self.amp):
-            return self.piece(*laid_out(carried, self.memory_format))
+    def forward(self, activations: Activations) -> Activations:
+        """Pass activations on without learning.
 
-    def evaluate(self, carried: Carried, targets: Targets) -> tuple[Carried, Evaluated]:
-        """Forward and loss."""
-        with precision(carried, self.amp):
-            passed = self.piece(*laid_out(carried, self.memory_format))
+        The caller uses ``torch.no_grad()`` or detaches the result.
+        """
+        with precision(activations, self.amp):
+            return self.piece(*in_memory_format(activations, self.memory_format))
+
+    def evaluate(self, activations: Activations, targets: Targets) -> tuple[Activations, Evaluated]:
+        """Forward pass and loss."""
+        with precision(activations, self.amp):
+            passed = self.piece(*in_memory_format(activations, self.memory_format))
             return passed, checked_result(self.loss(passed[0], targets))
 
-    def step(self, carried: Carried, targets: Targets, step: int) -> tuple[Carried, Evaluated]:
+    def step(
+        self, activations: Activations, targets: Targets, step: int
+    ) -> tuple[Activations, Evaluated]:
         """Learn from one batch.
 
         Args:
-            carried: what the unit before handed on; no gradient is computed for it. If the caller
+            activations: output of the unit before; no gradient is computed for it. If the caller
                 keeps no reference, what the unit's backward pass has no use for (a shortcut's
-                input, features before dropout) is freed before it.
-            step: how many steps the unit has made before, for the random draws and for messages.
+                input, features before dropout) is freed before that pass.
+            step: number of steps that the unit has made before, for the random draws and for
+                messages.
 
         Returns:
-            The features to hand on and the loss with the number of correct examples, all detached.
+            The activations to pass on, and the loss with the number of correct examples, all
+            detached.
 
         Raises:
-            Diverged: the loss is not finite; no weight was updated. (On a GPU this is not looked at
-                here, since it would wait for the device; see ``refuse_divergence``.)
+            Diverged: the loss is not finite; no weight was updated. On a GPU the loss is not read
+                here, since that would wait for the device; see ``refuse_divergence``.
         """
         with seeded(self.seed, self.index, step, targets.labels.device):
-            passed, (loss, correct) = self.evaluate(carried, targets)
-        del carried
+            passed, (loss, correct) = self.evaluate(activations, targets)
+        del activations
         if loss.device.type == "cpu":
             refuse_divergence(self, step, loss)
         self.learn(loss)
         return detached(passed), Evaluated(loss.detach(), correct)
 
     def learn(self, loss: Tensor) -> None:
-        """Backward pass and update, of this unit alone."""
+        """Backward pass and update of this unit alone."""
         if self.optimizer is None:
             return
         loss.backward()
         if self.clip_grad is not None:
-            # in this order however the unit computes, since sums of norms round
+            # always in the optimizer's order, since a sum of norms is rounded
             groups = self.optimizer.param_groups
             nn.utils.clip_grad_norm_(
                 [parameter for group in groups for parameter in group["params"]], self.clip_grad
@@ -137,25 +143,28 @@ def step_units(
     """Let every unit learn from a batch, one after the other.
 
     Args:
-        step: how many steps the units have made before.
+        images: (B, ...).
+        step: number of steps that the units have made before.
 
     Returns:
         The loss and the number of correct examples of each unit.
     """
-    carried: list[Carried] = [(images.detach(),)]
+    # a list to pop from, so that the unit alone keeps its activations alive
+    waiting: list[Activations] = [(images.detach(),)]
     results = []
     for unit in units:
-        # popped: the unit alone keeps it alive
-        passed, evaluated = unit.step(carried.pop(), targets, step)
-        carried.append(passed)
+        passed, evaluated = unit.step(waiting.pop(), targets, step)
+        waiting.append(passed)
         del passed
         results.append(evaluated)
     return results
 
 
 def checked_result(result: Any) -> Evaluated:
-    """Refuse what a loss of the user's own returns, unless it is a loss and a number of correct
-    examples.
+    """The result of a loss of the user's own, if it is a loss and a number of correct examples.
+
+    Raises:
+        InvalidInput: it is something else.
     """
     if (
         not isinstance(result, tuple)
@@ -163,18 +172,19 @@ def checked_result(result: Any) -> Evaluated:
         or not all(isinstance(value, Tensor) for value in result)
     ):
         raise InvalidInput(
-            f"the loss returned {type(result).__name__}: return layerwise.Evaluated(loss, "
-            "correct), two tensors"
+            f"Cannot use the local loss: its forward returned {type(result).__name__}. Return "
+            "layerwise.Evaluated(loss, correct), two tensors."
         )
     return Evaluated(*result)
 
 
 class StepResult:
-    """Losses and local accuracies of one step, one per unit. They stay on the device until they are
-    read.
+    """Losses and local accuracies of one step, one per unit.
+
+    They stay on the device until they are read.
 
     Attributes:
-        size: examples in the batch.
+        size: number of examples in the batch.
     """
 
     def __init__(self, evaluated: Sequence[Evaluated], size: int) -> None:
@@ -187,11 +197,11 @@ class StepResult:
 
     @property
     def accuracies(self) -> list[float]:
-        """Percent of the batch that each unit alone classifies correctly."""
+        """Local accuracy of each unit: percent of the batch that it classifies correctly."""
         return [100.0 * float(correct) / self.size for _, correct in self._evaluated]
 
     def loss_tensor(self) -> Tensor:
-        """All losses, (units,)."""
+        """Losses of all units, (units,)."""
         return torch.stack([loss.float() for loss, _ in self._evaluated])
 
     def correct_tensor(self) -> Tensor:
@@ -199,30 +209,38 @@ class StepResult:
         return torch.stack([correct for _, correct in self._evaluated])
 
 
-def detached(carried: Carried) -> Carried:
-    return tuple(value.detach() if isinstance(value, Tensor) else value for value in carried)
+def detached(activations: Activations) -> Activations:
+    """The same activations without their history."""
+    return tuple(value.detach() if isinstance(value, Tensor) else value for value in activations)
 
 
-def laid_out(carried: Carried, memory_format: torch.memory_format | None) -> Carried:
-    """Maps in a memory format; a copy only where they are in another."""
+def in_memory_format(
+    activations: Activations, memory_format: torch.memory_format | None
+) -> Activations:
+    """Activations whose maps (B, C, H, W) are in a memory format; copied only if they are not."""
     if memory_format is None:
-        return carried
+        return activations
     return tuple(
         value.contiguous(memory_format=memory_format)
         if isinstance(value, Tensor) and value.dim() == 4
         else value
-        for value in carried
+        for value in activations
     )
 
 
-def precision(carried: Carried, amp: torch.dtype | None) -> torch.autocast:
-    return torch.autocast(carried[0].device.type, dtype=amp, enabled=amp is not None)
+def precision(activations: Activations, amp: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(activations[0].device.type, dtype=amp, enabled=amp is not None)
 
 
 def refuse_divergence(unit: Unit, step: int, loss: Tensor) -> None:
+    """Refuse a loss that is not finite, which waits for the device.
+
+    Raises:
+        Diverged: naming unit and step.
+    """
     value = loss.detach().item()
     if value - value != 0:  # NaN or infinite
         raise Diverged(
-            f"the loss of unit {unit.index} ({unit.name}) is {value} at step {step}: lower the "
-            "learning rate, or clip gradients"
+            f"Cannot go on training: the loss of unit {unit.index} ({unit.name}) is {value} at "
+            f"step {step}. Lower the learning rate, or clip gradients."
         )

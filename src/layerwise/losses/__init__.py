@@ -29,8 +29,8 @@ LOSSES: dict[str, LossFactory] = {
 }
 
 PROTOCOL = (
-    f"give a name ({', '.join(LOSSES)}) or a callable (site, **options) that makes a module whose "
-    "forward(features, targets) returns Evaluated(loss, correct)"
+    f"Give a name ({', '.join(LOSSES)}) or a callable (site, **options) that makes a module whose "
+    "forward(features, targets) returns Evaluated(loss, correct)."
 )
 
 __all__ = [
@@ -53,21 +53,24 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
 
     Args:
         loss: a name in ``LOSSES``, or a callable ``(site, **options) -> module``.
+        site: place in the chain that the loss is built for.
         options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim.
 
     Raises:
-        InvalidInput: the loss has no such option, or cannot read features of such a shape.
+        InvalidInput: the loss is unknown, has no such option, or cannot read features of such a
+            shape.
     """
     if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
-        raise InvalidInput(f"loss is {type(loss).__name__}: {PROTOCOL}")
+        raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
     parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
-    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     unknown = sorted(set(options) - {parameter.name for parameter in parameters})
-    if unknown and not anything:
+    if unknown and not takes_any:
         accepted = ", ".join(parameter.name for parameter in parameters) or "none"
         raise InvalidInput(
-            f"loss {name_of(loss)} has no option {unknown[0]!r}: accepted: {accepted}"
+            f"Cannot use option {unknown[0]!r} with loss {name_of(loss)!r}: it is unknown. "
+            f"Accepted: {accepted}."
         )
     if site.last:
         output = getattr(factory, "output", Output)
@@ -77,7 +80,9 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         )
     head = factory(site, **options)
     if not isinstance(head, nn.Module):
-        raise InvalidInput(f"loss {name_of(loss)} made {type(head).__name__}: {PROTOCOL}")
+        raise InvalidInput(
+            f"Cannot use loss {name_of(loss)!r}: it made {type(head).__name__}. {PROTOCOL}"
+        )
     return head
 
 

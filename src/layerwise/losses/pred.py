@@ -12,21 +12,26 @@ from layerwise.ops.pooling import Kernel, average, averaged, pooling_kernel
 
 
 class Pred(nn.Module):
-    """Cross-entropy of a linear classifier on features that are average-pooled to at most
-    ``decoder_dim`` numbers.
+    """Cross-entropy of a linear classifier on average-pooled features.
 
-    The classifier starts at zero, so every class is equally likely before the first update.
+    Maps are pooled to at most ``decoder_dim`` numbers. The classifier's weights start at zero, so
+    all classes are about equally likely before the first update.
 
     Args:
-        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        decoder_dim: the largest input of the classifier. The published program used 4096, and 2048
-            for VGG8b on CIFAR.
+        site: place in the chain; its features are (C, H, W) or (C,).
+        decoder_dim: largest input of the classifier. The published program used 4096, and 2048 for
+            VGG8b on CIFAR.
+
+    Raises:
+        InvalidInput: ``decoder_dim`` is below 1, or the features are of another shape.
     """
 
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
         super().__init__()
         if decoder_dim < 1:
-            raise InvalidInput(f"decoder_dim {decoder_dim} is too small: give 1 or more")
+            raise InvalidInput(
+                f"Cannot use decoder_dim {decoder_dim}: it is too small. Give 1 or more."
+            )
         check_shape(site)
         pooled = site.shape
         self.kernel: Kernel = None
@@ -41,17 +46,17 @@ class Pred(nn.Module):
 
 
 class Output(nn.Module):
-    """Cross-entropy of the network's own logits: the loss of a chain's last unit, with no head of
-    its own.
+    """Cross-entropy of the network's own logits: the loss of a chain's last unit, without a head.
 
     Args:
+        site: place in the chain, the last.
         scale: factor of the cross-entropy of a separate output layer; 1 − β under predsim.
     """
 
     def __init__(self, site: Site, *, scale: float = 1.0) -> None:
         super().__init__()
-        # A single unit is plain global backpropagation. In a joined one the cross-entropy is all
-        # that the layer before the output learns from: scaled, it would slow that layer under SGD.
+        # A single unit is plain global backpropagation. In a joined unit the layer before the
+        # output learns from the cross-entropy alone: scaled, it would slow that layer under SGD.
         self.scale = 1.0 if site.joined or site.count == 1 else scale
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
@@ -61,5 +66,6 @@ class Output(nn.Module):
 
 
 def cross_entropy(logits: Tensor, targets: Targets) -> Evaluated:
+    """Mean cross-entropy and number of correct examples of logits (B, num_classes)."""
     correct = torch.sum(logits.argmax(1) == targets.labels)
     return Evaluated(F.cross_entropy(logits, targets.labels), correct)

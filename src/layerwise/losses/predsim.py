@@ -9,14 +9,20 @@ from layerwise.losses.site import Evaluated, Site, Targets
 
 
 class PredSim(nn.Module):
-    """Similarity matching and prediction on the same features.
+    """Similarity matching and prediction on the same features: β · sim + (1 − β) · pred.
+
+    Nøkland & Eidnes 2019.
 
     Args:
-        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        beta: weight of the similarity loss, 0 ≤ β < 1; the cross-entropy of the network's output is
-            scaled by 1 − β too.
+        site: place in the chain; its features are (C, H, W) or (C,).
+        beta: weight of the similarity loss, 0 ≤ β < 1. The cross-entropy of a separate output layer
+            is scaled by 1 − β too.
         decoder_dim: see ``Pred``.
         similarity_size, similarity_channels: see ``Sim``.
+
+    Raises:
+        InvalidInput: ``beta`` or another option is out of range, or the features are of another
+            shape.
     """
 
     def __init__(
@@ -31,8 +37,8 @@ class PredSim(nn.Module):
         super().__init__()
         if not 0 <= beta < 1:
             raise InvalidInput(
-                f"beta {beta} is out of range: give 0 up to but not including 1, or use the loss "
-                "'sim'"
+                f"Cannot use beta {beta}: it is out of range. Give a number from 0 up to but not "
+                "including 1, or use the loss 'sim'."
             )
         self.beta = beta
         self.pred = Pred(site, decoder_dim=decoder_dim)
@@ -42,6 +48,7 @@ class PredSim(nn.Module):
 
     @staticmethod
     def output(site: Site, *, beta: float = 0.99) -> Output:
+        """The loss of the network's output: cross-entropy scaled by 1 − β."""
         return Output(site, scale=1 - beta)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:

@@ -1,6 +1,4 @@
-"""Predsim at a fraction of its cost: features averaged to few pixels, and similarity over fewer of
-those and of channels.
-"""
+"""Predsim at a fraction of its cost, on averaged features and fewer channels."""
 
 from dataclasses import replace
 
@@ -13,20 +11,22 @@ from layerwise.ops.pooling import average_alone, averaging
 
 
 class PredSimLite(PredSim):
-    """Predsim on features averaged over space, with the similarity taken on even fewer pixels and
-    on fewer channels.
+    """Predsim on features averaged over space, with similarity on even fewer pixels and channels.
 
     Nearly all of predsim's arithmetic is the 3×3 convolution of its similarity loss at the
-    features' full width and resolution, of which only a standard deviation over space is taken.
-    Space can be given up, also by the classifier as long as some is left; mixing of channels
-    cannot, so wide features are mixed into fewer before they are convolved. Both losses read the
+    features' full width and resolution, from which only a standard deviation over space is taken.
+    Resolution can be given up, and the classifier needs little of it. Mixing of channels cannot, so
+    wide features are mixed into fewer channels before they are convolved. Both losses read the
     averaged features, so their gradient is one number per window until the unit takes it in parts.
     docs/predsim-lite.md has what was tried.
 
     Args:
         site, beta, decoder_dim: see ``PredSim``.
-        head_size: pixels a side, at most, of the averaged features.
+        head_size: largest side of the averaged features, in pixels.
         similarity_size, similarity_channels: see ``Sim``.
+
+    Raises:
+        InvalidInput: ``head_size`` is below 1; see ``PredSim`` for the rest.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class PredSimLite(PredSim):
         similarity_channels: int | None = 256,
     ) -> None:
         if head_size < 1:
-            raise InvalidInput(f"head_size {head_size} is too small: give 1 pixel or more")
+            raise InvalidInput(
+                f"Cannot use head_size {head_size}: it is too small. Give 1 pixel or more."
+            )
         check_shape(site)
         kernel, shape = averaging(site.shape, head_size)
         super().__init__(

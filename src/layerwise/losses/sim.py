@@ -1,5 +1,6 @@
-"""The similarity-matching loss (Nøkland & Eidnes 2019): examples of one class should look alike,
-others not.
+"""The similarity-matching loss (Nøkland & Eidnes 2019).
+
+Features of one class should be alike, those of different classes should not.
 """
 
 from math import prod
@@ -17,19 +18,21 @@ from layerwise.ops.spatial_std import spatial_deviation
 class Sim(nn.Module):
     """Mean squared difference between the similarity matrix of the features and that of the labels.
 
-    The features pass a 3×3 convolution of equal width without bias (a linear layer, for vectors);
-    of a map, the standard deviation over space is taken per channel, when it has more than 3
-    channels and more than one pixel.
+    The features pass a 3×3 convolution of equal width without bias (a linear layer, for vectors).
+    Maps of more than 3 channels and more than one pixel are then replaced by the standard deviation
+    of each channel over space. The matrices are those of ``similarity_matrix``.
 
-    There is no classifier: an example counts as correct when the other example of the batch that is
-    most similar to it has the same label.
+    There is no classifier: an example counts as correct when the example of the batch that is most
+    similar to it has the same label.
 
     Args:
-        site: where in the chain the loss sits; its features are (C, H, W) or (C,).
-        similarity_size: maps of more pixels a side are first averaged to at most so many; None:
-            never.
-        similarity_channels: maps of more channels are then mixed into so many by a 1×1 convolution;
-            None: never.
+        site: place in the chain; its features are (C, H, W) or (C,).
+        similarity_size: largest side in pixels; larger maps are first averaged. None: they are not.
+        similarity_channels: most channels; a 1×1 convolution then mixes more channels into so many.
+            None: it does not.
+
+    Raises:
+        InvalidInput: an option is below 1, or the features are of another shape.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Sim(nn.Module):
             ("similarity_channels", similarity_channels),
         ):
             if value is not None and value < 1:
-                raise InvalidInput(f"{name} {value} is too small: give 1 or more")
+                raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give 1 or more.")
         check_shape(site)
         self.kernel, (channels, *size) = averaging(site.shape, similarity_size)
         compared = min(channels, similarity_channels or channels)
@@ -63,10 +66,10 @@ class Sim(nn.Module):
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
         """The loss, and the similarity matrix (B, B) it was computed from."""
         transformed = self.transform(average(features, self.kernel))
-        # (B, F)
+        # (B, number of features)
         vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
-            # inner products lose too much in bf16
+            # in bfloat16, inner products lose too much precision
             similarity = similarity_matrix(
                 vectors.to(torch.promote_types(vectors.dtype, torch.float32))
             )
@@ -79,10 +82,10 @@ class Sim(nn.Module):
 
 
 def count_nearest(similarity: Tensor, labels: Tensor) -> Tensor:
-    """How many examples share the label of their nearest neighbour in the batch; (B, B) and (B,) ->
-    ().
+    """Number of examples that share the label of their nearest neighbour in the batch.
+
+    Shapes: (B, B) and (B,) -> ().
     """
-    others = similarity.masked_fill(
-        torch.eye(len(labels), dtype=torch.bool, device=labels.device), -2.0
-    )
-    return torch.sum(labels[others.argmax(1)] == labels)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    nearest = similarity.masked_fill(itself, -2.0).argmax(1)  # below every similarity
+    return torch.sum(labels[nearest] == labels)

@@ -1,4 +1,4 @@
-"""What a local loss is built for (a site in the chain) and what it is given at each step (targets)."""
+"""Sites, which local losses are built for, and targets, which they read at each step."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +12,13 @@ from layerwise.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Site:
-    """Where in a chain a local loss sits.
+    """Place of a local loss in a chain.
 
     Attributes:
-        index: which unit, counted from 0.
-        count: how many units the chain has.
-        shape: the shape of the unit's features without the batch: (C, H, W) or (C,).
-        num_classes: how many classes the labels have.
+        index: position of the unit, from 0.
+        count: number of units in the chain.
+        shape: shape of the unit's features without the batch: (C, H, W) or (C,).
+        num_classes: number of classes of the labels.
         joined: whether the network's output layer shares the last unit with the layer before it.
     """
 
@@ -35,18 +35,23 @@ class Site:
 
 
 def check_shape(site: Site) -> None:
-    """Refuse features that are neither maps (C, H, W) nor vectors (C,)."""
+    """Refuse features that are neither maps (C, H, W) nor vectors (C,).
+
+    Raises:
+        InvalidInput: naming the shape.
+    """
     if len(site.shape) not in (1, 3):
         raise InvalidInput(
-            f"the features of unit {site.index} have shape {site.shape} without the batch: this "
-            "loss reads maps (C, H, W) or vectors (C,); cut the network where its features have "
-            "such a shape, or give a loss of your own"
+            f"Cannot use the loss at unit {site.index}: its features have shape {site.shape} "
+            "without the batch, and the loss reads maps (C, H, W) or vectors (C,). Cut the "
+            "network where its features have such a shape, or give a loss of your own."
         )
 
 
 class Evaluated(NamedTuple):
-    """A loss, and how many examples of the batch the unit alone would classify correctly (both are
-    0-dimensional).
+    """A loss, and the number of examples of the batch that the unit alone classifies correctly.
+
+    Both are 0-dimensional.
     """
 
     loss: Tensor
@@ -55,10 +60,11 @@ class Evaluated(NamedTuple):
 
 @dataclass
 class Targets:
-    """The labels of a batch and what losses derive from them, computed once for all units.
+    """Labels of a batch, and their similarity, which is computed once for all units.
 
     Attributes:
-        labels: (B,) integers from 0 to num_classes − 1.
+        labels: (B,), integers from 0 to num_classes − 1.
+        num_classes: number of classes.
     """
 
     labels: Tensor

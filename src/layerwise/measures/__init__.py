@@ -1,4 +1,4 @@
-"""Measures of features by name: how well classes are told apart in them, how many directions they use.
+"""Measures of features by name: how well they separate classes, how many directions they use.
 
 A measure of your own is a function ``(features, labels) -> float``, made by ``measure(heading)`` or
 ``accuracy(heading)``, and one line in ``MEASURES``.

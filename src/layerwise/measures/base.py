@@ -1,14 +1,13 @@
-"""Measures of features: how well the classes can be told apart in them, and how many directions
-they use.
+"""Measures of features, and what they share: checks, parts of the images, accuracies.
 
 A measure is a function ``(features, labels) -> float`` and a line in ``MEASURES``. Features are (N,
-F), a row an image; labels are (N,), integers from 0 on, every class present. A measure draws
-nothing from the global generators, changes nothing it is given, and gives the same number for the
-same arguments. It raises InvalidInput for what it cannot measure (see ``checked``).
+F), a row an image. Labels are (N,), integers from 0 on, every class present. A measure draws
+nothing from the global generators, changes none of its arguments, and gives the same number for the
+same arguments. It raises InvalidInput where it cannot measure (see ``checked``).
 
-Measures that fit something score it on images it was not fitted to: ``parts`` divides the images,
-alike for all of them, and ``folds`` where each of them is scored in turn. One that is an accuracy
-is an ``Accuracy``: a function that says which of the scored images were right.
+A measure that fits something scores it on images it was not fitted to: ``parts`` divides the
+images, alike for all measures, and ``folds`` divides them so that each is scored in turn. A measure
+that is an accuracy is an ``Accuracy``: a function that says which of the scored images were right.
 """
 
 from collections.abc import Callable
@@ -22,10 +21,10 @@ from torch.nn import functional as F
 from layerwise.errors import InvalidInput
 
 Measure = Callable[[Tensor, Tensor], float]
-# of each class: half to fit, a tenth to choose a strength by, the rest to score
+# ends of the parts of each class: half to fit, a tenth to choose a strength by, the rest to score
 FITTED, CHOSEN = 0.5, 0.6
-LEAST = 4  # images of a class that these parts need
-FOLDS = 4  # of a cross-fitted probe; at most LEAST
+LEAST = 4  # fewest images of a class
+FOLDS = 4  # number of folds of a cross-fitted probe; at most LEAST
 SPLIT_SEED = 0
 
 
@@ -41,10 +40,10 @@ class Accuracy:
     """A measure that is an accuracy in percent.
 
     Attributes:
-        right: ``(features, labels)`` -> (scored images,), bool: which of them are right. Which
-            images, and in what order, depends on the labels alone, so that two networks' can be
-            compared image by image.
-        heading: what the measure is called in tables.
+        right: function ``(features, labels)`` -> (scored images,), bool: which of them are right.
+            The choice and the order of the images depend on the labels alone, so that two networks
+            can be compared image by image.
+        heading: name of the measure in tables.
     """
 
     def __init__(self, right: Callable[[Tensor, Tensor], Tensor], heading: str) -> None:
@@ -71,7 +70,7 @@ def measure(heading: str) -> Callable[[Measure], Measure]:
 
 
 def heading_of(function: Measure) -> str:
-    """What a measure is called in tables: its heading, else its name in words."""
+    """The name of a measure in tables: its heading, else its own name in words."""
     name = str(getattr(function, "__name__", "measure")).replace("_", " ")
     return str(getattr(function, "heading", name))
 
@@ -89,14 +88,14 @@ def checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         or labels.shape != features.shape[:1]
     ):
         raise InvalidInput(
-            f"features of shape {tuple(features.shape)} and labels of shape {tuple(labels.shape)} "
-            "cannot be measured: give floating-point features (N, F) and one integer label for "
-            "each"
+            f"Cannot measure features of shape {tuple(features.shape)} and type {features.dtype} "
+            f"with labels of shape {tuple(labels.shape)}: they do not fit a measure. Give "
+            "floating-point features (N, F) and one integer label for each."
         )
     if labels.is_floating_point() or labels.is_complex() or (len(labels) and int(labels.min()) < 0):
         raise InvalidInput(
-            "labels that are not whole numbers from 0 on cannot be measured: give the numbers of "
-            "classes"
+            "Cannot measure the features: their labels are not whole numbers from 0 on. Give the "
+            "numbers of the classes."
         )
     check_labels(labels, int(labels.max()) + 1 if len(labels) else 2)
     refuse_degenerate(features)
@@ -111,39 +110,44 @@ def check_labels(labels: Tensor, classes: int) -> None:
     """
     if classes < 2:
         raise InvalidInput(
-            "labels of a single class leave nothing to tell apart: give images of two classes or "
-            "more"
+            "Cannot measure the features: all images are of a single class. Give images of two "
+            "classes or more."
         )
     if len(labels) < classes:
         raise InvalidInput(
-            f"{len(labels)} images are fewer than the {classes} classes: give several of each class"
+            f"Cannot measure the features: {len(labels)} images are fewer than the {classes} "
+            "classes. Give several of each class."
         )
     absent = torch.nonzero(labels.long().cpu().bincount(minlength=classes) == 0).flatten().tolist()
     if absent:
         raise InvalidInput(
-            f"no image is of class {absent[0]} (labels go up to {classes - 1}), so that nothing "
-            "can be said of it: give images of every class, or number those that are there from "
-            "0 on"
+            f"Cannot measure the features: no image is of class {absent[0]}, and labels go up to "
+            f"{classes - 1}. Give images of every class, or number the present classes from 0 on."
         )
 
 
 def refuse_degenerate(features: Tensor) -> None:
-    """Refuse features in which no images differ, or that are not finite."""
+    """Refuse features in which no images differ, or that are not finite.
+
+    Raises:
+        InvalidInput: saying which.
+    """
     if not bool(torch.isfinite(features).all()):
         raise InvalidInput(
-            "the features hold NaN or infinite values: the network has diverged, or its images "
-            "hold such values"
+            "Cannot measure the features: they hold NaN or infinite values. Look for them in the "
+            "images, or train the network again at a lower learning rate."
         )
     if bool((features == features[:1]).all()):
         raise InvalidInput(
-            f"the features of all {len(features)} images are the same, so that nothing separates "
-            "them: give images that differ, or leave out a layer that gives a constant"
+            f"Cannot measure the features: the features of all {len(features)} images are the "
+            "same. Give images that differ, or leave out a layer whose output is constant."
         )
 
 
 def parts(labels: Tensor) -> Parts:
-    """Divide images at random, always alike, into half of each class to fit, a tenth to choose by,
-    and the rest to score.
+    """Divide images at random, always alike, into parts to fit, to choose by and to score.
+
+    Half of each class is to fit, a tenth to choose by, the rest to score.
 
     Raises:
         InvalidInput: a class has fewer than ``LEAST`` images.
@@ -159,8 +163,8 @@ def parts(labels: Tensor) -> Parts:
 def refuse_few(counts: Tensor) -> None:
     if int(counts.min()) < LEAST:
         raise InvalidInput(
-            f"class {int(counts.argmin())} has {int(counts.min())} images: give {LEAST} or more "
-            "of each class, since a probe is fitted with some and scored on others"
+            f"Cannot fit a probe: class {int(counts.argmin())} has {int(counts.min())} images, and "
+            f"some are fitted and others scored. Give {LEAST} or more of each class."
         )
 
 
@@ -176,10 +180,12 @@ def folds(labels: Tensor) -> list[Tensor]:
 
 
 def shuffled_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A random order of the images, how many of its own class come before each in it, (N,); and
-    images per class, (classes,).
+    """A random order of the images, their ranks within their classes, and images per class.
 
-    The same seed gives the same order; the global generators are not touched.
+    A rank is the number of images of the same class that come before in the order. The same seed
+    gives the same order; the global generators are not touched.
+
+    Shapes: (N,) -> (N,), (N,), (classes,).
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     shuffled = labels.cpu().long()[order]
@@ -192,7 +198,7 @@ def shuffled_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def class_means(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The mean of each class, (classes, F), and its number of images, (classes,)."""
-    # (N, classes); a product, since index_add on a GPU gives other bits each time
+    # (N, classes); a product of matrices, since index_add is not deterministic on a GPU
     members = F.one_hot(labels).to(features)
     counts = members.sum(0)
     return members.T @ features / counts.unsqueeze(1), counts
@@ -204,5 +210,5 @@ def percent(right: Tensor) -> float:
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """Whether an image's highest score is its label's; shapes (N, classes), (N,) -> (N,), bool."""
+    """Whether each image's highest score is its label's; (N, classes), (N,) -> (N,), bool."""
     return scores.argmax(1) == labels

@@ -1,10 +1,9 @@
-"""What is measured of features at every depth of a network: its units' features, pooled, and the
-measures of them.
+"""Measures of pooled features at every depth of a network.
 
-One forward pass gives the pooled features of as many units as fit into ``MEMORY``; where more units
-are asked for, the images pass again. So memory depends on the images measured (a sample of stated
-size, not the set) and on what a feature is pooled to.
-Measuring leaves everything as it was: weights, buffers, modes and the global random generators.
+A forward pass gives the pooled features of as many units as fit into ``MEMORY``; for more units,
+the images pass again. So memory depends on the number of images (a sample of stated size, not the
+set) and on the size that features are pooled to. Measuring leaves everything as it was: weights,
+buffers, modes and the global random generators.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.localize import feature_shapes
 from layerwise.core.split import split
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Activations, Unit
 from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
@@ -32,8 +31,8 @@ from layerwise.ops.pooling import average, averaged, pooling_kernel
 Row = dict[str, Any]
 
 POOLED_TO = 1024  # numbers an image
-# bytes of pooled features kept at once (a single unit's always are): all of ResNet50's on 10,000
-# images
+# bytes of pooled features kept at once, enough for all of ResNet50's on 10,000 images; those of a
+# single unit are always kept
 MEMORY = 24 * 10**8
 SAMPLE_SEED = 1
 COLUMNS = (  # of rows, beside the measures
@@ -45,12 +44,13 @@ COLUMNS = (  # of rows, beside the measures
 
 @dataclass(frozen=True)
 class Sample:
-    """The images that are measured on, every class among them.
+    """The images that are measured on, with every class among them.
 
     Attributes:
-        labels: (N,), long, on the network's device.
-        batches: gives the images in the labels' order, (B, C, H, W), as the network reads them; can
-            be called again.
+        labels: labels of the images, (N,), long, on the network's device.
+        classes: number of classes.
+        batches: function that gives the images in the labels' order, (B, C, H, W), as the network
+            reads them; it can be called again.
     """
 
     labels: Tensor
@@ -63,6 +63,8 @@ class Depths:
     """A network as the units at whose outputs it is measured.
 
     Attributes:
+        model: the network.
+        units: its units, in order.
         heads: whether the units have losses of their own.
     """
 
@@ -76,8 +78,10 @@ class Place:
     """A depth of the network: a unit's output, or the image, whose index is −1.
 
     Attributes:
-        shape: of its features, (C, H, W) or (C,).
-        kernel: of the average pooling; None: as they are.
+        index: index of the unit.
+        name: name of the unit.
+        shape: shape of its features, (C, H, W) or (C,).
+        kernel: kernel of the average pooling; None: features stay as they are.
     """
 
     index: int
@@ -90,14 +94,14 @@ class Place:
         return self.shape if self.kernel is None else averaged(self.shape, self.kernel)
 
     def pool(self, features: Tensor) -> Tensor:
-        """Shapes: (B, *shape) -> (B, F), float32."""
+        """Features pooled and flattened: (B, *shape) -> (B, F), float32."""
         return average(features, self.kernel).flatten(1).float()
 
 
 def depths_of(
     learner: Learner, at: str | int | Sequence[str], output_layer: str = "separate"
 ) -> Depths:
-    """A learner's units; those that ``at`` would cut where it trains the network as one."""
+    """A learner's units, or those that ``at`` cuts if it trains the network as one unit."""
     whole = learner.units[0]
     if len(learner.units) > 1:
         return Depths(learner.model, learner.units, heads=True)
@@ -113,9 +117,7 @@ def depths_of(
 
 
 def without_heads(depths: Depths) -> Depths:
-    """The same units with their layers alone: neither heads nor optimizers, which take memory and
-    would be evaluated.
-    """
+    """The same units without heads and optimizers, which take memory and would be evaluated."""
     bare = [
         Unit(
             unit.index,
@@ -151,21 +153,22 @@ def network_depths(
 
 
 def sample_images(loader: Loader, images: int, classes: int) -> Sample:
-    """At most so many images of a set, drawn evenly over the classes, always alike, and shuffled.
+    """A shuffled sample of at most so many images, drawn evenly over the classes, always alike.
 
     Raises:
         InvalidInput: too few images to measure on, or a class is absent.
     """
     if images < classes:
         raise InvalidInput(
-            f"{images} images are fewer than the {classes} classes: give several of each class"
+            f"Cannot measure the features: {images} images are fewer than the {classes} classes. "
+            "Give several of each class."
         )
     check_labels(loader.labels, classes)
     order, ranks, _ = shuffled_ranks(loader.labels, SAMPLE_SEED)
     chosen = order[ranks.argsort(stable=True)[:images].sort().values].to(loader.labels.device)
     labels = loader.labels[chosen].long()
     parts(labels)  # refuses too few of a class
-    # none of a single image
+    # of nearly equal size, so that none is of a single image
     batches = list(chosen.tensor_split(-(-len(chosen) // loader.batch_size)))
     return Sample(
         labels,
@@ -175,11 +178,15 @@ def sample_images(loader: Loader, images: int, classes: int) -> Sample:
 
 
 def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
-    """The image and every unit's output, and how their features are pooled to at most ``pooled_to``
-    numbers.
+    """The image and every unit's output, with kernels that pool to at most ``pooled_to`` numbers.
+
+    Raises:
+        InvalidInput: ``pooled_to`` is below 1.
     """
     if pooled_to < 1:
-        raise InvalidInput(f"pooled_to {pooled_to} is too small: give 1 or more numbers an image")
+        raise InvalidInput(
+            f"Cannot use pooled_to {pooled_to}: it is too small. Give 1 or more numbers an image."
+        )
     image, names = next(sample.batches())[:2], [unit.name for unit in depths.units]
     pieces = [unit.piece for unit in depths.units]
     shapes = [tuple(image.shape[1:]), *feature_shapes(pieces, names, image, depths.units[0].amp)]
@@ -200,14 +207,20 @@ def measure_depths(
     other: tuple[Depths, Sample] | None = None,
     pushing: Mapping[int, bool] | None = None,
 ) -> list[Row]:
-    """Measure the image and every unit's output; see ``survey.separability`` for the columns.
+    """Measure the image and every unit's output; see ``layerwise.separability`` for the columns.
 
     Args:
+        depths: the network.
+        sample: the images.
         measures: names in ``MEASURES``; gains are of the first.
-        last: index of the last unit to measure; None: all.
+        pooled_to: most numbers an image that features are pooled to.
+        last: index of the last unit to measure; None: all are.
         other: a network of as many units and the same images as it reads them, to compare features
             with.
-        pushing: by index, whether a unit's loss still pushes; see ``losses_push``.
+        pushing: whether a unit's loss still pushes, by index; see ``losses_push``.
+
+    Returns:
+        A row for each depth, from the image on.
 
     Raises:
         InvalidInput: a measure is unknown, there are none, or all images are the same.
@@ -215,15 +228,20 @@ def measure_depths(
     for name in measures:
         check_measure(name)
     if not measures:
-        raise InvalidInput(f"no measure is given: give one or more of {', '.join(MEASURES)}")
+        raise InvalidInput(
+            "Cannot measure the features: no measure is given. Give one or more of "
+            f"{', '.join(MEASURES)}."
+        )
     places = places_of(depths, sample, pooled_to)[: None if last is None else last + 2]
-    others = {place.index: place for place in places_of(*other, pooled_to)} if other else {}
+    compared_places = places_of(*other, pooled_to) if other else []
+    counterparts = {place.index: place for place in compared_places}
     rows: list[Row] = []
     # which images the first measure had right, to compare each depth with the one before
     right: list[Tensor | None] = []
     for group in groups(places, len(sample.labels) * (2 if other else 1)):
         tables, scores = features_of(depths, sample, group)
-        compared = features_of(*other, [others[place.index] for place in group])[0] if other else {}
+        pairs = [counterparts[place.index] for place in group] if other else []
+        compared = features_of(*other, pairs)[0] if other else {}
         for place in group:
             values, hits = measured(
                 tables[place.index], sample.labels, measures, lenient=place.index >= 0
@@ -239,10 +257,10 @@ def measure_depths(
 
 
 def check_measure(name: str) -> None:
-    """Refuse a measure that is unknown, or named as another column of the rows is.
+    """Refuse a measure that is unknown, or has the name of another column.
 
     Raises:
-        InvalidInput: as said.
+        InvalidInput: naming the measure.
     """
     choose("measure", name, MEASURES)
     if name in COLUMNS:
@@ -266,8 +284,9 @@ def groups(places: Sequence[Place], images: int) -> Iterator[list[Place]]:
 def features_of(
     depths: Depths, sample: Sample, places: Sequence[Place]
 ) -> tuple[dict[int, Tensor], dict[int, dict[str, float]]]:
-    """Pooled features of some depths, (N, F) each, and the losses and accuracies of the units'
-    heads, in one forward pass.
+    """Pooled features of some depths, (N, F) each, and losses and accuracies of the units' heads.
+
+    All come from one forward pass.
     """
     count, device = len(sample.labels), sample.labels.device
     wanted = {place.index: place for place in places}
@@ -291,17 +310,17 @@ def features_of(
             rows = slice(start, start + len(images))
             start = rows.stop
             targets = Targets(sample.labels[rows], sample.classes)
-            carried: Carried = (images,)
+            activations: Activations = (images,)
             if -1 in wanted:
                 tables[-1][rows] = wanted[-1].pool(images)
             for unit in units:
                 if unit.index in sums:
-                    carried, (loss, correct) = unit.evaluate(carried, targets)
+                    activations, (loss, correct) = unit.evaluate(activations, targets)
                     sums[unit.index] += torch.stack([loss.float() * len(images), correct.float()])
                 else:
-                    carried = unit.forward(carried)
+                    activations = unit.forward(activations)
                 if unit.index in wanted:
-                    tables[unit.index][rows] = wanted[unit.index].pool(carried[0])
+                    tables[unit.index][rows] = wanted[unit.index].pool(activations[0])
     shares = {index: (total.double() / count).tolist() for index, total in sums.items()}
     return tables, {
         index: {"auxiliary_loss": finite(loss), "auxiliary_accuracy": 100.0 * right}
@@ -314,7 +333,7 @@ def finite(value: float) -> float | None:
 
 
 def describe(place: Place) -> Row:
-    """What is known of a depth before anything is measured."""
+    """The entries of a row that need no measuring."""
     maps = len(place.shape) == 3
     return {
         "index": place.index,
@@ -332,7 +351,7 @@ def measured(
 ) -> tuple[Row, Tensor | None]:
     """The measures by name, and which images the first had right if it is an accuracy.
 
-    With ``lenient``, None for what cannot be measured and the reason as ``refused``.
+    With ``lenient``, a measure that is refused is None, and ``refused`` has the reason.
     """
     row: Row = {}
     right = None
@@ -345,16 +364,20 @@ def measured(
             else:
                 row[name] = float(measure(features, labels))
                 if not isfinite(row[name]):
-                    raise InvalidInput(f"the measure {name!r} gave {row[name]}, which is no number")
+                    raise InvalidInput(
+                        f"Cannot use measure {name!r}: it gave {row[name]}, which is not a finite "
+                        "number. Raise InvalidInput in it for such features."
+                    )
         except InvalidInput as refusal:
             if not lenient:
                 raise
-            # such as of a unit that died: the others can still be measured
+            # the features of a dead unit, say: those of other units can still be measured
             row |= {name: None, "refused": str(refusal)}
     return row, right
 
 
 def similarity(features: Tensor, others: Tensor) -> float | None:
+    """``linear_cka``, or None where it cannot be measured."""
     try:
         return linear_cka(features, others)
     except InvalidInput:
@@ -364,6 +387,6 @@ def similarity(features: Tensor, others: Tensor) -> float | None:
 def refuse_other_depth(depths: Depths, other: tuple[Depths, Sample] | None) -> None:
     if other is not None and len(other[0].units) != len(depths.units):
         raise InvalidInput(
-            f"networks of {len(depths.units)} and {len(other[0].units)} units have no depths in "
-            "common to compare: give one with as many units"
+            f"Cannot compare networks of {len(depths.units)} and {len(other[0].units)} units: they "
+            "have no depths in common. Give a network with as many units."
         )

@@ -1,4 +1,4 @@
-"""The effective rank: how many directions features use."""
+"""The effective rank: the number of directions that features use."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from layerwise.measures.base import checked, measure
 
 @measure("effective rank")
 def effective_rank(features: Tensor, labels: Tensor) -> float:
-    """How many directions the centred features use: exp of the entropy of their singular values σ /
-    Σσ; from 1 to F.
+    """Effective rank of the centred features, from 1 to F: the number of directions they use.
 
-    Roy & Vetterli 2007, definition 1. The labels are not read.
+    It is exp of the entropy of the singular values' shares σ / Σσ (Roy & Vetterli 2007, definition
+    1). The labels are not read.
     """
     features, _ = checked(features, labels)
     values = features.double() - features.double().mean(0)

@@ -11,12 +11,11 @@ SHRINKAGE = 0.1  # of the within-class scatter towards a multiple of the identit
 
 @measure("Fisher's criterion")
 def fisher(features: Tensor, labels: Tensor) -> float:
-    """Fisher's criterion tr(W⁻¹B): scatter between the classes over scatter within them; 0 or more,
-    larger is better.
+    """Fisher's criterion tr(W⁻¹B), 0 or more: scatter between the classes over scatter within them.
 
     B = Σ nₖ/N (μₖ − μ)(μₖ − μ)' and W = 1/N Σ (x − μₖ)(x − μₖ)', shrunk to (1 − γ)W + γ tr(W)/F · I
-    with γ = ``SHRINKAGE`` (Fukunaga 1990, section 10.2; Friedman 1989). Of all images: nothing is
-    held out.
+    with γ = ``SHRINKAGE`` (Fukunaga 1990, section 10.2; Friedman 1989). All images are used, none
+    is held out. Larger is better.
 
     Raises:
         InvalidInput: also when the images of each class are all alike, where it is infinite.
@@ -28,8 +27,8 @@ def fisher(features: Tensor, labels: Tensor) -> float:
     scatter = within.T @ within / len(values)  # (F, F)
     if float(scatter.trace()) <= 0:
         raise InvalidInput(
-            "the features of each class are all alike, so that Fisher's criterion is infinite: "
-            "leave out fisher, or give more images"
+            "Cannot compute Fisher's criterion: it is infinite, since the features of each class "
+            "are all alike. Leave out fisher, or give more images."
         )
     shrunk = (1 - SHRINKAGE) * scatter + SHRINKAGE * scatter.trace() / len(scatter) * torch.eye(
         len(scatter)

@@ -1,6 +1,4 @@
-"""What each unit adds to separability, and where it is held to labels that it does not get nearer
-to.
-"""
+"""Gains: the separability that each unit adds, and units whose loss pushes without a gain."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import sqrt
@@ -17,16 +15,19 @@ def add_gains(
     right: Sequence[Tensor | None],
     pushing: Mapping[int, bool],
 ) -> None:
-    """Add each unit's gain, its standard error, and whether it is mismatched: no gain while the
-    unit's loss still pushes.
+    """Add each unit's gain, its standard error, and whether the unit is mismatched.
 
-    A gain is negative or nil when it is not larger than its standard error (``gain_error``); of
-    measures that are no accuracies, which have none, when it is not above 0. It is None where a
-    value is missing, and the mark also where the unit has no loss of its own.
+    A unit is mismatched if it has no gain while its loss still pushes. There is no gain if the
+    difference is not larger than its standard error (``gain_error``), or not above 0 for measures
+    that are no accuracies, which have no such error. A gain is None where a value is missing, and
+    ``mismatched`` is None there and where the unit has no loss of its own.
 
     Args:
-        right: of each row, which of the scored images an accuracy had right (N,), bool; None of
+        rows: rows of the depths, from the image on, changed in place.
+        measure: name of the measure.
+        right: for each row, which of the scored images an accuracy had right, (N,), bool; None for
             other measures.
+        pushing: whether a unit's loss still pushes, by index.
     """
     rows[0] |= dict.fromkeys(("gain", "gain_error", "mismatched"))
     pairs = zip(rows, rows[1:], right, right[1:], strict=False)
@@ -43,23 +44,25 @@ def add_gains(
         row |= {"gain": gain, "gain_error": error, "mismatched": mismatched}
 
 
-def paired_error(one: Tensor, other: Tensor) -> float:
+def paired_error(right: Tensor, right_before: Tensor) -> float:
     """Standard error of the difference of two accuracies of the same images, in points.
 
-    √(v/n), where v is the variance over images of one's hit less the other's (McNemar 1947 counts
-    the same disagreements). Two units agree on most images, so it is smaller than that of
-    accuracies of different images.
+    √(v/n), where v is the variance over images of the difference of hits (McNemar 1947 counts the
+    same disagreements). Two units agree on most images, so it is smaller than that of accuracies of
+    different images.
 
     Shapes: (N,), (N,), bool.
     """
-    gained, lost, count = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
+    gained, lost = int((right & ~right_before).sum()), int((right_before & ~right).sum())
+    count = len(right)
     mean = (gained - lost) / count
     return 100.0 * sqrt(((gained + lost) / count - mean**2) / max(1, count - 1))
 
 
 def losses_push(log: Iterable[Mapping[str, Any]]) -> dict[int, bool]:
-    """Whether each unit's loss still pushes: its mean over the last epoch is more than
-    ``NEAR_ZERO`` of that over the first.
+    """Whether each unit's loss still pushes, by the unit's index.
+
+    It does if its mean over the last epoch is more than ``NEAR_ZERO`` of that over the first.
     """
     first: dict[int, float] = {}
     latest: dict[int, float] = {}

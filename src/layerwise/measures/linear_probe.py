@@ -6,20 +6,19 @@ from torch.nn import functional as F
 
 from layerwise.measures.base import FOLDS, accuracy, checked, folds, hits, parts
 
-# of ridge regression, the strongest first
+# strengths of ridge regression, the strongest first
 STRENGTHS = [10.0**exponent for exponent in range(2, -6, -1)]
-# a share of the scatter; of a smaller one, its difference from two sums has lost what a ridge needs
+# share of the scatter below which the difference of two sums has lost too much precision
 CANCELLED = 1e-6
 
 
 @accuracy("linear probe, %")
 def linear_probe(features: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy of a linear classifier, percent: ridge regression onto the one-hot labels, in closed
-    form.
+    """Accuracy of a linear classifier, percent: ridge regression onto the one-hot labels.
 
-    Weights (X'X + λI)⁻¹X'Y of centred features and labels of the part to fit; λ is that of
-    ``STRENGTHS`` (in multiples of X'X's mean eigenvalue) which does best on the part to choose by,
-    the strongest of equals (Hoerl & Kennard 1970; the linear probes of Alain & Bengio 2016).
+    Weights are (X'X + λI)⁻¹X'Y of centred features and labels of the part to fit. λ is the one of
+    ``STRENGTHS``, in multiples of the mean eigenvalue of X'X, that does best on the part to choose
+    by, the strongest of equals (Hoerl & Kennard 1970; the linear probes of Alain & Bengio 2016).
     """
     features, labels = checked(features, labels)
     fit, choose, score = parts(labels)
@@ -33,12 +32,11 @@ def linear_probe(features: Tensor, labels: Tensor) -> Tensor:
 
 @accuracy("cross-fitted probe, %")
 def cross_fitted_probe(features: Tensor, labels: Tensor) -> Tensor:
-    """Accuracy of a linear classifier on all images, percent: of each fold by a probe fitted to the
-    other folds.
+    """Accuracy of a linear classifier on all images, percent, each fold by a probe of the others.
 
-    A probe as in ``linear_probe``, fitted to two of four folds; its strength is that which does
-    best on the third, and the fourth is scored. So each image counts once, and of as few images as
-    are held out the accuracy is told more precisely (Stone 1974).
+    A probe as in ``linear_probe`` is fitted to two of four folds, its strength is the one that does
+    best on the third, and the fourth is scored. So every image is scored once, and the accuracy is
+    more precise than that of few held-out images (Stone 1974).
     """
     features, labels = checked(features, labels)
     pieces = folds(labels)
@@ -49,12 +47,12 @@ def cross_fitted_probe(features: Tensor, labels: Tensor) -> Tensor:
     right = []
     for number, score in enumerate(pieces):
         chosen = (number + 1) % FOLDS
-        fitted = [other for other in range(FOLDS) if other not in (number, chosen)]
-        fit = torch.cat([pieces[other] for other in fitted])
+        fitted = [fold for fold in range(FOLDS) if fold not in (number, chosen)]
+        fit = torch.cat([pieces[fold] for fold in fitted])
         mean, share = inputs[fit].mean(0), targets[fit].mean(0)
         gram = grams[fitted].sum(0) - len(fit) * torch.outer(mean, mean)
         moment = moments[fitted].sum(0) - len(fit) * torch.outer(mean, share)
-        # what varies is elsewhere: the difference is rounding
+        # features that hardly vary in these folds: the difference is rounding
         if gram.trace() < CANCELLED * grams[fitted].sum(0).trace():
             centred = inputs[fit] - mean
             gram, moment = centred.T @ centred, centred.T @ (targets[fit] - share)
@@ -67,9 +65,7 @@ def cross_fitted_probe(features: Tensor, labels: Tensor) -> Tensor:
 def best_ridge(
     gram: Tensor, moments: Tensor, share: Tensor, held: Tensor, labels: Tensor
 ) -> Tensor:
-    """The weights of the strength in ``STRENGTHS`` that does best on held-out images, the strongest
-    of equals.
-    """
+    """The weights of the best of ``STRENGTHS`` on held-out images, the strongest of equals."""
     scale, best, weights = gram.trace() / len(gram), -1, moments
     for strength in STRENGTHS:
         tried = ridge(gram, moments, float(strength * scale))
@@ -81,7 +77,7 @@ def best_ridge(
 
 def ridge(gram: Tensor, moments: Tensor, strength: float) -> Tensor:
     """Weights (G + λI)⁻¹M; shapes (F, F), (F, classes) -> (F, classes)."""
-    if strength <= 0:  # all features of the part to fit are alike
+    if strength <= 0:  # all features of the part to fit are the same
         return torch.zeros_like(moments)
     return torch.cholesky_solve(
         moments, torch.linalg.cholesky(gram + strength * torch.eye(len(gram)).to(gram))

@@ -25,17 +25,18 @@ class Watch:
 
     Args:
         depths: the network's units, and whether they have losses of their own.
-        split: what the images are called: ``validation`` or ``test``.
-        classes: how many there are.
+        loader: the images.
+        split: name of the images: ``validation`` or ``test``.
+        classes: number of classes.
         measures: names in ``MEASURES``; gains are of the first.
 
     Attributes:
         other: a network of as many units, and the same images as it reads them, to compare features
-            with; None: none.
-        against: what the lines say of it.
+            with; or None.
+        against: entries of the lines that name that network.
 
     Raises:
-        InvalidInput, CannotSplit: it could not be measured; found out before training.
+        InvalidInput, CannotSplit: the network cannot be measured, which is noticed before training.
     """
 
     other: tuple[Depths, Sample] | None = None
@@ -60,9 +61,10 @@ class Watch:
         """The line for an epoch.
 
         Args:
+            epoch: number of the epoch.
             last: index of the last of the learner's units that has learned; those behind it are
                 left out.
-            log: the run's, for the units' losses.
+            log: log of the run, for the units' losses.
         """
         reached, pushing = (last, losses_push(log)) if self.local else (None, None)
         rows = measure_depths(

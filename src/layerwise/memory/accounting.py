@@ -1,6 +1,4 @@
-"""The memory that training needs, counted whole: what stays between steps and the peak of what a
-step adds.
-"""
+"""The memory of training, counted whole: between steps, and the peak that a step adds to it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,11 +13,11 @@ from layerwise.core.learner import Learner
 from layerwise.core.unit import Unit
 
 FROZEN, FORWARD, BACKWARD, UPDATE = "frozen", "forward", "backward", "update"  # phases of a step
-MARK = "layerwise"  # begins the names that the profiler knows our marks by
+MARK = "layerwise"  # prefix of our marks in the profiler
 
 
 class Mark(NamedTuple):
-    """A unit begins a phase of its step; ``frozen``: it passes features on without learning."""
+    """The begin of a phase of a unit's step; a frozen unit passes features on without learning."""
 
     time: int
     unit: int
@@ -28,20 +26,21 @@ class Mark(NamedTuple):
 
 @dataclass
 class Timeline:
-    """Bytes alive during a stretch of code, beyond those alive when it began.
+    """Bytes alive while some code runs, beyond those alive when it began.
 
     Attributes:
         points: (time, bytes) after every change, in order; times are nanoseconds, or operations
             where nothing is computed.
-        marks: in order, on the same clock.
+        marks: begins of phases, in order, on the same clock.
     """
 
     points: list[tuple[int, int]] = field(default_factory=list)
     marks: list[Mark] = field(default_factory=list)
 
     def unit_peaks(self) -> dict[int, int]:
-        """The most alive while each unit stepped; what its step needs before (a batch, frozen
-        units) counts as its own.
+        """The most bytes alive during each unit's step, by its index.
+
+        A unit's step includes what comes before it: loading its batch, and passing frozen units.
         """
         learning = [mark for mark in self.marks if mark.phase != FROZEN]
         peaks = {mark.unit: 0 for mark in learning}
@@ -63,8 +62,9 @@ class Timeline:
 
 
 def starts_unit(before: Mark | None, mark: Mark) -> bool:
-    """Whether a unit's turn begins with this mark: its forward pass, or that of the frozen units
-    before it.
+    """Whether a unit's turn begins with this mark.
+
+    It begins with the unit's forward pass, or with that of the frozen units before it.
     """
     return mark.phase in (FROZEN, FORWARD) and (
         before is None or before.phase not in (FROZEN, FORWARD)
@@ -72,11 +72,11 @@ def starts_unit(before: Mark | None, mark: Mark) -> bool:
 
 
 class Peak:
-    """What a measured stretch of code had alive, beyond that alive when it began.
+    """The bytes that measured code had alive, beyond those alive when it began.
 
     Attributes:
         transient_bytes: the most at once.
-        timeline: how it came and went; only on a CPU.
+        timeline: the bytes over time; only on a CPU.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Peak:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Peak]:
-    """Measure a stretch of code by the device's allocator.
+    """Measure the memory of some code by the device's allocator.
 
     On a CPU, only this thread's allocations are seen.
     """
@@ -171,8 +171,9 @@ def persistent_bytes(learner: Learner) -> int:
 
 
 def unit_bytes(unit: Unit) -> int:
-    """The part of ``persistent_bytes`` that is a unit's; every weight is in one unit, so they add
-    up.
+    """The part of ``persistent_bytes`` that belongs to a unit.
+
+    Every weight is in one unit, so the parts add up to the whole.
     """
     return bytes_of(unit_tensors(unit))
 
@@ -187,6 +188,6 @@ def bytes_of(tensors: list[Tensor]) -> int:
 
 
 def storage_bytes(tensor: Tensor) -> tuple[int, int]:
-    """What tells a tensor's storage from all others alive, and its size in bytes."""
+    """A key that tells a tensor's storage from all others alive, and its size in bytes."""
     storage = tensor.untyped_storage()
     return storage._cdata, storage.nbytes()

@@ -1,10 +1,10 @@
 """The memory of a step, predicted without computing it.
 
-A learner is copied onto tensors that have shapes, types and storages but no contents (PyTorch's
-fake tensors). The copy makes the very step that the learner would make, operation by operation,
-while the storages that are alive are counted. So a large network with a large batch is predicted in
-seconds on a small machine. What an operation uses inside itself and gives back before it ends is
-not seen; for a CPU's convolutions it is reckoned (``workspace``).
+A learner is copied onto PyTorch's fake tensors, which have shapes, types and storages but no
+contents. The copy makes the very step that the learner would make, operation by operation, while
+the storages that are alive are counted. So the step of a large network with a large batch is
+predicted in seconds on a small machine. Memory that an operation uses inside itself and frees
+before it ends is not seen; for a CPU's convolutions it is estimated (``memory.onednn``).
 """
 
 import copy
@@ -34,15 +34,16 @@ from layerwise.ops.windowed_gradient import GradientInParts, made_whole
 
 
 class Footprint(TorchDispatchMode):
-    """Counts the bytes alive, of storages that operations make while it is entered; each storage
-    once, however many views.
+    """Count of the bytes alive of storages that operations make while it is entered.
+
+    Each storage counts once, however many views it has.
 
     Args:
-        learner: what it keeps between steps (weights, optimizer state) is not counted.
+        learner: learner whose persistent tensors (weights, optimizer state) are not counted.
 
     Attributes:
-        timeline: since the last ``restart``; the unit of time is one operation.
-        multiply_adds: since then, of the forward and backward passes of each unit.
+        timeline: bytes since the last ``restart``; the unit of time is one operation.
+        multiply_adds: number since then, of the forward and backward passes of each unit.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -55,7 +56,8 @@ class Footprint(TorchDispatchMode):
         """Begin a new timeline.
 
         Args:
-            kept_bytes: what a rule keeps between steps, which is not counted either.
+            learner: see the class.
+            kept_bytes: memory that a rule keeps between steps, which is not counted either.
         """
         self.timeline = Timeline()
         self.multiply_adds: dict[int, int] = defaultdict(int)
@@ -69,13 +71,13 @@ class Footprint(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if any(issubclass(one, GradientInParts) for one in types):
-            with self:  # what it makes of itself is counted too
+        if any(issubclass(kind, GradientInParts) for kind in types):
+            with self:  # the tensors that it is made of are counted too
                 args, kwargs = made_whole((args, kwargs or {}))
         self._operations += 1
-        # a look at a value where there is none
+        # code reads a value, and a fake tensor has none
         if func is torch.ops.aten._local_scalar_dense.default:
-            return args[0].dtype is torch.bool or 1  # all is well; a first step; the label 1
+            return args[0].dtype is torch.bool or 1  # a check that passes; a first step; a label
         result = func(*args, **(kwargs or {}))
         if is_accumulation(func, args):
             self._take_over(args[0], result)
@@ -96,11 +98,11 @@ class Footprint(TorchDispatchMode):
 
     @property
     def alive_bytes(self) -> int:
-        """Bytes alive now, besides what the learner keeps."""
+        """Bytes alive now, besides the learner's persistent tensors."""
         return self._sum
 
     def mark(self, unit: int, phase: str) -> None:
-        """Note that a unit begins a phase of its step; see ``memory.phases``."""
+        """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit
         self.timeline.marks.append(Mark(self._operations, unit, phase))
 
@@ -141,8 +143,9 @@ def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 class SavedBytes:
-    """Collects what is saved for backward passes while it is entered, each storage once; not what
-    stays between steps.
+    """Bytes saved for backward passes while it is entered, without those that stay between steps.
+
+    Each storage counts once.
 
     Attributes:
         units: bytes of every storage that a unit saved, by the unit's index; unit 0 unless ``mark``
@@ -163,7 +166,7 @@ class SavedBytes:
         self._hooks.__exit__(*error)
 
     def mark(self, unit: int, phase: str) -> None:
-        """Note that a unit begins a phase of its step; see ``memory.phases``."""
+        """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -177,12 +180,14 @@ class SavedBytes:
 def pretended(
     things: Any, memory_formats: Sequence[torch.memory_format] | None = None
 ) -> Iterator[Any]:
-    """A copy, without contents, of a learner, or of a tuple that begins with one; operations inside
-    make no contents either.
+    """A copy without contents of a learner, or of a tuple that begins with one.
+
+    Operations inside the context make no contents either.
 
     Args:
-        memory_formats: of each unit's weights in the copy, and of the optimizer's state of them;
-            None: as they are.
+        things: the learner or the tuple.
+        memory_formats: memory format of each unit's weights, and of their optimizer state, in the
+            copy; None: as they are.
     """
     learner = things if isinstance(things, Learner) else things[0]
     with FakeTensorMode() as mode:
@@ -191,17 +196,17 @@ def pretended(
         }
         for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
             for tensor in unit_tensors(unit):
-                doubles[id(tensor)] = laid_out_alike(doubles[id(tensor)], memory_format)
+                doubles[id(tensor)] = with_memory_format(doubles[id(tensor)], memory_format)
         yield copy.deepcopy(things, doubles)
 
 
-def laid_out_alike(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A tensor of the same kind, and its gradient, in a memory format; contents are not the same."""
+def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """A tensor of the same shape and type, with its gradient, in a memory format; no contents."""
     if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
         return tensor
     made = torch.empty_like(tensor, memory_format=memory_format)
     if not isinstance(tensor, nn.Parameter):
         return made
     parameter = nn.Parameter(made, tensor.requires_grad)
-    parameter.grad = None if tensor.grad is None else laid_out_alike(tensor.grad, memory_format)
+    parameter.grad = None if tensor.grad is None else with_memory_format(tensor.grad, memory_format)
     return parameter

@@ -1,9 +1,8 @@
-"""What a CPU's convolutions use inside themselves: the copies that oneDNN makes, as far as
-PyTorch's shapes tell.
+"""Memory that a CPU's convolutions use inside themselves: the copies that oneDNN makes.
 
 It computes on channels in blocks. Contiguous maps are copied into blocks and back; maps in
-channels-last are read as they are, and only weights are copied. Measured with torch 2.13 on
-processors with AVX-512 (docs/log.md, 2026-11-27).
+channels-last are read as they are, and only weights are copied. This was measured with torch 2.13
+on processors with AVX-512 (docs/log.md, 2026-11-27).
 """
 
 from collections.abc import Sequence
@@ -13,16 +12,19 @@ import torch
 from torch import Tensor
 
 BLOCK = 16  # channels
-FEW_CHANNELS = 3  # images are read as they are
+FEW_CHANNELS = 3  # maps of so few channels, such as images, are read as they are
 TYPES = (torch.float32, torch.bfloat16)
 
 
 def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
-    """Bytes that such a convolution has alive at once, its result among them but not what it was
-    given; 0 of anything else.
+    """The most bytes that a convolution has alive at once, or 0 of any other operation.
+
+    Its result counts, its arguments do not.
 
     Args:
-        result: what it returned.
+        func: the operation.
+        args: its arguments.
+        result: its result.
     """
     if func is torch.ops.aten.convolution.default:
         maps, weight = args[:2]
@@ -38,6 +40,7 @@ def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
 
 
 def is_known(maps: Tensor, transposed: bool) -> bool:
+    """Whether the copies of such a convolution were measured."""
     return maps.device.type == "cpu" and maps.dim() == 4 and maps.dtype in TYPES and not transposed
 
 
@@ -48,7 +51,7 @@ def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:
 
 
 def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:
-    """The gradient of the maps is computed first, then that of the weight."""
+    """The most bytes of a backward pass: first the maps' gradient, then the weight's."""
     of_maps, of_weight = args[10][:2]
     last, result = is_channels_last(maps), plain(maps.shape, maps) if of_maps else 0
     copied_gradient = 0 if last else blocked(gradient.shape, maps)
@@ -56,8 +59,9 @@ def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequenc
     if of_maps and last:
         needs.append(result + weight.nbytes)
     elif of_maps:
-        given_back = 2 * result if max(args[4]) > 1 else result
-        needs.append(max(copied_gradient + weight.nbytes, given_back) + blocked(maps.shape, maps))
+        strided = max(args[4]) > 1
+        returned = 2 * result if strided else result
+        needs.append(max(copied_gradient + weight.nbytes, returned) + blocked(maps.shape, maps))
     if of_weight:
         needs.append(
             result
@@ -72,6 +76,7 @@ def is_channels_last(maps: Tensor) -> bool:
 
 
 def plain(shape: Sequence[int], like: Tensor) -> int:
+    """Bytes of a tensor of this shape and the type of another."""
     return torch.Size(shape).numel() * like.itemsize
 
 

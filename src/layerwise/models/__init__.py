@@ -35,8 +35,9 @@ class Published:
     """A network of one of the paper's families, as a factory.
 
     Attributes:
+        name: name of the network.
         family: ``VGG`` or ``ResNet``.
-        hierarchy: the one that it was published with.
+        hierarchy: hierarchy that it was published with.
     """
 
     name: str
@@ -119,13 +120,15 @@ def create_model(
         name: one of ``list_models()``.
         hierarchy: convolutions (VGG) or residual blocks (ResNet) per stage; default: as published.
         width: multiplier of every channel count.
+        num_classes: number of classes.
+        in_chans: number of channels of the images.
         image_size: height and width of the images in pixels; 64 and up selects the family's stem
             for large images.
         dropout: probability of dropping a channel after every unit.
-        downsample_after: after how many convolutions (VGG, by 2×2 maximum pooling) or residual
-            blocks (ResNet, by a stride of 2 in the next one; 0: the first) maps are halved; a map
-            of one pixel stays. Default: where stages end, as published.
-        options: further ones that the network declares.
+        downsample_after: numbers of convolutions (VGG) or residual blocks (ResNet) after which maps
+            are halved: by a 2×2 maximum pooling, or by a stride of 2 in the next block (0: the
+            first). A map of one pixel stays. Default: where stages end, as published.
+        options: further options that the network declares.
 
     Returns:
         A module that maps (B, in_chans, image_size, image_size) to logits (B, num_classes).
@@ -147,15 +150,16 @@ def create_model(
         "dropout": (dropout, 0.0),
         "downsample_after": (downsample_after, None),
     }
-    given = {key: value for key, (value, default) in shared.items() if value != default} | options
+    arguments = {key: value for key, (value, default) in shared.items() if value != default}
+    arguments |= options
     parameters = inspect.signature(factory).parameters
-    refused = [key for key in given if key not in parameters]
+    refused = [key for key in arguments if key not in parameters]
     if refused:
         raise InvalidInput(
             f"Cannot use {refused[0]} to build {name}: this network has no such option. Leave it "
             "out."
         )
-    return factory(num_classes, in_chans, image_size, **given)
+    return factory(num_classes, in_chans, image_size, **arguments)
 
 
 def check_number(
@@ -164,10 +168,17 @@ def check_number(
     """Refuse a number that a network cannot be built with.
 
     Args:
-        valid: whether a value of that kind is in range.
+        name: name of the network.
+        label: name of the number.
+        value: the number.
+        kind: type that it must have.
+        valid: whether a value of that type is in range.
+        accepted: the range in words.
 
     Raises:
-        InvalidInput: naming it.
+        InvalidInput: naming the number.
     """
     if not isinstance(value, kind) or not valid(value) or value == inf:
-        raise InvalidInput(f"Cannot build {name} with {label} {value}: give {accepted}.")
+        raise InvalidInput(
+            f"Cannot build {name} with {label} {value}: it is out of range. Give {accepted}."
+        )

@@ -1,9 +1,8 @@
-"""Residual networks of any hierarchy (He et al. 2016), with leaky ReLU and dropout after every unit
-as the paper trains them.
+"""Residual networks of any hierarchy (He et al. 2016), as the paper trains them.
 
-Where the paper's units end: after batch normalisation and non-linearity of every convolution; in a
-block's last convolution the shortcut is added in between. The 3×3 convolution carries a
-bottleneck's stride.
+Leaky ReLU and dropout follow every unit. As in the paper, a unit ends after the batch normalisation
+and non-linearity of a convolution; the shortcut is added between the two in a block's last
+convolution. The 3×3 convolution has a bottleneck's stride.
 """
 
 from itertools import accumulate
@@ -38,8 +37,9 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.C
 
 
 class Subsample(nn.Module):
-    """The parameter-free shortcut of the CIFAR ResNets (He et al., option A): every second pixel,
-    new channels zero.
+    """The parameter-free shortcut of the CIFAR ResNets (He et al. 2016, option A).
+
+    It takes every second pixel; new channels are zero.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, ⌈H/stride⌉, ⌈W/stride⌉).
     """
@@ -63,8 +63,10 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Modul
 
 
 class Stem(nn.Sequential):
-    """Convolution → batch normalisation → leaky ReLU → dropout; 3×3 for small images, 7×7/2 and
-    pooling for large ones.
+    """Convolution → batch normalisation → leaky ReLU → dropout.
+
+    The convolution is 3×3 for small images; for large ones it is 7×7 of stride 2, and a maximum
+    pooling follows.
     """
 
     def __init__(self, inputs: int, outputs: int, large: bool, dropout: float) -> None:
@@ -128,11 +130,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A residual network with ``hierarchy[s]`` blocks in stage ``s``.
 
-    Maps are halved by a stride of 2 in the block that follows so many others; as published, in the
-    first of each stage but the first stage's.
-
-    From 64 pixels on it begins with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3
-    maximum pooling of stride 2.
+    Maps are halved by a stride of 2 in the block after each number in ``downsample_after``; as
+    published, in the first block of each stage but the first. From 64 pixels on the network begins
+    with ImageNet's stem: a 7×7 convolution of stride 2 and a 3×3 maximum pooling of stride 2.
 
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """

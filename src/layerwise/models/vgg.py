@@ -1,9 +1,8 @@
-"""VGG networks of any hierarchy (Simonyan & Zisserman 2015; vgg8b and vgg11b from Nøkland & Eidnes
-2019).
+"""VGG networks of any hierarchy (Simonyan & Zisserman 2015).
 
-Every convolution is 3×3 with bias, then batch normalisation, leaky ReLU, channel dropout; as
-published, a 2×2 maximum pooling ends each stage; one hidden fully connected layer and the output
-layer follow.
+vgg8b and vgg11b are from Nøkland & Eidnes 2019. Every convolution is 3×3 with bias, followed by
+batch normalisation, leaky ReLU and channel dropout. As published, a 2×2 maximum pooling ends each
+stage. One hidden fully connected layer and the output layer follow.
 """
 
 from itertools import accumulate, pairwise
@@ -69,12 +68,12 @@ class HiddenUnit(nn.Sequential):
 class VGG(nn.Module):
     """A VGG network with ``hierarchy[s]`` convolutions in stage ``s``.
 
-    Maps are halved by a 2×2 maximum pooling after so many convolutions; as published, after the
-    last of every stage.
+    Maps are halved by a 2×2 maximum pooling after each number of convolutions in
+    ``downsample_after``; as published, after the last of every stage. A map of one pixel is not
+    pooled, so images may be smaller than 32 pixels.
 
-    From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as their authors'
-    do; the others keep 3×3 convolutions throughout, as on ImageNet. A map of one pixel is not
-    pooled further, so images may be smaller than 32 pixels.
+    From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as in their
+    authors' program. The other networks keep 3×3 convolutions throughout, as on ImageNet.
 
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """

@@ -1,3 +1,4 @@
-"""Layers and functions equal to PyTorch's, faster or smaller; they import nothing else of
-layerwise.
+"""Layers and functions equal to PyTorch's, but faster or smaller.
+
+They import nothing else of layerwise.
 """

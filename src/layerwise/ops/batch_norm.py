@@ -1,5 +1,6 @@
-"""Batch normalisation whose backward pass works in place, alone or with a shortcut and leaky ReLU
-as one operation.
+"""Batch normalisation whose backward pass works in place.
+
+It comes alone, or as one operation with a shortcut and leaky ReLU.
 """
 
 from collections import Counter
@@ -19,20 +20,18 @@ from torch.nn import functional as F
 from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, GradientInParts, made_whole
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
-# at least, of a part of larger maps, which stays in a CPU's cache from one operation to the next
+# the least size of a part of larger maps: it stays in a CPU's cache from one operation to the next
 PART_ELEMENTS = 1 << 19
-MOST_PARTS = 16  # so that a part's temporary maps are little beside the whole, and operations few
+MOST_PARTS = 16  # few operations, and temporary maps of a part that are small beside the whole
 
-# looked for once in a network
+# pairs of a network, which are looked for once
 _pairs: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()
 _overwriting: ContextVar[Set[nn.Module]] = ContextVar("overwriting", default=frozenset())
 
 
 @contextmanager
 def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
-    """While this is entered, these normalisations write over their maps if they are on a CPU and
-    nothing learns.
-    """
+    """Let these normalisations write over their maps, on a CPU and where nothing learns."""
     before = _overwriting.set(modules)
     try:
         yield
@@ -41,8 +40,9 @@ def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
 
 
 def sole_readers(piece: nn.Module) -> set[nn.Module]:
-    """The normalisations in a traced network that alone read what a convolution computes; without
-    hooks that would see it.
+    """The normalisations in a traced network that alone read the output of a convolution.
+
+    Those with hooks, which would see that output, are left out.
     """
     if piece not in _pairs:
         _pairs[piece] = lone_pairs(piece) if isinstance(piece, fx.GraphModule) else []
@@ -54,8 +54,9 @@ def sole_readers(piece: nn.Module) -> set[nn.Module]:
 
 
 def lone_pairs(piece: fx.GraphModule) -> list[tuple[nn.Module, nn.Module]]:
-    """Convolutions and the normalisations that alone read what they compute, of those that are
-    called once.
+    """Pairs of a convolution and the normalisation that alone reads its output.
+
+    Only normalisations that are called once are paired.
     """
     calls = Counter(node.target for node in piece.graph.nodes)
     pairs = list[tuple[nn.Module, nn.Module]]()
@@ -70,7 +71,7 @@ def lone_pairs(piece: fx.GraphModule) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
-    """The module that a node calls, if it does."""
+    """The module that a node calls, if it calls one."""
     calls = isinstance(node, fx.Node) and node.op == "call_module"
     return piece.get_submodule(str(node.target)) if calls else None
 
@@ -78,11 +79,11 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
 class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
-    Of large maps z on a CPU, while they learn, the gradient is written over them: nothing else may
+    While it trains on a CPU, the gradient of large maps z is written over them. Nothing else may
     read them after the backward pass, which runs once.
 
-    It is no ``BatchNorm2d``, so what replaces or resets those
-    (``SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``) leaves it as it
+    It is no ``BatchNorm2d``, so functions that replace or reset those
+    (``SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``) leave it as it
     is.
 
     Shapes: z, f: (B, C, H, W).
@@ -126,7 +127,7 @@ class Normalisation(nn.Module):
         )
 
     def written_over(self, maps: Tensor) -> Tensor:
-        # statistics of the maps, which stay empty here
+        # outputs for batch statistics, which stay empty in evaluation
         made = tuple(self.running_mean.new_empty(0) for _ in range(2))
         statistics = self.running_mean, self.running_var, False, 0.0, self.eps
         torch.native_batch_norm(maps, self.weight, self.bias, *statistics, out=(maps, *made))
@@ -160,12 +161,15 @@ class NormalisedActivation(Normalisation):
 
     Shapes: z, s (optional), f: (B, C, H, W).
 
-    Args of ``forward``: spare: whether nothing else reads s, not even a hook. Where
-        ``Normalisation`` computed it, of large maps on a CPU while
-            they learn, f is then written over it.
     """
 
     def forward(self, maps: Tensor, shortcut: Tensor | None = None, spare: bool = False) -> Tensor:
+        """Shapes: maps z, shortcut s -> f; see the class.
+
+        Args:
+            spare: whether nothing else reads s, not even a hook. Where ``Normalisation`` computed
+                s from large maps on a CPU in training, f is then written over it.
+        """
         if self.is_by_parts(maps):
             return self.in_place(maps, shortcut, activates=True, spare=spare)
         normalised = super().forward(maps)
@@ -173,13 +177,13 @@ class NormalisedActivation(Normalisation):
 
 
 class Normalise(torch.autograd.Function):
-    """f = LeakyReLU(y), y = γ x + β + s with x = (z − μ) / σ, where μ and σ are of each channel; or
-    f = γ x + β.
+    """f = LeakyReLU(y) with y = γ x + β + s, or f = γ x + β without an activation.
 
-    With g the gradient of y, the n numbers of a channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ ·
-    (g − ∂β / n − x ∂γ / n). The sign of y is that of f, so z and f are all that is kept (z alone,
-    without an activation), and ∂z is written over z. Where ``projected`` is set, ``Normalisation``
-    made s for this operation alone: f is written over it, and its gradient is handed back in parts.
+    x = (z − μ) / σ, with μ and σ of each channel. With g the gradient of y, the n numbers of a
+    channel give ∂β = Σ g, ∂γ = Σ g x and ∂z = γ / σ · (g − ∂β / n − x ∂γ / n). The sign of y is
+    that of f, so only z and f are saved (z alone, without an activation), and ∂z is written over z.
+    Where ``projected`` is set, ``Normalisation`` made s for this operation alone: f is written over
+    it, and its gradient is returned in parts.
     """
 
     @staticmethod
@@ -223,13 +227,13 @@ class Normalise(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.spent:
             raise RuntimeError(
-                "the gradient of a normalised activation was asked for twice: the first time "
-                "overwrote its maps"
+                "Cannot run backward: the gradient of a normalised activation was asked for twice, "
+                "and the first time overwrote its maps. Run backward once."
             )
         ctx.spent = True
         maps, activated, *channels = ctx.saved_tensors
         of_shortcut: Tensor | None = None
-        # what normalised the shortcut takes it in parts, at once
+        # the shortcut's normalisation takes it in parts, at once
         if ctx.needs_input_grad[1] and ctx.projected:
             of_shortcut = ActivationGradient(gradient, activated)
         elif ctx.needs_input_grad[1]:
@@ -242,10 +246,11 @@ class Normalise(torch.autograd.Function):
 
 
 class ActivationGradient(GradientInParts):
-    """The gradient of what an activation was computed from.
+    """The gradient of the input of a leaky ReLU, computed where it is read.
 
     Args:
-        gradient, activated: (B, C, H, W).
+        gradient: gradient of the output, (B, C, H, W).
+        activated: the output, (B, C, H, W).
     """
 
     gradient: Tensor
@@ -258,8 +263,8 @@ class ActivationGradient(GradientInParts):
         made.gradient, made.activated = gradient, activated
         return made
 
-    def stretches(self, examples: int) -> Sequence[Tensor]:
-        gradients = stretches(self.gradient, examples)
+    def segments(self, examples: int) -> Sequence[Tensor]:
+        gradients = segments(self.gradient, examples)
         return [
             ActivationGradient(*both)
             for both in zip(gradients, self.activated.split(examples), strict=True)
@@ -270,9 +275,7 @@ class ActivationGradient(GradientInParts):
 
 
 def before_activation(gradient: Tensor, activated: Tensor | None) -> Tensor:
-    """The gradient of what the activation was computed from; without an activation, the gradient
-    itself.
-    """
+    """The gradient of the activation's input; without an activation, the gradient itself."""
     whole: Tensor = made_whole(gradient)
     return (
         whole
@@ -318,10 +321,11 @@ def write_gradient(
 
 
 def parts(maps: Tensor) -> Sequence[Tensor]:
-    """Stretches of examples, at most about ``MOST_PARTS``."""
+    """Maps in segments of examples, about ``MOST_PARTS`` at most."""
     examples = max(1, max(PART_ELEMENTS, maps.numel() // MOST_PARTS) * len(maps) // maps.numel())
-    return stretches(maps, examples)
+    return segments(maps, examples)
 
 
-def stretches(maps: Tensor, examples: int) -> Sequence[Tensor]:
-    return maps.stretches(examples) if isinstance(maps, GradientInParts) else maps.split(examples)
+def segments(maps: Tensor, examples: int) -> Sequence[Tensor]:
+    """Maps, or their gradient in parts, in segments of so many examples."""
+    return maps.segments(examples) if isinstance(maps, GradientInParts) else maps.split(examples)

@@ -1,4 +1,4 @@
-"""Average pooling that heads put before what they compute."""
+"""Average pooling of features, the first operation of auxiliary heads."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,8 +9,7 @@ Kernel = tuple[int, int] | None  # None: as it is
 
 
 def averaging(shape: tuple[int, ...], size: int | None) -> tuple[Kernel, tuple[int, ...]]:
-    """The kernel that brings maps (C, H, W) down to at most ``size`` pixels a side, and the shape
-    after it.
+    """The kernel that pools maps (C, H, W) to at most ``size`` pixels a side, and the new shape.
 
     Vectors (C,), and maps that are small enough, stay as they are.
     """
@@ -28,11 +27,9 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
 
 
 def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
-    """The average pooling that brings a feature map (C, H, W) down to at most ``decoder_dim``
-    numbers.
+    """The kernel that pools a feature map (C, H, W) to at most ``decoder_dim`` numbers.
 
-    The kernel's height doubles, then its width, in turn, until the pooled map is small enough or is
-    one pixel.
+    Its height and its width double in turn until the pooled map is small enough or one pixel.
     """
     channels, height, width = shape
     kernel = [1, 1]
@@ -46,10 +43,13 @@ def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
 
 
 def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
-    """Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉); a window at the border averages the pixels that
-    are there.
+    """Average pooling; a window at the border averages the pixels that are there.
+
+    Shapes: (B, C, H, W) -> (B, C, ⌈H/k⌉, ⌈W/k⌉).
 
     Args:
+        features: maps, or anything at all if the kernel is None.
+        kernel: height and width of the windows; None: features stay as they are.
         windowed: keep the gradient as one number per window, where windows are whole.
     """
     if kernel is None:
@@ -61,9 +61,9 @@ def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:
 
 
 def average_alone(features: Tensor, kernel: Kernel) -> Tensor:
-    """``average`` of features that nothing else in the loss reads: the gradient of large maps is
-    then never whole.
+    """``average`` of features that nothing else in the loss reads.
 
-    It is kept as one number per window, until the unit's last operation takes it in parts.
+    The gradient of large maps is kept as one number per window until the unit's last operation
+    takes it in parts, so the whole gradient never exists.
     """
     return average(features, kernel, windowed=features.numel() >= LARGE_ELEMENTS)

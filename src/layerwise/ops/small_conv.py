@@ -1,6 +1,4 @@
-"""A convolution that is computed by matrix products where maps are a few pixels and PyTorch's own
-takes longer.
-"""
+"""A convolution of small maps by matrix products, where PyTorch's own takes longer."""
 
 from functools import cache
 from typing import Any
@@ -19,9 +17,9 @@ GEOMETRY = (
     [0, 0],
     1,
 )  # stride, padding, dilation; not transposed, and so no output padding; groups
-LEAST_WEIGHTS = 9 << 14  # of smaller convolutions it makes no difference
-MOST_PIXELS = 9  # of a map whose output and both gradients are products
-WEIGHT_PIXELS = 16  # of a map whose weight's gradient is a product
+LEAST_WEIGHTS = 9 << 14  # smaller convolutions take as long either way
+MOST_PIXELS = 9  # of the largest map whose output and both gradients are products
+WEIGHT_PIXELS = 16  # of the largest map whose weight's gradient is a product
 
 
 @cache
@@ -31,11 +29,10 @@ def has_matrix_unit() -> bool:
 
 
 class Convolution(nn.Conv2d):
-    """A 3×3 convolution of stride 1, as PyTorch's; in part by matrix products where those are
-    faster.
+    """A 3×3 convolution of stride 1, as PyTorch's, by matrix products where those are faster.
 
-    They are in bfloat16, of small maps, while it learns on a CPU with a matrix unit (docs/log.md,
-    2026-11-26 and 2026-11-27). Results then round differently.
+    They are faster for small maps in bfloat16, in training on a CPU with a matrix unit
+    (docs/log.md, 2026-11-26 and 2026-11-27). Results are then rounded differently.
 
     Shapes: (B, inputs, H, W) -> (B, outputs, H, W).
     """
@@ -69,12 +66,12 @@ def computed_type(weight: Tensor) -> torch.dtype:
 
 
 class Product(torch.autograd.Function):
-    """Y = C(X) W, where C(X) has a row for every pixel, of the 3×3 pixels around it.
+    """Y = C(X) W, where C(X) has a row for every pixel: the 3×3 pixels around it.
 
-    With G the gradient of Y: ∂W = C(X)' G, and ∂X = C(G) W̃, where W̃ is W mirrored in both
+    With G the gradient of Y, ∂W = C(X)' G and ∂X = C(G) W̃, where W̃ is W mirrored in both
     directions of space and with inputs and outputs exchanged. Where ``whole`` is not set, PyTorch
-    computes Y and ∂X, and ∂W alone is a product. C is made of some examples at a time, so that it
-    needs less memory than the gradient of W.
+    computes Y and ∂X, and ∂W alone is a product. C is made for some examples at a time, so that it
+    uses less memory than the gradient of W.
     """
 
     @staticmethod
@@ -104,7 +101,10 @@ class Product(torch.autograd.Function):
 
 
 def product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """C(X) W: (B, C, H, W) and (outputs, 9 · C) -> (B, outputs, H, W), in the layout of the maps."""
+    """C(X) W, in the memory format of the maps.
+
+    Shapes: (B, C, H, W) and (outputs, 9 · C) -> (B, outputs, H, W).
+    """
     made = maps.new_empty(len(maps), *maps.shape[2:], len(weight))
     size = examples(maps, len(weight))
     for part, out in zip(maps.split(size), made.split(size), strict=True):
@@ -130,15 +130,17 @@ def weight_gradient(maps: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def examples(maps: Tensor, outputs: int) -> int:
-    """How many are taken at a time: half as many pixels as outputs, so that C(X) is half as large
-    as the weight.
+    """Number of examples taken at a time.
+
+    They have half as many pixels as there are outputs, so C(X) is half as large as the weight.
     """
     return max(1, outputs // (2 * maps.shape[2] * maps.shape[3]))
 
 
 def rows(weight: Tensor) -> Tensor:
-    """(outputs, inputs, 3, 3) -> (outputs, 9 · inputs), in the order of ``surroundings``; of a
-    channels-last weight no copy.
+    """The weight as a matrix, in the order of ``surroundings``; no copy if it is channels-last.
+
+    Shapes: (outputs, inputs, 3, 3) -> (outputs, 9 · inputs).
     """
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
@@ -154,8 +156,9 @@ def mirrored_rows(weight: Tensor) -> Tensor:
 
 
 def surroundings(maps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B · H · W, 9 · C): for every pixel the 3×3 around it, zero outside the map,
-    all channels of each.
+    """C(X): for every pixel the 3×3 pixels around it, zero outside the map, with all channels.
+
+    Shapes: (B, C, H, W) -> (B · H · W, 9 · C).
     """
     count, channels, height, width = maps.shape
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()

@@ -1,6 +1,4 @@
-"""The standard deviation over space that the similarity loss takes of its maps, without copies of
-the maps.
-"""
+"""The standard deviation of maps over space, for the similarity loss, without copies of them."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -10,17 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# a piece of the maps that stays in a core's cache from one pass over it to the next
+# size of a part that stays in a core's cache from one pass over it to the next
 CACHED_ELEMENTS = 1 << 17
-# of very large maps, so that operations stay few; a piece is then less than a hundredth of them
+# few operations for very large maps, of which a part is then less than a hundredth
 MOST_PARTS = 128
 
 
 def spatial_deviation(maps: Tensor) -> Tensor:
     """Standard deviation of every channel over space, as ``maps.std((2, 3))`` in at least float32.
 
-    The maps are consumed: backward writes their gradient over them, so nothing else may need them,
-    and backward runs once.
+    The maps are consumed: backward writes their gradient over them. Nothing else may need them, and
+    backward runs once.
 
     Shapes: (B, C, H, W) with H · W > 1 -> (B, C).
     """
@@ -29,8 +27,9 @@ def spatial_deviation(maps: Tensor) -> Tensor:
 
 
 class Deviation(torch.autograd.Function):
-    """σ = √(Σ (x − μ)² / (n − 1)) over the n pixels of a channel; its gradient is (x − μ) / (σ (n −
-    1)).
+    """σ = √(Σ (x − μ)² / (n − 1)) over the n pixels of a channel.
+
+    The gradient of σ is (x − μ) / (σ (n − 1)).
     """
 
     @staticmethod
@@ -53,15 +52,15 @@ class Deviation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         if ctx.spent:
             raise RuntimeError(
-                "the gradient of a similarity loss was asked for twice: the first time overwrote "
-                "its maps"
+                "Cannot run backward: the gradient of a similarity loss was asked for twice, and "
+                "the first time overwrote its maps. Run backward once."
             )
         ctx.spent = True
         maps, means, deviation = ctx.saved_tensors
         if kernels := kernels_for(maps):
             written: Tensor = kernels.write_gradient(maps, means, deviation, gradient)
             return written
-        # a channel that is constant over space has no direction to grow in: gradient 0, as of std
+        # a channel that is constant over space has gradient 0, as torch.std gives it
         factors = torch.where(
             deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0
         )[..., None, None]
@@ -75,9 +74,7 @@ class Deviation(torch.autograd.Function):
 
 
 def kernels_for(maps: Tensor) -> ModuleType | None:
-    """Kernels made for this, where there are any: on a GPU for which Triton is installed and can
-    compile.
-    """
+    """Triton's kernels for these maps, on a GPU where Triton is installed and can compile."""
     if maps.device.type != "cuda":
         return None
     try:
@@ -92,8 +89,9 @@ def kernels_for(maps: Tensor) -> ModuleType | None:
 
 
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32; for a GPU, which does
-    it in one operation.
+    """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32.
+
+    It is one operation, for a GPU.
     """
     variance, mean = torch.var_mean(
         maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True
@@ -107,7 +105,7 @@ def write_at_once(maps: Tensor, means: Tensor, factors: Tensor) -> Tensor:
 
 
 def in_pieces(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """As ``in_one_pass``; for a CPU, a piece that stays in its caches at a time."""
+    """As ``in_one_pass``, for a CPU: one part at a time, which stays in its caches."""
     means, deviations = [], []
     for part in parts(maps):
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
@@ -118,7 +116,7 @@ def in_pieces(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def examples(maps: Tensor) -> int:
-    """How many examples are worked on at a time."""
+    """Number of examples taken at a time."""
     return max(1, CACHED_ELEMENTS // maps[0].numel(), -(-len(maps) // MOST_PARTS))
 
 

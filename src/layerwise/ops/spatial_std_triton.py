@@ -1,8 +1,7 @@
-"""The deviation over space and its gradient as GPU kernels, each of which reads the maps once; made
-by Triton.
+"""GPU kernels, compiled by Triton, of the deviation over space and its gradient.
 
-PyTorch's own operations convert half-precision maps to float32 first and write maps that are read
-again.
+Each reads the maps once. PyTorch's own operations first convert half-precision maps to float32 and
+write maps that are read again.
 """
 
 import warnings
@@ -13,22 +12,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KINDS = (torch.float32, torch.bfloat16, torch.float16)  # of maps; they are summed in float32
-# of a tile; the fewer channels where they lie apart
+KINDS = (torch.float32, torch.bfloat16, torch.float16)  # of maps; sums are in float32
+# sizes of a tile; LEAST_CHANNELS for contiguous maps, whose channels lie apart
 MOST_PIXELS, LEAST_CHANNELS, CHANNELS = 128, 4, 32
 
 
 @cache
 def usable(device: torch.device) -> bool:
-    """Whether kernels can be made for a device: that takes a C compiler, which not every machine
-    has.
+    """Whether kernels can be compiled for a device.
+
+    That takes a C compiler, which not every machine has.
     """
     try:
         deviation(torch.zeros(1, 4, 2, 2, device=device))
     except Exception as error:  # of many kinds: no compiler, headers missing, a device too old
         reason = " ".join(str(error).split())[:200]
         warnings.warn(
-            f"the similarity loss takes longer, since its kernels could not be compiled: {reason}",
+            f"Cannot compile the kernels of the similarity loss: {reason}. It takes longer without "
+            "them.",
             stacklevel=2,
         )
         return False
@@ -36,7 +37,10 @@ def usable(device: torch.device) -> bool:
 
 
 def deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (B, C, 1, 1) and standard deviation (B, C) over space of maps (B, C, H, W), in float32."""
+    """Mean and standard deviation over space, in float32.
+
+    Shapes: (B, C, H, W) -> (B, C, 1, 1), (B, C).
+    """
     count, channels, height, width = maps.shape
     maps = dense(maps)
     mean, deviations = (torch.empty(count, channels, device=maps.device) for _ in range(2))
@@ -64,14 +68,15 @@ def write_gradient(maps: Tensor, mean: Tensor, deviations: Tensor, gradient: Ten
 
 
 def dense(maps: Tensor) -> Tensor:
-    """Maps whose pixels follow each other at one distance."""
+    """Maps whose pixels all lie at the same distance from the next; copied if they do not."""
     last = maps.is_contiguous(memory_format=torch.channels_last)
     return maps if last or maps.is_contiguous() else maps.contiguous()
 
 
 def strides(maps: Tensor) -> tuple[int, int, int]:
-    """Elements from one example, channel and pixel to the next; of sides of one pixel, a tensor's
-    own say nothing.
+    """Elements from one example, channel and pixel to the next.
+
+    Where a side is one pixel, a tensor's own strides say nothing.
     """
     channels, pixels = maps.shape[1], maps.shape[2] * maps.shape[3]
     return channels * pixels, *((pixels, 1) if maps.is_contiguous() else (1, channels))

@@ -1,4 +1,4 @@
-"""Gradients of maps that are not made as a whole, such as one that is the same within windows."""
+"""Gradients of maps that are not made whole, such as one that is constant within windows."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-LARGE_ELEMENTS = 1 << 21  # of smaller maps little memory could be saved, and saving it costs time
+LARGE_ELEMENTS = 1 << 21  # with smaller maps, parts would save little memory and cost time
 
 
 class GradientInParts(Tensor):
-    """Stands for a gradient of maps, a tensor of their shape.
+    """A gradient of maps, of their shape, that is made when it is read.
 
-    Code that knows it takes it in stretches of examples, and the whole never lives; any other
-    operation gets the whole.
+    Code that knows the class takes it in segments of examples, and the whole never exists. Any
+    other operation gets the whole.
     """
 
     @abstractmethod
-    def stretches(self, examples: int) -> Sequence[Tensor]:
-        """As ``split`` along the examples."""
+    def segments(self, examples: int) -> Sequence[Tensor]:
+        """The gradient in segments of so many examples, as ``Tensor.split`` gives them."""
 
     @abstractmethod
     def whole(self) -> Tensor:
@@ -42,11 +42,11 @@ def made_whole(values: Any) -> Any:
 
 
 class WindowedGradient(GradientInParts):
-    """What average pooling hands back: a number for each window, which holds for every pixel in it.
+    """The gradient of average pooling: a number for each window, valid for every pixel in it.
 
     Args:
-        coarse: (B, C, H / height, W / width), with the windows' height and width.
-        shape: (B, C, H, W).
+        coarse: the numbers, (B, C, H / height, W / width), with the windows' height and width.
+        shape: shape of the maps, (B, C, H, W).
     """
 
     coarse: Tensor
@@ -58,7 +58,7 @@ class WindowedGradient(GradientInParts):
         made.coarse = coarse
         return made
 
-    def stretches(self, examples: int) -> Sequence["WindowedGradient"]:
+    def segments(self, examples: int) -> Sequence["WindowedGradient"]:
         return [
             WindowedGradient(part, (len(part), *self.shape[1:]))
             for part in self.coarse.split(examples)
@@ -83,7 +83,7 @@ class WindowedGradient(GradientInParts):
         return F.interpolate(self.coarse, self.shape[2:], mode="nearest-exact")
 
     def added_to(self, maps: Tensor) -> Tensor:
-        """The sum with a tensor of the same shape, in whose memory format it is, without the whole."""
+        """The sum with maps of the same shape, in their memory format, without the whole."""
         return (
             (windows(maps, self.window) + self.coarse[:, :, :, None, :, None])
             .flatten(4, 5)
@@ -100,15 +100,15 @@ class WindowedGradient(GradientInParts):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        # as gradients from two readers are added
+        # the sum that autograd makes of the gradients from two readers
         if func is torch.ops.aten.add.Tensor and len(args) == 2 and not kwargs:
-            windowed, other = args if isinstance(args[0], cls) else reversed(args)
+            windowed, addend = args if isinstance(args[0], cls) else reversed(args)
             if (
-                not isinstance(other, GradientInParts)
-                and isinstance(other, Tensor)
-                and other.shape == windowed.shape
+                not isinstance(addend, GradientInParts)
+                and isinstance(addend, Tensor)
+                and addend.shape == windowed.shape
             ):
-                return windowed.added_to(other)
+                return windowed.added_to(addend)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -118,11 +118,11 @@ def windows(maps: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 class Average(torch.autograd.Function):
-    """Average pooling without gaps or overlaps, whose gradient is repeated within windows, or
-    windowed.
+    """Average pooling without gaps or overlaps, with a fast backward pass.
 
-    PyTorch's own backward pass is up to 18 times slower where maps are channels-last and the
-    gradient, which comes back from a flattened map, is not (docs/log.md, 2026-11-26).
+    The gradient is repeated within windows, or a ``WindowedGradient``. PyTorch's own backward pass
+    is up to 18 times slower where maps are channels-last and the gradient, which comes back from a
+    flattened map, is not (docs/log.md, 2026-11-26).
     """
 
     @staticmethod
@@ -132,7 +132,7 @@ class Average(torch.autograd.Function):
             kernel[0] * kernel[1],
             memory_format_of(maps),
         )
-        # there it is added to other gradients faster than the whole
+        # on a GPU it is added to other gradients faster than the whole
         ctx.windowed = windowed or maps.device.type != "cpu"
         return F.avg_pool2d(maps, kernel)
 

@@ -1,4 +1,4 @@
-"""Training rules by name: orders in which units take steps.
+"""Rules of training by name: orders in which units take steps.
 
 A rule of your own is a generator ``(learner, batches, epochs, schedule, start, *, options)`` that
 yields a ``Tick`` after every batch, and one line in ``RULES``. Rules know nothing of losses.

@@ -1,4 +1,4 @@
-"""What all training rules share: positions, ticks, rates."""
+"""Rules of training, and what they share: positions, ticks, learning rates."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from layerwise.core.unit import StepResult, Unit
 
 @dataclass(frozen=True)
 class Position:
-    """A place in training: epochs finished, and batches finished in the present one."""
+    """A place in training: finished epochs, and finished batches of the present epoch."""
 
     epoch: int = 0
     batch: int = 0
@@ -19,16 +19,17 @@ START = Position()
 
 @dataclass(frozen=True)
 class Tick:
-    """One batch has been learned from.
+    """Report of a rule that one batch has been learned from.
 
     Attributes:
-        after: the position to go on from.
-        first: the unit that the first of ``result``'s entries belongs to.
+        after: position to go on from.
+        first: index of the unit that the first entry of ``result`` belongs to.
+        result: losses and accuracies of the units that learned.
         ends_epoch: whether this was the epoch's last batch.
-        batches: batches in an epoch.
-        epochs: how many epochs the rule will have made in the end.
-        resumable: whether all units have learned from the same batches, so that the state can be
-            saved and gone on from.
+        batches: number of batches in an epoch.
+        epochs: number of epochs that the rule makes in all.
+        resumable: whether training can go on from a state saved now: all units have learned from
+            the same batches.
         kept_bytes: memory that the rule itself keeps between batches.
     """
 
@@ -46,19 +47,19 @@ class Tick:
         return self.after.epoch == self.epochs
 
 
-# share of the training done, 0 to 1 -> factor of the learning rate
+# share of training that is done, 0 to 1 -> factor of the learning rate
 Schedule = Callable[[float], float]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """An order of updates, and where the network is cut for it if the rule decides that.
+    """An order of updates, with the cut of the network if the rule decides it.
 
     Attributes:
-        order: the generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
-        at: a fixed cut: global backpropagation is the chain with one unit.
-        one_thread: whether all work is done by the calling thread, whose memory can then be
-            measured on a CPU.
+        order: generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
+        at: number of units, if it is fixed: global backpropagation is the chain with one unit.
+        one_thread: whether the calling thread does all the work, so that its memory can be measured
+            on a CPU.
     """
 
     order: Callable[..., Iterator[Tick]]
@@ -67,7 +68,7 @@ class Rule:
 
 
 def set_rates(units: list[Unit], factor: float) -> None:
-    """Scale the learning rates that the optimizers were made with."""
+    """Set learning rates to a multiple of those that the optimizers were made with."""
     for unit in units:
         for group in unit.optimizer.param_groups if unit.optimizer else ():
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
@@ -76,6 +77,7 @@ def set_rates(units: list[Unit], factor: float) -> None:
 def tick_after(
     epoch: int, number: int, count: int, first: int, result: StepResult, epochs: int
 ) -> Tick:
+    """The tick after batch ``number`` of ``count`` in an epoch."""
     ends = number == count
     return Tick(
         Position(epoch + 1, 0) if ends else Position(epoch, number),

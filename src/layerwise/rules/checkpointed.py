@@ -1,9 +1,8 @@
-"""Global backpropagation that keeps few features: gradient checkpointing, the strong baseline of
-local learning's memory.
+"""Gradient checkpointing: global backpropagation that keeps few features.
 
-The network is cut into segments. Of each but the last only what enters it is kept; what happens
-inside is computed again when the backward pass comes to it. The last is kept whole, since it would
-be computed again at once.
+It is the strong baseline for the memory of local learning. The network is cut into segments. Each
+but the last keeps its input alone and is recomputed when the backward pass comes to it. The last
+keeps everything, since it would be recomputed at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,18 +18,16 @@ from torch.utils.checkpoint import checkpoint
 
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, balances, split
-from layerwise.core.unit import Carried, Unit, precision
+from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import storage_bytes
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
 from layerwise.rules.base import START, Position, Schedule, Tick
-from layerwise.rules.feature_cache import (
-    Batches,
-)
+from layerwise.rules.feature_cache import Batches
 from layerwise.rules.simultaneous import simultaneous
 from layerwise.utils.device import device_of
 
-CANDIDATES = 6  # ways to cut whose step is predicted
+CANDIDATES = 6  # number of ways to cut for which a step is predicted
 
 
 class Segment(nn.Module):
@@ -40,41 +37,43 @@ class Segment(nn.Module):
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
 
-    def forward(self, *carried: Any) -> Carried:
+    def forward(self, *activations: Any) -> Activations:
         for piece in self.pieces:
-            carried = piece(*carried)
-        return carried
+            activations = piece(*activations)
+        return activations
 
 
 class Checkpointed(nn.Module):
-    """A network's segments, all but the last computed again during the backward pass; to the bits
-    of the plain network.
+    """Segments of a network, all but the last recomputed during the backward pass.
 
-    Dropout is drawn again from the same state of the random generator, and buffers (the running
-    statistics of batch normalisation) enter the second computation as they entered the first and
-    keep what the first made of them.
+    Results are those of the plain network to the bit. Dropout is drawn again from the same state of
+    the random generator. Buffers, such as running statistics, enter the second computation as they
+    entered the first, and keep the values that the first gave them.
     """
 
     def __init__(self, segments: Sequence[nn.Module]) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
 
-    def forward(self, *carried: Any) -> Carried:
+    def forward(self, *activations: Any) -> Activations:
         *repeated, last = self.segments
         for segment in repeated:
             if torch.is_grad_enabled():
-                carried = checkpoint(
-                    segment, *carried, use_reentrant=False, context_fn=partial(contexts, segment)
+                activations = checkpoint(
+                    segment,
+                    *activations,
+                    use_reentrant=False,
+                    context_fn=partial(contexts, segment),
                 )
             else:
-                carried = segment(*carried)
-        return last(*carried)
+                activations = segment(*activations)
+        return last(*activations)
 
 
 def contexts(
     segment: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds a segment's first and second computation."""
+    """The contexts of a segment's first and second computation."""
     values = [
         (module, name, buffer.clone())
         for module in segment.modules()
@@ -108,15 +107,13 @@ def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[A
 
 @dataclass
 class Joint:
-    """A stretch between two places where a segment may end, and what it keeps for the backward
-    pass.
+    """Pieces between two places where a segment may end, with what they keep for the backward pass.
 
     Attributes:
-        pieces: of the chain.
-        entering: bytes of every storage that enters it: all that is kept of it if a segment begins
-            there.
-        inside: bytes of every storage that is kept when it is computed.
-        weights: bytes of its parameters' gradients, which exist once the backward pass has come
+        pieces: pieces of the chain.
+        entering: bytes of every storage that enters: all that is kept if a segment begins here.
+        inside: bytes of every storage that is kept when the pieces are computed.
+        weights: bytes of the parameters' gradients, which exist once the backward pass has come
             through.
     """
 
@@ -127,34 +124,35 @@ class Joint:
 
 
 def most_kept(joints: Sequence[Joint], starts: Sequence[int]) -> int:
-    """The most bytes that are kept at once if segments begin at these joints; each storage counts
-    once.
+    """The most bytes that are kept at once if segments begin at these joints.
+
+    Each storage counts once.
     """
     most, entered = 0, dict[int, int]()
     for start, end in pairwise([*starts, len(joints)]):
         entered |= joints[start].entering
-        kept = dict(entered)
+        storages = dict(entered)
         for joint in joints[start:end]:
-            kept |= joint.inside
-        gradients = 2 * max(kept.values())  # of the largest tensor, and of what it was made from
-        most = max(
-            most, sum(kept.values()) + gradients + sum(joint.weights for joint in joints[start:])
-        )
+            storages |= joint.inside
+        # of the largest tensor and of the one that it was computed from
+        gradients = 2 * max(storages.values())
+        weights = sum(joint.weights for joint in joints[start:])
+        most = max(most, sum(storages.values()) + gradients + weights)
     return most
 
 
 def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> Checkpointed:
     """The network of a learner with one unit, in segments.
 
-    Candidates are cut between blocks, where one tensor passes, and between layers; for each number
-    of segments the dearest is made as cheap as can be. Of those that keep the least, and the
-    finest, a step is predicted; the one with the least peak is taken.
+    Candidates are cut between blocks, where one tensor passes, and between layers. For each number
+    of segments the costliest is made as cheap as possible. A step is predicted for those that keep
+    the least and for the finest, and the candidate with the lowest peak is taken.
 
     Args:
-        count: how many segments; None: the best number.
+        count: number of segments; None: the best number.
 
     Raises:
-        InvalidInput: there are not so many segments to be had, or the network changes its images in
+        InvalidInput: the network cannot be cut into so many segments, or it changes its images in
             place.
     """
     plans = []
@@ -167,8 +165,8 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
                 plans.append((number < len(joints), most_kept(joints, starts), starts, joints))
     if not plans:
         raise InvalidInput(
-            f"segments {count} are not to be had: this network has {len(joints)} layers; give 1 "
-            "to that many"
+            f"Cannot cut into {count} segments: this network has {len(joints)} layers. Give 1 to "
+            f"{len(joints)}."
         )
     likely = sorted(plans, key=lambda plan: plan[:2])[:CANDIDATES]
     candidates = [assemble(starts, joints) for _, _, starts, joints in likely]
@@ -176,6 +174,7 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
 
 
 def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
+    """The network in segments that begin at these joints."""
     groups = [joints[start:end] for start, end in pairwise([*starts, len(joints)])]
     return Checkpointed(
         [Segment([piece for joint in group for piece in joint.pieces]) for group in groups]
@@ -183,14 +182,12 @@ def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
 
 
 def predicted_peak(piece: Checkpointed, learner: Learner, batch_size: int) -> int:
-    """The most bytes that a step with this piece has alive at once, beyond what stays between
-    steps.
-    """
+    """The most bytes alive at once in a step with this piece, beyond those between steps."""
     with pretended((learner, piece)) as (copied, double), Footprint(copied) as footprint:
         [unit] = copied.units
         unit.piece = double
         if unit.optimizer is not None:
-            # its state stays, and is the same for every candidate
+            # an update would add its state, which is the same for every candidate
             unit.optimizer.step = lambda: None
         copied.train()
         images, labels = blank_batch(copied, batch_size)
@@ -206,10 +203,10 @@ def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
-    """Where segments may end, and what lies between.
+    """The joints of a chain: the pieces between the places where a segment may end.
 
-    A piece that changes in place what has entered it, or one before it, could not be computed
-    again, so it is joined to the one that made it.
+    A piece that changes its input, or that of a piece before it, in place could not be recomputed,
+    so it is joined to the piece that made the tensor.
 
     Raises:
         InvalidInput: the images are changed.
@@ -217,16 +214,16 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
     joints: list[Joint] = []
     with pretended((learner, list(chain.pieces))) as (copied, doubles):
         copied.train()
-        carried: Carried = blank_batch(copied, batch_size)[:1]
-        # what entered each joint, and its version then
+        activations: Activations = blank_batch(copied, batch_size)[:1]
+        # the tensors that entered each joint, with their versions then
         history: list[list[tuple[Tensor, int]]] = []
         alive = []  # keeps storages alive, so that each has its own identity
         for piece, double in zip(chain.pieces, doubles, strict=True):
-            alive.append(carried)
-            entered = [value for value in carried if isinstance(value, Tensor)]
+            alive.append(activations)
+            entered = [value for value in activations if isinstance(value, Tensor)]
             history.append([(value, value._version) for value in entered])
-            with SavedBytes(copied) as saved, precision(carried, copied.units[0].amp):
-                carried = double.train()(*carried)
+            with SavedBytes(copied) as saved, precision(activations, copied.units[0].amp):
+                activations = double.train()(*activations)
             weights = sum(
                 p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad
             )
@@ -237,12 +234,11 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
                 any(value._version != version for value, version in values) for values in history
             ]
             if any(changed):
-                first = changed.index(True) - 1  # the joint that made what was changed
+                first = changed.index(True) - 1  # the joint that made the changed tensor
                 if first < 0:
                     raise InvalidInput(
-                        "the network changes its images in place, so they cannot be used again: "
-                        "let its first operation make a new tensor, or train with the rule "
-                        "'global'"
+                        "Cannot recompute the network: it changes its images in place. Let its "
+                        "first operation make a new tensor, or train with the rule 'global'."
                     )
                 joints[first:] = [merged(joints[first:])]
                 history[first + 1 :] = []
@@ -250,7 +246,7 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
 
 
 def merged(joints: Sequence[Joint]) -> Joint:
-    """Several joints as one, between which no segment can end."""
+    """Several joints as a single one, inside which no segment can end."""
     inside: dict[int, int] = {}
     for joint in joints:
         inside |= joint.inside
@@ -270,19 +266,19 @@ def checkpointed(
     """Global backpropagation that keeps few features and recomputes the rest.
 
     Args:
-        segments: how many segments the network is cut into, of which only what enters them is kept;
-            by default the number that needs the least memory.
+        segments: number of segments, each of which keeps its input alone; by default the number
+            that uses the least memory.
 
     Raises:
-        InvalidInput: there are not so many segments to be had, or the learner has more than one
-            unit.
+        InvalidInput: the network cannot be cut into so many segments, or the learner has more than
+            one unit.
     """
     if len(learner.units) != 1:
         raise InvalidInput(
             f"Cannot train {len(learner.units)} units by the rule 'checkpointed': it trains a "
             "network as one unit. Localize with at=1."
         )
-    learner.step_singly()  # segments set random generators, which a recording cannot
+    learner.step_singly()  # segments set random generators, which cannot be recorded
     piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
     return with_piece(
         learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start)

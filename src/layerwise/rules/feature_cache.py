@@ -1,10 +1,9 @@
-"""What enters the unit that a sequential rule trains: computed anew for every batch, or kept.
+"""Activations for the unit that a sequential rule trains: recomputed for every batch, or cached.
 
-What is kept lies in one table of bytes with a row for every image and view (one of its
-augmentations). A row is wide enough for
-what enters any of the units, so what leaves a frozen unit is written over what entered it: there is
-never a second table. It is in memory, or a file that has no name, whose space the system frees when
-the process ends in whichever way.
+The cache is one table of bytes with a row for every image and view (one of its augmentations). A
+row is wide enough for the activations that enter any of the units, so the output of a frozen unit
+is written over its input, and there is never a second table. The table is in memory, or in a file
+without a name, whose space the system frees however the process ends.
 """
 
 import math
@@ -20,31 +19,36 @@ import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Carried, Unit
+from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.ops.batch_norm import overwriting, sole_readers
 from layerwise.utils.sizes import format_size
 
-ALIGNMENT = 8  # bytes, of the widest number type
+ALIGNMENT = 8  # bytes: the size of the widest number type
 
 
 class Batches(Protocol):
-    """What a rule needs of the training data."""
+    """Training data as a rule reads it.
 
-    labels: Tensor  # (N,), of the whole set, in its order
-    # how many different augmentations of an image there are; None: a new one each epoch
+    Its methods give the number of batches per epoch, the indices of every batch of an epoch, images
+    (B, C, H, W) augmented as in that epoch, and the batches: images and labels.
+
+    Attributes:
+        labels: labels of the whole set, in its order, (N,).
+        views: number of different augmentations of an image; None: a new one each epoch.
+    """
+
+    labels: Tensor
     views: int | None
 
-    def __len__(self) -> int: ...  # batches per epoch
-    def order(self, epoch: int) -> list[Tensor]: ...  # indices of every batch
-    # (B, C, H, W), augmented as in that epoch
+    def __len__(self) -> int: ...
+    def order(self, epoch: int) -> list[Tensor]: ...
     def images(self, indices: Tensor, epoch: int) -> Tensor: ...
-    # images and labels
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class RecomputedFeatures:
-    """What enters a unit, computed for every batch by the frozen units before it."""
+    """Activations that enter a unit, computed for every batch by the frozen units before it."""
 
     kept_bytes = 0
 
@@ -52,21 +56,22 @@ class RecomputedFeatures:
         self.source, self.frozen = source, list[Unit]()
 
     def advance(self, frozen: list[Unit]) -> None:
-        """From now on, give what has passed these units."""
+        """From now on, give activations that have passed these units."""
         self.frozen = frozen
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
-        """What enters the unit, and the labels, of an epoch's batches from ``start`` on."""
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
+        """Activations and labels of an epoch's batches from ``start`` on."""
         for images, labels in self.source.batches(epoch, start):
             yield pass_through(self.frozen, (images,)), labels
 
 
 @torch.no_grad()
-def pass_through(units: list[Unit], carried: Carried) -> Carried:
+def pass_through(units: list[Unit], activations: Activations) -> Activations:
+    """The output of frozen units, with fewer maps alive where one may be written over."""
     for unit in units:
         with overwriting(sole_readers(unit.piece)):
-            carried = unit.forward(carried)
-    return carried
+            activations = unit.forward(activations)
+    return activations
 
 
 def say_on_stderr(line: str) -> None:
@@ -75,13 +80,13 @@ def say_on_stderr(line: str) -> None:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where features are kept, and how much of them.
+    """Place and limit of cached features.
 
     Attributes:
-        file: where the file of features is made; None: they are kept in memory, on the device that
-            trains.
-        limit: bytes they may take; None: any number. bound: what sets the limit, in words.
-        say: is given one line about what is kept and why not more.
+        file: path of the file of features; None: they are in memory, on the device that trains.
+        limit: most bytes that they may take; None: any number.
+        bound: the reason for the limit, in words.
+        say: function that is called with one line about what is cached and why not more.
     """
 
     file: Path | None = None
@@ -94,9 +99,7 @@ IN_MEMORY = Keeping()
 
 
 class Kind(NamedTuple):
-    """One of the tensors that enter a unit: its shape for each image, its number type, and whether
-    maps are channels-last.
-    """
+    """Shape for each image, number type and memory format of a tensor that enters a unit."""
 
     shape: torch.Size
     type: torch.dtype
@@ -118,7 +121,7 @@ def kind_of(values: Tensor) -> Kind:
 
 
 class Column:
-    """The place in the table of one of the tensors that enter a unit: some bytes of every row."""
+    """Place in the table of one of the tensors that enter a unit: some bytes of every row."""
 
     def __init__(self, kind: Kind, table: Tensor, offset: int, device: torch.device) -> None:
         self.kind, self.device = kind, device
@@ -127,7 +130,7 @@ class Column:
         )
 
     def write(self, values: Tensor, first: int) -> None:
-        """Keep values (B, ...) in the rows from ``first`` on."""
+        """Write values (B, ...) into the rows from ``first`` on."""
         if self.kind.channels_last:
             values = values.permute(0, 2, 3, 1)
         self.cells[first : first + len(values)] = values.reshape(len(values), -1).to(
@@ -135,7 +138,7 @@ class Column:
         )
 
     def read(self, rows: Tensor) -> Tensor:
-        """The values in some rows, (B,) -> (B, ...)."""
+        """Read the values in some rows, (B,) -> (B, ...)."""
         values = self.cells.index_select(0, rows.to(self.cells.device)).to(self.device)
         if not self.kind.channels_last:
             return values.view(-1, *self.kind.shape)
@@ -144,15 +147,17 @@ class Column:
 
 
 class CachedFeatures:
-    """What enters a unit, kept for every view of the images and passed on once through each unit
-    that is frozen.
+    """Activations that enter a unit, cached for every view of the images.
 
-    The first unit's inputs are the images, which are there anyway. Units from ``first`` on are
-    kept: the first from which on all fit under the limit. The units before it, the cheapest to do
-    so, have their inputs computed for every batch.
+    They pass once through each unit when it is frozen. The first unit's inputs are the images,
+    which need no cache. The inputs of units from ``first`` on are cached: ``first`` is the first
+    unit from which on all inputs fit under the limit. The inputs of the units before it, which are
+    the cheapest to compute, are computed for every batch.
 
     Args:
-        kinds: what enters each unit; see ``kinds_entering``.
+        source: the training data.
+        kinds: kinds of the tensors that enter each unit; see ``kinds_entering``.
+        keeping: place and limit of the cache.
     """
 
     def __init__(self, source: Batches, kinds: list[list[Kind]], keeping: Keeping) -> None:
@@ -162,53 +167,53 @@ class CachedFeatures:
         self.views = source.views or 1
         self.part_size = max(len(indices) for indices in source.order(0))
         self.parts = torch.arange(self.count, device=self.device).split(self.part_size)
-        # how many units what is kept has passed; 0: nothing is kept yet
+        # number of units that the cached activations have passed; 0: nothing is cached yet
         self.depth, self.columns = 0, list[Column]()
         self.rows, self.first = self.reserve()
         if len(kinds) > 1:
             keeping.say(self.describe())
 
     def size(self, first: int) -> int:
-        """Bytes that it takes to keep what enters any unit from ``first`` on."""
+        """Bytes of a table for the inputs of any unit from ``first`` on."""
         return self.views * self.count * self.row_bytes(first)
 
     def row_bytes(self, first: int) -> int:
         return max(sum(kind.row_bytes for kind in kinds) for kinds in self.kinds[first:])
 
     def reserve(self) -> tuple[Tensor | None, int]:
-        """The table, (views * images, bytes), and the first unit whose inputs it is for; without
-        room: None, and no unit.
+        """The table, (views * images, bytes), and the first unit whose inputs it is for.
+
+        Without room there is no table, and ``first`` is behind the last unit.
         """
-        self.refusal, none = "", len(self.kinds)
+        self.refusal, behind = "", len(self.kinds)
         limit = math.inf if self.keeping.limit is None else self.keeping.limit
-        first = next((index for index in range(1, none) if self.size(index) <= limit), none)
-        if first == none:
-            return None, none
+        first = next((index for index in range(1, behind) if self.size(index) <= limit), behind)
+        if first == behind:
+            return None, behind
         width = self.row_bytes(first)
         size = self.views * self.count * width
         try:
             if self.keeping.file is None:
-                return torch.empty(size, dtype=torch.uint8, device=self.device).view(
-                    -1, width
-                ), first
-            return nameless_file(self.keeping.file, size).view(-1, width), first
-        except (
-            OSError,
-            MemoryError,
-            RuntimeError,
-        ) as error:  # torch says by a RuntimeError that memory is full
-            self.refusal = (
-                error.strerror if isinstance(error, OSError) else None
-            ) or "not enough memory"
-            return None, none
+                table = torch.empty(size, dtype=torch.uint8, device=self.device)
+            else:
+                table = nameless_file(self.keeping.file, size)
+            return table.view(-1, width), first
+        except (OSError, MemoryError, RuntimeError) as error:
+            # torch raises a RuntimeError when memory is full
+            reason = error.strerror if isinstance(error, OSError) else None
+            self.refusal = reason or "not enough memory"
+            return None, behind
 
     def describe(self) -> str:
-        """One line: what is kept, and why not more."""
+        """One line about what is cached, and why not more."""
         file, bound = self.keeping.file, self.keeping.bound
         place = f"in a nameless file in {file.parent}" if file else "in memory"
         least, whole = format_size(self.size(len(self.kinds) - 1)), format_size(self.size(1))
         if self.refusal:
-            return f"cache: no room for {whole} {place} ({self.refusal}), so every unit's inputs are computed for every batch"
+            return (
+                f"cache: no room for {whole} {place} ({self.refusal}), so every unit's inputs are "
+                "computed for every batch"
+            )
         if self.rows is None:
             return (
                 f"cache: {whole} of features exceed {bound}, and so do the {least} of the last "
@@ -224,22 +229,25 @@ class CachedFeatures:
 
     @property
     def kept_bytes(self) -> int:
-        """Memory for what is kept, at its largest; a file takes only memory that nothing else
-        needs.
+        """Memory of the cache, at its largest.
+
+        A file takes only memory that nothing else needs.
         """
         return self.rows.nbytes if self.rows is not None and self.keeping.file is None else 0
 
     def advance(self, frozen: list[Unit]) -> None:
-        """From now on, give what has passed these units: what is kept has passed all but the last
-        already.
+        """From now on, give activations that have passed these units.
+
+        The cached ones have passed all but the last already.
         """
         self.recomputed.advance(frozen)
         for depth in range(max(self.first, self.depth + 1), len(frozen) + 1):
             self.pass_on(frozen[self.depth : depth], depth)
 
     def pass_on(self, units: list[Unit], depth: int) -> None:
-        """Write what leaves some units over what entered them, part by part, so that a resumed run
-        computes the same.
+        """Write the output of some units over their input.
+
+        It is computed part by part, always alike, so that a resumed run computes the same.
         """
         assert self.rows is not None
         offset, columns = 0, list[Column]()
@@ -255,11 +263,11 @@ class CachedFeatures:
                     column.write(values, view * self.count + number * self.part_size)
         self.depth, self.columns = depth, columns
 
-    def read(self, indices: Tensor, view: int) -> Carried:
+    def read(self, indices: Tensor, view: int) -> Activations:
         return tuple(column.read(view * self.count + indices) for column in self.columns)
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Carried, Tensor]]:
-        """What enters the unit, and the labels, of an epoch's batches from ``start`` on."""
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
+        """Activations and labels of an epoch's batches from ``start`` on."""
         if not self.depth:
             yield from self.recomputed.batches(epoch, start)
             return
@@ -270,17 +278,16 @@ class CachedFeatures:
 def cached_features(
     learner: Learner, source: Batches, keeping: Keeping
 ) -> Callable[[], CachedFeatures]:
-    """What makes the features, after everything has been looked at that may be refused.
+    """A function that makes the cache, returned once everything that can be refused is checked.
 
     Raises:
-        InvalidInput: the images have no fixed number of views, or what passes between two units
-            cannot be kept.
+        InvalidInput: the images have no fixed number of views, or the activations between two units
+            cannot be cached.
     """
     if source.views is None:
         raise InvalidInput(
-            "features can only be cached of a fixed number of augmentations per image, and "
-            "without --views every epoch has new ones: give --views, such as 1 (N of them take N "
-            "times the room), or --no-augment"
+            "Cannot cache features: without --views every epoch has new augmentations of each "
+            "image. Give --views, such as 1 (N of them take N times the room), or --no-augment."
         )
     kinds = kinds_entering(learner, source)
     return lambda: CachedFeatures(source, kinds, keeping)
@@ -288,31 +295,34 @@ def cached_features(
 
 @torch.no_grad()
 def kinds_entering(learner: Learner, source: Batches) -> list[list[Kind]]:
-    """What enters each unit, learned from three images.
+    """The kinds of the tensors that enter each unit, read from three images.
 
     Raises:
-        InvalidInput: something else than a tensor with an entry per image passes between two units.
+        InvalidInput: something other than a tensor with an entry per image passes between two
+            units.
     """
     indices = torch.arange(min(3, len(source.labels)), device=source.labels.device)
     learner.train(False)
-    carried: Carried = (source.images(indices, 0),)
+    activations: Activations = (source.images(indices, 0),)
     kinds = []
     for unit in learner.units:
         if not all(
-            isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in carried
+            isinstance(value, Tensor) and value.shape[:1] == indices.shape for value in activations
         ):
             raise InvalidInput(
-                "something other than a tensor with an entry per image passes between two units, "
-                "and may differ from batch to batch, so it cannot be cached: leave --cache out"
+                "Cannot cache features: something other than a tensor with an entry per image "
+                f"enters unit {unit.index} ({unit.name}), and may differ from batch to batch. "
+                "Leave --cache out."
             )
-        kinds.append(list(map(kind_of, carried)))
-        carried = unit.forward(carried)
+        kinds.append(list(map(kind_of, activations)))
+        activations = unit.forward(activations)
     return kinds
 
 
 def nameless_file(path: Path, size: int) -> Tensor:
-    """A new file as a tensor of bytes, (size,). It loses its name at once, so nothing is left of it
-    after the tensor.
+    """A new file as a tensor of bytes, (size,).
+
+    The file loses its name at once, so nothing is left of it after the tensor.
 
     Raises:
         OSError: the file cannot be made, or there is no room for it.
@@ -321,7 +331,7 @@ def nameless_file(path: Path, size: int) -> Tensor:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         path.unlink()
-        # a disk that is full says so here, and not by killing the process at a write
+        # a full disk raises an error here, where a later write would kill the process
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
         else:  # macOS

@@ -1,4 +1,4 @@
-"""The parallel rule: groups of units in threads, between which only features travel, forward."""
+"""The parallel rule: groups of units in threads, which pass only activations on, forward."""
 
 import queue
 import threading
@@ -11,15 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Carried, StepResult, Unit
+from layerwise.core.unit import Activations, StepResult, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
-from layerwise.rules.feature_cache import (
-    Batches,
-)
+from layerwise.rules.feature_cache import Batches
 
-DEPTH = 2  # batches that may wait between two groups: one being worked on, one ready
+DEPTH = 2  # batches that may wait between two groups
 PATIENCE = 0.1  # seconds between looks at whether the pipeline has been stopped
 
 
@@ -29,19 +27,25 @@ class Stopped(Exception):
 
 @dataclass
 class Job:
-    """A batch on its way: what enters the next unit (in a list, to be taken out), and results of
-    the units passed.
+    """A batch on its way through the units.
+
+    Attributes:
+        step: number of steps made before.
+        activations: activations that enter the next unit, in a list to pop them from.
+        targets: targets of the batch.
+        results: results of the units passed.
     """
 
     step: int
-    carried: list[Carried]
+    activations: list[Activations]
     targets: Targets
     results: list[Evaluated] = field(default_factory=list)
 
 
 class Pipeline:
-    """One thread per group of neighbouring units, joined by short queues; a context that ends its
-    threads.
+    """Threads, one per group of neighbouring units, joined by short queues.
+
+    It is a context, which ends its threads.
     """
 
     def __init__(
@@ -81,23 +85,21 @@ class Pipeline:
     def __iter__(self) -> Iterator[StepResult]:
         """Results of every batch that has passed all groups, in order.
 
-        Raises:
-            Whatever a group raised.
+        An error that a group raised is raised here.
         """
         for job in self.receive(len(self.queues) - 1):
             self.learner.steps += 1
             yield StepResult(job.results, len(job.targets.labels))
 
     def guard(self, task: Callable[[int, Any], None], number: int, argument: Any) -> None:
-        """Run a thread's task; its end, or the error that ended it, goes down the line."""
+        """Run a thread's task, and pass its end, or the error that ended it, to the next queue."""
         try:
             task(number, argument)
             self.put(number, None)
         except Stopped:
             return
-        except (
-            BaseException
-        ) as error:  # handed to the thread that reads the results, which raises it
+        except BaseException as error:
+            # the thread that reads the results raises it
             try:
                 self.put(number, error)
             except Stopped:
@@ -111,8 +113,8 @@ class Pipeline:
     def work(self, number: int, group: Sequence[Unit]) -> None:
         for job in self.receive(number - 1):
             for unit in group:
-                passed, evaluated = unit.step(job.carried.pop(), job.targets, job.step)
-                job.carried.append(passed)
+                passed, evaluated = unit.step(job.activations.pop(), job.targets, job.step)
+                job.activations.append(passed)
                 del passed
                 job.results.append(evaluated)
             self.put(number, job)
@@ -148,19 +150,19 @@ def parallel(
     *,
     threads: int = 2,
 ) -> Iterator[Tick]:
-    """Groups of units work at the same time, a thread each; the same bits as ``simultaneous``.
+    """Groups of units work at the same time, a thread each; to the bit as ``simultaneous``.
 
-    Each group works on the batch that the group before has finished with. Only features travel,
-    forward. An epoch's last batch passes all groups before the next epoch begins.
+    Each group works on the batch that the group before has finished with. Only activations pass
+    between groups, forward. An epoch's last batch passes all groups before the next epoch begins.
 
     Args:
-        threads: how many groups of neighbouring units, one thread each.
+        threads: number of groups of neighbouring units, one thread each.
 
     Raises:
         InvalidInput: ``threads`` is below 1.
     """
     if threads < 1:
-        raise InvalidInput(f"Cannot use threads {threads}: give 1 or more.")
+        raise InvalidInput(f"Cannot use threads {threads}: it is too small. Give 1 or more.")
     learner.step_singly()
     return parallel_epochs(learner, batches, epochs, schedule, start, threads)
 
@@ -173,7 +175,7 @@ def parallel_epochs(
     start: Position,
     threads: int,
 ) -> Iterator[Tick]:
-    """The steps of ``parallel``: a generator, which ``parallel`` enters after all refusals."""
+    """The ticks of ``parallel``, which refuses first and then returns this generator."""
     count = min(threads, len(learner.units))
     bounds = [len(learner.units) * number // count for number in range(count + 1)]
     groups = [learner.units[low:high] for low, high in pairwise(bounds)]
@@ -184,5 +186,5 @@ def parallel_epochs(
         with Pipeline(groups, learner, batches.batches(epoch, first)) as results:
             for number, result in enumerate(results, start=first + 1):
                 tick = tick_after(epoch, number, len(batches), 0, result, epochs)
-                # before an epoch ends, the groups in front are some batches ahead
+                # inside an epoch, the first groups are some batches ahead
                 yield replace(tick, resumable=tick.ends_epoch)

@@ -31,11 +31,12 @@ def sequential(
     """Algorithm 1 of the paper: unit after unit is trained to the end, then frozen.
 
     Args:
-        epochs: of each unit.
+        epochs: number of epochs of each unit.
         cache: keep the features that enter the present unit instead of computing them for every
             batch. It needs a fixed number of augmentations of an image, --views N or --no-augment,
             and takes N times the room.
-        keeping: where it is kept and how much of it; what exceeds that is computed for every batch.
+        keeping: place and limit of the cache; features beyond the limit are computed for every
+            batch.
 
     Raises:
         InvalidInput: ``cache`` without ``views``, or a network whose features cannot be kept.
@@ -57,14 +58,14 @@ def unit_after_unit(
     start: Position,
     make_features: Callable[[], RecomputedFeatures | CachedFeatures],
 ) -> Iterator[Tick]:
-    """The steps of ``sequential``: a generator, which ``sequential`` enters after all refusals."""
+    """The ticks of ``sequential``, which refuses first and then returns this generator."""
     count = len(learner.units)
     features = make_features()
     for index in range(start.epoch // epochs, count):
         unit, frozen = learner.units[index], learner.units[:index]
         for earlier in frozen:
             if earlier.optimizer is not None:
-                # needed no more: the memory of its moments is free for this unit
+                # no longer needed: this frees the memory of its moments
                 earlier.optimizer.state.clear()
         learner.train(False)
         features.advance(frozen)
@@ -74,12 +75,14 @@ def unit_after_unit(
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
             first = start.batch if epoch == start.epoch else 0
             number = first
-            # a list to pop from: the unit alone keeps it alive
-            for *carried, labels in features.batches(epoch, first):
+            # a list to pop from, so that the unit alone keeps its activations alive
+            for *activations, labels in features.batches(epoch, first):
                 number += 1
-                learner.check(carried[0][0], labels)
+                learner.check(activations[0][0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
-                evaluated = unit.step(carried.pop(), Targets(labels, learner.num_classes), step)[1]
+                evaluated = unit.step(
+                    activations.pop(), Targets(labels, learner.num_classes), step
+                )[1]
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1
                 tick = tick_after(epoch, number, len(batches), index, result, count * epochs)

@@ -1,4 +1,7 @@
-"""The simultaneous rule: every unit learns from every batch. Of one unit it is backpropagation."""
+"""The simultaneous rule: every unit learns from every batch.
+
+With one unit it is global backpropagation.
+"""
 
 from collections.abc import Iterator
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Carried, precision
+from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
 from layerwise.losses import Targets
 
@@ -45,12 +45,12 @@ def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list
     for images, labels in loader.batches(epoch=0):
         count += len(labels)
         targets = Targets(labels, learner.num_classes)
-        carried: Carried = (images,)
+        activations: Activations = (images,)
         for unit in learner.units[: last + 1]:
             if unit.index < first:
-                carried = unit.forward(carried)
+                activations = unit.forward(activations)
             else:
-                carried, (loss, correct) = unit.evaluate(carried, targets)
+                activations, (loss, correct) = unit.evaluate(activations, targets)
                 total[unit.index - first] += torch.stack(
                     [loss.float() * len(labels), correct.float()]
                 )
