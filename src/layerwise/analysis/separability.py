@@ -1,6 +1,4 @@
-"""Separability at every depth of a trained run or of a network: a Python call, and the command
-``layerwise separability``.
-"""
+"""Separability at every depth of a trained run or of a network."""
 
 import time
 from collections.abc import Sequence
@@ -115,7 +113,7 @@ def separability(
 
 
 def separability_over_epochs(run: str | Path) -> list[Row]:
-    """What was measured of a run's features while it trained, finished or not.
+    """The rows of ``separability`` that a run measured while it trained, finished or not.
 
     It is measured by ``layerwise train --separability-every N``.
 

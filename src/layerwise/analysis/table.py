@@ -1,4 +1,4 @@
-"""How ``layerwise separability`` shows what it measured: as a table, and as CSV."""
+"""The results of ``layerwise separability`` as a table and as CSV."""
 
 import csv
 import io

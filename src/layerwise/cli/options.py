@@ -1,5 +1,4 @@
-"""Options that commands share: a field of a run or of its execution each, and those that are
-declared.
+"""Options that commands share: fields of a run or of its execution, and declared options.
 
 An option's value comes from the command line, else from the configuration file, else its default.
 """

@@ -150,8 +150,9 @@ def check_offer(response: HTTPResponse, start: int, size: int) -> None:
 
 
 def next_block(response: HTTPResponse, remaining: int) -> bytes:
-    """Bytes of the body; an error is the mirror's here, so that any other ``OSError`` is the
-    disk's.
+    """Bytes of the body.
+
+    An error here is the mirror's, so that any other ``OSError`` is the disk's.
     """
     try:
         return response.read(min(BLOCK, remaining)) if remaining else b""

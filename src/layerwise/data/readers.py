@@ -85,8 +85,9 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
 
 
 def binary_part(raw: bytes, path: Path, label_bytes: int) -> Part:
-    """Images (N, 3, 32, 32) and labels (N,) of records: label bytes, the last of which counts,
-    pixels.
+    """Images (N, 3, 32, 32) and labels (N,) of CIFAR's binary records.
+
+    A record is its label bytes, of which the last one counts, and then its pixels.
     """
     length = label_bytes + 3 * 32 * 32
     if not raw or len(raw) % length:

@@ -35,7 +35,7 @@ class Splits(ImageFormat):
     std: tuple[float, ...]
 
     def facts(self) -> dict[str, object]:
-        """What is needed to show the network an image."""
+        """The facts that are needed to show the network an image."""
         parts = self.train, self.validation, self.test
         return {
             "class_names": list(self.class_names),
@@ -142,8 +142,9 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk,
-    bilinear when enlarged.
+    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8.
+
+    They are averaged when they shrink by a whole factor, else interpolated.
     """
     if images.shape[-1] == size:
         return images.contiguous()
@@ -162,8 +163,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 def hold_out(
     images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images)
-    and what is held out.
+    """Split a training set evenly over the classes, into a training and a held-out part.
+
+    The training part has at most ``limit`` images.
     """
     labels = images.labels.numpy()
     order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
@@ -197,8 +199,9 @@ def hold_out(
 
 
 def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixel values from 0 to 255, over evenly spaced
-    images.
+    """Mean and standard deviation per channel of pixel values from 0 to 255.
+
+    They are measured on evenly spaced images, about ``sample`` of them.
     """
     indices = torch.arange(0, len(pixels), max(1, len(pixels) // sample))
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)

@@ -29,8 +29,9 @@ def compare(
     output: Path,
     execution: Execution,
 ) -> dict[str, Any]:
-    """Train every hierarchy by every rule and show the table. What is finished is not trained
-    again.
+    """Train every hierarchy by every rule and print the table.
+
+    Finished runs are not trained again.
 
     Raises:
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
@@ -112,8 +113,10 @@ def is_local(rule: str) -> bool:
 def summarise(
     hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One row: per rule the mean and deviation of test accuracy over seeds, memory and time; the
-    gap to global training.
+    """One row of the table.
+
+    Per rule it has the mean and deviation of test accuracy over seeds, memory and time, and the gap
+    to global training.
     """
     row: dict[str, Any] = {
         "hierarchy": hierarchy,
@@ -143,8 +146,9 @@ def summarise(
 
 
 def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds: int) -> None:
-    """Print the table: test accuracy of the last epoch in percent, memory in MB (10^6 bytes), time
-    in seconds.
+    """Print the table of test accuracy after the last epoch, in percent.
+
+    Memory is in MB (10^6 bytes), time in seconds.
     """
     local = [rule for rule in rules if is_local(rule)]
     table = Table(

@@ -116,8 +116,9 @@ def group(without: dict[str, str]) -> dict[str, list[str]]:
 
 
 def show(wanted: Sequence[PlannedEntry], scale: str) -> None:
-    """Print the rows: test accuracy of the last epoch in percent, mean ± deviation over seeds,
-    beside the paper's.
+    """Print test accuracy after the last epoch, in percent, beside the paper's.
+
+    It is the mean ± deviation over seeds.
     """
     columns = list(dict.fromkeys(entry.planned.column for entry in wanted))
     table = Table(

@@ -34,8 +34,9 @@ class Claim:
 
     @property
     def paper_agrees(self) -> bool | None:
-        """Whether the paper's tables bear its sentence out, amounts included; None where it prints
-        no numbers for it.
+        """Whether the paper's tables bear its sentence out, amounts included.
+
+        None where the paper prints no numbers for it.
         """
         known = [
             comparison.paper_agrees
@@ -47,8 +48,9 @@ class Claim:
 
 @dataclass(frozen=True)
 class Inconsistency:
-    """Two rows of the paper with the same network, data and options, and different numbers; one run
-    is measured for both.
+    """Two rows of the paper with the same network, data and options, and different numbers.
+
+    One run is measured for both.
     """
 
     rows: tuple[Row, Row]

@@ -41,7 +41,7 @@ FEWEST = 3  # rows that have an order worth a coefficient
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs of a setting say of a claim.
+    """The verdict of a setting's runs on a claim.
 
     Attributes:
         verdict: ``holds`` where every comparison that was measured does; ``does not hold`` where
@@ -114,7 +114,7 @@ def weigh(claim: Claim, scores: Scores) -> Verdict:
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """How alike the paper and the runs order the rows of a table.
+    """The likeness of the paper's and the runs' order of a table's rows.
 
     Attributes:
         spearman: from -1 (reversed) to 1 (the same order); None with fewer than 3 rows, or where
@@ -130,8 +130,9 @@ class RankCorrelation:
 def rank_correlation(
     records: Sequence[Record], table: int, setting: Setting, column: str = "layerwise"
 ) -> RankCorrelation:
-    """Spearman's coefficient between the paper's accuracies and the measured means, over a table's
-    rows that are measured.
+    """Spearman's coefficient between the paper's accuracies and the measured means.
+
+    It is taken over the rows of a table that are measured.
 
     Raises:
         InvalidInput: there is no such table or column.
@@ -151,8 +152,9 @@ def rank_correlation(
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """The correlation of the ranks, equal values sharing the mean of theirs; None where all of a
-    side are equal.
+    """The correlation of the ranks; None where all values of a side are equal.
+
+    Equal values share the mean of their ranks.
     """
     ranks = [
         [
@@ -179,8 +181,11 @@ class Evidence:
 
     @cached_property
     def numbers(self) -> Mapping[tuple[Setting, Row, str], Measured]:
-        """A number for each setting, row and column that was run; global ones beside another loss
-        than the paper's only where there is a layer-wise one."""
+        """A number for each setting, row and column that was run.
+
+        Global ones beside another loss than the paper's are here only where there is a layer-wise
+        one.
+        """
         found = {}
         for setting in self.settings:
             counted = [
@@ -218,5 +223,5 @@ class Evidence:
 
 
 def gap(layerwise: float | None, globally: float | None) -> float | None:
-    """How far layer-wise training is behind, in percentage points."""
+    """Percentage points by which layer-wise training is behind global training."""
     return None if layerwise is None or globally is None else globally - layerwise

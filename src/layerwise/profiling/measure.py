@@ -1,8 +1,9 @@
-"""What training rules need, measured: each in a process of its own, whose peak is then the rule's
-alone.
+"""Measured cost of training rules.
 
-``python -m layerwise.profiling.measure`` reads what to measure as JSON from stdin and prints what it
-found as JSON.
+Each rule is measured in a process of its own, whose peak of memory is then the rule's alone.
+
+``python -m layerwise.profiling.measure`` reads what to measure as JSON from stdin and prints the
+results as JSON.
 """
 
 import json
@@ -128,8 +129,9 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
 
 
 def spans(marks: list[tuple[float, int]], ended: float) -> dict[int, float]:
-    """Seconds of each unit's turns, from when phases of it began to when those of another did, or
-    all had ended.
+    """Seconds of each unit's turns.
+
+    A turn lasts from when a phase of the unit begins to when one of another unit does, or all end.
     """
     found: dict[int, float] = defaultdict(float)
     for (began, unit), (ends, _) in pairwise([*marks, (ended, -1)]):

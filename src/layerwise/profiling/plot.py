@@ -123,5 +123,5 @@ def stretches(
 
 
 def level(points: Sequence[tuple[float, float]], time: float) -> float:
-    """What was alive at a time."""
+    """Memory alive at a time."""
     return next((size for at, size in reversed(points) if at <= time), points[0][1])

@@ -1,6 +1,4 @@
-"""What training costs by each rule: work, memory and time, predicted and measured, in all and unit
-by unit.
-"""
+"""Cost of a training step by several rules: work, memory and time, predicted and measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,7 +28,9 @@ CACHED_IMAGES = 50_000
 
 
 def profiled() -> dict[str, dict[str, Any]]:
-    """What is profiled: options of a run, by name; those that train the network as one come first.
+    """The rules that are profiled: options of a run, by name.
+
+    Those that train the network as one unit come first.
 
     Rules with several threads are left out: a CPU's memory is counted per thread.
     """
@@ -47,8 +47,7 @@ def predict_peak(
     memory_format: str = "auto",
     **options: Any,
 ) -> int:
-    """Predict the memory that training needs at once, counted whole, without making a step or
-    changing the model.
+    """Predict the peak of memory of training, without making a step or changing the model.
 
     Args:
         model: see ``localize``.
@@ -261,7 +260,7 @@ def add_largest_batches(
 
 
 def in_words(name: str, least: dict[str, Any]) -> str:
-    """What a rule needs with a batch of 2."""
+    """A sentence on the memory that a rule needs with a batch of 2."""
     cache = least["cache_bytes"]
     of_which = f", of which {cache / 1e6:.1f} MB are a cache (see --cache-limit)" if cache else ""
     need = (least["predicted_peak_bytes"] + cache) / 1e6

@@ -7,8 +7,9 @@ from rich.table import Table
 
 
 def show(result: dict[str, Any], per_unit: bool) -> None:
-    """Print the table: memory in MB (10^6 bytes), time in milliseconds; behind a slash the ratio to
-    global training.
+    """Print the table: memory in MB (10^6 bytes), time in milliseconds.
+
+    The ratio to global training stands in brackets.
     """
     rules = result["rules"]
     first = next(iter(rules.values()))

@@ -1,6 +1,4 @@
-"""A rule's steps on random images, without any data: for what is predicted, measured or timed
-before a run.
-"""
+"""A rule's steps on random images: they are predicted, measured or timed without any data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -51,8 +49,9 @@ def trial_options(run: Run) -> dict[str, Any]:
 
 
 class RandomBatches:
-    """Random images in two batches per epoch, as a rule draws them: the first warms up, the second
-    is looked at.
+    """Random images in two batches per epoch, as a rule draws them.
+
+    The first batch warms up, and the second is measured.
     """
 
     views = 1

@@ -71,8 +71,9 @@ def mean_curve(records: Sequence[Record], most: int = SHOWN) -> Curve | None:
 
 
 def spread(values: Sequence[float], mean: float) -> float:
-    """Standard deviation of a single one, without the exact fractions for which ``statistics``
-    takes 50 times as long.
+    """Standard deviation of a single value.
+
+    ``statistics`` counts in exact fractions and takes 50 times as long.
     """
     return sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
@@ -83,8 +84,9 @@ def number(value: Any) -> float | None:
 
 
 def unit_depth(record: Record, most: int = SHOWN) -> Depth | None:
-    """Accuracy of every unit's own classifier at some of the epochs; None where fewer than two
-    units learn.
+    """Accuracy of every unit's own classifier at some of the epochs.
+
+    None where fewer than two units learn.
 
     Only the epochs that are returned are parsed.
     """
@@ -114,8 +116,9 @@ def units(record: Record, index: int) -> list[Any]:
 
 
 def probe_depth(record: Record, most: int = SHOWN) -> Depth | None:
-    """Accuracy of a linear probe of every unit's features at some of the epochs; None where it was
-    not measured.
+    """Accuracy of a linear probe of every unit's features at some of the epochs.
+
+    None where it was not measured.
     """
     return depth(some(measured(record), most), "linear_probe", PROBE)
 
@@ -125,9 +128,7 @@ def some(entries: Sequence[tuple[int, list[Any]]], most: int) -> list[tuple[int,
 
 
 def measured(record: Record) -> list[tuple[int, list[Any]]]:
-    """The epochs after which features were measured while training, with what was found of each
-    unit.
-    """
+    """The epochs after which features were measured while training, with the rows of each."""
     entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
     return [
         (entry["epoch"], entry["units"])
@@ -137,9 +138,7 @@ def measured(record: Record) -> list[tuple[int, list[Any]]]:
 
 
 def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
-    """Everything that was measured of the features, a ``Depth`` per measure and one of the gains,
-    at some of the epochs.
-    """
+    """All measures of the features at some epochs: a ``Depth`` each, and one of the gains."""
     found = some(measured(record), most)
     kinds = {
         name: (f"{text.removesuffix(', %')} of each unit's features", text)
@@ -151,7 +150,7 @@ def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
 
 @dataclass(frozen=True)
 class Separable:
-    """How separable the features of a unit were after an epoch; None for what is not known.
+    """Separability of a unit's features after an epoch; None for what is unknown.
 
     Attributes:
         index: the unit's; −1 is the image.
@@ -171,9 +170,7 @@ class Separable:
 
 
 def separable(record: Record) -> list[Separable]:
-    """Everything that was measured of the features while training, epoch by epoch, from the image
-    on.
-    """
+    """All measurements of the features while training, epoch by epoch, from the image on."""
     found, entries = [], record.separability()
     names = headings_of(entries)
     for entry in entries:

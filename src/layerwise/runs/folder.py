@@ -127,7 +127,7 @@ class RunFolder:
         return run_from(facts["run"], facts["format"], self.file(CONFIGURATION))
 
     def execution(self) -> Execution:
-        """How the run was carried out when it began."""
+        """The execution that the run began with."""
         known = {item.name: item for item in fields(Execution)}
         values = renamed(self.facts().get("execution", {}))
         return Execution(

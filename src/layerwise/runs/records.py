@@ -1,5 +1,6 @@
-"""Runs as they lie on disk, for whoever reads many of them: no torch, nothing locked, nothing
-raised for a broken one.
+"""Runs as they lie on disk, for readers of many.
+
+No torch; nothing is locked, and nothing is raised for a broken run.
 """
 
 import json
@@ -57,8 +58,11 @@ class Record:
         return self.result["test_accuracy"] if self.result else None
 
     def units(self, index: int) -> list[dict[str, Any]]:
-        """The units of an entry of ``epochs``: ``index``, ``name``, ``loss``, ``accuracy`` and, of
-        held-out images, ``val_loss`` and ``val_accuracy``. They are read from disk now."""
+        """The units of an entry of ``epochs``, read from disk now.
+
+        Each has ``index``, ``name``, ``loss``, ``accuracy`` and, of held-out images, ``val_loss``
+        and ``val_accuracy``.
+        """
         begin, end = self.places[index]
         with (Path(self.path) / LOG).open("rb") as log:
             log.seek(begin)
@@ -66,9 +70,7 @@ class Record:
         return found
 
     def separability(self) -> list[dict[str, Any]]:
-        """What was measured of the features while training, a record per epoch that was measured;
-        often nothing.
-        """
+        """Measurements of the features while training, a record per measured epoch; often none."""
         path = Path(self.path) / SEPARABILITY
         return [record for record, _ in read_lines(path)[0]] if path.exists() else []
 
@@ -132,7 +134,7 @@ def entries(folder: Path) -> list[Path]:
 
 
 def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
-    """What lies beside runs and is of none: a line for each folder of runs that holds such files."""
+    """Files beside runs that belong to none: an entry for each folder that holds such files."""
     places = {Path(path) for path in paths if not is_run(Path(path))}
     places |= {run.parent for run in runs if run not in set(map(Path, paths))}
     found = []
@@ -202,8 +204,9 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
 def read_lines(
     path: Path, stop: bytes | None = None
 ) -> tuple[list[tuple[dict[str, Any], tuple[int, int]]], list[str]]:
-    """The JSON objects of a file, one per line, each with where it begins and ends, and what is
-    wrong with it in words.
+    """The JSON objects of a file, one per line, and problems in words.
+
+    Each object comes with the places in bytes where its line begins and ends.
 
     Args:
         stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
@@ -243,8 +246,9 @@ def line_places(data: bytes) -> Iterator[tuple[int, int]]:
 def read_heads(
     data: bytes, places: Sequence[tuple[int, int]], stop: bytes
 ) -> list[dict[str, Any]] | None:
-    """What all lines hold before ``stop``, parsed at once, which is several times as fast; None
-    unless all are whole.
+    """The part of every line before ``stop``, parsed at once; None unless all are whole.
+
+    That is several times as fast as line by line.
     """
     heads = []
     for begin, end in places:
@@ -277,7 +281,8 @@ def is_epoch(record: dict[str, Any]) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be shown: neither text nor NaN or infinite, which
-    Python's JSON allows.
+    """Whether a value is a number that can be shown.
+
+    Text is none, nor are NaN and infinity, which Python's JSON allows.
     """
     return isinstance(value, int | float) and abs(value) <= float_info.max

@@ -88,8 +88,9 @@ def is_state_of(folder: RunFolder, state: Mapping[str, Any]) -> bool:
 
 
 def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
-    """Refuse images other than those that a run began with: other classes, another number, or other
-    means and deviations.
+    """Refuse other images than those that a run began with.
+
+    They differ in classes, numbers, means or deviations.
     """
     if folder.facts()["data"] != data:
         raise InvalidInput(

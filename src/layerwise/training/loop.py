@@ -1,6 +1,4 @@
-"""The training loop: a prepared run, from its first batch to its result, in the order a batch meets
-it.
-"""
+"""The training loop, from a run's first batch to its result, in the order a batch meets it."""
 
 import signal
 import sys

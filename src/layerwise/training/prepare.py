@@ -249,8 +249,7 @@ def check_numbers(run: Run, execution: Execution) -> None:
 
 
 def decay(run: Run) -> Schedule:
-    """The paper's schedule: a factor of ``decay_rate`` when a milestone's share of training is
-    done.
+    """The paper's schedule: the rate is multiplied by ``decay_rate`` at every milestone.
 
     Raises:
         InvalidInput: a milestone is not a number from 0 to 1.

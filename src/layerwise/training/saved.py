@@ -64,8 +64,9 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
 
 
 def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
-    """Accuracy on the test and validation images, and of every unit on the test images where the
-    last state is there.
+    """Accuracy of a finished run on the test and validation images, in percent.
+
+    Where the last state is there, every unit is evaluated on the test images too.
     """
     network, _ = load_network(folder, best)
     prepared = prepare(folder.run(), execution)

@@ -110,7 +110,7 @@ def begin(
 def describe_session(
     prepared: Prepared, data: Splits, learner: Learner, formats: list[str]
 ) -> dict[str, Any]:
-    """What a run's record holds beside the run: its data, its units, options in full, the machine."""
+    """The record of a run beside the run itself: data, units, options in full, the machine."""
     return {
         "data": data.facts(),
         "units": [unit.name for unit in learner.units],
@@ -136,7 +136,7 @@ def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def describe_steps(learner: Learner) -> str:
-    """How steps are made, in words, if they are recorded."""
+    """Words for how steps are made; empty unless they are recorded."""
     if learner.captured is None:
         return ""
     count = max(1, len(learner.captured.streams))
@@ -163,7 +163,7 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
 
 
 def build_watch(prepared: Prepared, learner: Learner, data: Splits, going_on: bool) -> Watch | None:
-    """What measures separability while training, if that is asked for.
+    """The measurement of separability while training; None if it is not asked for.
 
     Raises:
         InvalidInput, CannotSplit: it cannot be measured, or the run to compare with cannot.

@@ -96,7 +96,7 @@ def keyword_only(factory: Callable[..., Any]) -> list[str]:
 
 
 def first_line(thing: Any) -> str:
-    """What something says of itself in a few words: its ``text``, else its docstring's first line."""
+    """Short description of something: its ``text``, else its docstring's first line."""
     text = getattr(thing, "text", None) or thing.__doc__ or ""
     return str(text).strip().partition("\n\n")[0].replace("\n", " ").replace("    ", "")
 
@@ -115,7 +115,7 @@ def plain_type(annotation: Any) -> tuple[type, bool] | None:
 
 
 def described(docstring: str) -> dict[str, str]:
-    """What the section ``Args:`` of a docstring says of each name."""
+    """Descriptions by name, from the section ``Args:`` of a docstring."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
     texts: dict[str, str] = {}
     names: list[str] = []

@@ -230,7 +230,10 @@ def first_costs(
 
 
 def in_words(budgets: Sequence[Budget], count: int) -> str:
-    """How many designs are within the budgets; memory is only looked at of the first."""
+    """A sentence on how many designs are within the budgets.
+
+    Only the first designs are held against a budget of memory.
+    """
     counted = ", ".join(budget.text for budget in budgets if budget.kind != "memory")
     memory = [f", the first within {budget.text}" for budget in budgets if budget.kind == "memory"]
     return f"{count:,} designs with downsampling accelerated within {counted}" + "".join(memory)

@@ -13,8 +13,9 @@ WAYS = {"simultaneous": "layer-wise", "global": "global"}
 
 
 def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Layer-wise and global test accuracy over multiply-adds, mean and deviation, and the Pareto
-    front of the layer-wise ones.
+    """Draw layer-wise and global test accuracy over multiply-adds, and the Pareto front.
+
+    Points are means, bars deviations; the front is that of layer-wise training.
 
     Args:
         rows: of ``results.gather``.

@@ -126,7 +126,7 @@ def fill(begun: Hierarchy, stages: int) -> Hierarchy:
 def place_in_order(
     hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]
 ) -> tuple[float, bool, int, int, Hierarchy]:
-    """What proposals are sorted by; see the head of this file."""
+    """Key that proposals are sorted by; see the head of this file."""
     distance = sum((mine - its) ** 2 for mine, its in zip(hierarchy, base, strict=True))
     scale = shallow_scale(hierarchy, resolutions, scale_layers(base))
     return (scale, not fulfils_equation_7(hierarchy), -sum(hierarchy), distance, hierarchy)

@@ -1,6 +1,4 @@
-"""Figure 1: layer-wise against global training as bars over the published networks, on both data
-sets.
-"""
+"""Figure 1: bars of layer-wise and global training over the published networks."""
 
 from collections.abc import Sequence
 from textwrap import wrap

@@ -1,5 +1,6 @@
-"""Every unit's accuracy over depth and epochs, layer-wise beside global, which the paper argues
-about but does not draw.
+"""Every unit's accuracy over depth and epochs, layer-wise beside global.
+
+The paper argues about it but does not draw it.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,4 @@
-"""Data of the page's script: every run with its curves and units, the figures, and accuracy over
-epochs.
-"""
+"""Data of the page's script: runs with their curves and units, figures, charts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -80,8 +78,9 @@ def one_run(record: Record, runs: int, names: Names) -> dict[str, Any]:
 
 
 def units_shown(record: Record, runs: int) -> int:
-    """At how many epochs a run's units are shown, so that all runs together stay within
-    ``OF_UNITS``.
+    """Number of epochs at which a run's units are shown.
+
+    All runs together stay within ``OF_UNITS``.
     """
     noted = record.facts.get("units")
     count = len(noted) if isinstance(noted, list) and noted else 20

@@ -1,6 +1,4 @@
-"""The page's tables: the paper's six with what was measured beside them, the claims, the
-hierarchies.
-"""
+"""The page's tables: the paper's six beside the measured numbers, claims, hierarchies."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -37,9 +37,7 @@ HEADLINE_CAPTION = (
 
 
 def headline(evidence: Evidence) -> dict[str, Any]:
-    """The effect of moving convolutions out of the shallow stages, printed and measured, and the
-    verdicts counted.
-    """
+    """The effect of moving convolutions out of the shallow stages, and counts of verdicts."""
     by_name = {(row.table, row.name): row for row in ROWS}
     pairs = [
         (by_name[table, before], by_name[table, after]) for table, before, after in ACCELERATED
@@ -80,7 +78,7 @@ def line(
 
 
 def verdict_counts(evidence: Evidence) -> Iterator[str]:
-    """How many claims hold, setting by setting."""
+    """Counts of the claims that hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
         counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
