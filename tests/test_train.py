@@ -290,10 +290,13 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"loss": "predsm"}, "did you mean 'predsim'"),
         ({"rule": "simultanous"}, "did you mean 'simultaneous'"),
         ({"optimizer": "adm"}, "did you mean 'adam'"),
-        ({"epochs": 0}, "Cannot use epochs 0: give 1 or more"),
-        ({"lr": -1.0}, "Cannot use lr -1.0: give a number above 0"),
+        ({"epochs": 0}, "Cannot use epochs 0: it is out of range. Give 1 or more"),
+        ({"lr": -1.0}, "Cannot use lr -1.0: it is out of range. Give a number above 0"),
         ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: give"),
-        ({"weight_decay": float("inf")}, "Cannot use weight_decay inf: give a finite number"),
+        (
+            {"weight_decay": float("inf")},
+            "Cannot use weight_decay inf: it is not finite. Give a number",
+        ),
         ({"decay_milestones": "50%"}, "are not shares of training"),
         (
             {"rule_options": CACHED},

@@ -36,8 +36,8 @@ def refuse(path: object, problem: str) -> NoReturn:
 
 def missing(folder: Path, names: Sequence[str]) -> NoReturn:
     raise MissingData(
-        f"Cannot find {' or '.join(names)} in {folder}: pass --data-dir, or --download to fetch "
-        "them."
+        f"Cannot find the data set: {' or '.join(names)} is not in {folder}. Give --data-dir, or "
+        "--download to fetch it."
     )
 
 
@@ -301,5 +301,5 @@ def bundled_digits() -> Arrays:
 
 
 def read_digits(data_dir: Path) -> Arrays:
-    """The 1797 grey images (N, 1, 8, 8) of scikit-learn, a fixed fifth of each class as the test."""
+    """The 1797 grey images (N, 1, 8, 8) of scikit-learn; a fifth of each class is the test."""
     return bundled_digits()

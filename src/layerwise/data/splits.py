@@ -120,12 +120,13 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
     ):
         if value is not None and not 0 <= value <= limit:
             raise InvalidInput(
-                f"Cannot use {label} {value} with images of {size} pixels: give 0 to {limit}."
+                f"Cannot use {label} {value} with images of {size} pixels: it is out of range. "
+                f"Give 0 to {limit}."
             )
     if run.views is not None and run.views < 1:
         raise InvalidInput(
-            f"Cannot use views {run.views}: give 1 or more, or leave it out for new augmentations "
-            "each epoch."
+            f"Cannot use views {run.views}: it is out of range. Give 1 or more, or leave it out "
+            "for new augmentations each epoch."
         )
     if not run.augment:
         if run.cutout:
@@ -179,8 +180,8 @@ def hold_out(
         total = sum(map(len, train))
         if not classes <= limit <= total:
             raise InvalidInput(
-                f"Cannot use train_images {limit}: give {classes} (one per class) to {total}, or "
-                "leave it out."
+                f"Cannot use train_images {limit}: {total} images are left of {classes} classes. "
+                f"Give {classes} to {total}, or leave it out."
             )
         # whole shares first, then one more for the first classes, so that the sum is the limit for
         # equal classes
@@ -189,13 +190,13 @@ def hold_out(
         for number in range(limit - sum(shares)):
             shares[number % classes] += 1
         train = [part[:share] for part, share in zip(train, shares, strict=True)]
-    kept = torch.from_numpy(np.sort(np.concatenate(train)))
-    if len(kept) < 2:
+    training = torch.from_numpy(np.sort(np.concatenate(train)))
+    if len(training) < 2:
         raise InvalidInput(
-            f"Cannot train on {len(kept)} images: no more are left. Give more, or a smaller "
+            f"Cannot train on {len(training)} images: no more are left. Give more, or a smaller "
             "val_fraction."
         )
-    return images.pick(kept), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
+    return images.pick(training), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
 
 
 def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -38,12 +38,12 @@ class Claim:
 
         None where the paper prints no numbers for it.
         """
-        known = [
+        agreements = [
             comparison.paper_agrees
             for comparison in self.comparisons
             if comparison.paper_agrees is not None
         ]
-        return all(known) and not self.reversed_sentence if known else None
+        return all(agreements) and not self.reversed_sentence if agreements else None
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,19 @@ def number(table: int, name: str, kind: str = "layerwise") -> Number:
 
 
 def better(
-    table: int, name: str, *others: str, kind: str = "layerwise", amount: Amount | None = None
+    table: int, name: str, *below: str, kind: str = "layerwise", amount: Amount | None = None
 ) -> tuple[Comparison, ...]:
-    """A row of a table above each of some others."""
+    """A row of a table above each of some other rows."""
     return tuple(
-        Comparison(number(table, name, kind), number(table, other, kind), amount)
-        for other in others
+        Comparison(number(table, name, kind), number(table, lower, kind), amount) for lower in below
     )
 
 
 def falling(table: int, *names: str, kind: str = "layerwise") -> tuple[Comparison, ...]:
     """Each row of a table above the next."""
     return tuple(
-        Comparison(number(table, one, kind), number(table, other, kind))
-        for one, other in pairwise(names)
+        Comparison(number(table, above, kind), number(table, below, kind))
+        for above, below in pairwise(names)
     )
 
 

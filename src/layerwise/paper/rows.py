@@ -222,10 +222,10 @@ def plan(
         for row in rows:
             for column in columns:
                 run = row_run(row, scale, column, seed, **changes)
-                known = wanted.get(run)
+                planned = wanted.get(run)
                 wanted[run] = (
-                    replace(known, rows=(*known.rows, row))
-                    if known
+                    replace(planned, rows=(*planned.rows, row))
+                    if planned
                     else Planned(run, column, (row,))
                 )
     return list(wanted.values())

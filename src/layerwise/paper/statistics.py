@@ -82,17 +82,17 @@ class Scores:
         Args:
             epochs: of curves.
         """
-        found: list[dict[int, Numbers]] = []
+        terms: list[dict[int, Numbers]] = []
         for term in measure:
             numbers = {
                 seed: value(record, term.kind, epochs)
                 for seed, record in self.runs.get((row, term.column), {}).items()
             }
-            found.append(
+            terms.append(
                 {seed: term.sign * number for seed, number in numbers.items() if number is not None}
             )
-        seeds = sorted(set.intersection(*map(set, found)))
-        return {seed: np.sum([numbers[seed] for numbers in found], axis=0) for seed in seeds}
+        seeds = sorted(set.intersection(*map(set, terms)))
+        return {seed: np.sum([numbers[seed] for numbers in terms], axis=0) for seed in seeds}
 
     def _scatter(self, data: str, measure: Measure, epochs: tuple[int, ...] = ()) -> Scatter | None:
         """The scatter of a measure that rows and seeds do not explain; None where unknown."""
@@ -307,7 +307,8 @@ class Outcome:
         )
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         remark = f"; {self.remark}" if self.remark else ""
-        return f"{comparison.text}: {self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}: {self.verdict}"
+        numbers = f"{self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}"
+        return f"{comparison.text}: {numbers}: {self.verdict}"
 
 
 def compare(comparison: Comparison, scores: Scores) -> Outcome:

@@ -120,10 +120,10 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:
         return None
     guess, guesses = 64, 1
     while failing - fitting > 1:
-        found = peak(guess)
-        slope = max((found - need) / (guess - fitting), 1e-9)
-        if found <= limit:
-            fitting, need = guess, found
+        peak_bytes = peak(guess)
+        slope = max((peak_bytes - need) / (guess - fitting), 1e-9)
+        if peak_bytes <= limit:
+            fitting, need = guess, peak_bytes
         else:
             failing = guess
         guess = fitting + int((limit - need) / slope)

@@ -133,16 +133,16 @@ def hierarchy(record: Record) -> str:
 
     A run of a published network has it in its result only.
     """
-    found = record.run.hierarchy or (record.result or {}).get("hierarchy")
+    stages = record.run.hierarchy or (record.result or {}).get("hierarchy")
     halvings = record.run.downsample_after
     try:
         return (
-            Design(parse_hierarchy(found), parse_downsampling(halvings) if halvings else None).text
-            if found
+            Design(parse_hierarchy(stages), parse_downsampling(halvings) if halvings else None).text
+            if stages
             else ""
         )
     except InvalidInput:  # a run or result that was altered: shown as it is
-        return str(found)
+        return str(stages)
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -265,7 +265,7 @@ def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str 
                 escape(row.name),
                 format_hierarchy(row.hierarchy),
                 *(f"{row.accuracy(column):.2f}" for column in COLUMNS),
-                *(cell(found) for found in numbers[row]),
+                *(cell(number) for number in numbers[row]),
                 seeds(numbers[row]),
             ]
         )
@@ -299,18 +299,18 @@ model & hierarchy & layer-wise & global & layer-wise & global & seeds \\
 """
 
 
-def cell(found: Measured | None) -> str:
+def cell(number: Measured | None) -> str:
     """Mean ± deviation in percent; a dash where nothing is measured."""
-    if found is None:
+    if number is None:
         return "--"
-    return f"{found.mean:.2f}" + (
-        f" $\\pm$ {found.deviation:.2f}" if found.deviation is not None else ""
+    return f"{number.mean:.2f}" + (
+        f" $\\pm$ {number.deviation:.2f}" if number.deviation is not None else ""
     )
 
 
-def seeds(found: Sequence[Measured | None]) -> str:
+def seeds(numbers: Sequence[Measured | None]) -> str:
     """Number of seeds; layer-wise and global ones where they differ."""
-    counts = [str(len(number.seeds)) if number else "0" for number in found]
+    counts = [str(len(number.seeds)) if number else "0" for number in numbers]
     return counts[0] if len(set(counts)) == 1 else "/".join(counts)
 
 

@@ -66,8 +66,8 @@ class Record:
         begin, end = self.places[index]
         with (Path(self.path) / LOG).open("rb") as log:
             log.seek(begin)
-            found: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
-        return found
+            units: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
+        return units
 
     def separability(self) -> list[dict[str, Any]]:
         """Measurements of the features while training, a record per measured epoch; often none."""
@@ -137,21 +137,21 @@ def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
     """Files beside runs that belong to none: an entry for each folder that holds such files."""
     places = {Path(path) for path in paths if not is_run(Path(path))}
     places |= {run.parent for run in runs if run not in set(map(Path, paths))}
-    found = []
+    broken = []
     for folder in sorted(places):
-        names = [entry.name for entry in entries(folder) if not known(entry)]
+        names = [entry.name for entry in entries(folder) if not belongs_beside_runs(entry)]
         if names:
-            others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            found.append(
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            broken.append(
                 Broken(
                     str(folder),
-                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{others}",
+                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{more}",
                 )
             )
-    return found
+    return broken
 
 
-def known(entry: Path) -> bool:
+def belongs_beside_runs(entry: Path) -> bool:
     """Whether it is a run, holds some, or is something that this program keeps beside runs."""
     ours = entry.name.startswith((".", "study", "compare-"))
     return ours or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
@@ -163,8 +163,8 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     Raises:
         InvalidInput: it has no configuration that can be read.
     """
-    kept = RunFolder(folder)
-    facts, run = kept.facts(), kept.run()
+    run_folder = RunFolder(folder)
+    facts, run = run_folder.facts(), run_folder.run()
     lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
     whole = [(record, place) for record, place in lines if is_epoch(record)]
     if len(whole) < len(lines):
@@ -172,9 +172,9 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
             f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}"
         )
     result = None
-    if kept.finished:
+    if run_folder.finished:
         try:
-            result = kept.result()
+            result = run_folder.result()
             if not is_number(result.get("test_accuracy")):
                 raise InvalidInput(f"{RESULT} has no test accuracy")
             if not 0 <= result["test_accuracy"] <= 100:
@@ -216,7 +216,7 @@ def read_lines(
     heads = read_heads(data, places, stop) if stop else None
     if heads is not None:
         return list(zip(heads, places, strict=True)), []
-    found, bad = [], 0
+    records, bad = [], 0
     for begin, end in places:
         line = data[begin:end]
         cut = line.find(stop) if stop else -1
@@ -224,10 +224,10 @@ def read_lines(
             record = json.loads(line if cut < 0 else line[:cut] + b"}")
             if not isinstance(record, dict) or (cut >= 0 and not line.endswith(WHOLE)):
                 raise ValueError
-            found.append((record, (begin, end)))
+            records.append((record, (begin, end)))
         except ValueError:
             bad += 1
-    return found, [
+    return records, [
         f"lines of {path.name} that are cut short or no JSON were left out: {bad}"
     ] if bad else []
 
@@ -257,12 +257,12 @@ def read_heads(
             return None
         heads.append(data[begin:cut])
     try:
-        found = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
+        records = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
     except ValueError:
         return None
     return (
-        found
-        if len(found) == len(places) and all(isinstance(record, dict) for record in found)
+        records
+        if len(records) == len(places) and all(isinstance(record, dict) for record in records)
         else None
     )
 

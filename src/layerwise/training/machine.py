@@ -51,10 +51,10 @@ def commit() -> str | None:
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
     try:
-        found = subprocess.run(
+        tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
         )
-        if found.returncode != 0:
+        if tracked.returncode != 0:
             return None
         name = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True

@@ -188,17 +188,17 @@ def compared_run(
     Raises:
         InvalidInput: the run cannot be measured, or its network reads images of another kind.
     """
-    other = RunFolder(against)
-    its = other.facts()["data"]
+    reference = RunFolder(against)
+    its = reference.facts()["data"]
     for fact in ("class_names", "image_size", "channels"):
         if facts[fact] != its[fact]:
             raise InvalidInput(
-                f"Cannot compare with {other.path}: it was trained on other images, since its "
+                f"Cannot compare with {reference.path}: it was trained on other images, since its "
                 f"{fact.replace('_', ' ')} differs. Compare runs of one data set and image size."
             )
     device = loader.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        depths, epoch = trained_depths(other, device)
+        depths, epoch = trained_depths(reference, device)
     scaled = Loader(
         loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size
     )

@@ -129,7 +129,7 @@ def described(docstring: str) -> dict[str, str]:
 
 
 def checked_options(
-    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], given: Mapping[str, Any]
+    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], values: Mapping[str, Any]
 ) -> Options:
     """The options given to a registered factory, without those that are at their default.
 
@@ -141,8 +141,8 @@ def checked_options(
         InvalidInput: the entry is unknown or has no such option, or a value is of another type.
     """
     declared = options_of(registry[choose(kind, name, registry)])
-    values = {}
-    for option, value in given.items():
+    changed = {}
+    for option, value in values.items():
         if option not in declared:
             owners = [owner for owner in registry if option in options_of(registry[owner])]
             belongs = f"It belongs to {', '.join(owners)}." if owners else "No other has it either."
@@ -153,5 +153,5 @@ def checked_options(
             )
         value = declared[option].check(value, f"option of the {kind} {name!r}")
         if value != declared[option].default:
-            values[option] = value
-    return Options(values)
+            changed[option] = value
+    return Options(changed)
