@@ -335,7 +335,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "train resnet18 {small} --seed 99999999999999999999999",
             "Cannot use seed 99999999999999999999999: it is out of range. Give 0 or more",
         ),
-        ("train resnet18 {small} --at ²", "no cut can follow '²'"),
+        ("train resnet18 {small} --at ²", "Cannot end a unit at '²': resnet18 has no such module"),
         ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
         ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (

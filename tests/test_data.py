@@ -145,7 +145,7 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
         (Run(batch_size=1), "Cannot use batch_size 1: it is out of range. Give 2 or more"),
         (
             Run(train_images=3),
-            "Cannot use train_images 3: 1293 images are left of 10 classes. Give 10",
+            "Cannot use train_images 3: 1295 images are left of 10 classes. Give 10",
         ),
         (
             Run(crop_padding=-1),

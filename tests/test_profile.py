@@ -309,7 +309,7 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
             "--figure {tmp}/memory.gif",
             "it is of no known type. Give a name that ends in .svg or .png",
         ),
-        ("--figure {tmp}/memory.png --predict", "leave one of them out"),
+        ("--figure {tmp}/memory.png --predict", "Leave one of them out"),
         ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
         ("--segments 0", "segments 0 are not to be had"),
     ],
@@ -389,8 +389,8 @@ class RandomImages:
     ("rule", "options", "words"),
     [
         ("parallel", {}, "several threads"),
-        ("global", {"at": "layer"}, "leave at= out"),
-        ("checkpointed", {"at": 2}, "leave at= out"),
+        ("global", {"at": "layer"}, "Leave at= out"),
+        ("checkpointed", {"at": 2}, "Leave at= out"),
     ],
 )
 def test_peaks_that_cannot_be_predicted_are_refused(

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,8 +285,14 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
         InvalidInput: naming the first of them.
     """
     cut = parse_cut(run.at)
+    modules = [name for name, _ in network.named_modules() if name]
     for path in cut if isinstance(cut, list) else ():
-        choose(f"module of {run.model} in at", path, [name for name, _ in network.named_modules()])
+        if path not in modules:
+            near = get_close_matches(path, modules, n=1) or modules[:1]
+            raise InvalidInput(
+                f"Cannot end a unit at {path!r}: {run.model} has no such module. Give layer, block, "
+                f"a number of units, or paths of modules such as {near[0]}."
+            )
 
 
 def parse_measures(execution: Execution) -> tuple[str, ...]:
