@@ -475,7 +475,7 @@ def test_what_cannot_be_compared_is_refused_before_training(
         (
             Execution(device="cpu", separability_against=against),
             SMALL,
-            "give both, or leave it out",
+            "Give both, or leave it out",
         ),
     ):
         with pytest.raises(InvalidInput, match=sentence):

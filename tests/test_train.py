@@ -320,7 +320,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
             {"rule": "checkpointed", "rule_options": Options({"segments": 99})},
             "segments 99 .*give 1 to",
         ),
-        ({"at": "stage.9"}, "no cut can follow 'stage.9'"),
+        ({"at": "stage.9"}, "Cannot end a unit at 'stage.9': resnet18 has no such module"),
         ({"at": "99"}, "99 units are not to be had"),
     ],
 )
