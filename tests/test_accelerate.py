@@ -28,7 +28,7 @@ from layerwise.experiments.accelerate.ranking import (
     score,
     stage_gains,
 )
-from layerwise.experiments.accelerate.results import gather
+from layerwise.experiments.accelerate.results import result_rows
 from layerwise.hierarchy import (
     Design,
     downsamples_earlier,
@@ -242,7 +242,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --budget flops=3", "Cannot use kind of budget 'flops'"),
         ("resnet18 --budget convolutions", "has no amount"),
         ("resnet18 --budget convolutions=many", "is not understood"),
-        ("resnet18 --budget memory=4", "is not a size"),
+        ("resnet18 --budget memory=4", "it is not a size"),
         ("resnet18 --budget convolutions=+0 --budget convolutions=9", "is given twice"),
         ("vgg11", "one convolution in every shallow stage"),
         ("resnet18 --hierarchy 2,2,2", "has 3 stages"),
@@ -266,12 +266,15 @@ def test_enumeration_ends_where_nothing_fits():
             "resnet18 --downsample-after 1,2,6",
             "Cannot use --downsample-after: it is what --move downsampling proposes",
         ),
-        ("resnet18 --seeds 0", "Cannot use --seeds 0: give 1 or more"),
-        ("resnet18 --final-epochs -1", "Cannot use --final-epochs -1: give 0 or more"),
+        ("resnet18 --seeds 0", "Cannot use --seeds 0: it is out of range. Give 1 or more"),
+        (
+            "resnet18 --final-epochs -1",
+            "Cannot use --final-epochs -1: it is out of range. Give 0 or more",
+        ),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "Give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
-        ("resnet18 --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
+        ("resnet18 --batch-size 1", "Cannot use batch_size 1: it is out of range. Give 2 or more"),
         ("resnet18 --data cifar", "Did you mean 'cifar10'"),
     ],
 )
@@ -340,7 +343,7 @@ def test_the_pareto_front_and_what_is_gained():
         for rule in ("simultaneous", "global")
     ]
     ranked = [Ranked(Design((1, 1, 2, 2)), 1, 2.0, "+2.00 points")]
-    rows = gather([costs.cost(one) for one in hierarchies], ranked, results)
+    rows = result_rows([costs.cost(one) for one in hierarchies], ranked, results)
     assert [row["pareto"] for row in rows] == [False, True, True, False]
     assert [row["gain"] for row in rows] == [0.0, 5.0, -10.0, 4.0]
     assert [row["predicted_rank"] for row in rows] == [None, 1, None, None]

@@ -150,9 +150,9 @@ def test_the_name_is_listed(kind: str, name: str, line: str, folder: Path) -> No
 
 def test_help_has_the_options_with_their_texts(folder: Path) -> None:
     words = " ".join(output(folder, "train", "--help").split())
-    assert "--temperature TEMPERATURE mine: what the logits are divided by. (default: 1.0)" in words
-    assert "--repeats REPEATS mine: steps on each batch. (default: 2)" in words
-    assert "--channels CHANNELS mine: of each convolution. (default: 16)" in words
+    assert "--temperature X mine: what the logits are divided by (default: 1.0)" in words
+    assert "--repeats N mine: steps on each batch (default: 2)" in words
+    assert "--channels N mine: of each convolution (default: 16)" in words
 
 
 def test_the_record_has_the_options(by_loss: Path, by_all: Path) -> None:

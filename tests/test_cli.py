@@ -308,10 +308,16 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --hierarchy 1,-1,1,1", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy one,two", "positive whole numbers"),
         ("train resnet18 {small} --hierarchy 1,1.5,1,1", "positive whole numbers"),
-        ("train resnet18 {small} --batch-size 1", "Cannot use batch_size 1: give 2 or more"),
+        (
+            "train resnet18 {small} --batch-size 1",
+            "Cannot use batch_size 1: it is out of range. Give 2 or more",
+        ),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
         ("train resnet18 {small} --epoch-count 3", "unrecognized arguments: --epoch-count"),
-        ("train resnet18 {small} --device tpu", "Cannot use device 'tpu': give cpu, cuda"),
+        (
+            "train resnet18 {small} --device tpu",
+            "Cannot use device 'tpu': it is neither a CPU nor a CUDA GPU. Give cpu, cuda",
+        ),
         ("train resnet18 {small} --device cuda:99", "Cannot use device 'cuda:99': torch sees"),
         ("train resnet18 {small} --config {tmp}/none.yaml", "none.yaml as YAML: "),
         ("train resnet18 {small} --data mnist --data-dir {tmp}", "--download"),
@@ -327,9 +333,9 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("trian resnet18", "invalid choice: 'trian'"),
         (
             "train resnet18 {small} --seed 99999999999999999999999",
-            "Cannot use seed 99999999999999999999999: give 0 or more",
+            "Cannot use seed 99999999999999999999999: it is out of range. Give 0 or more",
         ),
-        ("train resnet18 {small} --at ²", "Cannot cut behind '²'"),
+        ("train resnet18 {small} --at ²", "Cannot end a unit at '²': resnet18 has no such module"),
         ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
         ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (
@@ -339,11 +345,11 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "train resnet18 {small} --cache-dir .",
-            "Cannot use --cache-dir without --cache: give --cache",
+            "Cannot use --cache-dir without --cache: there are no features to keep. Give --cache",
         ),
         (
             "train resnet18 {small} --cache-limit 1GB",
-            "Cannot use --cache-limit without --cache: give --cache",
+            "Cannot use --cache-limit without --cache: there are no features to keep. Give --cache",
         ),
         (
             "train resnet18 {small} --rule sequential --cache",
@@ -364,12 +370,12 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "train resnet18 {small} {cache} --cache-limit 4",
-            "--cache-limit '4' is not a size: give a number above 0 and B, kB",
+            "Cannot use --cache-limit '4': it is not a size. Give a number above 0 and B, kB",
         ),
-        ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB' is not a size"),
-        ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB' is not a size"),
-        ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX' is not a size"),
-        ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB' is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB': it is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB': it is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX': it is not a size"),
+        ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB': it is not a size"),
         ("", "required: COMMAND"),
     ],
 )

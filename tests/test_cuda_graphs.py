@@ -52,7 +52,7 @@ def test_streams_out_of_range_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as leaving:
         main(["train", "--streams", "0", "--output", str(tmp_path / "run")])
     assert leaving.value.code == 2
-    assert "Cannot use streams 0: give 1 or more" in capsys.readouterr().err
+    assert "Cannot use streams 0: it is out of range. Give 1 or more" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

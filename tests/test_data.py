@@ -141,13 +141,22 @@ def test_resizing_averages_down_and_interpolates_up() -> None:
     ("run", "words"),
     [
         (Run(data="cifar11"), "Did you mean 'cifar10'"),
-        (Run(val_fraction=1.0), "Cannot use val_fraction 1.0: give 0 up to"),
-        (Run(batch_size=1), "Cannot use batch_size 1: give 2 or more"),
-        (Run(train_images=3), "Cannot use train_images 3: give 10"),
-        (Run(crop_padding=-1), "Cannot use crop_padding -1 with images of 8 pixels: give 0 to 8"),
-        (Run(cutout=100), "Cannot use cutout 100 with images of 8 pixels: give 0 to 16"),
-        (Run(views=0), "Cannot use views 0: give 1 or more"),
-        (Run(image_size=0), "Cannot use image_size 0: give 1 pixel or more"),
+        (Run(val_fraction=1.0), "Cannot use val_fraction 1.0: it is out of range. Give 0 up to"),
+        (Run(batch_size=1), "Cannot use batch_size 1: it is out of range. Give 2 or more"),
+        (
+            Run(train_images=3),
+            "Cannot use train_images 3: 1295 images are left of 10 classes. Give 10",
+        ),
+        (
+            Run(crop_padding=-1),
+            "Cannot use crop_padding -1 with images of 8 pixels: it is out of range. Give 0 to 8",
+        ),
+        (
+            Run(cutout=100),
+            "Cannot use cutout 100 with images of 8 pixels: it is out of range. Give 0 to 16",
+        ),
+        (Run(views=0), "Cannot use views 0: it is out of range. Give 1 or more"),
+        (Run(image_size=0), "Cannot use image_size 0: it is out of range. Give 1 pixel or more"),
     ],
 )
 def test_refusals(run: Run, words: str) -> None:

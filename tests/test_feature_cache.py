@@ -394,6 +394,6 @@ def test_sizes_may_be_binary() -> None:
 def test_nonsense_is_no_size(text: str) -> None:
     with pytest.raises(
         InvalidInput,
-        match=r"--cache-limit '.*' is not a size: give a number above 0 and B, kB, MB, GB, TB",
+        match=r"--cache-limit '.*': it is not a size\. Give a number above 0 and B, kB, MB, GB",
     ):
         parse_size("--cache-limit", text)

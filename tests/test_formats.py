@@ -448,7 +448,7 @@ def test_svhn(tmp_path: Path, folder: str) -> None:
 
 def test_missing_svhn_file_is_named(tmp_path: Path) -> None:
     write_mat(tmp_path / "train_32x32.mat", *svhn_parts()["train_32x32.mat"])
-    refusal("svhn", tmp_path, f"Cannot find test_32x32.mat in {tmp_path}", kind=MissingData)
+    refusal("svhn", tmp_path, f"test_32x32.mat is not in {tmp_path}", kind=MissingData)
 
 
 @pytest.mark.parametrize("length", [0, 3, 100, 5000, -1, None])
@@ -495,7 +495,7 @@ def test_nothing_found(tmp_path: Path, data_set: str) -> None:
             data_set,
             data_dir,
             data_dir,
-            "pass --data-dir, or --download to fetch them",
+            "Give --data-dir, or --download to fetch it",
             kind=MissingData,
         )
 

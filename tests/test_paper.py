@@ -159,7 +159,7 @@ def test_a_sweep_that_cannot_begin_is_refused_before_its_cost_is_estimated(tiny,
         (tiny_sweep(tmp_path / "file"), "it is a file. Give a folder."),
         (
             ["reproduce", "5", "--rows", "resnet18", "--data-dir", str(tmp_path / "none")],
-            "pass --data-dir",
+            "Give --data-dir",
         ),
     ):
         with pytest.raises(SystemExit):
@@ -244,7 +244,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
         (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
         (["5", "--rule", "local"], "Accepted: layerwise, global, both"),
         (["5", "--scale", "medium"], "Accepted: paper, small"),
-        (["5", "--seeds", "0"], "Cannot use seeds 0: give 1 or more"),
+        (["5", "--seeds", "0"], "Cannot use seeds 0: it is out of range. Give 1 or more"),
         (["5", "--loss", "predsym"], "Did you mean 'predsim'"),
         (["five"], "invalid int value"),
     ],

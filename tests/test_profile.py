@@ -299,17 +299,20 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--memory 1kB --predict", "too small: even by the rule"),
-        ("--memory lots", "'lots' is not a size: give a number above 0"),
-        ("--memory 0GB", "is not a size"),
+        ("--memory 1kB --predict", "even the rule"),
+        ("--memory lots", "'lots': it is not a size. Give a number above 0"),
+        ("--memory 0GB", "it is not a size"),
         ("--rules global,simultanous", "Did you mean 'simultaneous'"),
-        ("--batch-size 1", "Cannot use batch_size 1: give 2 or more"),
-        ("--classes 1", "Cannot use classes 1: give 2 or more"),
+        ("--batch-size 1", "Cannot use batch_size 1: it is out of range. Give 2 or more"),
+        ("--classes 1", "Cannot use classes 1: it is out of range. Give 2 or more"),
         ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
-        ("--figure {tmp}/memory.gif", "of no known type: give a name that ends in .svg or .png"),
-        ("--figure {tmp}/memory.png --predict", "leave one of them out"),
-        ("--rules checkpointed --segments 99 --predict", "Cannot cut into 99 segments"),
-        ("--segments 0", "Cannot cut into 0 segments"),
+        (
+            "--figure {tmp}/memory.gif",
+            "it is of no known type. Give a name that ends in .svg or .png",
+        ),
+        ("--figure {tmp}/memory.png --predict", "Leave one of them out"),
+        ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
+        ("--segments 0", "segments 0 are not to be had"),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -387,8 +390,8 @@ class RandomImages:
     ("rule", "options", "words"),
     [
         ("parallel", {}, "several threads"),
-        ("global", {"at": "layer"}, "leave at= out"),
-        ("checkpointed", {"at": 2}, "leave at= out"),
+        ("global", {"at": "layer"}, "Leave at= out"),
+        ("checkpointed", {"at": 2}, "Leave at= out"),
     ],
 )
 def test_peaks_that_cannot_be_predicted_are_refused(

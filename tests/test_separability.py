@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import layerwise
-from layerwise.analysis.separability import survey
+from layerwise.analysis.separability import separability_of_run
 from layerwise.cli import main
 from layerwise.core.learner import Learner
 from layerwise.core.split import split
@@ -284,7 +284,7 @@ def test_a_resumed_run_keeps_one_line_per_epoch(
             carry_out(SMALL, folder.path, WATCHING)
     # measured, but the state is of epoch 1
     assert [record["epoch"] for record in folder.log(SEPARABILITY)] == [2]
-    half_trained = survey(folder, WATCHING, ["fisher"])
+    half_trained = separability_of_run(folder, WATCHING, ["fisher"])
     assert (half_trained["epoch"], len(half_trained["units"])) == (1, 1 + UNITS)
     carry_out(SMALL, folder.path, WATCHING, resume=True)
     assert folder.file(SEPARABILITY).read_text() == whole.file(SEPARABILITY).read_text()
@@ -475,7 +475,7 @@ def test_what_cannot_be_compared_is_refused_before_training(
         (
             Execution(device="cpu", separability_against=against),
             SMALL,
-            "give both, or leave it out",
+            "Give both, or leave it out",
         ),
     ):
         with pytest.raises(InvalidInput, match=sentence):
@@ -521,7 +521,9 @@ def test_bad_input_is_refused(
         ([str(open_run), "--split", "validation"], "it held no images out"),
     ):
         assert sentence in refusal(capsys, *arguments)
-    with pytest.raises(InvalidInput, match="Cannot use separability_every -1: give 0 or more"):
+    with pytest.raises(
+        InvalidInput, match="Cannot use separability_every -1: it is out of range. Give 0 or more"
+    ):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
     # before anything is trained
     with pytest.raises(InvalidInput, match="Give 4 or more of each class"):

@@ -290,10 +290,13 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"loss": "predsm"}, "Did you mean 'predsim'"),
         ({"rule": "simultanous"}, "Did you mean 'simultaneous'"),
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
-        ({"epochs": 0}, "Cannot use epochs 0: give 1 or more"),
-        ({"lr": -1.0}, "Cannot use lr -1.0: give a number above 0"),
-        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: it is out of range. Give"),
-        ({"weight_decay": float("inf")}, "Cannot use weight_decay inf: give a finite number"),
+        ({"epochs": 0}, "Cannot use epochs 0: it is out of range. Give 1 or more"),
+        ({"lr": -1.0}, "Cannot use lr -1.0: it is out of range. Give a number above 0"),
+        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: give"),
+        (
+            {"weight_decay": float("inf")},
+            "Cannot use weight_decay inf: it is not finite. Give a number",
+        ),
         ({"decay_milestones": "50%"}, "are not shares of training"),
         (
             {"rule_options": CACHED},
@@ -317,8 +320,8 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
             {"rule": "checkpointed", "rule_options": Options({"segments": 99})},
             "into 99 segments: .* Give 1 to",
         ),
-        ({"at": "stage.9"}, "Cannot cut behind 'stage.9'"),
-        ({"at": "99"}, "Cannot split into 99 units"),
+        ({"at": "stage.9"}, "Cannot end a unit at 'stage.9': resnet18 has no such module"),
+        ({"at": "99"}, "99 units are not to be had"),
     ],
 )
 def test_what_cannot_be_carried_out_writes_nothing(

@@ -1,12 +1,10 @@
-"""Separability at every depth of a trained run or of a network: a Python call, and the command
-``layerwise separability``.
-"""
+"""Separability at every depth of a trained run or of a network."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -88,19 +86,19 @@ def separability(
     names = list(MEASURES) if measures is None else list(measures)
     if isinstance(source, nn.Module | Learner):
         sample = pair_sample(data)
-        other = (
+        reference = (
             (depths_at(against, at, output_layer, sample), sample)
             if isinstance(against, nn.Module | Learner)
             else None
         )
-        if against is not None and other is None:
+        if against is not None and reference is None:
             raise InvalidInput(
                 "Cannot use against=: a network is compared with a network. Load that of the run, "
                 "or leave it out."
             )
         depths = depths_at(source, at, output_layer, sample)
-        refuse_other_depth(depths, other)
-        return measure_depths(depths, sample, names, pooled_to, other=other)
+        refuse_other_depth(depths, reference)
+        return measure_depths(depths, sample, names, pooled_to, other=reference)
     if data is not None or not isinstance(against, str | Path | None):
         raise InvalidInput(
             "Cannot measure a run so: it is measured on its own data and compared with a run. "
@@ -109,13 +107,13 @@ def separability(
     folder = RunFolder(source)
     own = folder.execution()
     execution = replace(own, data_dir=data_dir or own.data_dir, device=device or own.device)
-    survey_of_run = survey(folder, execution, names, against, pooled_to, images, split)
-    rows: list[Row] = survey_of_run["units"]
+    result = separability_of_run(folder, execution, names, against, pooled_to, images, split)
+    rows: list[Row] = result["units"]
     return rows
 
 
 def separability_over_epochs(run: str | Path) -> list[Row]:
-    """What was measured of a run's features while it trained, finished or not.
+    """The rows of ``separability`` that a run measured while it trained, finished or not.
 
     It is measured by ``layerwise train --separability-every N``.
 
@@ -143,7 +141,7 @@ def separability_over_epochs(run: str | Path) -> list[Row]:
     ]
 
 
-def survey(
+def separability_of_run(
     folder: RunFolder,
     execution: Execution,
     measures: Sequence[str],
@@ -161,16 +159,15 @@ def survey(
         choose("measure", name, MEASURES)
     choose("split", split, SPLITS)
     prepared = prepare(folder.run(), execution)
+    if split == "validation" and not prepared.run.val_fraction:
+        refuse_validation(folder)
     apply_execution(prepared.device, execution)
     depths, epoch = trained_depths(folder, prepared.device)
     data = prepared.load_data()
     refuse_other_data(folder, data.facts())
     loader = data.test if split == "test" else data.validation
     if loader is None:
-        raise InvalidInput(
-            f"Cannot measure {folder.path} on validation images: it held no images out. Give "
-            "--split test."
-        )
+        refuse_validation(folder)
     sample = sample_images(loader, images, len(data.class_names))
     pair = compared_run(against, data.facts(), loader, images)[:2] if against is not None else None
     refuse_other_depth(depths, pair)
@@ -191,6 +188,13 @@ def survey(
         "seconds": time.perf_counter() - began,
         "units": rows,
     }
+
+
+def refuse_validation(folder: RunFolder) -> NoReturn:
+    raise InvalidInput(
+        f"Cannot measure {folder.path} on validation images: it held no images out. Give "
+        "--split test."
+    )
 
 
 def depths_at(
@@ -228,7 +232,7 @@ def pair_sample(data: Any) -> Sample:
     ):
         raise InvalidInput(
             f"Cannot use labels of shape {tuple(labels.shape)} and type {labels.dtype} with "
-            f"{len(images)} images: give one integer per image, from 0 on."
+            f"{len(images)} images: they do not fit. Give one integer per image, from 0 on."
         )
     classes = int(labels.max()) + 1
     check_labels(labels, classes)

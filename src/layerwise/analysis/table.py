@@ -1,4 +1,4 @@
-"""How ``layerwise separability`` shows what it measured: as a table, and as CSV."""
+"""The results of ``layerwise separability`` as a table and as CSV."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from layerwise.analysis.separability import survey
+from layerwise.analysis.separability import separability_of_run
 from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES, Accuracy, heading_of
 from layerwise.measures.gains import NEAR_ZERO
@@ -32,17 +32,17 @@ def show_run(
     Args:
         measures: names joined by commas; None: all.
         csv_file: path of the CSV file; None: none is written.
-        choices: further arguments of ``survey``.
+        choices: further arguments of ``separability_of_run``.
 
     Raises:
-        InvalidInput, CannotSplit: see ``survey.separability``; or the file cannot be written, found
-            out before measuring.
+        InvalidInput, CannotSplit: see ``separability.separability``; or the file cannot be
+            written, which is refused before measuring.
     """
     names = list(MEASURES) if measures is None else parse_measures(measures)
     if csv_file is not None:
         refuse_unwritable(Path(csv_file))
-    result = survey(folder, execution, names, **choices)
-    show(result)
+    result = separability_of_run(folder, execution, names, **choices)
+    print_table(result)
     if csv_file is not None:
         write_csv(csv_file, result["units"])
         print(f"written: {csv_file}")
@@ -57,7 +57,7 @@ def refuse_unwritable(path: Path) -> None:
         )
 
 
-def show(result: dict[str, Any]) -> None:
+def print_table(result: dict[str, Any]) -> None:
     """Print the table; accuracies in percent."""
     rows, first = result["units"], result["measures"][0]
     columns = [
@@ -80,14 +80,14 @@ def show(result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(
             row["name"],
-            size(row["resolution"]),
+            resolution_text(row["resolution"]),
             str(row["channels"]),
-            size(row["pooled_resolution"]),
+            resolution_text(row["pooled_resolution"]),
             *(
-                number(row.get(name), "{:.3f}" if name in ("cka", "fisher") else "{:.2f}")
+                number_text(row.get(name), "{:.3f}" if name in ("cka", "fisher") else "{:.2f}")
                 for name in columns
             ),
-            gain(row),
+            gain_text(row),
             "yes" if row["mismatched"] else "",
         )
     Console(width=None if Console().is_terminal else 240).print(table)
@@ -113,16 +113,16 @@ def caption(result: dict[str, Any]) -> str:
     )
 
 
-def size(resolution: Sequence[int] | None) -> str:
+def resolution_text(resolution: Sequence[int] | None) -> str:
     return "–" if resolution is None else "×".join(map(str, resolution))
 
 
-def gain(row: Mapping[str, Any]) -> str:
+def gain_text(row: Mapping[str, Any]) -> str:
     error = row["gain_error"]
-    return number(row["gain"], "{:+.2f}") + (f" ± {error:.2f}" if error is not None else "")
+    return number_text(row["gain"], "{:+.2f}") + (f" ± {error:.2f}" if error is not None else "")
 
 
-def number(value: float | None, form: str) -> str:
+def number_text(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 

@@ -20,16 +20,16 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 
 COMMANDS = {
     "train": "train a network by local losses, or globally",
-    "compare": "several hierarchies, layer-wise and globally, in one table",
-    "reproduce": "the rows of the paper's tables, each as a run",
-    "report": "runs beside the paper's numbers, as one page",
-    "show": "the units of a network: what each holds, its head, its loss",
-    "profile": "memory, work and time of a step by several rules",
-    "evaluate": "accuracy of a trained network and of its units",
-    "separability": "where in depth the classes become separable",
-    "accelerate": "hierarchies that learn better layer-wise, in a budget",
-    "predict": "the five likeliest classes of images",
-    "list": "what can be chosen from",
+    "compare": "train several hierarchies, layer-wise and globally",
+    "reproduce": "train the rows of the paper's tables",
+    "report": "write a page of runs beside the paper's numbers",
+    "show": "print the units of a network with their heads and losses",
+    "profile": "predict and measure the cost of a step by several rules",
+    "evaluate": "measure the accuracy of a trained network and of its units",
+    "separability": "measure where in depth the classes become separable",
+    "accelerate": "find hierarchies that learn better layer-wise in a budget",
+    "predict": "print the five likeliest classes of images",
+    "list": "print the networks, losses, rules, data sets or measures",
 }
 MODULES = {"list": "listing"}  # where a module of the command's name would hide a builtin
 
@@ -133,7 +133,7 @@ def add_common(command: Parser) -> None:
         dest="imports",
         action="append",
         metavar="FILE",
-        help="Python file to run first: it adds losses, rules, measures, networks or data sets",
+        help="Python file to run first, which adds losses, rules, measures, networks or data sets",
     )
 
 

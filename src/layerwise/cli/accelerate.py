@@ -16,7 +16,7 @@ def add_arguments(parser: Parser) -> None:
         "-o",
         default="runs/accelerate",
         metavar="FOLDER",
-        help="folder of all runs (%(default)s)",
+        help="folder for the runs (default: %(default)s)",
     )
     parser.add_argument(
         "--budget",
@@ -37,7 +37,7 @@ def add_arguments(parser: Parser) -> None:
         "--rank",
         default="count",
         help="count: fewest shallow convolutions first; gain: by what the base's units add, "
-        "trained shortly (%(default)s)",
+        "trained shortly (default: %(default)s)",
     )
     parser.add_argument(
         "--finalists",
@@ -52,7 +52,7 @@ def add_arguments(parser: Parser) -> None:
         "--final-epochs",
         type=int,
         default=0,
-        help="of the finalists (default: a tenth of --epochs)",
+        help="epochs of the finalists (default: a tenth of --epochs)",
     )
     parser.add_argument("--listed", type=int, default=5, help="proposals in the table (default: 5)")
     parser.add_argument(

@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
         "-o",
         default="runs",
         metavar="FOLDER",
-        help="folder that holds the runs (default: runs)",
+        help="folder for the runs (default: runs)",
     )
     parser.add_argument(
         "--hierarchies", nargs="+", metavar="H", help="hierarchies, such as 2,2,2,2 1,1,2,2"
@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         default=["simultaneous", "global"],
         metavar="RULE",
-        help="default: both kinds",
+        help="orders of updates (default: simultaneous global)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)"

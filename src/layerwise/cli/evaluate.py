@@ -15,6 +15,7 @@ TRAINING = {
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s [options] RUN"
     parser.add_argument("folder", metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--best", action="store_true", help="the best epoch's weights instead of the last's"

@@ -1,5 +1,4 @@
-"""Options that commands share: a field of a run or of its execution each, and those that are
-declared.
+"""Options that commands share: fields of a run or of its execution, and declared options.
 
 An option's value comes from the command line, else from the configuration file, else its default.
 """
@@ -20,6 +19,9 @@ Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
 
 # what a network is given by fields of a run, where it takes them
 SHARED = ("hierarchy", "width", "dropout", "downsample_after")
+# words under the headings of help
+GROUPS: dict[type, str] = {Run: "What is trained.", Execution: "Where and how it is trained."}
+NUMBERS: dict[type, str] = {int: "N", float: "X"}  # as help shows values of a type
 DECLARED = "declared:"  # begins the names of declared options among parsed arguments
 
 
@@ -31,16 +33,19 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"{message}; see `{self.prog} --help`")
+        raise InvalidInput(f"Cannot read the command: {message}. See `{self.prog} --help`.")
 
 
 def add_config(parser: Parser) -> None:
-    parser.add_argument("model", nargs="?", help="network (default: resnet18)")
+    parser.usage = "%(prog)s [options] [model]"
+    parser.add_argument(
+        "model", nargs="?", help="network; see `layerwise list models` (default: resnet18)"
+    )
     parser.add_argument(
         "--config",
         "-c",
         metavar="FILE",
-        help="YAML file of options; the command line goes before it",
+        help="YAML file of options, which the command line overrides",
     )
 
 
@@ -58,7 +63,7 @@ def add_fields(
         skip: fields and declared options that are left out.
         declared: kinds of choices whose declared options are added.
     """
-    group = parser.add_argument_group(f"{kind.__name__.lower()} options")
+    group = parser.add_argument_group(f"{kind.__name__.lower()} options", GROUPS[kind])
     for item in fields(kind):
         if item.name in skip or "of" in item.metadata:
             continue
@@ -67,10 +72,15 @@ def add_fields(
             names = [item.metadata["short"], *names]
         text = item.metadata["help"]
         if item.default is not None and "default" not in text:
-            text = f"{text} (default: {item.default})"
+            text = f"{text} (default: {default_text(item.default)})"
         add_option(group, names, item.name, field_type(item), text)
     if kind is Run:
         add_declared(parser, skip, declared)
+
+
+def default_text(value: Any) -> str:
+    """A default in words."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -> None:
@@ -85,7 +95,7 @@ def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -
         )
         return
     metavar = names[-1].lstrip("-").replace("-", "_").upper() if len(names) == 1 else None
-    metavar = metavar or dest.removeprefix(DECLARED).upper()
+    metavar = NUMBERS.get(kind) or metavar or dest.removeprefix(DECLARED).upper()
     group.add_argument(
         *names, dest=dest, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text
     )
@@ -110,11 +120,12 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
                 taken.add(name)
                 first = next(iter(owners.values()))
                 plain = {option.kind for option in owners.values()}
-                text = f"{', '.join(owners)}: {first.text or name}{defaults_in_words(owners)}"
+                words = (first.text or name).rstrip(".")
+                text = f"{', '.join(owners)}: {words}{defaults_in_words(owners)}"
                 flag = f"--{name.replace('_', '-')}"
                 try:
-                    one_kind = first.kind if len(plain) == 1 else str
-                    add_option(group, [flag], DECLARED + name, one_kind, text)
+                    common_kind = first.kind if len(plain) == 1 else str
+                    add_option(group, [flag], DECLARED + name, common_kind, text)
                 except argparse.ArgumentError:
                     refuse_name(kind, name, owners)
 
@@ -148,28 +159,28 @@ def defaults_in_words(owners: Mapping[str, Option]) -> str:
     if not values:
         return ""
     if len(set(values.values())) == 1 and len(values) == len(owners):
-        return f" (default: {next(iter(values.values()))})"
+        return f" (default: {default_text(next(iter(values.values())))})"
     return f" (default: {', '.join(f'{value} in {owner}' for owner, value in values.items())})"
 
 
 def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
     """A run or an execution: values of the command line, else of the file, else of the base."""
     accepted = {item.name for item in fields(base)}
-    given = read_config(getattr(parsed, "config", None))
-    given |= {
+    options = read_config(getattr(parsed, "config", None))
+    options |= {
         name.removeprefix(DECLARED): value
         for name, value in vars(parsed).items()
         if value is not None and (name in accepted or name.startswith(DECLARED))
     }
-    values = {name: value for name, value in given.items() if name in accepted}
+    values = {name: value for name, value in options.items() if name in accepted}
     for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
         if values.get(name):
             values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
     collected = replace(base, **values)
-    return with_declared(collected, given) if isinstance(collected, Run) else collected  # type: ignore[return-value]
+    return with_declared(collected, options) if isinstance(collected, Run) else collected  # type: ignore[return-value]
 
 
-def with_declared(run: Run, given: Mapping[str, Any]) -> Run:
+def with_declared(run: Run, options: Mapping[str, Any]) -> Run:
     """A run with the declared options that are given, each with the choices that it may belong to.
 
     An option that no choice of the run declares goes to a kind of which some entry does: there it
@@ -179,7 +190,7 @@ def with_declared(run: Run, given: Mapping[str, Any]) -> Run:
 
     own = {item.name for item in fields(Run)} | {item.name for item in fields(Execution)}
     taken: dict[str, dict[str, Any]] = {kind: {} for kind in registries()}
-    for name, value in given.items():
+    for name, value in options.items():
         if name not in own:
             kinds = [kind for kind, registry in registries().items() if name in by_option(registry)]
             chosen = [

@@ -20,15 +20,17 @@ NOT_EXECUTED = {
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--rules", metavar="A,B", help="orders of updates (default: all, sequential-cached too)"
+        "--rules",
+        metavar="A,B",
+        help="orders of updates, joined by commas (default: all, and sequential-cached)",
     )
     parser.add_argument(
-        "--classes", type=int, default=10, help="classes; no data is read (default: 10)"
+        "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
     )
     parser.add_argument(
         "--predict",
         action="store_true",
-        help="predict only; nothing is computed, so any batch will do",
+        help="only predict; nothing is computed, so a batch of any size will do",
     )
     parser.add_argument(
         "--memory",

@@ -12,6 +12,7 @@ from layerwise.runs.run import Execution, Run
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s [options] TABLE ..."
     parser.add_argument(
         "tables", nargs="+", type=int, metavar="TABLE", help="tables of the paper, 1 to 6"
     )
@@ -25,10 +26,12 @@ def add_arguments(parser: Parser) -> None:
         nargs="+",
         default=["*"],
         metavar="NAME",
-        help="such as 'resnet18*' (default: all rows)",
+        help="names of rows, such as 'resnet18*' (default: all)",
     )
     parser.add_argument(
-        "--rule", default="both", help="columns: layerwise, global or both (default: both)"
+        "--rule",
+        default="both",
+        help="columns of the tables: layerwise, global or both (default: both)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="runs of each, with seeds from 0 on (default: 1)"
@@ -37,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
         "--output",
         "-o",
         metavar="FOLDER",
-        help="folder that holds the runs (default: runs/ and the scale)",
+        help="folder for the runs (default: runs/ and the scale)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
     add_fields(parser, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES), declared=())
@@ -47,7 +50,7 @@ def add_arguments(parser: Parser) -> None:
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
     column = choose("--rule", parsed.rule, [*COLUMNS, "both"])
     if parsed.seeds < 1:
-        raise InvalidInput(f"Cannot use seeds {parsed.seeds}: give 1 or more.")
+        raise InvalidInput(f"Cannot use seeds {parsed.seeds}: it is out of range. Give 1 or more.")
     choose("scale", parsed.scale, SCALES)
     rows = select_rows(parsed.tables, parsed.rows)
     changes = {name: getattr(parsed, name) for name in DEPARTURES if hasattr(parsed, name)}

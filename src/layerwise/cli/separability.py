@@ -10,16 +10,22 @@ from layerwise.runs.run import Execution
 
 
 def add_arguments(parser: Parser) -> None:
+    parser.usage = "%(prog)s [options] RUN"
     parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
-    parser.add_argument("--measures", metavar="A,B", help="gains are of the first (default: all)")
+    parser.add_argument(
+        "--measures",
+        metavar="A,B",
+        help="measures, joined by commas; gains are of the first (default: all)",
+    )
     parser.add_argument(
         "--against", metavar="RUN", help="compare features with this run's, by linear CKA"
     )
     parser.add_argument(
         "--images",
         type=int,
+        metavar="N",
         default=10_000,
-        help="at most so many, evenly over the classes (%(default)s)",
+        help="use at most N images, evenly over the classes (default: %(default)s)",
     )
     parser.add_argument(
         "--split",
@@ -29,8 +35,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--pooled-to",
         type=int,
+        metavar="N",
         default=1024,
-        help="numbers that features are pooled to (%(default)s)",
+        help="pool the features of an image to at most N numbers (default: %(default)s)",
     )
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
     add_fields(parser, Execution, skip=TRAINING)

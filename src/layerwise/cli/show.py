@@ -10,7 +10,9 @@ from layerwise.runs.run import Execution, Run
 
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
-    parser.add_argument("--classes", type=int, default=10, help="classes (default: 10)")
+    parser.add_argument(
+        "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
+    )
     add_fields(parser, Run, skip={"model", "batch_size", "train_images", *NOT_PROFILED} - {"rule"})
 
 

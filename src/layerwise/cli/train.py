@@ -14,7 +14,7 @@ from layerwise.runs.run import Execution, Run
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--output", "-o", metavar="FOLDER", help="folder of the run (default: runs/ and a name)"
+        "--output", "-o", metavar="FOLDER", help="folder for the run (default: runs/ and its name)"
     )
     parser.add_argument(
         "--resume",
@@ -40,12 +40,12 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
         return train_one(collect(parsed, Run()), parsed.output, execution, bool(parsed.resume))
     folder = RunFolder(parsed.resume)
     names = [*(item.name for item in fields(Run)), "output", "config"]
-    given = [name for name in names if getattr(parsed, name, None) is not None]
-    given += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
-    if given:
+    changed = [name for name in names if getattr(parsed, name, None) is not None]
+    changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
+    if changed:
         raise InvalidInput(
-            f"Cannot change {given[0]} of a run that goes on: --resume {parsed.resume} takes it as "
-            "it is. Leave it out."
+            f"Cannot change {changed[0]} of a run that goes on: --resume {parsed.resume} takes it "
+            "as it is. Leave it out."
         )
     return train_one(folder.run(), parsed.resume, collect(parsed, folder.execution()), True)
 

@@ -95,7 +95,7 @@ class DataSet:
         return f"{classes}, {size}; crops with padding {padding}{flips}"
 
     def arrays(self, folder: Path) -> Arrays:
-        """What the reader gives, checked against this entry.
+        """The arrays that the reader gives, checked against this entry.
 
         Raises:
             InvalidInput: images or labels are not as the entry says.

@@ -142,7 +142,7 @@ def ask(mirror: str, offset: int) -> HTTPResponse:
 
 
 def check_offer(response: HTTPResponse, start: int, size: int) -> None:
-    """Refuse what cannot be the file, such as a network's login page, before anything is written."""
+    """Refuse an answer that cannot be the file, such as a login page, before writing."""
     if start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
         raise MirrorFailed("answered with another range than asked")
     if response.length is not None and start + response.length != size:
@@ -150,8 +150,9 @@ def check_offer(response: HTTPResponse, start: int, size: int) -> None:
 
 
 def next_block(response: HTTPResponse, remaining: int) -> bytes:
-    """Bytes of the body; an error is the mirror's here, so that any other ``OSError`` is the
-    disk's.
+    """Bytes of the body.
+
+    An error here is the mirror's, so that any other ``OSError`` is the disk's.
     """
     try:
         return response.read(min(BLOCK, remaining)) if remaining else b""
@@ -165,7 +166,7 @@ def describe(error: Exception) -> str:
 
 @contextmanager
 def progress(mirror: str, done: int, size: int) -> Iterator[Callable[[int], None]]:
-    """Progress on stderr, a bar on a terminal and one line elsewhere; yields what takes new bytes."""
+    """Progress on stderr, a bar on a terminal and one line elsewhere; it yields a counter."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

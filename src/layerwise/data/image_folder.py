@@ -21,8 +21,9 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 
 
 def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
-    """An image file as (channels, size, size) uint8: its shorter side scaled to ``size``, its
-    middle cut out.
+    """An image file as (channels, size, size) uint8.
+
+    Its shorter side is scaled to ``size`` pixels, and the middle is cut out.
 
     Raises:
         InvalidInput: the file is not an image, or is cut short.

@@ -47,7 +47,7 @@ class PixelsInMemory:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images at random, for each on its own.
+    """Random changes to training images, drawn for each image on its own.
 
     Attributes:
         padding: pixels of black border from which a crop of the original size is taken.
@@ -70,8 +70,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random draws for N images: crop offsets (N, 2), flips (N,), centres of the blanked square (N,
-    2).
+    """Random draws for N images.
+
+    Attributes:
+        offsets: of the crops, (N, 2) pixels.
+        flips: whether the image is mirrored, (N,).
+        centres: of the blanked squares, (N, 2) pixels.
     """
 
     offsets: Tensor
@@ -86,8 +90,9 @@ class Draws:
 
 
 def crop_and_flip(pixels: Tensor, draws: Draws) -> Tensor:
-    """Shift every image by its offset, black where nothing was, and mirror those drawn. (B, C, H,
-    W) uint8 -> same.
+    """Shift every image by its offset and mirror those drawn, (B, C, H, W) uint8 -> same.
+
+    Pixels that come from outside the image are black.
     """
     count, _, height, width = pixels.shape
     rows = draws.offsets[:, :1] + torch.arange(height, device=pixels.device)  # (B, H)
@@ -104,8 +109,9 @@ def crop_and_flip(pixels: Tensor, draws: Draws) -> Tensor:
 
 
 def cut_out(images: Tensor, draws: Draws, side: int) -> Tensor:
-    """Set a square around every image's centre draw to zero, the mean; it may reach over the
-    border. (B, C, H, W) -> same.
+    """Set a square around every image's drawn centre to 0, the mean, (B, C, H, W) -> same.
+
+    The square may reach over the border.
     """
     _, _, height, width = images.shape
     rows = torch.arange(height, device=images.device) - draws.centres[:, :1] + side // 2  # (B, H)
@@ -151,8 +157,9 @@ class Loader:
         return whole + (rest > 1)
 
     def order(self, epoch: int) -> list[Tensor]:
-        """The indices of every batch of an epoch, shuffled; a last batch of a single image is left
-        out.
+        """Shuffled indices of every batch of an epoch.
+
+        A last batch of a single image is left out.
         """
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         shuffled = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)

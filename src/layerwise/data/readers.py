@@ -36,8 +36,8 @@ def refuse(path: object, problem: str) -> NoReturn:
 
 def missing(folder: Path, names: Sequence[str]) -> NoReturn:
     raise MissingData(
-        f"Cannot find {' or '.join(names)} in {folder}: pass --data-dir, or --download to fetch "
-        "them."
+        f"Cannot find the data set: {' or '.join(names)} is not in {folder}. Give --data-dir, or "
+        "--download to fetch it."
     )
 
 
@@ -85,8 +85,9 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
 
 
 def binary_part(raw: bytes, path: Path, label_bytes: int) -> Part:
-    """Images (N, 3, 32, 32) and labels (N,) of records: label bytes, the last of which counts,
-    pixels.
+    """Images (N, 3, 32, 32) and labels (N,) of CIFAR's binary records.
+
+    A record is its label bytes, of which the last one counts, and then its pixels.
     """
     length = label_bytes + 3 * 32 * 32
     if not raw or len(raw) % length:
@@ -300,5 +301,5 @@ def bundled_digits() -> Arrays:
 
 
 def read_digits(data_dir: Path) -> Arrays:
-    """The 1797 grey images (N, 1, 8, 8) of scikit-learn, a fixed fifth of each class as the test."""
+    """The 1797 grey images (N, 1, 8, 8) of scikit-learn; a fifth of each class is the test."""
     return bundled_digits()

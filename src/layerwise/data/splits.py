@@ -35,7 +35,7 @@ class Splits(ImageFormat):
     std: tuple[float, ...]
 
     def facts(self) -> dict[str, object]:
-        """What is needed to show the network an image."""
+        """The facts that are needed to show the network an image."""
         parts = self.train, self.validation, self.test
         return {
             "class_names": list(self.class_names),
@@ -120,12 +120,13 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
     ):
         if value is not None and not 0 <= value <= limit:
             raise InvalidInput(
-                f"Cannot use {label} {value} with images of {size} pixels: give 0 to {limit}."
+                f"Cannot use {label} {value} with images of {size} pixels: it is out of range. "
+                f"Give 0 to {limit}."
             )
     if run.views is not None and run.views < 1:
         raise InvalidInput(
-            f"Cannot use views {run.views}: give 1 or more, or leave it out for new augmentations "
-            "each epoch."
+            f"Cannot use views {run.views}: it is out of range. Give 1 or more, or leave it out "
+            "for new augmentations each epoch."
         )
     if not run.augment:
         if run.cutout:
@@ -142,8 +143,9 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8: averaged when shrunk,
-    bilinear when enlarged.
+    """Scale square images, (N, C, H, W) uint8 -> (N, C, size, size) uint8.
+
+    They are averaged when they shrink by a whole factor, else interpolated.
     """
     if images.shape[-1] == size:
         return images.contiguous()
@@ -162,8 +164,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 def hold_out(
     images: ImageSet, fraction: float, limit: int | None, classes: int, seed: int
 ) -> tuple[ImageSet, ImageSet]:
-    """Split a training set, evenly over the classes: what is trained on (at most ``limit`` images)
-    and what is held out.
+    """Split a training set evenly over the classes, into a training and a held-out part.
+
+    The training part has at most ``limit`` images.
     """
     labels = images.labels.numpy()
     order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
@@ -177,8 +180,8 @@ def hold_out(
         total = sum(map(len, train))
         if not classes <= limit <= total:
             raise InvalidInput(
-                f"Cannot use train_images {limit}: give {classes} (one per class) to {total}, or "
-                "leave it out."
+                f"Cannot use train_images {limit}: {total} images are left of {classes} classes. "
+                f"Give {classes} to {total}, or leave it out."
             )
         # whole shares first, then one more for the first classes, so that the sum is the limit for
         # equal classes
@@ -187,18 +190,19 @@ def hold_out(
         for number in range(limit - sum(shares)):
             shares[number % classes] += 1
         train = [part[:share] for part, share in zip(train, shares, strict=True)]
-    kept = torch.from_numpy(np.sort(np.concatenate(train)))
-    if len(kept) < 2:
+    training = torch.from_numpy(np.sort(np.concatenate(train)))
+    if len(training) < 2:
         raise InvalidInput(
-            f"Cannot train on {len(kept)} images: no more are left. Give more, or a smaller "
+            f"Cannot train on {len(training)} images: no more are left. Give more, or a smaller "
             "val_fraction."
         )
-    return images.pick(kept), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
+    return images.pick(training), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
 
 
 def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of pixel values from 0 to 255, over evenly spaced
-    images.
+    """Mean and standard deviation per channel of pixel values from 0 to 255.
+
+    They are measured on evenly spaced images, about ``sample`` of them.
     """
     indices = torch.arange(0, len(pixels), max(1, len(pixels) // sample))
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)

@@ -29,14 +29,15 @@ def compare(
     output: Path,
     execution: Execution,
 ) -> dict[str, Any]:
-    """Train every hierarchy by every rule and show the table. What is finished is not trained
-    again.
+    """Train every hierarchy by every rule and print the table.
+
+    Finished runs are not trained again.
 
     Raises:
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
     """
     if seeds < 1:
-        raise InvalidInput(f"Cannot use seeds {seeds}: give 1 or more.")
+        raise InvalidInput(f"Cannot use seeds {seeds}: it is out of range. Give 1 or more.")
     for rule in rules:
         choose("rule", rule, RULES)
     rules = list(dict.fromkeys(rules))
@@ -49,9 +50,11 @@ def compare(
         for number in range(seeds)
     ]
     results = trained(entries(runs, output, execution), execution)
-    groups = [results[start : start + len(runs) // len(stages)] for start in starts(runs, stages)]
+    groups = [
+        results[start : start + len(runs) // len(stages)] for start in group_starts(runs, stages)
+    ]
     rows = [
-        summarise(in_words(base, hierarchy), rules, group)
+        summarise(hierarchy_text(base, hierarchy), rules, group)
         for hierarchy, group in zip(stages, groups, strict=True)
     ]
     table = {
@@ -63,7 +66,7 @@ def compare(
     digest = hashlib.sha256("".join(table["runs"]).encode()).hexdigest()[:6]
     path = output / f"compare-{base.model}-{base.data}-{digest}.json"
     write_json(path, table)
-    show(base, rules, rows, seeds)
+    print_table(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
     return table
 
@@ -88,18 +91,18 @@ def stages_of(base: Run, hierarchies: Sequence[str] | None) -> list[str | None]:
     if base.model not in hierarchical() and not hierarchies:
         return [None]
     published = published_hierarchy(base.model)
-    given = hierarchies or [base.hierarchy or format_hierarchy(published)]
-    stages = list(dict.fromkeys(map(parse_hierarchy, given)))
+    texts = hierarchies or [base.hierarchy or format_hierarchy(published)]
+    stages = list(dict.fromkeys(map(parse_hierarchy, texts)))
     for hierarchy in stages:
         check_stages(base.model, hierarchy, published)
     return [",".join(map(str, hierarchy)) for hierarchy in stages]
 
 
-def in_words(base: Run, hierarchy: str | None) -> str:
+def hierarchy_text(base: Run, hierarchy: str | None) -> str:
     return format_hierarchy(parse_hierarchy(hierarchy)) if hierarchy else base.model
 
 
-def starts(runs: Sequence[Run], stages: Sequence[str | None]) -> range:
+def group_starts(runs: Sequence[Run], stages: Sequence[str | None]) -> range:
     """Where each hierarchy's runs begin: the plan has as many of each."""
     return range(0, len(runs), len(runs) // len(stages))
 
@@ -112,8 +115,10 @@ def is_local(rule: str) -> bool:
 def summarise(
     hierarchy: str, rules: Sequence[str], results: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One row: per rule the mean and deviation of test accuracy over seeds, memory and time; the
-    gap to global training.
+    """One row of the table.
+
+    Per rule it has the mean and deviation of test accuracy over seeds, memory and time, and the gap
+    to global training.
     """
     row: dict[str, Any] = {
         "hierarchy": hierarchy,
@@ -142,14 +147,16 @@ def summarise(
     return row
 
 
-def show(base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds: int) -> None:
-    """Print the table: test accuracy of the last epoch in percent, memory in MB (10^6 bytes), time
-    in seconds.
+def print_table(
+    base: Run, rules: Sequence[str], rows: Sequence[dict[str, Any]], seeds: int
+) -> None:
+    """Print the table of test accuracy after the last epoch, in percent.
+
+    Memory is in MB (10^6 bytes), time in seconds.
     """
     local = [rule for rule in rules if is_local(rule)]
-    table = Table(
-        title=f"{base.model} on {base.data}, {base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}: test accuracy, %"
-    )
+    length = f"{base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
+    table = Table(title=f"{base.model} on {base.data}, {length}: test accuracy, %")
     for heading in [
         "hierarchy",
         *rules,

@@ -98,8 +98,8 @@ def reproduce(
     seconds = costs(wanted, execution)
     announce(wanted, scale, seconds)
     without = sweep(wanted, execution, seconds)
-    show(pairs, scale)
-    for state, folders in group(without).items():
+    print_table(pairs, scale)
+    for state, folders in folders_by_state(without).items():
         print(f"{state}: {', '.join(folders)}", flush=True)
     states = [without.get(str(entry.folder.path), entry.state) for entry in wanted]
     return {
@@ -108,16 +108,17 @@ def reproduce(
     }
 
 
-def group(without: dict[str, str]) -> dict[str, list[str]]:
+def folders_by_state(without: dict[str, str]) -> dict[str, list[str]]:
     states: dict[str, list[str]] = {}
     for folder, state in without.items():
         states.setdefault(state, []).append(folder)
     return states
 
 
-def show(wanted: Sequence[PlannedEntry], scale: str) -> None:
-    """Print the rows: test accuracy of the last epoch in percent, mean ± deviation over seeds,
-    beside the paper's.
+def print_table(wanted: Sequence[PlannedEntry], scale: str) -> None:
+    """Print test accuracy after the last epoch, in percent, beside the paper's.
+
+    It is the mean ± deviation over seeds.
     """
     columns = list(dict.fromkeys(entry.planned.column for entry in wanted))
     table = Table(
@@ -133,21 +134,21 @@ def show(wanted: Sequence[PlannedEntry], scale: str) -> None:
     accuracies: dict[tuple[Row, str], list[float]] = {}
     for entry in wanted:
         for row in entry.planned.rows:
-            found = accuracies.setdefault((row, entry.planned.column), [])
+            measured = accuracies.setdefault((row, entry.planned.column), [])
             if entry.entry.folder.finished:
-                found.append(entry.entry.folder.result()["test_accuracy"])
+                measured.append(entry.entry.folder.result()["test_accuracy"])
     for row in sorted(dict.fromkeys(row for row, _ in accuracies), key=ROWS.index):
         published = [f"{row.accuracy(column):.2f}" for column in columns]
         table.add_row(
             row.label,
             format_hierarchy(row.hierarchy),
             *published,
-            *(in_words(accuracies[row, column]) for column in columns),
+            *(mean_text(accuracies[row, column]) for column in columns),
         )
     Console(width=None if Console().is_terminal else 240).print(table)
 
 
-def in_words(accuracies: Sequence[float]) -> str:
+def mean_text(accuracies: Sequence[float]) -> str:
     """Mean ± deviation over seeds; a dash for nothing."""
     if not accuracies:
         return "–"

@@ -34,21 +34,23 @@ class Claim:
 
     @property
     def paper_agrees(self) -> bool | None:
-        """Whether the paper's tables bear its sentence out, amounts included; None where it prints
-        no numbers for it.
+        """Whether the paper's tables bear its sentence out, amounts included.
+
+        None where the paper prints no numbers for it.
         """
-        known = [
+        agreements = [
             comparison.paper_agrees
             for comparison in self.comparisons
             if comparison.paper_agrees is not None
         ]
-        return all(known) and not self.reversed_sentence if known else None
+        return all(agreements) and not self.reversed_sentence if agreements else None
 
 
 @dataclass(frozen=True)
 class Inconsistency:
-    """Two rows of the paper with the same network, data and options, and different numbers; one run
-    is measured for both.
+    """Two rows of the paper with the same network, data and options, and different numbers.
+
+    One run is measured for both.
     """
 
     rows: tuple[Row, Row]
@@ -60,20 +62,19 @@ def number(table: int, name: str, kind: str = "layerwise") -> Number:
 
 
 def better(
-    table: int, name: str, *others: str, kind: str = "layerwise", amount: Amount | None = None
+    table: int, name: str, *below: str, kind: str = "layerwise", amount: Amount | None = None
 ) -> tuple[Comparison, ...]:
-    """A row of a table above each of some others."""
+    """A row of a table above each of some other rows."""
     return tuple(
-        Comparison(number(table, name, kind), number(table, other, kind), amount)
-        for other in others
+        Comparison(number(table, name, kind), number(table, lower, kind), amount) for lower in below
     )
 
 
 def falling(table: int, *names: str, kind: str = "layerwise") -> tuple[Comparison, ...]:
     """Each row of a table above the next."""
     return tuple(
-        Comparison(number(table, one, kind), number(table, other, kind))
-        for one, other in pairwise(names)
+        Comparison(number(table, above, kind), number(table, below, kind))
+        for above, below in pairwise(names)
     )
 
 

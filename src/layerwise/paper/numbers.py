@@ -1,5 +1,6 @@
-"""What runs give for the paper's rows: mean and deviation over seeds, never over scales, losses or
-schedules. No torch.
+"""Measured numbers of the paper's rows: mean and deviation over seeds. No torch.
+
+No number mixes scales, losses or schedules.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ class Setting:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """How the setting differs from what its scale says, in words."""
+        """Differences of the setting from its scale, in words."""
         return tuple(departures(self.run, expected(self.scale)))
 
     @property

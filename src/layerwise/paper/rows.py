@@ -27,8 +27,7 @@ READS_DECODER_DIM = ("pred", "predsim", "predsim-lite")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of one table: what was trained, and the test accuracies in percent that the paper
-    prints.
+    """A row of one table: a network, its options, and the printed test accuracies in percent.
 
     Attributes:
         table: 1 to 6.
@@ -55,7 +54,7 @@ class Row:
         return f"{ROMAN[self.table - 1]} {self.name}"
 
     def accuracy(self, column: str) -> float:
-        """What the paper prints in a column, ``layerwise`` or ``global``."""
+        """The accuracy in percent that the paper prints in ``layerwise`` or ``global``."""
         return self.layerwise_accuracy if column == "layerwise" else self.global_accuracy
 
 
@@ -75,7 +74,7 @@ class Scale:
     by_model: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
     def fields(self, model: str) -> dict[str, Any]:
-        """What the scale says of a run of a network."""
+        """The fields of a run that the scale sets for a network."""
         return {**self.options, **self.by_model.get(model, {})}
 
 
@@ -213,8 +212,9 @@ class Planned:
 def plan(
     rows: Iterable[Row], scale: str, columns: Iterable[str], seeds: Iterable[int], **changes: Any
 ) -> list[Planned]:
-    """Every run that the rows need, each once: by seed, then in the order of the rows, their
-    columns one after the other.
+    """Every run that the rows need, each once.
+
+    They are ordered by seed, then by row, then by column.
     """
     rows, columns = list(rows), list(columns)
     wanted: dict[Run, Planned] = {}
@@ -222,10 +222,10 @@ def plan(
         for row in rows:
             for column in columns:
                 run = row_run(row, scale, column, seed, **changes)
-                known = wanted.get(run)
+                planned = wanted.get(run)
                 wanted[run] = (
-                    replace(known, rows=(*known.rows, row))
-                    if known
+                    replace(planned, rows=(*planned.rows, row))
+                    if planned
                     else Planned(run, column, (row,))
                 )
     return list(wanted.values())
@@ -273,7 +273,7 @@ def match(run: Run) -> Match:
 
 
 def departures(run: Run, expected: Run) -> Iterable[str]:
-    """How a run differs from the one expected, in words."""
+    """Differences of a run from the one expected, in words."""
     if run.epochs != expected.epochs:
         yield f"{run.epochs} epochs instead of {expected.epochs}, decays in proportion"
     if run.loss != expected.loss:

@@ -1,6 +1,4 @@
-"""Statistics of the paper's numbers: paired differences over seeds, their errors, and comparisons
-by them.
-"""
+"""Statistics of the paper's numbers: paired differences over seeds and their errors."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -35,10 +33,10 @@ Measure = tuple[Term, ...]  # a sum of numbers of one row
 
 @dataclass(frozen=True)
 class Scatter:
-    """Variance of a row's measure for one seed, without what the seed does to all rows; its degrees
-    of freedom.
+    """Variance of a row's measure for one seed, without the effect of the seed on all rows.
 
     Attributes:
+        degrees: of freedom.
         rows: how many rows it was estimated from.
     """
 
@@ -84,22 +82,20 @@ class Scores:
         Args:
             epochs: of curves.
         """
-        found: list[dict[int, Numbers]] = []
+        terms: list[dict[int, Numbers]] = []
         for term in measure:
             numbers = {
                 seed: value(record, term.kind, epochs)
                 for seed, record in self.runs.get((row, term.column), {}).items()
             }
-            found.append(
+            terms.append(
                 {seed: term.sign * number for seed, number in numbers.items() if number is not None}
             )
-        seeds = sorted(set.intersection(*map(set, found)))
-        return {seed: np.sum([numbers[seed] for numbers in found], axis=0) for seed in seeds}
+        seeds = sorted(set.intersection(*map(set, terms)))
+        return {seed: np.sum([numbers[seed] for numbers in terms], axis=0) for seed in seeds}
 
     def _scatter(self, data: str, measure: Measure, epochs: tuple[int, ...] = ()) -> Scatter | None:
-        """What is left of a measure when rows and seeds have had their effects; None where that
-        cannot be told.
-        """
+        """The scatter of a measure that rows and seeds do not explain; None where unknown."""
         groups = [self.values(row, measure, epochs) for row in self.rows.get(data, ())]
         several = [group for group in groups if len(group) > 1]
         seeds = sorted({seed for group in several for seed in group})
@@ -141,8 +137,9 @@ def curve(record: Record) -> dict[int, float]:
 
 
 def quarter(record: Record) -> float | None:
-    """Test accuracy in percent after a quarter of the epochs, or where it was evaluated last
-    before.
+    """Test accuracy in percent after a quarter of the epochs.
+
+    If it was not evaluated then, the last evaluation before counts.
     """
     scores = [
         accuracy for epoch, accuracy in curve(record).items() if 4 * epoch <= record.run.epochs
@@ -151,8 +148,9 @@ def quarter(record: Record) -> float | None:
 
 
 def unit_accuracy(record: Record, index: int) -> float | None:
-    """A unit's accuracy of the last epoch in percent: of the held-out images, of the training
-    images where none are.
+    """A unit's accuracy of the last epoch in percent.
+
+    It is of the held-out images, or of the training images where none are held out.
     """
     try:
         unit = (record.result or {})["units"][index]
@@ -194,16 +192,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Number:
-    """What a comparison is about: a row, and which of its numbers (a key of ``WORDS``), in percent
-    or points.
-    """
+    """A side of a comparison: a row, and which of its numbers (a key of ``WORDS``)."""
 
     row: Row
     kind: str
 
     @property
     def printed(self) -> float | None:
-        """What the paper prints; None for what it only draws."""
+        """The number that the paper prints; None for what it only draws."""
         if self.kind not in ("layerwise", "global", "gap"):
             return None
         return sum(term.sign * self.row.accuracy(term.column) for term in MEASURES[self.kind])
@@ -219,9 +215,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Amount:
-    """How large a sentence calls a difference, and from where to where, in points, that is taken to
-    reach.
-    """
+    """The size that a sentence gives to a difference, and the range in points that counts."""
 
     text: str
     low: float
@@ -230,8 +224,9 @@ class Amount:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A claim's smallest part: one number is above another, perhaps by some amount; the verdict is
-    about the sign alone.
+    """A claim's smallest part: one number is above another, perhaps by some amount.
+
+    The verdict is about the sign alone.
 
     The two are the same number of two rows, or two numbers of one row.
     """
@@ -258,8 +253,9 @@ class Comparison:
 
     @property
     def measured(self) -> tuple[Measure, tuple[Row, ...]]:
-        """A measure, and the two rows that it is compared of; or a measure that is itself the
-        difference, and its row.
+        """A measure, and the two rows that it is compared of.
+
+        Or a measure that is itself the difference, and its row.
         """
         above, below = MEASURES[self.above.kind], MEASURES[self.below.kind]
         if above == below:
@@ -276,7 +272,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured of a comparison.
+    """The measured result of a comparison.
 
     Attributes:
         verdict: one of the four words.
@@ -311,7 +307,8 @@ class Outcome:
         )
         seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
         remark = f"; {self.remark}" if self.remark else ""
-        return f"{comparison.text}: {self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}: {self.verdict}"
+        numbers = f"{self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}"
+        return f"{comparison.text}: {numbers}: {self.verdict}"
 
 
 def compare(comparison: Comparison, scores: Scores) -> Outcome:
@@ -362,8 +359,9 @@ def joined(*remarks: str) -> str:
 
 
 def unlike(runs: Iterable[Record]) -> str:
-    """In words, that a scale gives the networks of a comparison different widths, so that it would
-    be of them; mostly empty.
+    """Words for networks of different widths in a comparison; mostly empty.
+
+    A difference would then be one of widths.
     """
     widths = sorted({record.run.width for record in runs})
     return (
@@ -387,7 +385,7 @@ def quantile(degrees: float) -> float:
 
 
 def two_sided(t: float, degrees: float) -> float:
-    """How often Student's t is as far from 0, or farther, by chance."""
+    """The probability that Student's t is as far from 0, or farther, by chance."""
     from scipy.special import stdtr
 
     return float(2 * stdtr(degrees, -abs(t)))

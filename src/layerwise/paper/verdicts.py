@@ -41,7 +41,7 @@ FEWEST = 3  # rows that have an order worth a coefficient
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs of a setting say of a claim.
+    """The verdict of a setting's runs on a claim.
 
     Attributes:
         verdict: ``holds`` where every comparison that was measured does; ``does not hold`` where
@@ -96,25 +96,25 @@ def judge_all(records: Sequence[Record], setting: Setting) -> list[Verdict]:
 def weigh(claim: Claim, scores: Scores) -> Verdict:
     """A claim's verdict from those of its comparisons."""
     outcomes = tuple(compare(comparison, scores) for comparison in claim.comparisons)
-    known = [outcome for outcome in outcomes if outcome.verdict != UNMEASURED]
-    if not known:
+    decided = [outcome for outcome in outcomes if outcome.verdict != UNMEASURED]
+    if not decided:
         return Verdict(claim, UNMEASURED, None, None, 0, 0, outcomes)
-    against = [outcome for outcome in known if outcome.verdict != HOLDS]
+    against = [outcome for outcome in decided if outcome.verdict != HOLDS]
     refuting = [
-        one
-        for one in against
-        if one.verdict == FAILS and (one.chance or 0.0) * len(known) < UNLIKELY
+        outcome
+        for outcome in against
+        if outcome.verdict == FAILS and (outcome.chance or 0.0) * len(decided) < UNLIKELY
     ]
     verdict = FAILS if refuting else UNDECIDED if against else HOLDS
-    weakest = min(refuting or against or known, key=lambda outcome: outcome.difference or 0.0)
+    weakest = min(refuting or against or decided, key=lambda outcome: outcome.difference or 0.0)
     return Verdict(
-        claim, verdict, weakest.difference, weakest.error, weakest.seeds, len(known), outcomes
+        claim, verdict, weakest.difference, weakest.error, weakest.seeds, len(decided), outcomes
     )
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """How alike the paper and the runs order the rows of a table.
+    """The likeness of the paper's and the runs' order of a table's rows.
 
     Attributes:
         spearman: from -1 (reversed) to 1 (the same order); None with fewer than 3 rows, or where
@@ -130,8 +130,9 @@ class RankCorrelation:
 def rank_correlation(
     records: Sequence[Record], table: int, setting: Setting, column: str = "layerwise"
 ) -> RankCorrelation:
-    """Spearman's coefficient between the paper's accuracies and the measured means, over a table's
-    rows that are measured.
+    """Spearman's coefficient between the paper's accuracies and the measured means.
+
+    It is taken over the rows of a table that are measured.
 
     Raises:
         InvalidInput: there is no such table or column.
@@ -141,25 +142,28 @@ def rank_correlation(
             f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
         )
     pairs = [(row, measured(records, row, column, setting)) for row in ROWS if row.table == table]
-    found = [(row, number.mean) for row, number in pairs if number]
+    measured_rows = [(row, number.mean) for row, number in pairs if number]
     coefficient = None
-    if len(found) >= FEWEST:
+    if len(measured_rows) >= FEWEST:
         coefficient = spearman(
-            [row.accuracy(column) for row, _ in found], [mean for _, mean in found]
+            [row.accuracy(column) for row, _ in measured_rows], [mean for _, mean in measured_rows]
         )
-    return RankCorrelation(coefficient, tuple(row.name for row, _ in found), len(found))
+    return RankCorrelation(
+        coefficient, tuple(row.name for row, _ in measured_rows), len(measured_rows)
+    )
 
 
-def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:
-    """The correlation of the ranks, equal values sharing the mean of theirs; None where all of a
-    side are equal.
+def spearman(first_side: Sequence[float], second_side: Sequence[float]) -> float | None:
+    """The correlation of the ranks; None where all values of a side are equal.
+
+    Equal values share the mean of their ranks.
     """
     ranks = [
         [
             sum(item < value for item in side) + sum(item == value for item in side) / 2
             for value in side
         ]
-        for side in (one, other)
+        for side in (first_side, second_side)
     ]
     first, second = ([rank - fmean(side) for rank in side] for side in ranks)
     spread = sqrt(sum(rank**2 for rank in first) * sum(rank**2 for rank in second))
@@ -179,9 +183,12 @@ class Evidence:
 
     @cached_property
     def numbers(self) -> Mapping[tuple[Setting, Row, str], Measured]:
-        """A number for each setting, row and column that was run; global ones beside another loss
-        than the paper's only where there is a layer-wise one."""
-        found = {}
+        """A number for each setting, row and column that was run.
+
+        Global ones beside another loss than the paper's are here only where there is a layer-wise
+        one.
+        """
+        numbers = {}
         for setting in self.settings:
             counted = [
                 record for record in self.records if match(record.run).scale == setting.scale
@@ -192,9 +199,9 @@ class Evidence:
                     number = measured(of_row, row, column, setting)
                     # global training knows no loss
                     shared = column == "global" and setting.loss != Run.loss
-                    if number and (not shared or (setting, row, "layerwise") in found):
-                        found[setting, row, column] = number
-        return found
+                    if number and (not shared or (setting, row, "layerwise") in numbers):
+                        numbers[setting, row, column] = number
+        return numbers
 
     @cached_property
     def verdicts(self) -> Mapping[Setting, list[Verdict]]:
@@ -218,5 +225,5 @@ class Evidence:
 
 
 def gap(layerwise: float | None, globally: float | None) -> float | None:
-    """How far layer-wise training is behind, in percentage points."""
+    """Percentage points by which layer-wise training is behind global training."""
     return None if layerwise is None or globally is None else globally - layerwise

@@ -1,4 +1,4 @@
-"""What a sweep will take: a few steps are timed, the rest is multiplication."""
+"""Estimates of a sweep's time: a few steps are timed, the rest is multiplication."""
 
 import gc
 import time
@@ -61,8 +61,10 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
 
 
 def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
-    """Seconds of a run's epochs: a step for every training image, a forward pass for every held-out
-    and test image.
+    """Seconds of a run's epochs.
+
+    An epoch is a step for every training image, and a forward pass for every held-out and test
+    image.
     """
     training, test = DATASETS[run.data].images or UNCOUNTED
     held_out = round(training * run.val_fraction)

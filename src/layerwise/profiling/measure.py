@@ -1,8 +1,9 @@
-"""What training rules need, measured: each in a process of its own, whose peak is then the rule's
-alone.
+"""Measured cost of training rules.
 
-``python -m layerwise.profiling.measure`` reads what to measure as JSON from stdin and prints what it
-found as JSON.
+Each rule is measured in a process of its own, whose peak of memory is then the rule's alone.
+
+``python -m layerwise.profiling.measure`` reads what to measure as JSON from stdin and prints the
+results as JSON.
 """
 
 import json
@@ -59,11 +60,11 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
+        lines = done.stderr.strip().splitlines() or ["it was killed, as when memory runs out"]
+        reason = lines[-1][:200].rstrip(".")
         raise InvalidInput(
-            f"the rule {run.rule!r} could not be measured with a batch of {run.batch_size} "
-            f"({lines[-1][:200] if lines else 'it was killed, as happens when memory runs out'}): "
-            "lower --batch-size, or give --predict, which computes nothing"
+            f"Cannot measure the rule {run.rule!r} with a batch of {run.batch_size}: {reason}. "
+            "Lower --batch-size, or give --predict, which computes nothing."
         )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -128,13 +129,14 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
 
 
 def spans(marks: list[tuple[float, int]], ended: float) -> dict[int, float]:
-    """Seconds of each unit's turns, from when phases of it began to when those of another did, or
-    all had ended.
+    """Seconds of each unit's turns.
+
+    A turn lasts from when a phase of the unit begins to when one of another unit does, or all end.
     """
-    found: dict[int, float] = defaultdict(float)
+    seconds: dict[int, float] = defaultdict(float)
     for (began, unit), (ends, _) in pairwise([*marks, (ended, -1)]):
-        found[unit] += ends - began
-    return dict(found)
+        seconds[unit] += ends - began
+    return dict(seconds)
 
 
 def process_peak_bytes() -> int:
@@ -151,10 +153,10 @@ def process_peak_bytes() -> int:
 if __name__ == "__main__":
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    given = json.load(sys.stdin)
-    import_files(given["imports"])
-    described_run = run_from(given["run"], FORMATS[-1], "stdin")
+    order = json.load(sys.stdin)
+    import_files(order["imports"])
+    described_run = run_from(order["run"], FORMATS[-1], "stdin")
     measured_steps = measure_here(
-        described_run, given["num_classes"], Execution(**given["execution"])
+        described_run, order["num_classes"], Execution(**order["execution"])
     )
     print(json.dumps(measured_steps))

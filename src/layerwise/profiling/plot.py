@@ -35,21 +35,23 @@ def check_figure(path: str, predict: bool) -> None:
     """
     if predict:
         raise InvalidInput(
-            "--figure shows times, which --predict does not measure: leave one of them out"
+            "Cannot use --figure with --predict: it shows times, which are not measured then. "
+            "Leave one of them out."
         )
     if Path(path).suffix not in KINDS:
         raise InvalidInput(
-            f"--figure {path} is of no known type: give a name that ends in {' or '.join(KINDS)}"
+            f"Cannot write --figure {path}: it is of no known type. Give a name that ends in "
+            f"{' or '.join(KINDS)}."
         )
     if not Path(path).absolute().parent.is_dir():
         raise InvalidInput(
-            f"--figure {path} lies in a folder that does not exist: make it first, or give "
-            "another path"
+            f"Cannot write --figure {path}: it lies in a folder that does not exist. Make it "
+            "first, or give another path."
         )
     if find_spec("matplotlib") is None:
         raise InvalidInput(
-            "--figure needs matplotlib: install it with pip install 'layerwise[plots]', or leave "
-            "--figure out"
+            "Cannot draw --figure: matplotlib is not installed. Install it with pip install "
+            "'layerwise[plots]', or leave --figure out."
         )
 
 
@@ -123,5 +125,5 @@ def stretches(
 
 
 def level(points: Sequence[tuple[float, float]], time: float) -> float:
-    """What was alive at a time."""
+    """Memory alive at a time."""
     return next((size for at, size in reversed(points) if at <= time), points[0][1])

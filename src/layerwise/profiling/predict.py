@@ -1,6 +1,4 @@
-"""What a training rule will need, predicted: memory, multiply-adds and saved tensors of its steps,
-unit by unit.
-"""
+"""Predicted cost of a training rule: memory, multiply-adds, saved tensors, unit by unit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,8 +49,10 @@ class PredictedStep:
 def predict_steps(
     rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None = None
 ) -> list[PredictedStep]:
-    """Predict a rule's steps; of the units that learn together the second, since only then there is
-    optimizer state.
+    """Predict a rule's steps.
+
+    Of units that learn together the second step is predicted, since the first has no optimizer
+    state yet.
 
     Args:
         options: of the rule.
@@ -107,8 +107,9 @@ def formats_of(learner: Learner, layout: str | None) -> list[torch.memory_format
 
 
 def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:
-    """The largest batch whose peak is within the limit, at most ``MOST`` images; None when not even
-    2 images fit.
+    """The largest batch whose peak is within a limit; None when not even 2 images fit.
+
+    It has at most ``MOST`` images.
 
     Args:
         peak: bytes needed for a batch; it grows with it, about in proportion, so the next guess is
@@ -119,10 +120,10 @@ def largest_batch(peak: Callable[[int], int], limit: int) -> int | None:
         return None
     guess, guesses = 64, 1
     while failing - fitting > 1:
-        found = peak(guess)
-        slope = max((found - need) / (guess - fitting), 1e-9)
-        if found <= limit:
-            fitting, need = guess, found
+        peak_bytes = peak(guess)
+        slope = max((peak_bytes - need) / (guess - fitting), 1e-9)
+        if peak_bytes <= limit:
+            fitting, need = guess, peak_bytes
         else:
             failing = guess
         guess = fitting + int((limit - need) / slope)

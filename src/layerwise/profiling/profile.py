@@ -1,6 +1,4 @@
-"""What training costs by each rule: work, memory and time, predicted and measured, in all and unit
-by unit.
-"""
+"""Cost of a training step by several rules: work, memory and time, predicted and measured."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +14,7 @@ from layerwise.core.table import count
 from layerwise.errors import InvalidInput, choose
 from layerwise.profiling.measure import measure
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_options
-from layerwise.profiling.table import show
+from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
@@ -30,7 +28,9 @@ CACHED_IMAGES = 50_000
 
 
 def profiled() -> dict[str, dict[str, Any]]:
-    """What is profiled: options of a run, by name; those that train the network as one come first.
+    """The rules that are profiled: options of a run, by name.
+
+    Those that train the network as one unit come first.
 
     Rules with several threads are left out: a CPU's memory is counted per thread.
     """
@@ -47,8 +47,7 @@ def predict_peak(
     memory_format: str = "auto",
     **options: Any,
 ) -> int:
-    """Predict the memory that training needs at once, counted whole, without making a step or
-    changing the model.
+    """Predict the peak of memory of training, without making a step or changing the model.
 
     Args:
         model: see ``localize``.
@@ -71,11 +70,14 @@ def predict_peak(
     choose("memory format", memory_format, MEMORY_FORMATS)
     if not RULES[rule].one_thread:
         raise InvalidInput(
-            f"the memory of the rule {rule!r} cannot be predicted, since it uses several threads: "
-            "give another"
+            f"Cannot predict the memory of the rule {rule!r}: it uses several threads. Give "
+            "another rule."
         )
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
-        raise InvalidInput(f"the rule {rule!r} trains the network as one unit: leave at= out")
+        raise InvalidInput(
+            f"Cannot use at= with the rule {rule!r}: it trains the network as one unit. Leave at= "
+            "out."
+        )
     own = rule_options(rule, options)
     if own.get("cache"):
         own.setdefault("keeping", UNSAID)
@@ -127,8 +129,8 @@ def profile(
     device = find_device(execution)
     if figure is not None and device.type != "cpu":
         raise InvalidInput(
-            "--figure shows what a CPU's allocator did when; on a GPU leave it out, or give "
-            "--device cpu"
+            "Cannot draw --figure on a GPU: it shows what a CPU's allocator did over time. Leave "
+            "it out, or give --device cpu."
         )
     learners = {name: trial_learner(prepared, num_classes) for name, prepared in planned.items()}
     rules = {
@@ -142,21 +144,25 @@ def profile(
         if predict
         else {name: measure(run, num_classes, execution) for name, run in runs.items()}
     )
-    for name, found in measurements.items():
-        add_measured(rules[name], found, base.batch_size)
+    for name, measurement in measurements.items():
+        add_measured(rules[name], measurement, base.batch_size)
     result = {
         "model": base.model,
         "batch_size": base.batch_size,
         "image_size": trial_images(base, num_classes).image_size,
         "rules": rules,
     }
-    show(result, per_unit)
+    print_table(result, per_unit)
     if figure is not None:
         from layerwise.profiling.plot import draw
 
         size = trial_images(base, num_classes).image_size
         title = f"{base.model}, batch of {base.batch_size}, {size} pixels"
-        draw(figure, title, {name: found["steps"] for name, found in measurements.items()})
+        draw(
+            figure,
+            title,
+            {name: measurement["steps"] for name, measurement in measurements.items()},
+        )
         print(f"written: {figure}", flush=True)
     return result
 
@@ -212,16 +218,16 @@ def predicted(run: Run, learner: Learner, layout: str, cache_limit: int) -> dict
     }
 
 
-def add_measured(rule: dict[str, Any], found: dict[str, Any], batch_size: int) -> None:
-    for step in found["steps"]:
+def add_measured(rule: dict[str, Any], measurement: dict[str, Any], batch_size: int) -> None:
+    for step in measurement["steps"]:
         for unit in rule["units"]:
             if unit["index"] in step["units"]:
                 unit["peak_bytes"] = step["unit_peaks"].get(str(unit["index"]))
                 unit["seconds"] = step["unit_seconds"].get(str(unit["index"]))
-    rule["seconds"] = sum(step["seconds"] for step in found["steps"])
+    rule["seconds"] = sum(step["seconds"] for step in measurement["steps"])
     rule["images_per_second"] = batch_size / rule["seconds"]
-    rule["peak_bytes"] = max(step["peak_bytes"] for step in found["steps"])
-    rule["process_peak_bytes"] = found["process_peak_bytes"]
+    rule["peak_bytes"] = max(step["peak_bytes"] for step in measurement["steps"])
+    rule["process_peak_bytes"] = measurement["process_peak_bytes"]
     if all(unit["peak_bytes"] is not None for unit in rule["units"]):
         rule["peak_unit"] = max(rule["units"], key=lambda unit: unit["peak_bytes"])["name"]
 
@@ -249,20 +255,21 @@ def add_largest_batches(
             least = predicted(replace(run, batch_size=2), learners[name], layout, cache_limit)
             needs[name] = (
                 least["predicted_peak_bytes"] + least["cache_bytes"],
-                in_words(name, least),
+                need_text(name, least),
             )
     if len(needs) == len(runs):
         raise InvalidInput(
-            f"--memory {limit / 1e6:.1f} MB is too small: even {min(needs.values())[1]}; give as "
-            "much, or lower --width or --image-size"
+            f"Cannot use --memory {limit / 1e6:.1f} MB: even {min(needs.values())[1]}. Give as "
+            f"much, or lower --width or --image-size."
         )
     for _, need in needs.values():
-        print(f"--memory {limit / 1e6:.1f} MB is too small {need}", flush=True)
+        print(f"--memory {limit / 1e6:.1f} MB is too small: {need}", flush=True)
 
 
-def in_words(name: str, least: dict[str, Any]) -> str:
-    """What a rule needs with a batch of 2."""
+def need_text(name: str, least: dict[str, Any]) -> str:
+    """A sentence on the memory that a rule needs with a batch of 2."""
     cache = least["cache_bytes"]
     of_which = f", of which {cache / 1e6:.1f} MB are a cache (see --cache-limit)" if cache else ""
     need = (least["predicted_peak_bytes"] + cache) / 1e6
-    return f"by the rule {name!r} and with a batch of 2, where unit {least['peak_unit']} needs {need:.1f} MB{of_which}"
+    unit = least["peak_unit"]
+    return f"the rule {name!r} needs {need:.1f} MB for a batch of 2, in unit {unit}{of_which}"

@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show(result: dict[str, Any], per_unit: bool) -> None:
-    """Print the table: memory in MB (10^6 bytes), time in milliseconds; behind a slash the ratio to
-    global training.
+def print_table(result: dict[str, Any], per_unit: bool) -> None:
+    """Print the table: memory in MB (10^6 bytes), time in milliseconds.
+
+    The ratio to global training stands in brackets.
     """
     rules = result["rules"]
     first = next(iter(rules.values()))
@@ -53,7 +54,7 @@ def show(result: dict[str, Any], per_unit: bool) -> None:
     console.print(table)
     for name, rule in rules.items():
         if per_unit:
-            show_units(console, name, rule)
+            print_units(console, name, rule)
 
 
 def ratio(rules: dict[str, Any], rule: dict[str, Any], key: str, scale: float) -> str:
@@ -63,7 +64,7 @@ def ratio(rules: dict[str, Any], rule: dict[str, Any], key: str, scale: float) -
     return f"{rule[key] / scale:,.1f}" + (f" ({rule[key] / reference:.2f})" if reference else "")
 
 
-def show_units(console: Console, name: str, rule: dict[str, Any]) -> None:
+def print_units(console: Console, name: str, rule: dict[str, Any]) -> None:
     table = Table(title=f"units of {name}")
     keys = (
         "multiply_adds",

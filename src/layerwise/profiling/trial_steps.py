@@ -1,6 +1,4 @@
-"""A rule's steps on random images, without any data: for what is predicted, measured or timed
-before a run.
-"""
+"""A rule's steps on random images: they are predicted, measured or timed without any data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +29,7 @@ def trial_images(run: Run, num_classes: int) -> ImageFormat:
         InvalidInput: there are fewer than 2 classes.
     """
     if num_classes < 2:
-        raise InvalidInput(f"Cannot use classes {num_classes}: give 2 or more.")
+        raise InvalidInput(f"Cannot use classes {num_classes}: it is out of range. Give 2 or more.")
     names = tuple(map(str, range(num_classes)))
     return ImageFormat(names, channels=3, image_size=run.image_size or CIFAR_SIZE)
 
@@ -51,8 +49,9 @@ def trial_options(run: Run) -> dict[str, Any]:
 
 
 class RandomBatches:
-    """Random images in two batches per epoch, as a rule draws them: the first warms up, the second
-    is looked at.
+    """Random images in two batches per epoch, as a rule draws them.
+
+    The first batch warms up, and the second is measured.
     """
 
     views = 1
@@ -83,7 +82,7 @@ class RandomBatches:
 def rule_ticks(
     rule: str, learner: Learner, batch_size: int, epochs: int, options: dict[str, Any]
 ) -> Iterator[Tick]:
-    """A rule's steps on random images; each group of units that learn together makes two per epoch."""
+    """A rule's steps on random images, two per epoch of each group of units that learn together."""
     return RULES[rule].order(
         learner, RandomBatches(learner, batch_size), epochs, lambda done: 1.0, **options
     )

@@ -72,8 +72,7 @@ def report(
 
 
 def check_output(option: str, path: Path, mark: str) -> None:
-    """Refuse a file that is not to be written over: anything but what this command wrote there
-    before.
+    """Refuse to overwrite a file that this command did not write.
 
     Args:
         mark: what its first bytes hold.

@@ -71,8 +71,9 @@ def mean_curve(records: Sequence[Record], most: int = SHOWN) -> Curve | None:
 
 
 def spread(values: Sequence[float], mean: float) -> float:
-    """Standard deviation of a single one, without the exact fractions for which ``statistics``
-    takes 50 times as long.
+    """Standard deviation of a single value.
+
+    ``statistics`` counts in exact fractions and takes 50 times as long.
     """
     return sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
@@ -83,19 +84,20 @@ def number(value: Any) -> float | None:
 
 
 def unit_depth(record: Record, most: int = SHOWN) -> Depth | None:
-    """Accuracy of every unit's own classifier at some of the epochs; None where fewer than two
-    units learn.
+    """Accuracy of every unit's own classifier at some of the epochs.
+
+    None where fewer than two units learn.
 
     Only the epochs that are returned are parsed.
     """
     held_out = record.run.val_fraction > 0
     key = "val_accuracy" if held_out else "accuracy"
-    found = [
+    epochs = [
         (record.epochs[index]["epoch"], units(record, index))
         for index in sample(len(record.epochs), most)
     ]
     return depth(
-        ((epoch, entries) for epoch, entries in found if entries),
+        ((epoch, entries) for epoch, entries in epochs if entries),
         key,
         OWN if held_out else OWN_TRAINING,
     )
@@ -114,20 +116,19 @@ def units(record: Record, index: int) -> list[Any]:
 
 
 def probe_depth(record: Record, most: int = SHOWN) -> Depth | None:
-    """Accuracy of a linear probe of every unit's features at some of the epochs; None where it was
-    not measured.
+    """Accuracy of a linear probe of every unit's features at some of the epochs.
+
+    None where it was not measured.
     """
-    return depth(some(measured(record), most), "linear_probe", PROBE)
+    return depth(evenly(measured_epochs(record), most), "linear_probe", PROBE)
 
 
-def some(entries: Sequence[tuple[int, list[Any]]], most: int) -> list[tuple[int, list[Any]]]:
+def evenly(entries: Sequence[tuple[int, list[Any]]], most: int) -> list[tuple[int, list[Any]]]:
     return [entries[index] for index in sample(len(entries), most)]
 
 
-def measured(record: Record) -> list[tuple[int, list[Any]]]:
-    """The epochs after which features were measured while training, with what was found of each
-    unit.
-    """
+def measured_epochs(record: Record) -> list[tuple[int, list[Any]]]:
+    """The epochs after which features were measured while training, with the rows of each."""
     entries = [entry for entry in record.separability() if isinstance(entry.get("epoch"), int)]
     return [
         (entry["epoch"], entry["units"])
@@ -137,21 +138,19 @@ def measured(record: Record) -> list[tuple[int, list[Any]]]:
 
 
 def measured_depths(record: Record, most: int = SHOWN) -> list[Depth]:
-    """Everything that was measured of the features, a ``Depth`` per measure and one of the gains,
-    at some of the epochs.
-    """
-    found = some(measured(record), most)
+    """All measures of the features at some epochs: a ``Depth`` each, and one of the gains."""
+    epochs = evenly(measured_epochs(record), most)
     kinds = {
         name: (f"{text.removesuffix(', %')} of each unit's features", text)
         for name, text in headings_of(record.separability()).items()
     }
     kinds |= {"linear_probe": (PROBE, ACCURACY), "cka": (CKA, "CKA"), "gain": (GAIN, "points")}
-    return [made for name, words in kinds.items() if (made := depth(found, name, *words))]
+    return [made for name, words in kinds.items() if (made := depth(epochs, name, *words))]
 
 
 @dataclass(frozen=True)
 class Separable:
-    """How separable the features of a unit were after an epoch; None for what is not known.
+    """Separability of a unit's features after an epoch; None for what is unknown.
 
     Attributes:
         index: the unit's; −1 is the image.
@@ -171,24 +170,22 @@ class Separable:
 
 
 def separable(record: Record) -> list[Separable]:
-    """Everything that was measured of the features while training, epoch by epoch, from the image
-    on.
-    """
-    found, entries = [], record.separability()
+    """All measurements of the features while training, epoch by epoch, from the image on."""
+    depths, entries = [], record.separability()
     names = headings_of(entries)
     for entry in entries:
         rows = entry.get("units")
         if not isinstance(entry.get("epoch"), int) or not isinstance(rows, list):
             continue
-        found += [
-            one(entry["epoch"], row, names)
+        depths += [
+            separable_row(entry["epoch"], row, names)
             for row in rows
             if isinstance(row, dict) and isinstance(row.get("index"), int)
         ]
-    return found
+    return depths
 
 
-def one(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
+def separable_row(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
     """A row of the file.
 
     Args:
@@ -211,18 +208,18 @@ def one(epoch: int, row: dict[str, Any], names: Iterable[str]) -> Separable:
 
 
 def depth(
-    found: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str = ACCURACY
+    entries_by_epoch: Iterable[tuple[int, list[Any]]], key: str, kind: str, axis: str = ACCURACY
 ) -> Depth | None:
     """Gather what is a list per epoch into a list per unit."""
     names: dict[int, str] = {}
     by_epoch: dict[int, dict[int, float | None]] = {}
-    for epoch, entries in found:
+    for epoch, entries in entries_by_epoch:
         for entry in entries:
             if isinstance(entry, dict) and isinstance(entry.get("index"), int) and key in entry:
                 names[entry["index"]] = str(entry.get("name", entry["index"]))
                 by_epoch.setdefault(epoch, {})[entry["index"]] = number(entry[key])
-    known = any(value is not None for values in by_epoch.values() for value in values.values())
-    if len(names) < 2 or not known:
+    any_value = any(value is not None for values in by_epoch.values() for value in values.values())
+    if len(names) < 2 or not any_value:
         return None
     epochs, order = sorted(by_epoch), sorted(names)
     values = tuple(tuple(by_epoch[epoch].get(index) for epoch in epochs) for index in order)

@@ -195,8 +195,9 @@ def depths_of(row: Row, setting: Setting, panels: Mapping[str, Sequence[Depth]])
 
 
 def depth_panels(evidence: Evidence, setting: Setting, row: Row) -> dict[str, list[Depth]]:
-    """Accuracy over depth by column: by linear probes where any column has them, else by the units'
-    classifiers.
+    """Accuracy over depth by column.
+
+    It is that of linear probes where any column has them, else that of the units' classifiers.
     """
     numbers = {column: evidence.number(setting, row, column) for column in COLUMNS}
     for measure in (probe_depth, unit_depth):
@@ -218,8 +219,9 @@ def alike(depths: Sequence[Depth]) -> list[Depth]:
 
 
 def mean_depth(depths: Sequence[Depth]) -> tuple[Depth, Depth | None]:
-    """Mean and standard deviation over seeds, where every seed has a value; no deviation with one
-    seed.
+    """Mean and standard deviation over seeds, where every seed has a value.
+
+    With one seed there is no deviation.
     """
     means, deviations = [], []
     for units in zip(*(depth.values for depth in depths), strict=True):

@@ -1,5 +1,6 @@
-"""Runs as tables for other programs: CSV with a line per run or per claim, LaTeX with a row per row
-of the paper. No torch.
+"""Runs as tables for other programs. No torch.
+
+CSV has a line per run or per claim, LaTeX a row per row of the paper.
 """
 
 import csv
@@ -128,19 +129,20 @@ def is_local(record: Record) -> bool:
 
 
 def hierarchy(record: Record) -> str:
-    """A run's hierarchy as the paper writes it; a run of a published network has it in its result
-    only.
+    """A run's hierarchy as the paper writes it.
+
+    A run of a published network has it in its result only.
     """
-    found = record.run.hierarchy or (record.result or {}).get("hierarchy")
+    stages = record.run.hierarchy or (record.result or {}).get("hierarchy")
     halvings = record.run.downsample_after
     try:
         return (
-            Design(parse_hierarchy(found), parse_downsampling(halvings) if halvings else None).text
-            if found
+            Design(parse_hierarchy(stages), parse_downsampling(halvings) if halvings else None).text
+            if stages
             else ""
         )
     except InvalidInput:  # a run or result that was altered: shown as it is
-        return str(found)
+        return str(stages)
 
 
 def machine(facts: Mapping[str, Any]) -> str:
@@ -154,8 +156,9 @@ def machine(facts: Mapping[str, Any]) -> str:
 
 
 def claims_csv(records: Sequence[Record]) -> str:
-    """A line per setting and claim; ``effect`` and ``standard_error`` in percentage points, see
-    ``Verdict``.
+    """A line per setting and claim; see ``Verdict``.
+
+    ``effect`` and ``standard_error`` are in percentage points.
     """
     return written(
         CLAIM_COLUMNS,
@@ -183,8 +186,9 @@ def claim_lines(records: Sequence[Record], setting: Setting) -> Iterable[dict[st
 
 
 def separability_csv(records: Iterable[Record]) -> str | None:
-    """A line per run, measured epoch and depth, the image first; None where nothing was measured
-    while training.
+    """A line per run, measured epoch and depth, the image first.
+
+    None where nothing was measured while training.
 
     Accuracies in percent, gains in points; ``mismatched`` is yes, no, or empty where it is not
     known.
@@ -226,8 +230,9 @@ def own(record: Record) -> list[str]:
 
 
 def rounded(number: float | None, digits: int = 2) -> float | None:
-    """A number to so many digits behind the point: percentage points to the hundredth, as
-    accuracies are given.
+    """A number to so many digits behind the point.
+
+    Percentage points have two, as accuracies are given.
     """
     return None if number is None else round(number, digits)
 
@@ -241,8 +246,9 @@ def written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str | None:
-    """A table of the paper beside what was measured in a setting, for a document that uses
-    booktabs; None without any number.
+    """A table of the paper beside a setting's numbers, for a document that uses booktabs.
+
+    None without any number.
 
     Returns:
         Test accuracies in percent, measured ones as mean ± deviation over seeds.
@@ -259,7 +265,7 @@ def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str 
                 escape(row.name),
                 format_hierarchy(row.hierarchy),
                 *(f"{row.accuracy(column):.2f}" for column in COLUMNS),
-                *(cell(found) for found in numbers[row]),
+                *(cell(number) for number in numbers[row]),
                 seeds(numbers[row]),
             ]
         )
@@ -293,18 +299,18 @@ model & hierarchy & layer-wise & global & layer-wise & global & seeds \\
 """
 
 
-def cell(found: Measured | None) -> str:
+def cell(number: Measured | None) -> str:
     """Mean ± deviation in percent; a dash where nothing is measured."""
-    if found is None:
+    if number is None:
         return "--"
-    return f"{found.mean:.2f}" + (
-        f" $\\pm$ {found.deviation:.2f}" if found.deviation is not None else ""
+    return f"{number.mean:.2f}" + (
+        f" $\\pm$ {number.deviation:.2f}" if number.deviation is not None else ""
     )
 
 
-def seeds(found: Sequence[Measured | None]) -> str:
-    """How many seeds, layer-wise and globally where they differ."""
-    counts = [str(len(number.seeds)) if number else "0" for number in found]
+def seeds(numbers: Sequence[Measured | None]) -> str:
+    """Number of seeds; layer-wise and global ones where they differ."""
+    counts = [str(len(number.seeds)) if number else "0" for number in numbers]
     return counts[0] if len(set(counts)) == 1 else "/".join(counts)
 
 
@@ -314,8 +320,7 @@ def escape(text: str) -> str:
 
 
 def write_tables(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write ``runs.csv``, ``claims.csv`` and a ``table-….tex`` for every table and setting that has
-    a number.
+    """Write ``runs.csv``, ``claims.csv`` and the paper's tables that have a number, as LaTeX.
 
     Returns:
         The files.

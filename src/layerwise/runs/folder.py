@@ -127,13 +127,13 @@ class RunFolder:
         return run_from(facts["run"], facts["format"], self.file(CONFIGURATION))
 
     def execution(self) -> Execution:
-        """How the run was carried out when it began."""
-        known = {item.name: item for item in fields(Execution)}
+        """The execution that the run began with."""
+        accepted = {item.name: item for item in fields(Execution)}
         values = renamed(self.facts().get("execution", {}))
         return Execution(
             **{
-                name: check_value(self.file(CONFIGURATION), known[name], values[name])
-                for name in known & values.keys()
+                name: check_value(self.file(CONFIGURATION), accepted[name], values[name])
+                for name in accepted & values.keys()
             }
         )
 
@@ -151,7 +151,7 @@ class RunFolder:
             os.fsync(log.fileno())
 
     def log(self, name: str = LOG) -> list[dict[str, Any]]:
-        """The whole lines of the log, or of another such file; one cut short by a kill is left out."""
+        """The whole lines of the log, or of another such file, without one cut short by a kill."""
         records = []
         if self.file(name).exists():
             for line in self.file(name).read_text(errors="replace").splitlines():
@@ -162,10 +162,10 @@ class RunFolder:
     def truncate_log(self, epochs: int) -> None:
         """Drop what was logged after the state that training goes on from."""
         for name in (LOG, SEPARABILITY):
-            kept = [record for record in self.log(name) if record["epoch"] <= epochs]
+            records = [record for record in self.log(name) if record["epoch"] <= epochs]
             if name == LOG or self.file(name).exists():
                 with replacing(self.file(name)) as draft:
-                    draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
+                    draft.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def result(self) -> dict[str, Any]:
         try:

@@ -1,4 +1,4 @@
-"""What the measures of features are called in tables.
+"""Headings of the measures of features in tables.
 
 No torch: the report and the command line show them without it.
 """
@@ -19,8 +19,9 @@ HEADINGS = {
 
 
 def headings_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The heading of every measure that a run's lines may hold: the one that they bring, else that
-    of the table.
+    """The heading of every measure that a run's lines may hold.
+
+    It is the one that the lines bring, else that of ``HEADINGS``.
     """
     headings = dict(HEADINGS)
     for line in lines:

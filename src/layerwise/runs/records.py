@@ -1,5 +1,6 @@
-"""Runs as they lie on disk, for whoever reads many of them: no torch, nothing locked, nothing
-raised for a broken one.
+"""Runs as they lie on disk, for readers of many.
+
+No torch; nothing is locked, and nothing is raised for a broken run.
 """
 
 import json
@@ -57,18 +58,19 @@ class Record:
         return self.result["test_accuracy"] if self.result else None
 
     def units(self, index: int) -> list[dict[str, Any]]:
-        """The units of an entry of ``epochs``: ``index``, ``name``, ``loss``, ``accuracy`` and, of
-        held-out images, ``val_loss`` and ``val_accuracy``. They are read from disk now."""
+        """The units of an entry of ``epochs``, read from disk now.
+
+        Each has ``index``, ``name``, ``loss``, ``accuracy`` and, of held-out images, ``val_loss``
+        and ``val_accuracy``.
+        """
         begin, end = self.places[index]
         with (Path(self.path) / LOG).open("rb") as log:
             log.seek(begin)
-            found: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
-        return found
+            units: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
+        return units
 
     def separability(self) -> list[dict[str, Any]]:
-        """What was measured of the features while training, a record per epoch that was measured;
-        often nothing.
-        """
+        """Measurements of the features while training, a record per measured epoch; often none."""
         path = Path(self.path) / SEPARABILITY
         return [record for record, _ in read_lines(path)[0]] if path.exists() else []
 
@@ -132,24 +134,24 @@ def entries(folder: Path) -> list[Path]:
 
 
 def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
-    """What lies beside runs and is of none: a line for each folder of runs that holds such files."""
+    """Files beside runs that belong to none: an entry for each folder that holds such files."""
     places = {Path(path) for path in paths if not is_run(Path(path))}
     places |= {run.parent for run in runs if run not in set(map(Path, paths))}
-    found = []
+    broken = []
     for folder in sorted(places):
-        names = [entry.name for entry in entries(folder) if not known(entry)]
+        names = [entry.name for entry in entries(folder) if not belongs_beside_runs(entry)]
         if names:
-            others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            found.append(
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            broken.append(
                 Broken(
                     str(folder),
-                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{others}",
+                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{more}",
                 )
             )
-    return found
+    return broken
 
 
-def known(entry: Path) -> bool:
+def belongs_beside_runs(entry: Path) -> bool:
     """Whether it is a run, holds some, or is something that this program keeps beside runs."""
     ours = entry.name.startswith((".", "study", "compare-"))
     return ours or (entry.is_dir() and next(walk(entry, DEEPEST), None) is not None)
@@ -161,8 +163,8 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     Raises:
         InvalidInput: it has no configuration that can be read.
     """
-    kept = RunFolder(folder)
-    facts, run = kept.facts(), kept.run()
+    run_folder = RunFolder(folder)
+    facts, run = run_folder.facts(), run_folder.run()
     lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
     whole = [(record, place) for record, place in lines if is_epoch(record)]
     if len(whole) < len(lines):
@@ -170,9 +172,9 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
             f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}"
         )
     result = None
-    if kept.finished:
+    if run_folder.finished:
         try:
-            result = kept.result()
+            result = run_folder.result()
             if not is_number(result.get("test_accuracy")):
                 raise InvalidInput(f"{RESULT} has no test accuracy")
             if not 0 <= result["test_accuracy"] <= 100:
@@ -202,8 +204,9 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
 def read_lines(
     path: Path, stop: bytes | None = None
 ) -> tuple[list[tuple[dict[str, Any], tuple[int, int]]], list[str]]:
-    """The JSON objects of a file, one per line, each with where it begins and ends, and what is
-    wrong with it in words.
+    """The JSON objects of a file, one per line, and problems in words.
+
+    Each object comes with the places in bytes where its line begins and ends.
 
     Args:
         stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
@@ -213,7 +216,7 @@ def read_lines(
     heads = read_heads(data, places, stop) if stop else None
     if heads is not None:
         return list(zip(heads, places, strict=True)), []
-    found, bad = [], 0
+    records, bad = [], 0
     for begin, end in places:
         line = data[begin:end]
         cut = line.find(stop) if stop else -1
@@ -221,10 +224,10 @@ def read_lines(
             record = json.loads(line if cut < 0 else line[:cut] + b"}")
             if not isinstance(record, dict) or (cut >= 0 and not line.endswith(WHOLE)):
                 raise ValueError
-            found.append((record, (begin, end)))
+            records.append((record, (begin, end)))
         except ValueError:
             bad += 1
-    return found, [
+    return records, [
         f"lines of {path.name} that are cut short or no JSON were left out: {bad}"
     ] if bad else []
 
@@ -243,8 +246,9 @@ def line_places(data: bytes) -> Iterator[tuple[int, int]]:
 def read_heads(
     data: bytes, places: Sequence[tuple[int, int]], stop: bytes
 ) -> list[dict[str, Any]] | None:
-    """What all lines hold before ``stop``, parsed at once, which is several times as fast; None
-    unless all are whole.
+    """The part of every line before ``stop``, parsed at once; None unless all are whole.
+
+    That is several times as fast as line by line.
     """
     heads = []
     for begin, end in places:
@@ -253,12 +257,12 @@ def read_heads(
             return None
         heads.append(data[begin:cut])
     try:
-        found = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
+        records = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
     except ValueError:
         return None
     return (
-        found
-        if len(found) == len(places) and all(isinstance(record, dict) for record in found)
+        records
+        if len(records) == len(places) and all(isinstance(record, dict) for record in records)
         else None
     )
 
@@ -277,7 +281,8 @@ def is_epoch(record: dict[str, Any]) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be shown: neither text nor NaN or infinite, which
-    Python's JSON allows.
+    """Whether a value is a number that can be shown.
+
+    Text is none, nor are NaN and infinity, which Python's JSON allows.
     """
     return isinstance(value, int | float) and abs(value) <= float_info.max

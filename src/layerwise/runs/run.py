@@ -38,42 +38,43 @@ class Run:
     model: str = option("resnet18", "network to train; see `layerwise list models`")
     model_options: Options = declared("model")
     hierarchy: str | None = option(
-        None, "layers per stage, such as 1,1,2,2 (default: as published)"
+        None, "convolutions or blocks per stage, such as 1,1,2,2 (default: as published)"
     )
     downsample_after: str | None = option(
         None,
-        "after how many convolutions or blocks maps are halved, such as 1,4,6 (default: where "
-        "stages end, as published)",
+        "convolutions or blocks after which maps are halved, such as 1,4,6 (default: at the ends "
+        "of stages)",
     )
-    width: float = option(1.0, "multiplier of the network's channel counts")
+    width: float = option(1.0, "factor of the network's channel counts")
     dropout: float = option(
         0.0, "probability of dropping a channel after every unit", also=("--drop",)
     )
     data: str = option("digits", "data set; see `layerwise list datasets`", also=("--dataset",))
     image_size: int | None = option(
-        None, "scale images to this many pixels (default: the data set's)", also=("--img-size",)
+        None, "scale images to N pixels a side (default: the data set's)", also=("--img-size",)
     )
     train_images: int | None = option(
-        None, "use only this many training images, evenly over the classes"
+        None, "use only N training images, evenly over the classes (default: all)"
     )
     val_fraction: float = option(
-        0.1, "share of all training images held out to choose the best epoch; 0: none"
+        0.1, "share of the training images held out to choose the best epoch; 0: none"
     )
     rule: str = option("simultaneous", "order of updates; see `layerwise list rules`")
     rule_options: Options = declared("rule")
     loss: str = option("predsim", "local loss; see `layerwise list losses`")
     loss_options: Options = declared("loss")
     at: str = option(
-        "layer", "where units end: layer, block, a number of units, or module paths with commas"
+        "layer",
+        "where units end: layer, block, a number of units, or module paths joined by commas",
     )
     output_layer: str = option(
         "joined",
-        "the network's output layer: joined to the last unit, or separate, a unit of its own, as "
-        "in the paper",
+        "the network's output layer: joined to the last unit, or separate, a unit of its own (the "
+        "paper's way)",
     )
-    epochs: int = option(400, "passes over the training images (sequential: for each unit)")
+    epochs: int = option(400, "passes over the training images; by a sequential rule, of each unit")
     batch_size: int = option(128, "images in a batch", short="-b")
-    optimizer: str = option("adam", "adam, adamw or sgd", also=("--opt",))
+    optimizer: str = option("adam", "optimizer: adam, adamw or sgd", also=("--opt",))
     lr: float = option(5e-4, "learning rate", also=("--learning-rate",))
     momentum: float = option(0.9, "momentum of sgd")
     weight_decay: float = option(0.0, "weight decay")
@@ -81,19 +82,19 @@ class Run:
     decay_milestones: str = option(
         "0.5,0.75,0.89,0.94", "shares of training after which the rate decays; empty: never"
     )
-    clip_grad: float | None = option(None, "largest norm of a unit's gradient")
+    clip_grad: float | None = option(None, "largest norm of a unit's gradient (default: no limit)")
     augment: bool = option(True, "crop and flip training images as the data set allows")
     crop_padding: int | None = option(
-        None, "pixels of padding for random crops (default: the data set's)"
+        None, "padding of random crops, in pixels (default: the data set's)"
     )
     flip: bool | None = option(
         None, "mirror images at random (default: the data set's)", also=("--hflip",)
     )
-    cutout: int = option(0, "side in pixels of a square blanked in every training image")
+    cutout: int = option(0, "side of a square blanked in every training image, in pixels; 0: none")
     views: int | None = option(
-        None, "limit the augmentations of an image to this many, repeated in turn"
+        None, "use N augmentations of every image in turn (default: a new one every epoch)"
     )
-    seed: int = option(0, "of weights, split, order, augmentation and dropout")
+    seed: int = option(0, "seed of weights, held-out images, order, augmentation and dropout")
     amp: bool = option(False, "mixed precision: bfloat16 forward passes")
 
     @property
@@ -115,49 +116,52 @@ class Execution:
     data_dir: str = option("data", "folder that holds the data set's files")
     device: str = option("auto", "cpu, cuda, cuda:1 …; auto: a GPU if there is one")
     workers: int = option(
-        2, "processes that read images from folders too large for memory", short="-j"
+        2, "processes that read image files, where they are too many for memory", short="-j"
     )
-    cpu_threads: int | None = option(None, "threads of each operation on a CPU (default: torch's)")
+    cpu_threads: int | None = option(
+        None, "threads of each operation on a CPU (default: PyTorch's)"
+    )
     keep_memory: bool = option(
         True,
-        "on a CPU: keep freed memory for the next tensors; faster, but the process stays large",
+        "on a CPU: keep freed memory for the next tensors, which is faster, but the process stays "
+        "large",
     )
     memory_format: str = option(
         "auto",
-        "of maps: contiguous, channels-last, auto (by a fixed rule), or trial (by timing each unit "
-        "in both)",
+        "memory format of maps: contiguous, channels-last, auto (a fixed rule) or trial (time each "
+        "unit in both)",
         also=("--layout",),
     )
     graphs: bool = option(
-        True, "on a GPU: record a training step once and replay it, for it is faster"
+        True, "on a GPU: record a training step once and replay it, which is faster"
     )
     streams: int = option(
         4,
-        "on a GPU, with --graphs: streams that units take turns on and so overlap; 1 needs least "
-        "memory",
+        "on a GPU, with --graphs: streams on which steps of units overlap; 1 uses the least memory",
     )
     cache_dir: str | None = option(
-        None, "folder for the file of features that --cache keeps (default: memory)"
+        None, "folder for the features that --cache keeps (default: in memory)"
     )
     cache_limit: str = option(
-        "4GB", "most that --cache may keep; what exceeds it is computed for every batch"
+        "4GB", "most that --cache may keep; features beyond it are recomputed for every batch"
     )
-    download: bool = option(False, "fetch the data set if it is not there")
-    eval_every: int = option(1, "evaluate after every so many epochs")
-    save_every: int = option(1, "save the state to resume from after every so many epochs")
+    download: bool = option(False, "download the data set if it is missing")
+    eval_every: int = option(1, "evaluate every N epochs")
+    save_every: int = option(1, "save the state to resume from every N epochs")
     log: str | None = option(
         None,
-        "also write every epoch's numbers for a viewer, into the run's folder: tensorboard",
+        "also write every epoch's numbers into the run's folder for a viewer: tensorboard",
     )
     separability_every: int = option(
-        0, "measure separability after every so many epochs and at the end; 0: never"
+        0, "measure separability every N epochs and at the end; 0: never"
     )
     separability_measures: str = option(
         "linear_probe,nearest_class_mean",
-        "measures of --separability-every; gains are of the first; see `layerwise list measures`",
+        "measures of --separability-every, joined by commas; gains are of the first; see "
+        "`layerwise list measures`",
     )
     separability_against: str | None = option(
-        None, "run to compare features with at --separability-every, by CKA; '': none"
+        None, "folder of a run to compare features with by CKA, at --separability-every; '': none"
     )
 
 
@@ -228,14 +232,14 @@ def from_format_2(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
             "only version 0.1 can do. Use that version, or train anew."
         )
     for kind, defaults in OPTIONS_OF_FORMAT_2.items():
-        given = {name: values.pop(name) for name in defaults if name in values}
-        values[kind] = {name: value for name, value in given.items() if value != defaults[name]}
+        options = {name: values.pop(name) for name in defaults if name in values}
+        values[kind] = {name: value for name, value in options.items() if value != defaults[name]}
     return {"downsample_after": None, "model_options": {}, "output_layer": "separate", **values}
 
 
-def differences(run: Run, other: Run) -> list[str]:
+def differences(run: Run, reference: Run) -> list[str]:
     """The options in which two runs differ, as the command line spells them."""
-    values = flat(run), flat(other)
+    values = flat(run), flat(reference)
     names = [
         name for name in {**values[0], **values[1]} if values[0].get(name) != values[1].get(name)
     ]

@@ -88,8 +88,9 @@ def is_state_of(folder: RunFolder, state: Mapping[str, Any]) -> bool:
 
 
 def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
-    """Refuse images other than those that a run began with: other classes, another number, or other
-    means and deviations.
+    """Refuse other images than those that a run began with.
+
+    They differ in classes, numbers, means or deviations.
     """
     if folder.facts()["data"] != data:
         raise InvalidInput(
@@ -117,7 +118,8 @@ def load_state(path: Path) -> dict[str, Any]:
         if damaged:
             raise ValueError(f"the checksum of {damaged} differs")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive can fail in torch, zip or pickle; code in it is refused by weights_only
+    except Exception as error:
+        # a damaged archive can fail in torch, zip or pickle; weights_only refuses code in it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise InvalidInput(
             f"Cannot go on from {path}: it is damaged or not a state of this program ({reason}). "

@@ -1,6 +1,4 @@
-"""The training loop: a prepared run, from its first batch to its result, in the order a batch meets
-it.
-"""
+"""The training loop, from a run's first batch to its result, in the order a batch meets it."""
 
 import signal
 import sys
@@ -38,7 +36,7 @@ def train(
         Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
         Interrupted: stopped by a signal; the folder keeps the state.
     """
-    going_on = check_folder(prepared.run, folder, resume)
+    going_on = check_folder(prepared, folder, resume)
     if going_on and folder.finished:
         return folder.result()
     with begin(prepared, folder, going_on, progress) as session, stop_requests() as stop_requested:
@@ -77,7 +75,7 @@ def train(
 
 
 def is_due(tick: Tick, every: int) -> bool:
-    """Whether something is done after this epoch that is done every so many epochs and at the end."""
+    """Whether something is due that is done every so many epochs and at the end."""
     return tick.ends_training or tick.after.epoch % every == 0
 
 
@@ -117,7 +115,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
         print(
-            "stopping as soon as the state is whole; once more to stop at once, unsaved",
+            "stopping as soon as the state can be saved; once more stops at once, without saving",
             file=sys.stderr,
             flush=True,
         )

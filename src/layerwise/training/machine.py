@@ -1,6 +1,4 @@
-"""What a number depends on beside the run: the machine, the versions, the command and the code's
-commit.
-"""
+"""Machine, versions, command and commit, on which a number depends beside the run."""
 
 import platform
 import shlex
@@ -24,9 +22,7 @@ def describe_device(device: torch.device, amp: bool) -> str:
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What a number depends on beside the run: versions, hardware, the command and the checkout's
-    commit.
-    """
+    """Versions, hardware, the command and the checkout's commit."""
     return {
         "commit": commit(),
         "command": shlex.join([program(), *sys.argv[1:]]),
@@ -48,16 +44,17 @@ def program() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that the program runs from, with ``+`` where files were changed
-    since; None when installed.
+    """The commit of the checkout that the program runs from; None when installed.
+
+    It ends with ``+`` where files were changed since.
     """
     here = Path(__file__).parent
     git = ["git", "-C", str(here)]
     try:
-        found = subprocess.run(
+        tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
         )
-        if found.returncode != 0:
+        if tracked.returncode != 0:
             return None
         name = subprocess.run(
             [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""What a run measures of itself while it trains: losses, accuracies, time, memory, the best epoch."""
+"""Measurements of a training run: losses, accuracies, time, memory, the best epoch."""
 
 import time
 from collections.abc import Iterator
@@ -26,8 +26,9 @@ SAVED = (
 
 
 class Meter:
-    """Sums over the epoch and over the run. Nothing is read from the device before an epoch ends or
-    ``CHECK_EVERY`` steps.
+    """Sums over the epoch and over the run.
+
+    Nothing is read from a GPU before an epoch ends or ``CHECK_EVERY`` steps are made.
 
     Args:
         memory: whether one step of each unit is measured; it must then be made by the calling
@@ -105,8 +106,9 @@ class Meter:
                 self.check()
 
     def stop_clock(self) -> None:
-        """Count the time of the steps since the clock started, to the end of what the device still
-        has to do.
+        """Count the time of the steps since the clock started.
+
+        It waits until the device has finished them.
         """
         if self.training_since is not None:
             if self.device.type == "cuda":
@@ -131,8 +133,9 @@ class Meter:
                 refuse_divergence(self.learner.units[tick.first + offset], step, loss)
 
     def running(self) -> tuple[float, float]:
-        """Mean loss and accuracy (percent) in this epoch of the last unit that learns; waits for
-        the device.
+        """Mean loss and accuracy (percent) in this epoch of the last unit that learns.
+
+        It waits for the device.
         """
         index = (
             int(torch.nonzero(self.sums[0])[-1]) if self.images and bool(self.sums[0].any()) else 0
@@ -141,8 +144,9 @@ class Meter:
         return loss, 100.0 * correct
 
     def images_per_second(self) -> float:
-        """Images per second of training; a sequential rule counts an image once for every unit that
-        learns from it.
+        """Images per second of training.
+
+        A sequential rule counts an image once for every unit that learns from it.
         """
         running = (
             time.perf_counter() - self.training_since if self.training_since is not None else 0.0

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     check_log(execution.log)
     if dataset.format.class_names:
         with torch.device("meta"):  # a network that cannot be made is refused before data are read
-            build_network(run, replace(dataset.format, image_size=size))
+            network = build_network(run, replace(dataset.format, image_size=size))
+        check_module_paths(run, network)
     return Prepared(
         run,
         execution,
@@ -181,8 +183,8 @@ def with_rule(run: Run, rule: str) -> Run:
         InvalidInput: the rule is unknown.
     """
     declared = options_of(RULES[choose("rule", rule, RULES)].order)
-    kept = {name: value for name, value in run.rule_options.items() if name in declared}
-    return replace(run, rule=rule, rule_options=Options(kept))
+    shared = {name: value for name, value in run.rule_options.items() if name in declared}
+    return replace(run, rule=rule, rule_options=Options(shared))
 
 
 def hierarchy_of(run: Run) -> Hierarchy | None:
@@ -220,7 +222,7 @@ def check_numbers(run: Run, execution: Execution) -> None:
     for item in fields(Run):
         value = getattr(run, item.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput(f"Cannot use {item.name} {value}: give a finite number.")
+            raise InvalidInput(f"Cannot use {item.name} {value}: it is not finite. Give a number.")
     for name, valid, accepted in (
         ("epochs", run.epochs >= 1, "1 or more"),
         ("batch_size", run.batch_size >= 2, "2 or more, since local losses compare images"),
@@ -235,22 +237,24 @@ def check_numbers(run: Run, execution: Execution) -> None:
         ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
     ):
         if not valid:
-            raise InvalidInput(f"Cannot use {name} {getattr(run, name)}: give {accepted}.")
+            value = getattr(run, name)
+            raise InvalidInput(f"Cannot use {name} {value}: it is out of range. Give {accepted}.")
     limits = {"eval_every": 1, "save_every": 1, "workers": 0, "separability_every": 0, "streams": 1}
     for name, least in limits.items():
         if getattr(execution, name) < least:
             value = getattr(execution, name)
-            raise InvalidInput(f"Cannot use {name} {value}: give {least} or more.")
+            raise InvalidInput(
+                f"Cannot use {name} {value}: it is out of range. Give {least} or more."
+            )
     threads, most = execution.cpu_threads, os.cpu_count() or 1
     if threads is not None and not 1 <= threads <= most:
         raise InvalidInput(
-            f"Cannot use cpu_threads {threads}: give 1 to {most}, as many as there are."
+            f"Cannot use cpu_threads {threads}: this machine has {most}. Give 1 to {most}."
         )
 
 
 def decay(run: Run) -> Schedule:
-    """The paper's schedule: a factor of ``decay_rate`` when a milestone's share of training is
-    done.
+    """The paper's schedule: the rate is multiplied by ``decay_rate`` at every milestone.
 
     Raises:
         InvalidInput: a milestone is not a number from 0 to 1.
@@ -274,6 +278,23 @@ def parse_cut(at: str) -> str | int | list[str]:
     return int(at) if at.isascii() and at.isdigit() else [path.strip() for path in at.split(",")]
 
 
+def check_module_paths(run: Run, network: nn.Module) -> None:
+    """Refuse paths of ``at`` that name no module of the network.
+
+    Raises:
+        InvalidInput: naming the first of them.
+    """
+    cut = parse_cut(run.at)
+    modules = [name for name, _ in network.named_modules() if name]
+    for path in cut if isinstance(cut, list) else ():
+        if path not in modules:
+            near = get_close_matches(path, modules, n=1) or modules[:1]
+            raise InvalidInput(
+                f"Cannot end a unit at {path!r}: {run.model} has no such module. Give layer, block, "
+                f"a number of units, or paths of modules such as {near[0]}."
+            )
+
+
 def parse_measures(execution: Execution) -> tuple[str, ...]:
     """Names of the measures that are taken while training, each once."""
     names = [name.strip() for name in execution.separability_measures.split(",")]
@@ -291,14 +312,16 @@ def find_device(execution: Execution) -> torch.device:
     name = execution.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    device: torch.device | None
     try:
         device = torch.device(name)
     except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidInput(
-            f"Cannot use device {name!r}: give cpu, cuda, cuda:0 … or auto."
-        ) from None
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInput(f"Cannot use device {name!r}: give cpu, cuda, cuda:0 … or auto.")
+            f"Cannot use device {name!r}: it is neither a CPU nor a CUDA GPU. Give cpu, cuda, "
+            "cuda:0 … or auto."
+        )
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
@@ -337,8 +360,8 @@ def feature_keeping(prepared: Prepared, run_path: Path) -> Mapping[str, Keeping]
         for name in ("cache_dir", "cache_limit"):
             if getattr(execution, name) != getattr(Execution, name):
                 raise InvalidInput(
-                    f"Cannot use --{name.replace('_', '-')} without --cache: give --cache, or "
-                    "leave it out."
+                    f"Cannot use --{name.replace('_', '-')} without --cache: there are no features "
+                    "to keep. Give --cache, or leave it out."
                 )
         return {}
     limit = parse_size("--cache-limit", execution.cache_limit)

@@ -1,5 +1,6 @@
-"""What a training shows while it runs: a bar on a terminal, plain lines elsewhere; per epoch one
-line per unit.
+"""Progress of a training on the screen.
+
+A terminal shows a bar, anything else plain lines. Every epoch has one line per unit.
 """
 
 import sys

@@ -64,8 +64,9 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
 
 
 def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
-    """Accuracy on the test and validation images, and of every unit on the test images where the
-    last state is there.
+    """Accuracy of a finished run on the test and validation images, in percent.
+
+    Where the last state is there, every unit is evaluated on the test images too.
     """
     network, _ = load_network(folder, best)
     prepared = prepare(folder.run(), execution)
@@ -187,17 +188,17 @@ def compared_run(
     Raises:
         InvalidInput: the run cannot be measured, or its network reads images of another kind.
     """
-    other = RunFolder(against)
-    its = other.facts()["data"]
+    reference = RunFolder(against)
+    its = reference.facts()["data"]
     for fact in ("class_names", "image_size", "channels"):
         if facts[fact] != its[fact]:
             raise InvalidInput(
-                f"Cannot compare with {other.path}: it was trained on other images, since its "
+                f"Cannot compare with {reference.path}: it was trained on other images, since its "
                 f"{fact.replace('_', ' ')} differs. Compare runs of one data set and image size."
             )
     device = loader.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        depths, epoch = trained_depths(other, device)
+        depths, epoch = trained_depths(reference, device)
     scaled = Loader(
         loader.pixels, loader.labels, its["mean"], its["std"], loader.image_size, loader.batch_size
     )

@@ -14,7 +14,7 @@ from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
 from layerwise.rules import Position, Tick
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Run, differences
+from layerwise.runs.run import Execution, Run, differences
 from layerwise.training.checkpoint import restore
 from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.meter import Meter
@@ -51,22 +51,57 @@ class Session:
     log: Callable[[dict[str, Any]], None]
 
 
-def check_folder(run: Run, folder: RunFolder, resume: bool) -> bool:
+def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
     """Whether the folder's run goes on.
 
     Raises:
-        InvalidInput: it holds another run, or one that was not asked to go on.
+        InvalidInput: it holds another run, or one that was not asked to go on; or the run to
+            compare with cannot be read.
     """
-    if not (resume and folder.begun):
+    going_on = resume and folder.begun
+    check_comparison(prepared.execution, going_on)
+    if not going_on:
         folder.refuse_existing()
         return False
-    other = differences(run, folder.run())
-    if other:
+    changes = differences(prepared.run, folder.run())
+    if changes:
         raise InvalidInput(
-            f"Cannot go on with {folder.path}: it holds another run ({'; '.join(other[:3])}). Resume "
-            f"it with its own options (or --resume {folder.path} alone), or choose another --output."
+            f"Cannot go on with {folder.path}: it holds another run ({'; '.join(changes[:3])}). "
+            f"Resume it with its own options (or --resume {folder.path} alone), or choose another "
+            "--output."
         )
     return True
+
+
+def check_comparison(execution: Execution, going_on: bool) -> None:
+    """Refuse a run to compare features with that is not one, or that nothing is measured for.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    against = execution.separability_against
+    if not against:
+        return
+    if execution.separability_every:
+        with naming_comparison(against):
+            RunFolder(against).run()
+    elif not going_on:  # a run that goes on may be watched no longer
+        raise InvalidInput(
+            "Cannot use --separability-against without --separability-every: nothing would be "
+            "measured. Give both, or leave it out."
+        )
+
+
+@contextmanager
+def naming_comparison(against: str) -> Iterator[None]:
+    """Name the option in refusals of the run to compare features with."""
+    try:
+        yield
+    except InvalidInput as refusal:
+        reason = str(refusal)
+        raise InvalidInput(
+            f"Cannot use --separability-against {against}: {reason[0].lower()}{reason[1:]}"
+        ) from None
 
 
 @contextmanager
@@ -89,7 +124,7 @@ def begin(
         before = folder.facts().get("layouts") if going_on else None
         formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=prepared.rule.one_thread)
-        watch = build_watch(prepared, learner, data, going_on)
+        watch = build_watch(prepared, learner, data)
         record_steps(learner, execution)
         start = restore(folder, learner, meter, data.facts()) if going_on else Position()
         options = {**run.rule_options, **keeping}
@@ -110,7 +145,7 @@ def begin(
 def describe_session(
     prepared: Prepared, data: Splits, learner: Learner, formats: list[str]
 ) -> dict[str, Any]:
-    """What a run's record holds beside the run: its data, its units, options in full, the machine."""
+    """The record of a run beside the run itself: data, units, options in full, the machine."""
     return {
         "data": data.facts(),
         "units": [unit.name for unit in learner.units],
@@ -136,7 +171,7 @@ def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def describe_steps(learner: Learner) -> str:
-    """How steps are made, in words, if they are recorded."""
+    """Words for how steps are made; empty unless they are recorded."""
     if learner.captured is None:
         return ""
     count = max(1, len(learner.captured.streams))
@@ -162,20 +197,14 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
     }
 
 
-def build_watch(prepared: Prepared, learner: Learner, data: Splits, going_on: bool) -> Watch | None:
-    """What measures separability while training, if that is asked for.
+def build_watch(prepared: Prepared, learner: Learner, data: Splits) -> Watch | None:
+    """The measurement of separability while training; None if it is not asked for.
 
     Raises:
         InvalidInput, CannotSplit: it cannot be measured, or the run to compare with cannot.
     """
     execution = prepared.execution
     if not execution.separability_every:
-        # a run that goes on may be watched no longer
-        if execution.separability_against and not going_on:
-            raise InvalidInput(
-                "Cannot use --separability-against without --separability-every: give both, or "
-                "leave it out."
-            )
         return None
     loader = data.validation or data.test
     depths = depths_of(learner, prepared.own_cut, prepared.run.output_layer)
@@ -183,11 +212,9 @@ def build_watch(prepared: Prepared, learner: Learner, data: Splits, going_on: bo
     watch = Watch(depths, loader, split, data.num_classes, prepared.measures)
     if execution.separability_against:
         against = execution.separability_against
-        try:
+        with naming_comparison(against):
             depths, sample, epoch = compared_run(against, data.facts(), loader, WATCHED_IMAGES)
             refuse_other_depth(watch.depths, (depths, sample))
-        except InvalidInput as refusal:
-            raise InvalidInput(f"--separability-against {against}: {refusal}") from None
         watch.other = depths, sample
         watch.against = {"against": against, "against_epoch": epoch}
     return watch

@@ -44,7 +44,7 @@ def check_log(name: str | None) -> None:
 
 @contextmanager
 def open_log(name: str | None, folder: RunFolder, epochs: int) -> Iterator[Log]:
-    """What takes an epoch's record, as ``log.jsonl`` has it; without a name it does nothing.
+    """Writer of an epoch's record, as ``log.jsonl`` has it; without a name it does nothing.
 
     Args:
         epochs: how many are done; what was written of later ones, before a kill, is no longer

@@ -1,5 +1,6 @@
-"""How a CPU's memory is handed out, which can cost more than what is computed with it, and how much
-there is.
+"""A CPU's memory: how much is free, and whether freed memory is kept.
+
+Handing it out can cost more than what is computed with it.
 """
 
 import contextlib
@@ -40,8 +41,7 @@ def keep_freed_memory() -> bool:
 
 
 def free_memory(system: Path = Path("/")) -> int | None:
-    """Bytes that this process can still use without others being pushed out; None where the system
-    does not say (not Linux).
+    """Bytes that this process can still use without swapping; None where unknown (not Linux).
 
     The least of what the machine has left (``MemAvailable``) and what its control group, such as a
     container, may still take.

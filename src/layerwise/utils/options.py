@@ -96,7 +96,7 @@ def keyword_only(factory: Callable[..., Any]) -> list[str]:
 
 
 def first_line(thing: Any) -> str:
-    """What something says of itself in a few words: its ``text``, else its docstring's first line."""
+    """Short description of something: its ``text``, else its docstring's first line."""
     text = getattr(thing, "text", None) or thing.__doc__ or ""
     return str(text).strip().partition("\n\n")[0].replace("\n", " ").replace("    ", "")
 
@@ -115,7 +115,7 @@ def plain_type(annotation: Any) -> tuple[type, bool] | None:
 
 
 def described(docstring: str) -> dict[str, str]:
-    """What the section ``Args:`` of a docstring says of each name."""
+    """Descriptions by name, from the section ``Args:`` of a docstring."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
     texts: dict[str, str] = {}
     names: list[str] = []
@@ -129,7 +129,7 @@ def described(docstring: str) -> dict[str, str]:
 
 
 def checked_options(
-    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], given: Mapping[str, Any]
+    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], values: Mapping[str, Any]
 ) -> Options:
     """The options given to a registered factory, without those that are at their default.
 
@@ -141,8 +141,8 @@ def checked_options(
         InvalidInput: the entry is unknown or has no such option, or a value is of another type.
     """
     declared = options_of(registry[choose(kind, name, registry)])
-    values = {}
-    for option, value in given.items():
+    changed = {}
+    for option, value in values.items():
         if option not in declared:
             owners = [owner for owner in registry if option in options_of(registry[owner])]
             belongs = f"It belongs to {', '.join(owners)}." if owners else "No other has it either."
@@ -153,5 +153,5 @@ def checked_options(
             )
         value = declared[option].check(value, f"option of the {kind} {name!r}")
         if value != declared[option].default:
-            values[option] = value
-    return Options(values)
+            changed[option] = value
+    return Options(changed)

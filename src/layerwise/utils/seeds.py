@@ -21,8 +21,9 @@ _generator_locks: dict[torch.device, threading.Lock] = defaultdict(threading.Loc
 
 @contextmanager
 def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iterator[None]:
-    """Draw random numbers as a function of seed, unit and step, and leave the device's generator as
-    it was.
+    """Draw random numbers as a function of seed, unit and step.
+
+    The device's generator is left as it was.
     """
     if seed is None:
         yield

@@ -28,10 +28,10 @@ from layerwise.experiments.accelerate.results import (
     check_figure,
     describe,
     draw,
-    gather,
-    show,
-    show_gains,
-    show_proposals,
+    print_gains,
+    print_proposals,
+    print_results,
+    result_rows,
 )
 from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import Design, check_stages, design_of
@@ -84,7 +84,7 @@ def accelerate(
     Returns:
         ``base`` and ``proposals``, those listed or trained: costs (see ``costs.Cost``) and how
         each relates to the base; ``ranking``, of all within the budgets but that of memory;
-        ``gains``, by stage; ``results`` (see ``results.gather``), ``winner`` and ``command``,
+        ``gains``, by stage; ``results`` (see ``results.result_rows``), ``winner`` and ``command``,
         None in a dry run.
 
     Raises:
@@ -98,7 +98,7 @@ def accelerate(
     ranking = rank_by_count(proposals) if gains is None else rank_by_gain(proposals, gains)
     own = costs.cost(base_hierarchy(base))
     first = first_costs(ranking, max(search.listed, search.finalists), budgets, costs, own)
-    show_proposals(base, own, first, in_words(budgets, len(proposals)))
+    print_proposals(base, own, first, count_text(budgets, len(proposals)))
     report = {
         "model": base.model,
         "data": base.data,
@@ -116,8 +116,8 @@ def accelerate(
     chosen = [own, *first[: search.finalists]]
     runs = finals(base, search, chosen)
     results = trained(entries(runs, output, execution), execution)
-    rows = gather(chosen, ranking, results)
-    show(base, search.final_epochs, search.seeds, rows)
+    rows = result_rows(chosen, ranking, results)
+    print_results(base, search.final_epochs, search.seeds, rows)
     if search.figure is not None:
         draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
         print(f"written: {search.figure}", flush=True)
@@ -176,7 +176,7 @@ def check_search(search: Search, dry_run: bool) -> None:
     for name, least in (("finalists", 1), ("seeds", 1), ("listed", 1), ("final_epochs", 0)):
         if getattr(search, name) < least:
             option = f"--{name.replace('_', '-')} {getattr(search, name)}"
-            raise InvalidInput(f"Cannot use {option}: give {least} or more.")
+            raise InvalidInput(f"Cannot use {option}: it is out of range. Give {least} or more.")
     if search.figure is not None:
         check_figure(search.figure)
 
@@ -205,7 +205,7 @@ def short_gains(base: Run, output: Path, execution: Execution) -> list[list[floa
     trained(wanted, execution)
     folders = [entry.folder for entry in wanted]
     gains = mean_gains([measured_gains(folder, execution) for folder in folders])
-    show_gains(gains)
+    print_gains(gains)
     return gains
 
 
@@ -229,8 +229,11 @@ def first_costs(
     return [costs.cost(design.hierarchy, design.downsample_after) for design in chosen]
 
 
-def in_words(budgets: Sequence[Budget], count: int) -> str:
-    """How many designs are within the budgets; memory is only looked at of the first."""
+def count_text(budgets: Sequence[Budget], count: int) -> str:
+    """A sentence on how many designs are within the budgets.
+
+    Only the first designs are held against a budget of memory.
+    """
     counted = ", ".join(budget.text for budget in budgets if budget.kind != "memory")
     memory = [f", the first within {budget.text}" for budget in budgets if budget.kind == "memory"]
     return f"{count:,} designs with downsampling accelerated within {counted}" + "".join(memory)

@@ -75,7 +75,7 @@ def parse_budget(text: str) -> Budget:
         return Budget(
             kind,
             sign,
-            0 if sign and none else parse_size(f"--budget {text}: memory", match[2]),
+            0 if sign and none else parse_size(f"--budget {text}, memory", match[2]),
             text,
         )
     return Budget(kind, sign, parse_number(text, match[2]), text)
@@ -92,7 +92,7 @@ def parse_number(text: str, amount: str) -> float:
     return float(match[1]) * SUFFIXES[match[2].upper()]
 
 
-def in_words(kind: str, amount: float) -> str:
+def amount_text(kind: str, amount: float) -> str:
     """An amount as a budget would say it, never below it."""
     if kind == "memory":
         return (

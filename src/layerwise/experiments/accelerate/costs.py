@@ -169,11 +169,11 @@ class Costs:
         ones = (1,) * self.stages
         stages = []
         for stage in range(self.stages):
-            one, two, three = (
+            first, second, third = (
                 self._count(Design((*ones[:stage], number, *ones[stage + 1 :])))
                 for number in (1, 2, 3)
             )
-            stages.append((add(two, one, -1), add(three, two, -1)))
+            stages.append((add(second, first, -1), add(third, second, -1)))
         return self._count(Design(ones)), stages
 
     @cache  # noqa: B019 — few of them, and they live as long as the command

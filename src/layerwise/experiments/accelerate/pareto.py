@@ -13,19 +13,24 @@ WAYS = {"simultaneous": "layer-wise", "global": "global"}
 
 
 def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Layer-wise and global test accuracy over multiply-adds, mean and deviation, and the Pareto
-    front of the layer-wise ones.
+    """Draw layer-wise and global test accuracy over multiply-adds, and the Pareto front.
+
+    Points are means, bars deviations; the front is that of layer-wise training.
 
     Args:
-        rows: of ``results.gather``.
+        rows: of ``results.result_rows``.
     """
-    known = sorted(rows, key=lambda row: row["multiply_adds"])
+    rows_by_work = sorted(rows, key=lambda row: row["multiply_adds"])
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for number, rule in enumerate(WAYS):
-        draw_points(axes, [(work(row), row["rules"][rule]) for row in known], number, WAYS[rule])
+        draw_points(
+            axes, [(work(row), row["rules"][rule]) for row in rows_by_work], number, WAYS[rule]
+        )
     front = [
-        (work(row), row["rules"]["simultaneous"]["test_accuracy"]) for row in known if row["pareto"]
+        (work(row), row["rules"]["simultaneous"]["test_accuracy"])
+        for row in rows_by_work
+        if row["pareto"]
     ]
     if len(front) > 1:  # of a single point there is no line to draw
         axes.step(
@@ -35,9 +40,9 @@ def draw(title: str, rows: Sequence[Mapping[str, Any]]) -> Figure:
             linewidth=0.8,
             label="Pareto front",
         )
-    most = max((work(row) for row in known), default=0.0)
-    least = min((work(row) for row in known), default=0.0)
-    for row in known:  # below the point, off the front, and into the figure
+    most = max((work(row) for row in rows_by_work), default=0.0)
+    least = min((work(row) for row in rows_by_work), default=0.0)
+    for row in rows_by_work:  # below the point, off the front, and into the figure
         place = work(row), row["rules"]["simultaneous"]["test_accuracy"]
         right = 2 * place[0] > least + most
         offset, side = ((-4, -12), "right") if right else ((4, -12), "left")

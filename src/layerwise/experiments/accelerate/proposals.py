@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, combinations, count
 
 from layerwise.errors import InvalidInput
-from layerwise.experiments.accelerate.budgets import COUNTED, Budget, in_words
+from layerwise.experiments.accelerate.budgets import COUNTED, Budget, amount_text
 from layerwise.hierarchy import (
     Design,
     Hierarchy,
@@ -72,21 +72,21 @@ def propose(
     def within(hierarchy: Hierarchy) -> bool:
         return all(amount(kind, hierarchy) <= limits[kind] for kind in limits if kind in COUNTED)
 
-    found = []
+    hierarchies = []
     for hierarchy in enumerate_within(base, within):
         if downsamples_earlier(hierarchy, base):
-            found.append(hierarchy)
-        if len(found) > MOST:
+            hierarchies.append(hierarchy)
+        if len(hierarchies) > MOST:
             raise InvalidInput(
                 f"Cannot propose so many: more than {MOST:,} hierarchies are within the budgets. "
                 "Add --budget convolutions=+0 or a lower one."
             )
-    return sorted(found, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
+    return sorted(hierarchies, key=lambda hierarchy: place_in_order(hierarchy, base, resolutions))
 
 
 def refuse_too_small(budget: Budget, limit: float, need: int, least: Hierarchy) -> None:
     if need > limit:
-        nearest = in_words(budget.kind, need)
+        nearest = amount_text(budget.kind, need)
         raise InvalidInput(
             f"Cannot keep to --budget {budget.text}: the hierarchy with the least, "
             f"{format_hierarchy(least)}, has {nearest}. Give {budget.kind}={nearest} or more."
@@ -126,7 +126,7 @@ def fill(begun: Hierarchy, stages: int) -> Hierarchy:
 def place_in_order(
     hierarchy: Hierarchy, base: Hierarchy, resolutions: Sequence[int]
 ) -> tuple[float, bool, int, int, Hierarchy]:
-    """What proposals are sorted by; see the head of this file."""
+    """Key that proposals are sorted by; see the head of this file."""
     distance = sum((mine - its) ** 2 for mine, its in zip(hierarchy, base, strict=True))
     scale = shallow_scale(hierarchy, resolutions, scale_layers(base))
     return (scale, not fulfils_equation_7(hierarchy), -sum(hierarchy), distance, hierarchy)
@@ -153,18 +153,18 @@ def propose_downsampling(
     published = published_downsampling(base, pools)
     budgets = [budget for budget in budgets if budget.kind in COUNTED]
     limits = {budget.kind: budget.limit(amount(budget.kind, base)) for budget in budgets}
-    found = [
+    earlier = [
         Design(base, places)
         for places in earlier_places(base, published, first=int(pools))
         if resolutions[0] >> len(places)
         and fulfils_equation_7(segments(Design(base, places)), strict=False)
     ]
-    kept = [
-        one
-        for one in found
-        if all(amount(kind, base, one.downsample_after) <= most for kind, most in limits.items())
+    affordable = [
+        design
+        for design in earlier
+        if all(amount(kind, base, design.downsample_after) <= most for kind, most in limits.items())
     ]
-    if not kept:
+    if not affordable:
         raise InvalidInput(
             f"Cannot halve maps earlier: no earlier halving of {format_hierarchy(base)} is within "
             "the budgets and equations 7 and 8. Give larger budgets, a deeper --hierarchy, or "
@@ -172,11 +172,11 @@ def propose_downsampling(
         )
     layers = scale_layers(base)
     return sorted(
-        kept,
-        key=lambda one: (
-            len(halvings(one)),
-            mean_height(one, resolutions[0], layers),
-            halvings(one),
+        affordable,
+        key=lambda design: (
+            len(halvings(design)),
+            mean_height(design, resolutions[0], layers),
+            halvings(design),
         ),
     )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from layerwise.analysis.separability import survey
+from layerwise.analysis.separability import separability_of_run
 from layerwise.hierarchy import Design, Hierarchy, shallow
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
@@ -55,7 +55,9 @@ def rank_by_count(designs: Sequence[Design]) -> list[Ranked]:
         return sum(shallow(design.hierarchy))
 
     ordered = enumerate(sorted(designs, key=count), start=1)
-    return [Ranked(one, rank, count(one), f"{count(one)} shallow") for rank, one in ordered]
+    return [
+        Ranked(design, rank, count(design), f"{count(design)} shallow") for rank, design in ordered
+    ]
 
 
 def rank_by_gain(designs: Sequence[Design], gains: Sequence[Sequence[float]]) -> list[Ranked]:
@@ -69,7 +71,10 @@ def rank_by_gain(designs: Sequence[Design], gains: Sequence[Sequence[float]]) ->
         return score(design.hierarchy, gains)
 
     ordered = enumerate(sorted(designs, key=points, reverse=True), start=1)
-    return [Ranked(one, rank, points(one), f"{points(one):+.2f} points") for rank, one in ordered]
+    return [
+        Ranked(design, rank, points(design), f"{points(design):+.2f} points")
+        for rank, design in ordered
+    ]
 
 
 def measured_gains(folder: RunFolder, execution: Execution) -> list[list[float]]:
@@ -78,7 +83,7 @@ def measured_gains(folder: RunFolder, execution: Execution) -> list[list[float]]
     Raises:
         InvalidInput: the run held out too few images to measure on.
     """
-    measured = survey(folder, execution, (MEASURE,), images=IMAGES, split="validation")
+    measured = separability_of_run(folder, execution, (MEASURE,), images=IMAGES, split="validation")
     return stage_gains(measured["units"])
 
 

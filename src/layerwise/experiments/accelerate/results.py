@@ -31,14 +31,14 @@ TRAINED = (
 )
 
 
-def show_proposals(run: Run, base: Cost, proposals: Sequence[Cost], found: str) -> None:
+def print_proposals(run: Run, base: Cost, proposals: Sequence[Cost], count_text: str) -> None:
     """Print the costs of the base and of the first proposals; memory in MB (10^6 bytes).
 
     Args:
-        found: how many there are, in words.
+        count_text: how many there are, in words.
     """
     table = Table(
-        title=f"{run.model} {base.design.text} on {run.data}: {found}",
+        title=f"{run.model} {base.design.text} on {run.data}: {count_text}",
         caption=PROPOSALS.format(batch=run.batch_size, shown=len(proposals)),
     )
     for heading in ("hierarchy", "relation", "equation 7"):
@@ -95,14 +95,14 @@ def scale(cost: Cost, base: Cost) -> float:
     return mean_height(cost.design, base.resolutions[0], layers)
 
 
-def show_gains(gains: Sequence[Sequence[float]]) -> None:
+def print_gains(gains: Sequence[Sequence[float]]) -> None:
     """Print what each convolution or block of the base adds to a linear probe, in points."""
     for stage, measured in enumerate(gains, start=1):
         points = ", ".join(f"{gain:+.2f}" for gain in measured)
         print(f"stage {stage} gains, points: {points}", flush=True)
 
 
-def gather(
+def result_rows(
     costs: Sequence[Cost], ranking: Sequence[Ranked], results: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """A row per trained design, the base first.
@@ -151,7 +151,7 @@ def local_accuracy(row: Mapping[str, Any]) -> float:
     return accuracy
 
 
-def show(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str, Any]]) -> None:
+def print_results(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the results: test accuracy of the last epoch in percent, MB (10^6 bytes), seconds."""
     length = f"{epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
     title = f"{run.model} on {run.data}, {length}: test accuracy, %"

@@ -1,6 +1,4 @@
-"""Figure 1: layer-wise against global training as bars over the published networks, on both data
-sets.
-"""
+"""Figure 1: bars of layer-wise and global training over the published networks."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -60,9 +58,9 @@ def draw_panel(axes: Axes, title: str, rows: Sequence[Row], bars: Sequence[Seque
                     va="bottom",
                     fontsize=6.5,
                 )
-    known = [value for pair in bars for value, _ in pair if value is not None]
-    room = max(2.0, max(known) - min(known))
-    axes.set_ylim(max(0, min(known) - 0.35 * room), max(known) + 0.22 * room)
+    accuracies = [value for pair in bars for value, _ in pair if value is not None]
+    room = max(2.0, max(accuracies) - min(accuracies))
+    axes.set_ylim(max(0, min(accuracies) - 0.35 * room), max(accuracies) + 0.22 * room)
     axes.set_xlim(-0.6, max(len(rows), FEWEST) - 0.4)
     axes.set_xticks(
         range(len(rows)),

@@ -1,5 +1,6 @@
-"""Every unit's accuracy over depth and epochs, layer-wise beside global, which the paper argues
-about but does not draw.
+"""Every unit's accuracy over depth and epochs, layer-wise beside global.
+
+The paper argues about it but does not draw it.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,14 @@ def draw(depths: Depths) -> Figure:
         hspace=0.62,
     )
     columns = figure.subplots(3, len(panels), squeeze=False, sharey="row")
-    known = [
+    accuracies = [
         value
         for of_seeds in panels.values()
         for unit in of_seeds[0].values
         for value in unit
         if value is not None
     ]
-    scale = Normalize(min(known), max(known))
+    scale = Normalize(min(accuracies), max(accuracies))
     for index, (column, of_seeds) in enumerate(panels.items()):
         top, middle, low = columns[:, index]
         draw_map(top, of_seeds[0], scale)
@@ -76,7 +77,7 @@ def draw_map(axes: Axes, depth: Depth, scale: Normalize) -> None:
         cmap="cividis",
         rasterized=True,
     )
-    axes.set_yticks(some(depth.epochs))
+    axes.set_yticks(evenly(depth.epochs))
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel(f"depth, units ({depth.names[0]} … {depth.names[-1]})")
 
@@ -106,7 +107,7 @@ def over_epochs(axes: Axes, mean: Depth, deviation: Depth | None) -> None:
             axes, mean.epochs, mean.values[unit], spreads, look, f"{unit}: {mean.names[unit]}"
         )
     axes.set_xlabel("epoch")
-    axes.set_xticks(some(mean.epochs))
+    axes.set_xticks(evenly(mean.epochs))
     below(axes)
     faint_grid(axes)
 
@@ -149,7 +150,7 @@ def draw_line(
         )
 
 
-def some(epochs: Sequence[int]) -> list[int]:
+def evenly(epochs: Sequence[int]) -> list[int]:
     """At most six of the epochs that were measured, evenly, the last among them."""
     every = -(-len(epochs) // 6)
     return list(epochs[::-1][::every][::-1])

@@ -1,6 +1,4 @@
-"""Figures 4 and 5: test error over epochs of layer-wise training, published networks and their
-accelerated forms.
-"""
+"""Figures 4 and 5: test error over epochs of published networks and accelerated forms."""
 
 from textwrap import wrap
 

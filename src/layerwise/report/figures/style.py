@@ -1,4 +1,4 @@
-"""How figures look, and how they are written so that the same runs give the same bytes.
+"""Looks of figures, written so that the same runs give the same bytes.
 
 Needs matplotlib.
 """

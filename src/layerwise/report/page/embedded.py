@@ -1,6 +1,4 @@
-"""Data of the page's script: every run with its curves and units, the figures, and accuracy over
-epochs.
-"""
+"""Data of the page's script: runs with their curves and units, figures, charts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -75,13 +73,14 @@ def one_run(record: Record, runs: int, names: Names) -> dict[str, Any]:
         "val": [short(entry.get("val_accuracy")) for entry in chosen],
         "last": last_units(record, names),
         "separable": last_separable(record, names),
-        "units": [compact(found, names) for found in depths],
+        "units": [compact(depth, names) for depth in depths],
     }
 
 
 def units_shown(record: Record, runs: int) -> int:
-    """At how many epochs a run's units are shown, so that all runs together stay within
-    ``OF_UNITS``.
+    """Number of epochs at which a run's units are shown.
+
+    All runs together stay within ``OF_UNITS``.
     """
     noted = record.facts.get("units")
     count = len(noted) if isinstance(noted, list) and noted else 20
@@ -90,15 +89,15 @@ def units_shown(record: Record, runs: int) -> int:
 
 def last_units(record: Record, names: Names) -> dict[str, Any]:
     """Loss and accuracy of every unit on the training images, in the last epoch."""
-    found = (
+    shown_units = (
         [unit for unit in units(record, len(record.epochs) - 1) if isinstance(unit, dict)]
         if record.epochs
         else []
     )
     return {
-        "names": names.place(str(unit.get("name")) for unit in found),
-        "loss": [short(unit.get("loss"), 4) for unit in found],
-        "accuracy": [short(unit.get("accuracy"), 1) for unit in found],
+        "names": names.place(str(unit.get("name")) for unit in shown_units),
+        "loss": [short(unit.get("loss"), 4) for unit in shown_units],
+        "accuracy": [short(unit.get("accuracy"), 1) for unit in shown_units],
     }
 
 

@@ -1,6 +1,4 @@
-"""The page's tables: the paper's six with what was measured beside them, the claims, the
-hierarchies.
-"""
+"""The page's tables: the paper's six beside the measured numbers, claims, hierarchies."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -96,15 +94,16 @@ def measured_table(evidence: Evidence, setting: Setting, rows: Sequence[Row]) ->
         if setting.departures
         else ""
     )
-    caption = f"Table {ROMAN[rows[0].table - 1]} beside what was measured at {setting.scale} scale.{departs}"
+    table = f"Table {ROMAN[rows[0].table - 1]}"
+    caption = f"{table} beside what was measured at {setting.scale} scale.{departs}"
     body = [measured_row(evidence, setting, row) for row in rows]
     orders = [order(evidence, setting, rows[0].table, column) for column in own_columns(setting)]
     return Table(caption, columns, body), " ".join(orders)
 
 
 def measured_row(evidence: Evidence, setting: Setting, row: Row) -> tuple[object, ...]:
-    found = [evidence.number(setting, row, column) for column in ("layerwise", "global")]
-    local, globally = (number.mean if number else None for number in found)
+    numbers = [evidence.number(setting, row, column) for column in ("layerwise", "global")]
+    local, globally = (number.mean if number else None for number in numbers)
     ours = (local, globally, gap(local, globally))
     theirs = (
         row.layerwise_accuracy,
@@ -112,10 +111,10 @@ def measured_row(evidence: Evidence, setting: Setting, row: Row) -> tuple[object
         gap(row.layerwise_accuracy, row.global_accuracy),
     )
     apart = [
-        None if one is None or other is None else one - other
-        for one, other in zip(ours, theirs, strict=True)
+        None if own is None or paper is None else own - paper
+        for own, paper in zip(ours, theirs, strict=True)
     ]
-    return *printed(row), *map(spread, found), points(ours[2]), *map(points, apart)
+    return *printed(row), *map(spread, numbers), points(ours[2]), *map(points, apart)
 
 
 def spread(number: Measured | None) -> Number:
@@ -128,17 +127,20 @@ def spread(number: Measured | None) -> Number:
 
 def order(evidence: Evidence, setting: Setting, number: int, column: str) -> str:
     """The rank correlation in a sentence."""
-    found = rank_correlation(evidence.of_table(number), number, setting, column)
+    correlation = rank_correlation(evidence.of_table(number), number, setting, column)
     name = "Layer-wise" if column == "layerwise" else "Global"
     total = sum(row.table == number for row in ROWS)
-    if found.spearman is None:
-        return f"{name}: {found.n} of {total} rows measured, too few for a rank correlation."
-    value = f"{found.spearman:.2f}".replace("-", "−")
-    return f"{name}: rank correlation of the rows' order with the paper's {value} (Spearman, {found.n} of {total} rows)."
+    if correlation.spearman is None:
+        return f"{name}: {correlation.n} of {total} rows measured, too few for a rank correlation."
+    value = f"{correlation.spearman:.2f}".replace("-", "−")
+    rows = f"{correlation.n} of {total} rows"
+    return (
+        f"{name}: rank correlation of the rows' order with the paper's {value} (Spearman, {rows})."
+    )
 
 
 def claims(evidence: Evidence) -> Iterator[dict[str, Any]]:
-    """Every claim in every setting, those with a verdict apart from those that were not measured."""
+    """Every claim in every setting, those with a verdict apart from those not measured."""
     for setting in evidence.settings:
         verdicts = evidence.verdicts[setting]
         yield {

@@ -37,9 +37,7 @@ HEADLINE_CAPTION = (
 
 
 def headline(evidence: Evidence) -> dict[str, Any]:
-    """The effect of moving convolutions out of the shallow stages, printed and measured, and the
-    verdicts counted.
-    """
+    """The effect of moving convolutions out of the shallow stages, and counts of verdicts."""
     by_name = {(row.table, row.name): row for row in ROWS}
     pairs = [
         (by_name[table, before], by_name[table, after]) for table, before, after in ACCELERATED
@@ -53,40 +51,44 @@ def headline(evidence: Evidence) -> dict[str, Any]:
 
 def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[object, ...]]:
     """A line for the paper, and one for each setting that has both rows."""
-    name = f"{before.name} {format_hierarchy(before.hierarchy)} → {format_hierarchy(after.hierarchy)}, {before.data}"
+    change = f"{format_hierarchy(before.hierarchy)} → {format_hierarchy(after.hierarchy)}"
+    name = f"{before.name} {change}, {before.data}"
     printed = [(row.layerwise_accuracy, row.global_accuracy) for row in (before, after)]
-    yield line(name, f"paper, Table {ROMAN[before.table - 1]}", printed)
+    yield headline_row(name, f"paper, Table {ROMAN[before.table - 1]}", printed)
     for setting in evidence.settings:
-        found = []
+        measured = []
         for row in (before, after):
             local, globally = (
                 evidence.number(setting, row, column) for column in ("layerwise", "global")
             )
-            found.append((local.mean if local else None, globally.mean if globally else None))
-        if all(local is not None for local, _ in found):
+            measured.append((local.mean if local else None, globally.mean if globally else None))
+        if all(local is not None for local, _ in measured):
             seeds = min(
                 len(evidence.numbers[setting, row, "layerwise"].seeds) for row in (before, after)
             )
-            yield line(name, f"measured, {setting.title}; {count(seeds, 'seed')}", found)
+            yield headline_row(name, f"measured, {setting.title}; {count(seeds, 'seed')}", measured)
 
 
-def line(
+def headline_row(
     name: str, source: str, pair: Sequence[tuple[float | None, float | None]]
 ) -> tuple[object, ...]:
     (first, _), (second, _) = pair
     change = second - first if first is not None and second is not None else None
-    gaps = [gap(*one) for one in pair]
+    gaps = [gap(*accuracies) for accuracies in pair]
     return name, source, percent(first), percent(second), points(change), *map(points, gaps)
 
 
 def verdict_counts(evidence: Evidence) -> Iterator[str]:
-    """How many claims hold, setting by setting."""
+    """Counts of the claims that hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
         counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
     if not evidence.settings:
-        yield "No finished run gives a number of the paper's tables; what is shown of them below is the paper's alone."
+        yield (
+            "No finished run gives a number of the paper's tables; what is shown of them below is "
+            "the paper's alone."
+        )
 
 
 def overview(evidence: Evidence) -> list[str]:
@@ -121,14 +123,15 @@ def scales(evidence: Evidence) -> Iterator[str]:
         departs = (
             f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
         )
-        yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {SCALES[setting.scale].text}.{departs}"
+        text = SCALES[setting.scale].text
+        yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {text}.{departs}"
 
 
 def places(evidence: Evidence) -> Iterator[str]:
     """Machines and commits with the number of runs of each."""
-    found = Counter(machine(record.facts) or "not noted" for record in evidence.records)
+    machines = Counter(machine(record.facts) or "not noted" for record in evidence.records)
     yield from (
-        f"Machine: {name} ({count(number, 'run')})." for name, number in found.most_common()
+        f"Machine: {name} ({count(number, 'run')})." for name, number in machines.most_common()
     )
     commits = Counter(str(record.facts.get("commit") or "not noted") for record in evidence.records)
     listed = ", ".join(f"{name} ({count(number, 'run')})" for name, number in commits.most_common())
