@@ -82,7 +82,7 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
             "predsim",
             (4,),
             {"gamma": 1},
-            "option 'gamma' with loss 'predsim': it is unknown. Accepted: beta, decoder_dim, similarity_size",
+            "option 'gamma' with loss 'predsim': it is unknown. Accepted: beta, decoder_dim",
         ),
         ("sim", (4,), {"beta": 0.5}, "Accepted: similarity_size, similarity_channels"),
         ("pred", (4,), {"decoder_dim": 0}, "decoder_dim 0: it is too small"),

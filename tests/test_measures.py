@@ -151,7 +151,7 @@ def test_separability_is_of_the_labels(name: str, digits: tuple[Tensor, Tensor])
 
 
 def test_probes_need_some_images_of_each_class() -> None:
-    with pytest.raises(InvalidInput, match="class 1 has 3 images, .* Give 4 or more"):
+    with pytest.raises(InvalidInput, match=r"class 1 has 3 images, .* Give 4 or more"):
         MEASURES["linear_probe"](torch.randn(9, 4), torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]))
     with pytest.raises(InvalidInput, match="infinite"):
         MEASURES["fisher"](torch.arange(8.0).remainder(2).unsqueeze(1), torch.arange(8) % 2)

@@ -73,7 +73,7 @@ def test_units_are_counted_with_the_joined_output(count: int) -> None:
 def test_more_units_than_a_joined_output_leaves_are_refused() -> None:
     with pytest.raises(
         CannotSplit,
-        match=r"8 units: .* 7 weighted layers, the output layer counted with the one before it. Choose 1 to 7",
+        match=r"8 units: .* 7 weighted layers, .* with the one before it. Choose 1 to 7",
     ):
         split(published("vgg8b"), 8, IMAGES, output_layer="joined")
 
@@ -99,7 +99,7 @@ def test_learners_join_the_output_by_default_and_chains_do_not() -> None:
 
 def test_unknown_output_is_refused() -> None:
     with pytest.raises(
-        InvalidInput, match="Cannot use output layer 'join': it is unknown. Did you mean 'joined'"
+        InvalidInput, match=r"Cannot use output layer 'join': it is unknown. Did you mean 'joined'"
     ):
         split(published("vgg8b"), output_layer="join")
 

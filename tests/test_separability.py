@@ -522,7 +522,7 @@ def test_bad_input_is_refused(
     ):
         assert sentence in refusal(capsys, *arguments)
     with pytest.raises(
-        InvalidInput, match="Cannot use separability_every -1: it is out of range. Give 0 or more"
+        InvalidInput, match=r"Cannot use separability_every -1: it is out of range. Give 0 or more"
     ):
         carry_out(SMALL, tmp_path / "negative", replace(WATCHING, separability_every=-1))
     # before anything is trained

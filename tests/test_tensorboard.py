@@ -78,7 +78,7 @@ def test_after_a_kill_no_epoch_is_shown_twice(tmp_path: Path) -> None:
 
 def test_it_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        InvalidInput, match="Cannot use log 'tensorbord': it is unknown. Did you mean 'tensorboard'"
+        InvalidInput, match=r"Cannot use log 'tensorbord': it is unknown. Did you mean 'tensorb"
     ):
         prepare(SMALL, replace(LOGGED, log="tensorbord"))
     monkeypatch.setattr("layerwise.training.tensorboard.find_spec", lambda name: None)

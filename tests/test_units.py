@@ -214,7 +214,7 @@ def test_a_loss_of_the_users_own_with_options() -> None:
     assert [type(unit.loss).__name__ for unit in local.units] == ["Distance", "Distance", "Output"]
     assert len(local.step(*batch()).losses) == 3
     with pytest.raises(
-        InvalidInput, match="option 'wait' with loss 'Distance': it is unknown. Accepted: weight"
+        InvalidInput, match=r"option 'wait' with loss 'Distance': it is unknown. Accepted: weight"
     ):
         layerwise.localize(model, images, CLASSES, loss=Distance, wait=2.0)
 
@@ -381,7 +381,7 @@ def test_what_a_loss_of_the_users_own_returns_is_checked() -> None:
         def forward(self, features: Tensor, targets: layerwise.Targets) -> Tensor:
             return features.mean()
 
-    with pytest.raises(InvalidInput, match="its forward returned Tensor. Return"):
+    with pytest.raises(InvalidInput, match=r"its forward returned Tensor. Return"):
         layerwise.localize(network("plain"), batch()[0], CLASSES, loss=lambda site: Bare()).step(
             *batch()
         )
