@@ -290,8 +290,8 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
         if path not in modules:
             near = get_close_matches(path, modules, n=1) or modules[:1]
             raise InvalidInput(
-                f"Cannot end a unit at {path!r}: {run.model} has no such module. Give layer, block, "
-                f"a number of units, or paths of modules such as {near[0]}."
+                f"Cannot end a unit at {path!r}: {run.model} has no such module. Give layer, "
+                f"block, a number of units, or paths of modules such as {near[0]}."
             )
 
 
