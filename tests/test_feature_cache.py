@@ -46,8 +46,8 @@ SMALL = Run(
     views=2,
 )
 COMMAND = (
-    "train resnet18 --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 --batch-size 16 --rule "
-    "sequential --cache --views 2 --cpu-threads 1 --device cpu"
+    "train resnet18 --output-layer separate --hierarchy 1,1,1,1 --width 0.0625 --train-images 60 "
+    "--batch-size 16 --rule sequential --cache --views 2 --cpu-threads 1 --device cpu"
 )
 
 
