@@ -265,7 +265,7 @@ def test_a_file_named_as_a_module_is_refused(name: str, tmp_path: Path) -> None:
     ("name", "value", "words"),
     [
         ("depth", 1.0, "Cannot measure 'depth': another column has that name"),
-        ("endless", float("inf"), "the measure 'endless' gave inf, which is no number"),
+        ("endless", float("inf"), "Cannot use measure 'endless': it gave inf"),
     ],
 )
 def test_a_measure_that_cannot_be_shown_is_refused(name: str, value: float, words: str) -> None:

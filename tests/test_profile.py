@@ -311,8 +311,8 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
             "it is of no known type. Give a name that ends in .svg or .png",
         ),
         ("--figure {tmp}/memory.png --predict", "Leave one of them out"),
-        ("--rules checkpointed --segments 99 --predict", "segments 99 are not to be had"),
-        ("--segments 0", "segments 0 are not to be had"),
+        ("--rules checkpointed --segments 99 --predict", "Cannot cut into 99 segments"),
+        ("--segments 0", "Cannot cut into 0 segments"),
     ],
 )
 def test_bad_input_is_one_sentence(

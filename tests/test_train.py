@@ -292,7 +292,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
         ({"optimizer": "adm"}, "Did you mean 'adam'"),
         ({"epochs": 0}, "Cannot use epochs 0: it is out of range. Give 1 or more"),
         ({"lr": -1.0}, "Cannot use lr -1.0: it is out of range. Give a number above 0"),
-        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: give"),
+        ({"dropout": 1.0}, "Cannot build resnet18 with dropout 1.0: it is out of range"),
         (
             {"weight_decay": float("inf")},
             "Cannot use weight_decay inf: it is not finite. Give a number",
@@ -321,7 +321,7 @@ def test_finished_runs_are_never_trained_again(tmp_path: Path) -> None:
             "into 99 segments: .* Give 1 to",
         ),
         ({"at": "stage.9"}, "Cannot end a unit at 'stage.9': resnet18 has no such module"),
-        ({"at": "99"}, "99 units are not to be had"),
+        ({"at": "99"}, "Cannot split into 99 units"),
     ],
 )
 def test_what_cannot_be_carried_out_writes_nothing(
