@@ -93,7 +93,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     if chosen in COMMANDS:
         import_files(import_paths(arguments))
-    return build_parser(chosen).parse_args(arguments)
+    parsed, unknown = build_parser(chosen).parse_known_args(arguments)
+    if unknown:
+        raise InvalidInput(
+            f"Cannot read the command: it has no option {unknown[0]!r}. See `layerwise {chosen} "
+            "--help`. An option of a loss, rule or network of your own needs --import FILE."
+        )
+    return parsed
 
 
 def import_paths(arguments: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import StepResult, Unit, step_units
@@ -146,11 +147,24 @@ class Learner:
                 "them before the step."
             )
 
-    def end_epoch(self) -> None:
-        """Advance every unit's learning-rate schedule."""
-        for unit in self.units:
-            if unit.scheduler is not None:
-                unit.scheduler.step()
+    def end_epoch(self, metric: float | None = None) -> None:
+        """Advance every unit's learning-rate schedule.
+
+        Args:
+            metric: number that ``ReduceLROnPlateau`` looks at; other schedules do not read it.
+
+        Raises:
+            InvalidInput: a schedule needs the metric, and it is not given; none was advanced.
+        """
+        schedulers = [unit.scheduler for unit in self.units if unit.scheduler is not None]
+        reads_metric = [isinstance(each, ReduceLROnPlateau) for each in schedulers]
+        if any(reads_metric) and metric is None:
+            raise InvalidInput(
+                "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
+                "learner.end_epoch(validation_loss)."
+            )
+        for scheduler, reads in zip(schedulers, reads_metric, strict=True):
+            scheduler.step(*[metric] * reads)
 
     def state_dict(self) -> dict[str, Any]:
         """State to go on from: network, heads, every unit's optimizer and schedule.

@@ -1,5 +1,6 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import split
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Unit, precision
+from layerwise.core.unit import Activations, Unit, checked_result, precision
 from layerwise.errors import InvalidInput
-from layerwise.losses import LossFactory, Site, create_loss
+from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -107,12 +108,57 @@ def localize(
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
         if unit.parameters():
             unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
-            unit.scheduler = scheduler(unit.optimizer) if scheduler else None
+            if scheduler is not None:
+                unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
+    try_losses(learner, sample)
     if memory_format is not None:
         set_memory_format(learner, memory_format, weights=False)
     return learner
+
+
+@torch.no_grad()
+def try_losses(learner: Learner, sample: Tensor) -> None:
+    """Compute a copy of every unit's loss once, so that a faulty one fails before any training.
+
+    Raises:
+        InvalidInput: a loss raises an error, or returns something else than it should.
+    """
+    labels = torch.arange(len(sample), device=sample.device) % learner.num_classes
+    targets = Targets(labels, learner.num_classes)
+    activations: Activations = (sample,)
+    devices = [sample.device] if sample.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for unit in learner.units:
+            loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
+            with modes_kept(unit.piece), precision(activations, unit.amp):
+                unit.piece.eval()
+                activations = unit.piece(*activations)
+                try:
+                    checked_result(loss(activations[0], targets))
+                except InvalidInput:
+                    raise
+                except Exception as error:  # the user's code runs here: anything can be raised
+                    reason = " ".join(str(error).split())[:200]
+                    raise InvalidInput(
+                        f"Cannot compute the loss of unit {unit.index} ({unit.name}): it raised "
+                        f"{type(error).__name__} ({reason}). Correct it."
+                    ) from error
+
+
+def checked_scheduler(scheduler: Any) -> Any:
+    """A schedule that can be advanced.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        raise InvalidInput(
+            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
+            "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
+        )
+    return scheduler
 
 
 def check_arguments(

@@ -126,6 +126,8 @@ class Unit:
         """Backward pass and update of this unit alone."""
         if self.optimizer is None:
             return
+        # gradients of others: a saliency map between two steps, a step that was interrupted
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_grad is not None:
             # always in the optimizer's order, since a sum of norms is rounded

@@ -107,9 +107,16 @@ class DataSet:
             parts.append((arrays.test_images, arrays.test_labels))
         for images, labels in parts:
             self._check_images(images, folder)
-            check_labels(labels, len(images), len(names), folder)
+            check_labels(labels, len(images), len(names), folder, self._remedy)
         self._check_counts([len(labels) for _, labels in parts], folder)
         return arrays._replace(class_names=names)
+
+    @property
+    def _remedy(self) -> str:
+        """What to do where images or labels are not as they should be."""
+        if self.files:
+            return "Fetch it again."
+        return "Let its read return uint8 images (N, C, H, W) and integer labels (N,)."
 
     def _check_counts(self, counts: Sequence[int], folder: Path) -> None:
         if self.images is not None and tuple(counts) != self.images:
@@ -128,20 +135,20 @@ class DataSet:
         if images.dtype != np.uint8 or images.shape[1:] != shape:
             raise InvalidInput(
                 f"Cannot use the images in {folder}: they are {images.dtype} of shape "
-                f"{images.shape[1:]}, not uint8 of shape {shape}. Fetch them again."
+                f"{images.shape[1:]}, not uint8 of shape {shape}. {self._remedy}"
             )
 
 
-def check_labels(labels: Labels, images: int, classes: int, folder: Path) -> None:
+def check_labels(labels: Labels, images: int, classes: int, folder: Path, remedy: str) -> None:
     """Raise ``InvalidInput`` unless there is a label from 0 to ``classes`` - 1 for every image."""
     if not images or labels.shape != (images,):
         raise InvalidInput(
             f"Cannot use the data set in {folder}: it holds {images} images and labels of shape "
-            f"{labels.shape}. Fetch it again."
+            f"{labels.shape}. {remedy}"
         )
     wrong = labels[(labels < 0) | (labels >= classes) | (labels != np.floor(labels))]
     if wrong.size:
         raise InvalidInput(
             f"Cannot use the data set in {folder}: it holds the label {wrong[0]}, not an integer "
-            f"from 0 to {classes - 1}. Fetch it again."
+            f"from 0 to {classes - 1}. {remedy}"
         )

@@ -373,6 +373,12 @@ def measured(
                 raise
             # the features of a dead unit, say: those of other units can still be measured
             row |= {name: None, "refused": str(refusal)}
+        except Exception as error:  # a measure of the user's own: anything can be raised
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidInput(
+                f"Cannot use measure {name!r}: it raised {type(error).__name__} ({reason}). "
+                "Correct it."
+            ) from error
     return row, right
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from layerwise.core.learner import Learner
 from layerwise.data import Splits
+from layerwise.errors import InvalidInput
 from layerwise.rules import Tick
 from layerwise.runs.folder import BEST, RESULT, SEPARABILITY, WEIGHTS, RunFolder
 from layerwise.training.checkpoint import save, save_weights, verify
 from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
 from layerwise.training.session import begin, check_folder, describe
@@ -53,7 +55,8 @@ def train(
                 folder.append(record)
                 session.log(record)
                 if session.watch and is_due(tick, execution.separability_every):
-                    rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
+                    with saving_what_was_learned(folder, prepared, learner, meter, tick):
+                        rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
                     folder.append(rows, SEPARABILITY)
                 if is_due(tick, execution.save_every):
                     save(folder, prepared.run, learner, meter, tick.after)
@@ -72,6 +75,18 @@ def train(
         result = {**describe(prepared, folder, learner), **meter.result(), "sha256": digests}
         write_json(folder.file(RESULT), result)
     return result
+
+
+@contextmanager
+def saving_what_was_learned(
+    folder: RunFolder, prepared: Prepared, learner: Learner, meter: Meter, tick: Tick
+) -> Iterator[None]:
+    """Save the state if a measure fails, so that the epoch is not lost with it."""
+    try:
+        yield
+    except InvalidInput:
+        save(folder, prepared.run, learner, meter, tick.after)
+        raise
 
 
 def is_due(tick: Tick, every: int) -> bool:

@@ -39,8 +39,10 @@ def import_file(path: Path) -> None:
         raise InvalidInput(
             f"Cannot import {path}: a module of that name is in use already. Rename the file."
         )
+    if not path.is_file():
+        raise InvalidInput(f"Cannot import {path}: there is no such file. Give a Python file.")
     specification = spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None or not path.is_file():
+    if specification is None or specification.loader is None:
         raise InvalidInput(
             f"Cannot import {path}: it is not a Python file. Give one, such as a.py."
         )
