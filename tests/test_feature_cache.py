@@ -37,6 +37,7 @@ from tests.helpers import digits, learner, same_weights, ticks
 SMALL = Run(
     model="resnet18",
     hierarchy="1,1,1,1",
+    output_layer="separate",
     width=1 / 16,
     train_images=60,
     batch_size=16,
