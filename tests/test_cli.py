@@ -313,7 +313,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "Cannot use batch_size 1: it is out of range. Give 2 or more",
         ),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
-        ("train resnet18 {small} --epoch-count 3", "unrecognized arguments: --epoch-count"),
+        ("train resnet18 {small} --epoch-count 3", "it has no option"),
         (
             "train resnet18 {small} --device tpu",
             "Cannot use device 'tpu': it is neither a CPU nor a CUDA GPU. Give cpu, cuda",

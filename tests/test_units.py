@@ -402,7 +402,7 @@ def test_what_a_loss_of_the_users_own_returns_is_checked() -> None:
         def forward(self, features: Tensor, targets: layerwise.Targets) -> Tensor:
             return features.mean()
 
-    with pytest.raises(InvalidInput, match=r"its forward returned Tensor. Return"):
+    with pytest.raises(InvalidInput, match=r"its forward returned a tensor of shape"):
         layerwise.localize(network("plain"), batch()[0], CLASSES, loss=lambda site: Bare()).step(
             *batch()
         )

@@ -171,11 +171,18 @@ def checked_result(result: Any) -> Evaluated:
     if (
         not isinstance(result, tuple)
         or len(result) != 2
-        or not all(isinstance(value, Tensor) for value in result)
+        or not all(isinstance(value, Tensor) and value.dim() == 0 for value in result)
     ):
+        values = result if isinstance(result, tuple) else (result,)
+        found = ", ".join(
+            f"a tensor of shape {tuple(value.shape)}"
+            if isinstance(value, Tensor)
+            else type(value).__name__
+            for value in values
+        )
         raise InvalidInput(
-            f"Cannot use the local loss: its forward returned {type(result).__name__}. Return "
-            "layerwise.Evaluated(loss, correct), two tensors."
+            f"Cannot use the local loss: its forward returned {found}. Return "
+            "layerwise.Evaluated(loss, correct), two tensors of one number each."
         )
     return Evaluated(*result)
 
