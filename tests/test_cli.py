@@ -225,7 +225,7 @@ def test_an_imported_file_adds_a_loss_and_its_option(
     (tmp_path / "broken.py").write_text("1 / 0")
     for name, words in (
         ("broken.py", "it raised ZeroDivisionError (division by zero). Correct it."),
-        ("none.py", "it is not a Python file"),
+        ("none.py", "there is no such file"),
     ):
         assert words in refusal(capsys, "list", "losses", "--import", str(tmp_path / name))
 
