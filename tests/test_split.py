@@ -607,7 +607,7 @@ class Noise(Net):
         (DiscardedModule, "layer", "in module 'relu' changes a tensor in place .*Use its result"),
         (WritesBuffer, "layer", "writes to buffer 'calls'.*Update it outside of forward"),
         (ReplacesBuffer, "layer", "writes to buffer 'calls'"),
-        (Noise, "layer", r"a tensor of shape \[1\] that differs each time.*torch.randn_like"),
+        (Noise, "layer", "draws random numbers from PyTorch without its input.*torch.randn_like"),
         (
             lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(1)),
             "layer",

@@ -3,6 +3,7 @@
 Each layer has a segment of the path; what lies beside the path goes to one of the units.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from layerwise.core.trace import FLAG
+from layerwise.core.tracer import FLAG, without_gradient
 from layerwise.errors import CannotSplit
 
 # Operations that may stand between a feature and the next weighted layer; by the published method
@@ -48,6 +49,15 @@ NORMS = (
 WEIGHTED_FUNCTIONS = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     F.linear, F.bilinear,
+}  # fmt: skip
+
+# operations that give several tensors
+SEVERAL_FUNCTIONS = {
+    torch.chunk, torch.split, torch.unbind, torch.tensor_split, torch.hsplit, torch.vsplit,
+    torch.dsplit, torch.split_with_sizes,
+}  # fmt: skip
+SEVERAL_METHODS = {
+    "chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes",
 }  # fmt: skip
 
 # attributes that describe a tensor; others, such as x.T, pass its features on
@@ -158,14 +168,23 @@ class Network:
         segments = []
         for layer, following in pairwise(self.layers):
             segment = self.main_path[position[layer] : position[following]]
-            while self.is_deferred(segment[-1]):
+            while self.is_deferred(segment[-1]) or gives_several(segment[-1]):
                 segment.pop()
             segments.append(segment)
         return segments
 
     def block_end(self, segment: Sequence[fx.Node]) -> fx.Node | None:
         """The last node of a segment that all paths pass, if there is one."""
-        return next(filter(self.is_bottleneck, reversed(segment)), None)
+        tensors = (node for node in reversed(segment) if not self.leads_to_several(node))
+        return next(filter(self.is_bottleneck, tensors), None)
+
+    def leads_to_several(self, node: fx.Node) -> bool:
+        """Whether a node gives several tensors, or only prepares its input for one that does."""
+        return gives_several(node) or (
+            self.is_deferred(node)
+            and bool(node.users)
+            and all(self.leads_to_several(user) for user in node.users)
+        )
 
     def is_bottleneck(self, cut: fx.Node) -> bool:
         """Whether every path from input to output passes this node.
@@ -204,6 +223,11 @@ class Network:
             if node in on_path or node.op == "output":
                 place[node] = latest[node]
                 continue
+            if is_item(node):  # where its tensors are, since only tensors pass a cut
+                place[node] = place[node.args[0]]
+                if node.args[0] in learns:
+                    learns.add(node)
+                continue
             has_state = node.op == "get_attr" or node.target == FLAG or self.parameters(node)
             if has_state or not learns.isdisjoint(node.all_input_nodes):
                 learns.add(node)
@@ -213,6 +237,33 @@ class Network:
                     (place[source] + (source in ends) for source in node.all_input_nodes), default=0
                 )
         return place
+
+
+def gives_several(node: fx.Node) -> bool:
+    """Whether a node gives a tuple of tensors, from which others take theirs."""
+    if node.op == "call_function" and node.target in SEVERAL_FUNCTIONS:
+        return True
+    if node.op == "call_method" and node.target in SEVERAL_METHODS:
+        return True
+    # a leaf module that returns a tuple, or a tuple whose gradient was cut
+    return (
+        (node.op == "call_module" or node.target is without_gradient)
+        and bool(node.users)
+        and all(takes_item(user) for user in node.users)
+    )
+
+
+def takes_item(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function"
+        and node.target in (operator.getitem, without_gradient)
+        and all(isinstance(index, int) for index in node.args[1:])
+    )
+
+
+def is_item(node: fx.Node) -> bool:
+    """Whether a node takes one tensor of several."""
+    return takes_item(node) and isinstance(node.args[0], fx.Node) and gives_several(node.args[0])
 
 
 def gives_size(node: fx.Node) -> bool:

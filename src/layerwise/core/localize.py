@@ -8,14 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.check import compare_with_network
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import split
-from layerwise.core.trace import modes_kept
 from layerwise.core.unit import Activations, Unit, checked_result, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
+
+# what may pass from a unit to the next: tensors, and facts about them
+PASSED = (Tensor, int, float, type(None), torch.Size, torch.dtype, torch.device)
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
@@ -38,6 +42,7 @@ def localize(
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
     memory_format: str | None = "auto",
+    check: bool = True,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -67,13 +72,16 @@ def localize(
         memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
+        check: compare the units with the network on the sample, outputs, buffers and gradients, in
+            training and in evaluation mode; see ``compare_with_network``. It costs a few passes of
+            the network; False leaves it out.
         loss_options: keyword arguments of the loss, such as ``beta`` of predsim.
 
     Returns:
         The learner, whose ``step`` trains all units on a batch.
 
     Raises:
-        CannotSplit: the network cannot be cut so.
+        CannotSplit: the network cannot be cut so, or its units do not compute what it computes.
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
@@ -95,6 +103,8 @@ def localize(
             f"({num_classes},). Pass num_classes as the number of its logits."
         )
     makers = optimizer_makers(optimizer, chain.names)
+    if check:
+        compare_with_network(model, chain, sample)
     units = []
     for index, (piece, name, shape) in enumerate(
         zip(chain.pieces, chain.names, shapes, strict=True)
@@ -275,7 +285,7 @@ def feature_shapes(
             piece.eval()
             activations = piece(*activations)
         if not isinstance(activations[0], Tensor) or not all(
-            isinstance(value, Tensor | int | float | torch.Size) for value in activations
+            isinstance(value, PASSED) for value in activations
         ):
             kinds = ", ".join(type(value).__name__ for value in activations)
             raise InvalidInput(

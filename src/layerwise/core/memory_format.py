@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
-from layerwise.core.trace import modes_kept
+from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, Unit, in_memory_format, precision
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets

@@ -8,7 +8,6 @@ from that unit's loss. All tensors that are alive at a cut pass it, the feature 
 *activations* of a unit.
 """
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
@@ -19,10 +18,37 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.layers import Network
-from layerwise.core.trace import FLAG, TrainingFlag, modes_kept, owner, trace_network
+from layerwise.core.order import refuse_turned_changes
+from layerwise.core.settings import Check
+from layerwise.core.side_effects import modes_kept
+from layerwise.core.trace import TrainingFlag, owner, trace_network
+from layerwise.core.tracer import FLAG, strip_root
 from layerwise.errors import CannotSplit, choose
 
 OUTPUT_LAYERS = ("separate", "joined")
+CHECK = "settings_check"  # path of the check of settings in a unit
+
+
+class Reused(nn.Module):
+    """A module without state, such as a dropout, that is called at several places.
+
+    It is the network's own, called in the mode of the unit that this module belongs to.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = (module,)  # not its parent: units that share it may be in different modes
+        self.training = module.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (module,) = self.module
+        if module.training == self.training:
+            return module(*args, **kwargs)
+        with modes_kept(module):
+            return module.train(self.training)(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return repr(self.module[0])
 
 
 class Chain(nn.Module):
@@ -86,6 +112,7 @@ def split(
     refuse_empty_units(network, place)
     refuse_lost_parameters(model, network)
     refuse_shared_parameters(model, network, place)
+    refuse_turned_changes(network, place)
     chain = Chain(
         [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
         name_units(network, place),
@@ -293,6 +320,7 @@ def build_piece(
 ) -> fx.GraphModule:
     """The part of the graph that one unit computes, from one cut to the next."""
     graph, copies = fx.Graph(), {}
+    root: dict[str, Any] = {}
     for number, node in enumerate(crossing(network, place, cuts, index - 1)):
         copies[node] = graph.placeholder(f"activation_{number}")
     inside = [
@@ -300,10 +328,24 @@ def build_piece(
         for node in network.graph.nodes
         if place[node] == index and node.op not in ("placeholder", "output")
     ]
+    settings = network.root.settings.of(looked_through(inside))
+    if settings:
+        root[CHECK] = Check(settings)
+        graph.call_module(CHECK)
     for node in inside:
         copies[node] = graph.node_copy(node, lambda source: copies[source])
     graph.output(tuple(copies[node] for node in crossing(network, place, cuts, index)))
-    return fx.GraphModule(piece_root(network, inside), graph, class_name="Piece")
+    root |= piece_root(network, inside)
+    return fx.GraphModule(root, graph, class_name="Piece")
+
+
+def looked_through(nodes: Iterable[fx.Node]) -> set[str]:
+    """Paths of the modules whose forward passes made some of the nodes."""
+    return {
+        strip_root(str(path))
+        for node in nodes
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values()
+    }
 
 
 def crossing(
@@ -330,7 +372,7 @@ def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
     """The modules and parameters that the nodes name: the network's own, and the piece's mode flag.
 
     A module without state that is called at several places, such as one dropout for a whole block,
-    is copied, since pieces can be in different modes.
+    gets a mode in each piece, since pieces can be in different modes.
     """
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     root: dict[str, Any] = {}
@@ -341,9 +383,7 @@ def piece_root(network: Network, nodes: Iterable[fx.Node]) -> dict[str, Any]:
             path, _, name = str(node.target).rpartition(".")
             value = getattr(network.root.get_submodule(path), name)
             several = node.op == "call_module" and calls[node.target] > 1
-            root[str(node.target)] = (
-                copy.copy(value) if several and not value.state_dict() else value
-            )
+            root[str(node.target)] = Reused(value) if several and not value.state_dict() else value
     return root
 
 

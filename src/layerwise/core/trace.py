@@ -6,20 +6,21 @@ ends up in. Where they differ in more, the network is refused.
 """
 
 import operator
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from layerwise.core.settings import Settings, keep_whole, words
+from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
+from layerwise.core.tracer import FLAG, Tracer, changes_in_place, refuse_lazy, strip_root
 from layerwise.errors import CannotSplit, choose
-from layerwise.ops.batch_norm import Normalisation
-from layerwise.ops.small_conv import Convolution
 
-ROOT = "network"  # path of the user's model inside the traced wrapper
-FLAG = "training_flag"  # path of the mode flag in every unit
 SLICE_ENDS = ("start", "stop", "step")
+# methods that leave something with a tensor for the backward pass
+TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 
 
 class TrainingFlag(nn.Module):
@@ -29,46 +30,16 @@ class TrainingFlag(nn.Module):
         return self.training
 
 
-# a norm also writes to its buffers, which only a whole module does
-KEPT_WHOLE = (nn.modules.batchnorm._NormBase, Normalisation, Convolution)
-
-
 class SingleInput(nn.Module):
     """The user's model called with one tensor, its other arguments at their defaults."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.settings = Settings()
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images)
-
-
-class Tracer(fx.Tracer):
-    """A tracer that goes through the user's own modules and remembers where it is.
-
-    A refusal can then name the place.
-    """
-
-    def __init__(self, leaves: Iterable[str]) -> None:
-        super().__init__()
-        self.leaves = {f"{ROOT}.{path}" for path in leaves}
-        self.path: list[str] = []
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name == ROOT:
-            return False
-        if module_qualified_name in self.leaves or isinstance(m, KEPT_WHOLE):
-            return True
-        return super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        self.path.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.path.pop()  # not reached when tracing fails inside: the path then names the place
-        return result
 
 
 def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Module, fx.Graph]:
@@ -78,108 +49,83 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
         leaves: paths of modules to treat as one operation, without looking inside.
 
     Returns:
-        The root in which the graph's targets are found, and the graph.
+        The root in which the graph's targets are found, whose ``settings`` say what the graph
+        relies on; and the graph.
 
     Raises:
-        CannotSplit: the forward pass cannot be traced, or differs between training and evaluation
-            in more than flags.
+        CannotSplit: the forward pass cannot be traced, does something that no graph shows, or
+            differs between training and evaluation in more than flags.
     """
     leaves = {
         choose("path in leaves=", path, [name for name, _ in model.named_modules() if name])
         for path in leaves
     }
+    refuse_lazy(model)
     # a root for each, since tracing keeps constant tensors there
-    root, twin = SingleInput(model), SingleInput(model)
-    with modes_kept(model), buffers_kept(model):
+    root, twin, again = SingleInput(model), SingleInput(model), SingleInput(model)
+    with modes_kept(model), outside_autocast(False):
         in_training = trace_in_mode(root, leaves, True)
         in_evaluation = trace_in_mode(twin, leaves, False)
+        # also for a context that changes nothing unless mixed precision is on
+        with outside_autocast(True):
+            repeated = trace_in_mode(again, leaves, True)
+    refuse_other_way(in_training, repeated)
     graph = merge_modes(in_training, in_evaluation)
     refuse_changing_constants(root, twin)
+    refuse_changing_constants(root, again)
     refuse_lost_changes(root, graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    for read in (twin.settings, again.settings):
+        root.settings.include(read)
     root.training = model.training
     return root, graph
 
 
-@contextmanager
-def modes_kept(*networks: nn.Module) -> Iterator[None]:
-    """Give every module its own mode back at the end, since some may have been frozen singly."""
-    modes = {module: module.training for network in networks for module in network.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Refuse a forward pass that writes to a buffer, and give the buffer its values back.
-
-    A graph does not show such a write.
-    """
-    before = [
-        (module, name, buffer, buffer._version, buffer.clone())
-        for module in network.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    changed = []
-    try:
-        yield
-    finally:
-        for module, name, buffer, version, values in before:
-            if module._buffers[name] is not buffer or buffer._version != version:
-                changed.append(name)
-                module._buffers[name] = buffer.copy_(values)
-    if changed:
-        raise CannotSplit(
-            f"Cannot split the network: its forward pass writes to buffer {changed[0]!r}, and the "
-            "units would not do so. Update it outside of forward, or keep its module whole inside "
-            "one unit with leaves=."
-        )
-
-
-def refuse_changing_constants(root: nn.Module, twin: nn.Module) -> None:
-    """Refuse tensors that forward makes without its input and that differ when it runs again."""
-    for name, value in vars(root).items():
-        if isinstance(value, Tensor) and not torch.equal(value, vars(twin)[name]):
-            raise CannotSplit(
-                "Cannot split the network: its forward pass makes a tensor of shape "
-                f"{[*value.shape]} that differs each time, such as random noise; in the units it "
-                "would always be the same. Make it from the input, such as by torch.randn_like, "
-                "or keep its module whole inside one unit with leaves=."
-            )
-
-
-def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
-    """Refuse an operation in place whose result is not used by name.
-
-    A graph does not show who sees the change.
-    """
-    for node in graph.nodes:
-        if node.users or node.op not in ("call_module", "call_method", "call_function"):
-            continue
-        inplace = node.kwargs.get("inplace", False)
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-        if node.op == "call_module":
-            inplace = getattr(root.get_submodule(str(node.target)), "inplace", False)
-        if inplace is True or (str(name).endswith("_") and not str(name).endswith("__")):
-            where = f"in module {owner(node)!r}" if owner(node) else "in the network itself"
-            raise CannotSplit(
-                f"Cannot split the network: {node.name!r} {where} changes a tensor in place and "
-                "its result is thrown away, so no graph shows who uses the change. Use its "
-                "result, such as x = F.relu_(x)."
-            )
+def outside_autocast(enabled: bool) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
 def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> fx.Graph:
+    """Trace in a mode, and refuse what forward does beside computing its result."""
     for module in root.modules():
         module.training = training
-    tracer = Tracer(leaves)
+    tracer = Tracer(leaves, root.settings)
+    network = root.network
+    with (
+        generators_kept(),
+        attributes_kept(network) as attributes,
+        buffers_kept(network) as written,
+    ):
+        graph = traced(tracer, root)
+        changed = attributes.changed()
+    if written:
+        raise CannotSplit(buffer_message(written[0]))
+    if tracer.drawn:
+        whose, path = tracer.drawn
+        raise CannotSplit(
+            f"Cannot split the network: the forward pass of {words(path)} draws random numbers "
+            f"from {whose} without its input, and in the units one draw would stand for ever. Draw "
+            f"from the input, such as by torch.randn_like. Or: {keep_whole(path)}."
+        )
+    if changed:
+        path, name = changed
+        raise CannotSplit(
+            f"Cannot split the network: its forward pass changes attribute {name!r} of "
+            f"{words(path)}, and the units would not do so. {keep_whole(path)}, or change it "
+            "outside of forward, such as in a hook of a layer."
+        )
+    return graph
+
+
+def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
     try:
         return tracer.trace(root)
+    except CannotSplit:
+        raise
     except Exception as error:  # the user's forward runs here: anything can be raised
+        buffer = re.search(r"to buffer '(\w+)'", str(error))
+        if buffer and isinstance(error, TypeError):
+            raise CannotSplit(buffer_message(buffer[1])) from error
         place = strip_root(tracer.path[-1]) if tracer.path else ""
         where = (
             f"module {place!r} ({type(root.network.get_submodule(place)).__name__})"
@@ -200,14 +146,83 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
         ) from error
 
 
+def buffer_message(name: str) -> str:
+    return (
+        f"Cannot split the network: its forward pass writes to buffer {name!r}, and the "
+        "units would not do so. Update it outside of forward, or keep its module whole inside "
+        "one unit with leaves=."
+    )
+
+
+def refuse_other_way(graph: fx.Graph, repeated: fx.Graph) -> None:
+    """Refuse a forward pass that takes another way when it runs again."""
+    nodes, others = list(graph.nodes), list(repeated.nodes)
+    if len(nodes) == len(others) and str(graph) == str(repeated):
+        return
+    pairs = zip(nodes, others, strict=False)
+    differing = (a for a, b in pairs if a.format_node() != b.format_node())
+    path = caller(next(differing, nodes[-1]))
+    raise CannotSplit(
+        f"Cannot split the network: the forward pass of {words(path)} takes another way each time "
+        "that it runs, such as by chance, and in the units one way would stand for ever. "
+        f"{keep_whole(path)}."
+    )
+
+
+def refuse_changing_constants(root: nn.Module, twin: nn.Module) -> None:
+    """Refuse tensors that forward makes without its input and that differ when it runs again."""
+    for name, value in vars(root).items():
+        repeated = vars(twin).get(name)
+        if (
+            isinstance(value, Tensor)
+            and isinstance(repeated, Tensor)
+            and value.dtype == repeated.dtype
+            and not torch.equal(value, repeated)
+        ):
+            raise CannotSplit(
+                "Cannot split the network: its forward pass makes a tensor of shape "
+                f"{[*value.shape]} that differs each time, such as random noise; in the units it "
+                "would always be the same. Make it from the input, such as by torch.randn_like, "
+                "or keep its module whole inside one unit with leaves=."
+            )
+
+
+def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
+    """Refuse an operation in place on a buffer, or whose result is not used by name.
+
+    A graph does not show who sees the change.
+    """
+    for node in graph.nodes:
+        if node.op not in ("call_module", "call_method", "call_function"):
+            continue
+        where = f"in module {owner(node)!r}" if owner(node) else "in the network itself"
+        if node.target in TENSOR_HOOKS:
+            raise CannotSplit(
+                f"Cannot split the network: {node.name!r} {where} leaves a hook with a tensor, and "
+                f"the units would not do so. {keep_whole(owner(node))}."
+            )
+        if not changes_in_place(root, node):
+            continue
+        written = node.all_input_nodes[0] if node.all_input_nodes else node
+        if written.op == "get_attr":
+            raise CannotSplit(buffer_message(str(written.target).rpartition(".")[2]))
+        if not node.users:
+            raise CannotSplit(
+                f"Cannot split the network: {node.name!r} {where} changes a tensor in place and "
+                "its result is thrown away, so no graph shows who uses the change. Use its "
+                "result, such as x = F.relu_(x)."
+            )
+
+
 def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
     """Return the training graph with a flag node for every argument that depends on the mode."""
     pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
     if len(training.nodes) != len(evaluation.nodes):
-        raise CannotSplit(mode_message(next((a for a, b in pairs if a.target != b.target), None)))
+        differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
+        raise CannotSplit(mode_message(*differing))
     for node, twin in pairs:
         if (node.op, node.target) != (twin.op, twin.target):
-            raise CannotSplit(mode_message(node))
+            raise CannotSplit(mode_message(node, twin))
         node.args = merge_argument(training, node, node.args, twin.args)
         node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
     return training
@@ -237,12 +252,18 @@ def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: An
     return training
 
 
-def mode_message(node: fx.Node | None) -> str:
-    where = f"in module {owner(node)!r}" if node is not None and owner(node) else "somewhere"
+def mode_message(node: fx.Node | None, twin: fx.Node | None = None) -> str:
+    """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
+    path = caller(node) if node is not None else ""
+    if twin is not None and (not path or caller(twin).startswith(path + ".")):
+        path = caller(twin)
+    where = f"in module {path!r}" if path else "somewhere"
+    whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
     return (
         "Cannot split the network: its forward pass takes another way in training than in "
         f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
-        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode."
+        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
+        f"{whole or ', or move that part into a module of its own and name it in leaves='}."
     )
 
 
@@ -254,5 +275,9 @@ def owner(node: fx.Node) -> str:
     return strip_root(str(stack[-1][0])) if stack else ""
 
 
-def strip_root(path: str) -> str:
-    return path.removeprefix(ROOT).removeprefix(".")
+def caller(node: fx.Node) -> str:
+    """Path of the module whose forward pass made this node, also where it calls a leaf."""
+    stack = [strip_root(str(path)) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module" and stack and stack[-1] == owner(node):
+        stack.pop()
+    return stack[-1] if stack else ""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.localize import feature_shapes
+from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import split
-from layerwise.core.trace import modes_kept
 from layerwise.core.unit import Activations, Unit
 from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, choose

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from layerwise.core.learner import Learner
-from layerwise.core.trace import modes_kept
+from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
 from layerwise.losses import Targets

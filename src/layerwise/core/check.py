@@ -1,0 +1,238 @@
+"""Compare the units of a network with the network itself, on a sample.
+
+Whatever tracing loses in silence shows here: composed and not detached, the units are the network,
+so both have the same output, write the same to buffers and give every weight the same gradient.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layerwise.core.settings import keep_whole
+from layerwise.core.side_effects import (
+    attributes_kept,
+    buffers_kept,
+    generators_kept,
+    modes_kept,
+)
+from layerwise.core.split import Chain
+from layerwise.errors import CannotSplit, InvalidInput
+
+ANY_SEED = 0  # of each draw, so that it does not matter which layer draws first
+
+
+class SameDraws(TorchDispatchMode):
+    """Draws of random numbers that depend on their shape alone, not on what was drawn before."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.manual_seed(ANY_SEED)
+        return func(*args, **(kwargs or {}))
+
+
+def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None:
+    """Refuse units that together do not compute what the network computes.
+
+    Outputs, buffers and gradients are compared in training and in evaluation mode. Two numbers are
+    the same if they differ by less than the square root of their type's precision, relative to the
+    largest of a unit. The generators of random numbers, modes, buffers, attributes and gradients
+    stay as they were.
+
+    Args:
+        sample: a batch of images (B, ...).
+
+    Raises:
+        CannotSplit: naming the unit where they part.
+        InvalidInput: the network cannot process the sample in training mode.
+    """
+    images = varied(sample)
+    with modes_kept(model, chain), precision_as_stored(images), torch.enable_grad():
+        for training in (True, False):
+            chain.train(training)
+            model.train(training)  # last, as in a learner: it may keep parts of itself frozen
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            expected = result_of(model, model, images, weights)
+            try:
+                computed = result_of(chain, model, images, weights)
+            except (RuntimeError, TypeError) as error:
+                raise CannotSplit(
+                    f"Cannot split the network: its units cannot process the sample, which it can "
+                    f"({' '.join(str(error).split())[:200]}). Keep the modules that the error "
+                    "names whole inside one unit with leaves=."
+                ) from error
+            part = parting(model, chain, weights, expected, computed)
+            if part is not None:
+                raise CannotSplit(message(model, chain, images, part, training))
+
+
+Result = tuple[Tensor, list[Tensor | None], list[Tensor]]
+
+
+def varied(sample: Tensor) -> Tensor:
+    """Two images or more that differ, which a sample for shapes alone need not hold."""
+    images = sample.detach().clone()
+    if len(images) < 2:
+        images = torch.cat((images, images.flip(-1)))
+    if images.is_floating_point() and bool((images == images.flatten()[0]).all()):
+        generator = torch.Generator().manual_seed(ANY_SEED)
+        images += torch.rand(images.shape, generator=generator).to(images)
+    return images
+
+
+def precision_as_stored(images: Tensor) -> torch.autocast:
+    return torch.autocast(images.device.type, enabled=False)
+
+
+def result_of(
+    network: nn.Module, model: nn.Module, images: Tensor, weights: Sequence[Tensor]
+) -> Result:
+    """Output, gradients of the weights, and what buffers hold after a pass.
+
+    Raises:
+        InvalidInput: the network cannot process the images; of units the error is PyTorch's.
+    """
+    with kept(model):
+        try:
+            with SameDraws():
+                output = network(images.clone())
+        except Exception as error:
+            if network is not model:
+                raise
+            raise InvalidInput(
+                "Cannot localize the network: in "
+                f"{'training' if model.training else 'evaluation'} mode it cannot process the "
+                f"sample of shape {tuple(images.shape)} ({' '.join(str(error).split())[:200]}). "
+                "Give a batch of images as it is trained on."
+            ) from error
+        gradients: list[Tensor | None] = [None] * len(weights)
+        if output.requires_grad and weights:
+            generator = torch.Generator().manual_seed(ANY_SEED)
+            direction = torch.rand(output.shape, generator=generator).to(output) + 0.5
+            gradients = list(torch.autograd.grad(output, weights, direction, allow_unused=True))
+        return output.detach(), gradients, [buffer.clone() for buffer in model.buffers()]
+
+
+@contextmanager
+def kept(model: nn.Module) -> Iterator[None]:
+    """Leave generators, buffers and attributes as they were."""
+    with ExitStack() as stack:
+        for keep in (generators_kept(), buffers_kept(model), attributes_kept(model)):
+            stack.enter_context(keep)  # type: ignore[arg-type]
+        torch.manual_seed(ANY_SEED)
+        yield
+
+
+def parting(
+    model: nn.Module,
+    chain: Chain,
+    weights: Sequence[Tensor],
+    expected: Result,
+    computed: Result,
+) -> tuple[str, int] | None:
+    """What differs, and the index of the unit nearest to the output where it does."""
+    if not same(expected[0], computed[0], largest(expected[0])):
+        return "another output", len(chain) - 1
+    gradients = dict(zip(map(id, weights), zip(expected[1], computed[1], strict=True), strict=True))
+    for index in reversed(range(len(chain))):
+        pairs = [gradients[id(w)] for w in chain.pieces[index].parameters() if id(w) in gradients]
+        scale = max((largest(gradient) for gradient, _ in pairs), default=0.0)
+        if not all(same(ours, theirs, scale) for ours, theirs in pairs):
+            return "other gradients", index
+    buffers = zip(model.buffers(), expected[2], computed[2], strict=True)
+    for buffer, ours, theirs in buffers:
+        if not same(ours, theirs, largest(ours)):
+            return "other values of a buffer", unit_of(chain, buffer)
+    return None
+
+
+def unit_of(chain: Chain, buffer: Tensor) -> int:
+    holders = (
+        index
+        for index, piece in enumerate(chain.pieces)
+        if any(own is buffer for own in piece.buffers())
+    )
+    return next(holders, len(chain) - 1)
+
+
+def largest(value: Tensor | None) -> float:
+    """The largest finite magnitude in a tensor."""
+    if value is None or not value.numel():
+        return 0.0
+    return float(value.detach().abs().nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def same(one: Tensor | None, other: Tensor | None, scale: float) -> bool:
+    """Whether two tensors are equal but for rounding; no gradient is one of zeros."""
+    if one is None or other is None:
+        return all(value is None or not bool(value.any()) for value in (one, other))
+    if one.shape != other.shape:
+        return False
+    if torch.equal(one, other):
+        return True
+    if not one.is_floating_point():
+        return False
+    tolerance = torch.finfo(one.dtype).eps ** 0.5 * scale
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def message(
+    model: nn.Module, chain: Chain, images: Tensor, part: tuple[str, int], training: bool
+) -> str:
+    what, index = part
+    path = ""
+    if what == "another output":
+        path, index = first_other_layer(model, chain, images)
+    parent = path.rpartition(".")[0]
+    at_layer = f", at module {path!r}" if path else ""
+    remedy = keep_whole(parent) if parent else "Keep the module that does so whole with leaves=[…]"
+    return (
+        f"Cannot split the network: on the sample its units have {what} in "
+        f"{'training' if training else 'evaluation'} mode; they part in unit "
+        f"{chain.names[index]!r}{at_layer}. Its forward pass does something that tracing does not "
+        f"see. {remedy}; or, if both are right, pass check=False."
+    )
+
+
+def first_other_layer(model: nn.Module, chain: Chain, images: Tensor) -> tuple[str, int]:
+    """Path and unit of the first layer whose output is another in the units."""
+    called = {
+        id(layer): (path, index)
+        for path, module in model.named_modules()
+        for index, piece in enumerate(chain.pieces)
+        for layer in piece.modules()
+        if layer is module
+    }
+    expected, computed = (outputs_of(network, model, images, called) for network in (model, chain))
+    for layer, (path, index) in sorted(called.items(), key=lambda item: item[1][1]):
+        ours, theirs = expected.get(layer, []), computed.get(layer, [])
+        if len(ours) != len(theirs) or not all(
+            same(a, b, largest(a)) for a, b in zip(ours, theirs, strict=True)
+        ):
+            return path, index
+    return "", len(chain) - 1
+
+
+def outputs_of(
+    network: nn.Module, model: nn.Module, images: Tensor, layers: dict[int, Any]
+) -> dict[int, list[Tensor]]:
+    """Output of every call of some of the model's modules."""
+    outputs: dict[int, list[Tensor]] = {}
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs.setdefault(id(layer), []).append(output.detach().clone())
+
+    hooks = [layer.register_forward_hook(note) for layer in model.modules() if id(layer) in layers]
+    try:
+        with kept(model), SameDraws(), torch.no_grad():
+            network(images.clone())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs

@@ -1,0 +1,142 @@
+"""Settings: attributes that forward read while it was traced, and on which the units rely.
+
+A graph keeps their values of that moment. Units therefore look, each time they compute, whether
+they are as they were, and refuse to go on with values that the network no longer has.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from layerwise.core.side_effects import BOOKKEEPING, PLAIN, picture
+from layerwise.errors import CannotSplit
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return any(vars(module).get(name) for name in HOOKS)
+
+
+@dataclass
+class Settings:
+    """Modules that tracing looked through, and what their forward passes read.
+
+    Attributes:
+        modules: looked through, by path.
+        values: pictures of attributes, by the path of their module and their name.
+        readers: path of the module whose forward pass read an attribute.
+        owners: modules whose attributes were read, by path.
+    """
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    values: dict[tuple[str, str], Any] = field(default_factory=dict)
+    readers: dict[tuple[str, str], str] = field(default_factory=dict)
+    owners: dict[str, nn.Module] = field(default_factory=dict)
+
+    def read(self, path: str, module: nn.Module, name: str, value: Any, reader: str) -> None:
+        if name in BOOKKEEPING or isinstance(value, Tensor | nn.Module):
+            return
+        if name in vars(module) or isinstance(value, PLAIN):
+            self.owners[path] = module
+            self.values[path, name] = picture(value)
+            self.readers[path, name] = reader
+
+    def include(self, other: "Settings") -> None:
+        """Add what another trace of the same network read."""
+        self.modules |= other.modules
+        self.values |= other.values
+        self.readers |= other.readers
+        self.owners |= other.owners
+
+    def of(self, paths: Iterable[str]) -> "Settings":
+        """The part that concerns the forward passes of some modules."""
+        paths = set(paths)
+        readers = {key: reader for key, reader in self.readers.items() if reader in paths}
+        return Settings(
+            {path: module for path, module in self.modules.items() if path in paths},
+            {key: self.values[key] for key in readers},
+            readers,
+            {path: self.owners[path] for path, _ in readers},
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.modules or self.values)
+
+    def refuse_changes(self) -> None:
+        """Refuse attributes that are not as they were, and hooks that units would not call.
+
+        Raises:
+            CannotSplit: naming the module.
+        """
+        for key, value in self.values.items():
+            path, name = key
+            if picture(getattr(self.owners[path], name, None)) != value:
+                raise CannotSplit(
+                    f"Cannot go on with the units: attribute {name!r} of {words(path)} has changed "
+                    "since they were made, and they would compute with its old value. "
+                    f"{keep_whole(self.readers[key])} to change it between steps, or make the "
+                    "units after the change."
+                )
+        for path, module in self.modules.items():
+            if has_hooks(module):
+                raise CannotSplit(hook_message("go on with the units", path))
+
+
+class Check(nn.Module):
+    """Refuses to compute once the settings of a unit have changed.
+
+    It holds modules of the network without being their parent.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self) -> None:
+        self.settings.refuse_changes()
+
+
+def hook_message(action: str, path: str) -> str:
+    remedy = (
+        f"{keep_whole(path)}, where its hooks run, or register them on its layers"
+        if path
+        else "Register them on the modules that it holds"
+    )
+    return (
+        f"Cannot {action}: hooks are registered on {words(path)}, whose parts units call by "
+        f"themselves, so the hooks would not run. {remedy}, or remove them while units compute."
+    )
+
+
+def words(path: str) -> str:
+    return f"module {path!r}" if path else "the network itself"
+
+
+def keep_whole(path: str) -> str:
+    """The remedy for what a graph cannot show of a module's forward pass."""
+    if path:
+        return f"Keep the module whole inside one unit with leaves=[{path!r}]"
+    return "Move these lines into a module of their own and name its path in leaves=[…]"
+
+
+@contextmanager
+def reads_observed(observe: Any) -> Iterator[None]:
+    """Call ``observe(module, name, value)`` for every attribute that a module's code reads.
+
+    What it returns is read in place of the value. Parameters, buffers and submodules are left out:
+    fx observes them itself.
+    """
+
+    def read(module: nn.Module, name: str) -> Any:
+        value = object.__getattribute__(module, name)
+        return value if name.startswith("__") else observe(module, name, value)
+
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del nn.Module.__getattribute__

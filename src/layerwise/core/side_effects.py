@@ -1,0 +1,195 @@
+"""Side effects of a forward pass: draws of random numbers, and what it writes to its modules."""
+
+import random
+import types
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+# attributes of every module that are PyTorch's own bookkeeping; `training` is looked after apart
+BOOKKEEPING = frozenset(vars(nn.Module())) | {"_forward_hooks_always_called"}
+PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+DEEPEST, LARGEST = 4, 1000  # containers beyond are compared by identity
+
+
+class Reference:
+    """A value that is equal only to itself."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Reference) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def picture(value: Any, depth: int = 0) -> Any:
+    """A copy of a value that can be compared with a later picture of it.
+
+    Numbers, strings and containers of them are compared by value, generators by their state, all
+    else by identity.
+    """
+    if isinstance(value, PLAIN):
+        return type(value), value
+    state = generator_state(value)
+    if state is not None:
+        return state
+    if depth == DEEPEST or isinstance(value, Tensor | nn.Module | fx.Proxy | type):
+        return Reference(value)
+    if isinstance(value, list | tuple | deque | dict) and len(value) <= LARGEST:
+        items = [*value.items()] if isinstance(value, dict) else value
+        return type(value), [picture(item, depth + 1) for item in items]
+    if type(value).__module__ != "builtins" and hasattr(value, "__dict__"):
+        return Reference(value), picture(vars(value), depth + 1)
+    return Reference(value)
+
+
+def generator_state(value: Any) -> Any:
+    """The state of a generator of random numbers, or of the one whose method this is."""
+    if isinstance(value, types.MethodType | types.BuiltinMethodType):
+        value = value.__self__
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return repr(value.get_state()[1:]), value.get_state()[1].tobytes()  # type: ignore[index]
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    return None
+
+
+def global_states() -> dict[str, Any]:
+    """States of the generators that Python, NumPy and PyTorch share, by whose they are."""
+    states: dict[str, Any] = {
+        "Python's random": random.getstate(),
+        "NumPy": np.random.get_state(),
+        "PyTorch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["CUDA"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_global_states(states: dict[str, Any]) -> None:
+    random.setstate(states["Python's random"])
+    np.random.set_state(states["NumPy"])
+    torch.set_rng_state(states["PyTorch"])
+    if "CUDA" in states:
+        torch.cuda.set_rng_state_all(states["CUDA"])
+
+
+def drawn_from() -> dict[str, Any]:
+    """Pictures of the shared generators; one that differs later has been drawn from."""
+    states = global_states()
+    numpy = states["NumPy"]
+    return {
+        "Python's random": states["Python's random"],
+        "NumPy": (numpy[1].tobytes(), numpy[2:]),
+        "PyTorch": [
+            state.numpy().tobytes() for state in (states["PyTorch"], *states.get("CUDA", ()))
+        ],
+    }
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Give the generators that Python, NumPy and PyTorch share their states back at the end."""
+    states = global_states()
+    try:
+        yield
+    finally:
+        set_global_states(states)
+
+
+@contextmanager
+def modes_kept(*networks: nn.Module) -> Iterator[None]:
+    """Give every module its own mode back at the end, since some may have been frozen singly."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[list[str]]:
+    """Give every buffer its values back at the end, and list those that were written to."""
+    changed: list[str] = []
+    before = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, version, values in before:
+                if module._buffers[name] is not buffer or buffer._version != version:
+                    changed.append(name)
+                # batch normalisation writes without counting a version
+                module._buffers[name] = buffer.copy_(values)
+
+
+class Attributes:
+    """Attributes of a network's modules at one moment.
+
+    Attributes:
+        network: the network that they are compared with and given back to.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.values = {module: own_attributes(module) for module in network.modules()}
+        self.pictures = {
+            module: {name: picture(value) for name, value in values.items()}
+            for module, values in self.values.items()
+        }
+        self.contents = [
+            (value, value.copy())
+            for values in self.values.values()
+            for value in values.values()
+            if isinstance(value, list | dict | set)
+        ]
+
+    def changed(self) -> tuple[str, str] | None:
+        """Path of a module and name of its attribute that differ by now, if one does."""
+        for path, module in self.network.named_modules():
+            before, now = self.pictures.get(module, {}), own_attributes(module)
+            for name in before.keys() | now.keys():
+                if name not in before or name not in now or before[name] != picture(now[name]):
+                    return path, name
+        return None
+
+    def restore(self) -> None:
+        for module, values in self.values.items():
+            for name in own_attributes(module).keys() - values.keys():
+                del vars(module)[name]
+            vars(module).update(values)
+        for container, content in self.contents:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+
+
+@contextmanager
+def attributes_kept(network: nn.Module) -> Iterator[Attributes]:
+    """Give every module's attributes their values back at the end."""
+    attributes = Attributes(network)
+    try:
+        yield attributes
+    finally:
+        attributes.restore()
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module holds beside parameters, buffers, submodules and PyTorch's bookkeeping."""
+    return {name: value for name, value in vars(module).items() if name not in BOOKKEEPING}
