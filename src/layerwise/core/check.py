@@ -4,7 +4,7 @@ Whatever tracing loses in silence shows here: composed and not detached, the uni
 so both have the same output, write the same to buffers and give every weight the same gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -62,9 +62,10 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
                 computed = result_of(chain, model, images, weights)
             except (RuntimeError, TypeError) as error:
                 raise CannotSplit(
-                    f"Cannot split the network: its units cannot process the sample, which it can "
-                    f"({' '.join(str(error).split())[:200]}). Keep the modules that the error "
-                    "names whole inside one unit with leaves=."
+                    "Cannot split the network: it can process the sample, but its unit "
+                    f"{failing_unit(model, chain, images)!r} cannot "
+                    f"({' '.join(str(error).split())[:200]}). Keep its modules whole with leaves=, "
+                    "or cut elsewhere with at=."
                 ) from error
             part = parting(model, chain, weights, expected, computed)
             if part is not None:
@@ -123,7 +124,7 @@ def kept(model: nn.Module) -> Iterator[None]:
     """Leave generators, buffers and attributes as they were."""
     with ExitStack() as stack:
         for keep in (generators_kept(), buffers_kept(model), attributes_kept(model)):
-            stack.enter_context(keep)  # type: ignore[arg-type]
+            stack.enter_context(keep)
         torch.manual_seed(ANY_SEED)
         yield
 
@@ -185,41 +186,59 @@ def message(
     model: nn.Module, chain: Chain, images: Tensor, part: tuple[str, int], training: bool
 ) -> str:
     what, index = part
-    path = ""
+    where, suspects = "", [name.partition("..")[0] for name in chain.names[index : index + 1]]
     if what == "another output":
-        path, index = first_other_layer(model, chain, images)
-    parent = path.rpartition(".")[0]
-    at_layer = f", at module {path!r}" if path else ""
-    remedy = keep_whole(parent) if parent else "Keep the module that does so whole with leaves=[…]"
+        last, path, index = first_other_layer(model, chain, images)
+        where = f", at module {path!r}" if path else ""
+        suspects = [last, path]
+    holders = [path.rpartition(".")[0] for path in suspects]
+    whole = next((holder for holder in holders if holder), "")
+    remedy = keep_whole(whole) if whole else "Keep the module that does so whole with leaves=[…]"
     return (
         f"Cannot split the network: on the sample its units have {what} in "
         f"{'training' if training else 'evaluation'} mode; they part in unit "
-        f"{chain.names[index]!r}{at_layer}. Its forward pass does something that tracing does not "
-        f"see. {remedy}; or, if both are right, pass check=False."
+        f"{chain.names[index]!r}{where}. The forward pass does something there that tracing does "
+        f"not see. {remedy}; or, if both are right, pass check=False."
     )
 
 
-def first_other_layer(model: nn.Module, chain: Chain, images: Tensor) -> tuple[str, int]:
-    """Path and unit of the first layer whose output is another in the units."""
-    called = {
-        id(layer): (path, index)
-        for path, module in model.named_modules()
-        for index, piece in enumerate(chain.pieces)
-        for layer in piece.modules()
-        if layer is module
+def first_other_layer(model: nn.Module, chain: Chain, images: Tensor) -> tuple[str, str, int]:
+    """The first layer whose output is another in the units.
+
+    Returns:
+        Path of the layer before it, its own path, and its unit.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    units = {
+        id(layer): index for index, piece in enumerate(chain.pieces) for layer in piece.modules()
     }
+    called = paths.keys() & units.keys()
     expected, computed = (outputs_of(network, model, images, called) for network in (model, chain))
-    for layer, (path, index) in sorted(called.items(), key=lambda item: item[1][1]):
-        ours, theirs = expected.get(layer, []), computed.get(layer, [])
+    before = ""
+    for layer, ours in expected.items():  # in the order of their first calls
+        theirs = computed.get(layer, [])
         if len(ours) != len(theirs) or not all(
             same(a, b, largest(a)) for a, b in zip(ours, theirs, strict=True)
         ):
-            return path, index
-    return "", len(chain) - 1
+            return before, paths[layer], units[layer]
+        before = paths[layer]
+    return before, "", len(chain) - 1
+
+
+def failing_unit(model: nn.Module, chain: Chain, images: Tensor) -> str:
+    """The name of the unit that cannot process the images; of the last, if all can."""
+    activations: tuple[Any, ...] = (images.clone(),)
+    with kept(model), torch.no_grad():
+        for piece, name in zip(chain.pieces, chain.names, strict=True):
+            try:
+                activations = piece(*activations)
+            except Exception:  # a layer of the user's can raise anything
+                return name
+    return chain.names[-1]
 
 
 def outputs_of(
-    network: nn.Module, model: nn.Module, images: Tensor, layers: dict[int, Any]
+    network: nn.Module, model: nn.Module, images: Tensor, layers: Set[int]
 ) -> dict[int, list[Tensor]]:
     """Output of every call of some of the model's modules."""
     outputs: dict[int, list[Tensor]] = {}

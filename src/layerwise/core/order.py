@@ -5,7 +5,7 @@ from torch import fx, nn
 from layerwise.core.layers import Network
 from layerwise.core.settings import keep_whole, words
 from layerwise.core.trace import caller, owner
-from layerwise.core.tracer import changes_in_place
+from layerwise.core.tracer import changes_in_place, operation_name
 from layerwise.errors import CannotSplit
 
 # methods and functions whose result may be a view of their first input
@@ -67,4 +67,4 @@ def may_share(network: Network, node: fx.Node) -> bool:
         return True
     if node.op == "call_module":
         return isinstance(network.module(node), VIEW_MODULES)
-    return str(node.target if node.op == "call_method" else node.target.__name__) in VIEWS
+    return operation_name(node) in VIEWS

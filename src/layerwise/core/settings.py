@@ -135,7 +135,7 @@ def reads_observed(observe: Any) -> Iterator[None]:
         value = object.__getattribute__(module, name)
         return value if name.startswith("__") else observe(module, name, value)
 
-    nn.Module.__getattribute__ = read  # type: ignore[method-assign]
+    nn.Module.__getattribute__ = read  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -3,8 +3,9 @@
 import random
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,24 @@ def generator_state(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.get_state().numpy().tobytes()
     return None
+
+
+def state_setter(value: Any) -> Callable[[], object]:
+    """A function that gives a generator the state that it has now; of all else, one of no effect.
+
+    Like ``generator_state`` it takes a method for its generator.
+    """
+    if isinstance(value, types.MethodType | types.BuiltinMethodType):
+        value = value.__self__
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    return lambda: None
 
 
 def global_states() -> dict[str, Any]:
@@ -160,6 +179,9 @@ class Attributes:
             for value in values.values()
             if isinstance(value, list | dict | set)
         ]
+        self.generators = [
+            state_setter(value) for values in self.values.values() for value in values.values()
+        ]
 
     def changed(self) -> tuple[str, str] | None:
         """Path of a module and name of its attribute that differ by now, if one does."""
@@ -178,6 +200,8 @@ class Attributes:
         for container, content in self.contents:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)
+        for set_state in self.generators:
+            set_state()
 
 
 @contextmanager
@@ -192,4 +216,6 @@ def attributes_kept(network: nn.Module) -> Iterator[Attributes]:
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds beside parameters, buffers, submodules and PyTorch's bookkeeping."""
+    if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
+        return {}
     return {name: value for name, value in vars(module).items() if name not in BOOKKEEPING}

@@ -21,7 +21,7 @@ from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.settings import Check
 from layerwise.core.side_effects import modes_kept
-from layerwise.core.trace import TrainingFlag, owner, trace_network
+from layerwise.core.trace import TrainingFlag, owner, settings_of, trace_network
 from layerwise.core.tracer import FLAG, strip_root
 from layerwise.errors import CannotSplit, choose
 
@@ -328,7 +328,7 @@ def build_piece(
         for node in network.graph.nodes
         if place[node] == index and node.op not in ("placeholder", "output")
     ]
-    settings = network.root.settings.of(looked_through(inside))
+    settings = settings_of(network.root).of(read_for(network, inside, first=index == 0))
     if settings:
         root[CHECK] = Check(settings)
         graph.call_module(CHECK)
@@ -337,6 +337,19 @@ def build_piece(
     graph.output(tuple(copies[node] for node in crossing(network, place, cuts, index)))
     root |= piece_root(network, inside)
     return fx.GraphModule(root, graph, class_name="Piece")
+
+
+def read_for(network: Network, inside: Sequence[fx.Node], first: bool) -> set[str]:
+    """Paths of the modules on whose settings a unit relies.
+
+    The first also relies on modules of which no operation is left, such as an identity by choice.
+    """
+    paths = looked_through(inside)
+    if first:
+        everywhere = settings_of(network.root)
+        readers = {*everywhere.modules, *everywhere.readers.values()}
+        paths |= readers - looked_through(network.graph.nodes)
+    return paths
 
 
 def looked_through(nodes: Iterable[fx.Node]) -> set[str]:

@@ -42,6 +42,13 @@ class SingleInput(nn.Module):
         return self.network(images)
 
 
+def settings_of(root: nn.Module) -> Settings:
+    """What a traced graph relies on, from the root that ``trace_network`` returned."""
+    settings = vars(root)["settings"]
+    assert isinstance(settings, Settings)
+    return settings
+
+
 def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Module, fx.Graph]:
     """Trace a model of one tensor into a graph without dead nodes.
 

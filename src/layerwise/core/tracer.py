@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from layerwise.core.settings import Settings, has_hooks, hook_message, keep_whole, reads_observed
 from layerwise.core.settings import words as in_words
@@ -23,6 +24,8 @@ FLAG = "training_flag"  # path of the mode flag in every unit
 
 # a norm also writes to its buffers, which only a whole module does
 KEPT_WHOLE = (nn.modules.batchnorm._NormBase, Normalisation, Convolution)
+
+INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
 class StoredTensor(fx.Proxy):
@@ -180,13 +183,15 @@ def changes_in_place(root: nn.Module, node: fx.Node) -> bool:
             return False
         module = root.get_submodule(str(node.target))
         return getattr(module, "inplace", False) is True
-    name = str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
+    name = operation_name(node)
     if node.kwargs.get("inplace", False) is True:
         return True
     return (name.endswith("_") and not name.endswith("__")) or name in INPLACE_OPERATORS
 
 
-INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "setitem"}
+def operation_name(node: fx.Node) -> str:
+    """Name of the method or function that a node calls."""
+    return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", ""))
 
 
 def weighted_layers(module: nn.Module) -> int:
@@ -200,7 +205,8 @@ def weighted_layers(module: nn.Module) -> int:
 def refuse_lazy(model: nn.Module) -> None:
     """Refuse layers whose weights have no shape before their first batch."""
     for path, module in model.named_modules():
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if isinstance(module, LazyModuleMixin) and any(map(is_lazy, own)):
             raise CannotSplit(
                 f"Cannot split the network: module {path!r} ({type(module).__name__}) has no "
                 "weights before its first batch. Call the network once on a batch, such as "
