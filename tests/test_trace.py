@@ -279,7 +279,9 @@ def test_attributes_that_forward_does_not_read_may_change() -> None:
 class Writes(nn.Module):
     def __init__(self, way: str) -> None:
         super().__init__()
-        self.way, self.calls, self.seen, self.last = way, 0, [], None
+        self.way, self.calls = way, 0
+        self.seen: list[Tensor] = []
+        self.last: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.way == "counter":
@@ -527,7 +529,7 @@ def test_scripted_and_exported_modules_are_refused() -> None:
     with pytest.raises(CannotSplit, match=r"is exported.*Give the module"):
         split(exported.module())
     with pytest.raises(InvalidInput, match="model is ExportedProgram"):
-        localize(exported)  # type: ignore[arg-type]
+        localize(exported)
 
 
 def test_lazy_layers_are_refused_until_they_have_weights() -> None:

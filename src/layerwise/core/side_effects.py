@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 # attributes of every module that are PyTorch's own bookkeeping; `training` is looked after apart
 BOOKKEEPING = frozenset(vars(nn.Module())) | {"_forward_hooks_always_called"}
@@ -86,35 +87,37 @@ def state_setter(value: Any) -> Callable[[], object]:
 
 def global_states() -> dict[str, Any]:
     """States of the generators that Python, NumPy and PyTorch share, by whose they are."""
-    states: dict[str, Any] = {
-        "Python's random": random.getstate(),
-        "NumPy": np.random.get_state(),
-        "PyTorch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states["CUDA"] = torch.cuda.get_rng_state_all()
-    return states
+    with _disable_current_modes():  # the states are real tensors also where others are fake
+        states: dict[str, Any] = {
+            "Python's random": random.getstate(),
+            "NumPy": np.random.get_state(),
+            "PyTorch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            states["CUDA"] = torch.cuda.get_rng_state_all()
+        return states
 
 
 def set_global_states(states: dict[str, Any]) -> None:
     random.setstate(states["Python's random"])
     np.random.set_state(states["NumPy"])
-    torch.set_rng_state(states["PyTorch"])
-    if "CUDA" in states:
-        torch.cuda.set_rng_state_all(states["CUDA"])
+    with _disable_current_modes():
+        torch.set_rng_state(states["PyTorch"])
+        if "CUDA" in states:
+            torch.cuda.set_rng_state_all(states["CUDA"])
 
 
 def drawn_from() -> dict[str, Any]:
     """Pictures of the shared generators; one that differs later has been drawn from."""
     states = global_states()
     numpy = states["NumPy"]
-    return {
-        "Python's random": states["Python's random"],
-        "NumPy": (numpy[1].tobytes(), numpy[2:]),
-        "PyTorch": [
-            state.numpy().tobytes() for state in (states["PyTorch"], *states.get("CUDA", ()))
-        ],
-    }
+    devices = (states["PyTorch"], *states.get("CUDA", ()))
+    with _disable_current_modes():
+        return {
+            "Python's random": states["Python's random"],
+            "NumPy": (numpy[1].tobytes(), numpy[2:]),
+            "PyTorch": [state.numpy().tobytes() for state in devices],
+        }
 
 
 @contextmanager
