@@ -150,7 +150,8 @@ def persistent_tensors(learner: Learner) -> list[Tensor]:
     """Weights, buffers, heads, gradients and optimizer state."""
     tensors = kept_by(learner.model)
     for unit in learner.units:
-        tensors += kept_by(unit.loss) + state_tensors(unit)
+        # a piece also holds tensors that forward makes of none of its input
+        tensors += [*unit.piece.buffers(), *kept_by(unit.loss), *state_tensors(unit)]
     return tensors
 
 

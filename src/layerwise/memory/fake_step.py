@@ -180,19 +180,21 @@ class SavedBytes:
 def pretended(
     things: Any, memory_formats: Sequence[torch.memory_format] | None = None
 ) -> Iterator[Any]:
-    """A copy without contents of a learner, or of a tuple that begins with one.
+    """A copy without contents of a learner, or of a tuple of a learner and modules.
 
     Operations inside the context make no contents either.
 
     Args:
-        things: the learner or the tuple.
+        things: the learner, or a tuple that begins with it and holds modules or lists of them.
         memory_formats: memory format of each unit's weights, and of their optimizer state, in the
             copy; None: as they are.
     """
-    learner = things if isinstance(things, Learner) else things[0]
+    learner, *pieces = tree_leaves(things)
+    constants = [buffer for piece in pieces for buffer in piece.buffers()]
     with FakeTensorMode() as mode:
         doubles: dict[int, Tensor] = {
-            id(tensor): mode.from_tensor(tensor) for tensor in persistent_tensors(learner)
+            id(tensor): mode.from_tensor(tensor)
+            for tensor in (*persistent_tensors(learner), *constants)
         }
         for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
             for tensor in unit_tensors(unit):
