@@ -508,9 +508,11 @@ class OtherLayerInTraining(Net):
         return self.out(self.b(x).mean((2, 3)))
 
 
-class OtherSlopeInTraining(Net):
+class OtherActivationInTraining(Net):
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.b(F.leaky_relu(self.a(x), 0.1 if self.training else 0.2)).mean((2, 3)))
+        x = self.a(x)
+        x = F.relu(x) if self.training else F.gelu(x)
+        return self.out(self.b(x).mean((2, 3)))
 
 
 class DiscardedFunction(Net):
@@ -593,7 +595,7 @@ class Noise(Net):
             "takes another way in training than in evaluation.*such as auxiliary outputs",
         ),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
-        (OtherSlopeInTraining, "layer", "takes another way in training than in evaluation"),
+        (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),
         (
             DiscardedFunction,
             "layer",

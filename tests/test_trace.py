@@ -36,6 +36,12 @@ class Net(nn.Module):
         return self.out(F.relu(self.conv(x)).mean((2, 3)))
 
 
+def with_weight(module: nn.Module) -> nn.Module:
+    """A module that is not kept whole by itself, since it has a weight."""
+    module.weight = nn.Parameter(torch.ones(()))
+    return module
+
+
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.1)
 
@@ -215,7 +221,7 @@ def test_a_way_taken_by_turns_is_refused() -> None:
 
     for way in (Turns, Both):
         with pytest.raises(CannotSplit, match=r"another way.*'middle'"):
-            split(Net(way()))
+            split(Net(with_weight(way())))
 
 
 # Attributes
@@ -297,7 +303,7 @@ class Writes(nn.Module):
 
 @pytest.mark.parametrize("way", ["counter", "list", "new", "tensor"])
 def test_attributes_that_forward_writes_are_refused_and_kept_in_leaves(way: str) -> None:
-    model = Net(Writes(way))
+    model = Net(with_weight(Writes(way)))
     before = dict(vars(model.middle))
     with pytest.raises(CannotSplit, match=r"changes attribute .* 'middle'.*leaves=\['middle'\]"):
         split(model)
@@ -378,7 +384,7 @@ def test_a_way_taken_by_a_buffers_value_is_refused() -> None:
             return x if self.table.sum() > 0 else -x
 
     with pytest.raises(CannotSplit, match=r"'middle' .*leaves=\['middle'\]"):
-        split(Net(Warm()))
+        split(Net(with_weight(Warm())))
 
 
 # Hooks
@@ -467,8 +473,8 @@ def test_hooks_of_tensors_are_refused() -> None:
             return x
 
     with pytest.raises(CannotSplit, match=r"hook with a tensor.*leaves=\['middle'\]"):
-        split(Net(Watched()))
-    split(Net(Watched()), leaves=["middle"])(IMAGES).sum().backward()
+        split(Net(with_weight(Watched())))
+    split(Net(with_weight(Watched())), leaves=["middle"])(IMAGES).sum().backward()
 
 
 # Changes in place
@@ -540,24 +546,60 @@ def test_lazy_layers_are_refused_until_they_have_weights() -> None:
     localize(model).step(IMAGES, LABELS)
 
 
-def test_drop_path_names_its_module() -> None:
+def test_modules_without_weights_are_kept_whole_by_themselves() -> None:
     class Survive(nn.Module):
+        def __init__(self, rate: float) -> None:
+            super().__init__()
+            self.rate = rate
+
         def forward(self, x: Tensor) -> Tensor:
-            if self.training:
-                return x * torch.empty_like(x[:, :1, :1, :1]).bernoulli_(0.5) * 2
+            if self.training and self.rate:
+                return x * torch.empty_like(x[:, :1, :1, :1]).bernoulli_(self.rate) / self.rate
             return x
 
     class Residual(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, rate: float) -> None:
             super().__init__()
-            self.conv, self.path = nn.Conv2d(4, 4, 1), Survive()
+            self.conv, self.path = nn.Conv2d(4, 4, 1), Survive(rate)
 
         def forward(self, x: Tensor) -> Tensor:
             return x + self.path(self.conv(x))
 
-    with pytest.raises(CannotSplit, match=r"leaves=\['middle.path'\]"):
-        split(Net(Residual()))
-    localize(Net(Residual()), leaves=["middle.path"]).step(IMAGES, LABELS)
+    class Blocks(nn.Sequential):
+        pass
+
+    model = Net(Blocks(Residual(0.5), Residual(0.5), Writes("counter"), Draws(random.random)))
+    model.middle[3].conv = nn.Identity()
+    learner = localize(model)
+    assert len(learner.units) == 4
+    calls = model.middle[2].calls
+    learner.step(IMAGES, LABELS)
+    assert model.middle[2].calls == calls + 1
+    model.middle[0].path.rate = 0.01  # is read at every step
+    chain = split(model.train())
+    outputs = []
+    for network in (model, chain):
+        random.seed(0)
+        torch.manual_seed(0)
+        outputs.append(network(IMAGES))
+    assert torch.equal(*outputs)
+
+
+def test_numbers_that_depend_on_the_mode_follow_it() -> None:
+    class Slope(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.leaky_relu(self.conv(x), 0.1 if self.training else 0.5)
+
+    model = Net(Slope())
+    chain = split(model)
+    for training in (True, False):
+        chain.train(training)
+        model.train(training)
+        assert torch.equal(chain(IMAGES), model(IMAGES))
 
 
 # What passes between units

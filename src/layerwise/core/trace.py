@@ -5,7 +5,6 @@ modes. Where the two graphs differ in a flag only, the flag becomes a node that 
 ends up in. Where they differ in more, the network is refused.
 """
 
-import operator
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +14,14 @@ from torch import Tensor, fx, nn
 
 from layerwise.core.settings import Settings, keep_whole, words
 from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
-from layerwise.core.tracer import FLAG, Tracer, changes_in_place, refuse_lazy, strip_root
+from layerwise.core.tracer import (
+    FLAG,
+    CannotTrace,
+    Tracer,
+    changes_in_place,
+    refuse_lazy,
+    strip_root,
+)
 from layerwise.errors import CannotSplit, choose
 
 SLICE_ENDS = ("start", "stop", "step")
@@ -52,6 +58,9 @@ def settings_of(root: nn.Module) -> Settings:
 def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Module, fx.Graph]:
     """Trace a model of one tensor into a graph without dead nodes.
 
+    Modules without weights that cannot be traced, such as drop path, are kept whole without being
+    asked.
+
     Args:
         leaves: paths of modules to treat as one operation, without looking inside.
 
@@ -63,11 +72,35 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
         CannotSplit: the forward pass cannot be traced, does something that no graph shows, or
             differs between training and evaluation in more than flags.
     """
-    leaves = {
+    whole = {
         choose("path in leaves=", path, [name for name, _ in model.named_modules() if name])
         for path in leaves
     }
     refuse_lazy(model)
+    while True:
+        try:
+            return trace_in_both_modes(model, whole)
+        except CannotTrace as refusal:
+            alike = without_weights_like(model, refusal.path) - whole
+            if not alike:
+                raise
+            whole |= alike  # such as drop path: nothing inside would be a unit
+
+
+def without_weights_like(model: nn.Module, path: str) -> set[str]:
+    """Paths of a module and those of its class, if it is a part of the network without weights."""
+    if not path or any(True for _ in model.get_submodule(path).parameters()):
+        return set()
+    kind = type(model.get_submodule(path))
+    return {
+        name
+        for name, module in model.named_modules()
+        if type(module) is kind and not any(True for _ in module.parameters())
+    }
+
+
+def trace_in_both_modes(model: nn.Module, leaves: Iterable[str]) -> tuple[nn.Module, fx.Graph]:
+    """``trace_network`` with the modules that are kept whole."""
     # a root for each, since tracing keeps constant tensors there
     root, twin, again = SingleInput(model), SingleInput(model), SingleInput(model)
     with modes_kept(model), outside_autocast(False):
@@ -109,17 +142,19 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
         raise CannotSplit(buffer_message(written[0]))
     if tracer.drawn:
         whose, path = tracer.drawn
-        raise CannotSplit(
+        raise CannotTrace(
             f"Cannot split the network: the forward pass of {words(path)} draws random numbers "
             f"from {whose} without its input, and in the units one draw would stand for ever. Draw "
-            f"from the input, such as by torch.randn_like. Or: {keep_whole(path)}."
+            f"from the input, such as by torch.randn_like. Or: {keep_whole(path)}.",
+            path,
         )
     if changed:
         path, name = changed
-        raise CannotSplit(
+        raise CannotTrace(
             f"Cannot split the network: its forward pass changes attribute {name!r} of "
             f"{words(path)}, and the units would not do so. {keep_whole(path)}, or change it "
-            "outside of forward, such as in a hook of a layer."
+            "outside of forward, such as in a hook of a layer.",
+            path,
         )
     return graph
 
@@ -132,7 +167,8 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
     except Exception as error:  # the user's forward runs here: anything can be raised
         buffer = re.search(r"to buffer '(\w+)'", str(error))
         if buffer and isinstance(error, TypeError):
-            raise CannotSplit(buffer_message(buffer[1])) from error
+            path = strip_root(tracer.path[-1]) if tracer.path else ""
+            raise CannotTrace(buffer_message(buffer[1]), path) from error
         place = strip_root(tracer.path[-1]) if tracer.path else ""
         where = (
             f"module {place!r} ({type(root.network.get_submodule(place)).__name__})"
@@ -145,11 +181,12 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
             if place
             else "move it into a module named in leaves="
         )
-        raise CannotSplit(
+        raise CannotTrace(
             f"Cannot split the network: {where} cannot be traced: {reason}. Its forward pass "
             "depends on the values or the sizes of its input, or needs more than one tensor, so no "
             "fixed chain of units exists. Rewrite that part without control flow on tensors, "
-            f"asserts on shapes included, or {whole}."
+            f"asserts on shapes included, or {whole}.",
+            place,
         ) from error
 
 
@@ -169,10 +206,11 @@ def refuse_other_way(graph: fx.Graph, repeated: fx.Graph) -> None:
     pairs = zip(nodes, others, strict=False)
     differing = (a for a, b in pairs if a.format_node() != b.format_node())
     path = caller(next(differing, nodes[-1]))
-    raise CannotSplit(
+    raise CannotTrace(
         f"Cannot split the network: the forward pass of {words(path)} takes another way each time "
         "that it runs, such as by chance, and in the units one way would stand for ever. "
-        f"{keep_whole(path)}."
+        f"{keep_whole(path)}.",
+        path,
     )
 
 
@@ -204,21 +242,29 @@ def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
             continue
         where = f"in module {owner(node)!r}" if owner(node) else "in the network itself"
         if node.target in TENSOR_HOOKS:
-            raise CannotSplit(
+            raise CannotTrace(
                 f"Cannot split the network: {node.name!r} {where} leaves a hook with a tensor, and "
-                f"the units would not do so. {keep_whole(owner(node))}."
+                f"the units would not do so. {keep_whole(owner(node))}.",
+                owner(node),
             )
         if not changes_in_place(root, node):
             continue
         written = node.all_input_nodes[0] if node.all_input_nodes else node
         if written.op == "get_attr":
-            raise CannotSplit(buffer_message(str(written.target).rpartition(".")[2]))
+            name = str(written.target).rpartition(".")[2]
+            raise CannotTrace(buffer_message(name), owner(node))
         if not node.users:
-            raise CannotSplit(
+            raise CannotTrace(
                 f"Cannot split the network: {node.name!r} {where} changes a tensor in place and "
                 "its result is thrown away, so no graph shows who uses the change. Use its "
-                "result, such as x = F.relu_(x)."
+                "result, such as x = F.relu_(x).",
+                owner(node),
             )
+
+
+def by_mode(flag: bool, training: Any, evaluation: Any) -> Any:
+    """The value of an argument in the mode of the unit."""
+    return training if flag else evaluation
 
 
 def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
@@ -226,10 +272,10 @@ def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
     pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
     if len(training.nodes) != len(evaluation.nodes):
         differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
-        raise CannotSplit(mode_message(*differing))
+        raise mode_refusal(*differing)
     for node, twin in pairs:
         if (node.op, node.target) != (twin.op, twin.target):
-            raise CannotSplit(mode_message(node, twin))
+            raise mode_refusal(node, twin)
         node.args = merge_argument(training, node, node.args, twin.args)
         node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
     return training
@@ -250,27 +296,30 @@ def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: An
     if isinstance(training, dict) and same_type and training.keys() == evaluation.keys():
         keys = training.keys()
         return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
-    if isinstance(training, bool) and same_type and training != evaluation:
+    if fx.Node in (type(training), type(evaluation)):
+        raise mode_refusal(user)
+    if same_type and isinstance(training, bool | int | float) and training != evaluation:
         with graph.inserting_before(user):
             flag = graph.call_module(FLAG)
-            return flag if training else graph.call_function(operator.not_, (flag,))
-    if fx.Node in (type(training), type(evaluation)) or training != evaluation:
-        raise CannotSplit(mode_message(user))
+            return graph.call_function(by_mode, (flag, training, evaluation))
+    if training != evaluation:
+        raise mode_refusal(user)
     return training
 
 
-def mode_message(node: fx.Node | None, twin: fx.Node | None = None) -> str:
+def mode_refusal(node: fx.Node | None, twin: fx.Node | None = None) -> CannotTrace:
     """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
     path = caller(node) if node is not None else ""
     if twin is not None and (not path or caller(twin).startswith(path + ".")):
         path = caller(twin)
     where = f"in module {path!r}" if path else "somewhere"
     whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
-    return (
+    return CannotTrace(
         "Cannot split the network: its forward pass takes another way in training than in "
         f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
         "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
-        f"{whole or ', or move that part into a module of its own and name it in leaves='}."
+        f"{whole or ', or move that part into a module of its own and name it in leaves='}.",
+        path,
     )
 
 

@@ -28,6 +28,18 @@ KEPT_WHOLE = (nn.modules.batchnorm._NormBase, Normalisation, Convolution)
 INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
 
+class CannotTrace(CannotSplit):
+    """A refusal of something that no graph shows.
+
+    Attributes:
+        path: module whose forward pass does it; empty: the network itself.
+    """
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class StoredTensor(fx.Proxy):
     """A buffer, or a tensor that is a module's attribute, whose shape does not change."""
 
@@ -133,20 +145,19 @@ class Tracer(fx.Tracer):
         if kind in ("call_module", "call_method", "call_function"):
             node.meta["constant"] = not torch.is_grad_enabled()
             if context() != self.outside:
-                raise CannotSplit(self.context_message("switches autocast"))
+                raise self.refused_context("switches autocast")
             if node.meta["constant"] and changes_in_place(self.root, node):
-                raise CannotSplit(
-                    self.context_message("changes a tensor in place without gradients")
-                )
+                raise self.refused_context("changes a tensor in place without gradients")
         return node
 
-    def context_message(self, what: str) -> str:
+    def refused_context(self, what: str) -> CannotTrace:
         """The refusal of a context, which the innermost module opened that was called outside."""
         outside = [path for path, state in self.entries if state == self.outside]
         path = strip_root(outside[-1] if outside else ROOT)
-        return (
+        return CannotTrace(
             f"Cannot split the network: {in_words(path)} {what} inside its forward pass, and the "
-            f"units would not do so. {keep_whole(path)}."
+            f"units would not do so. {keep_whole(path)}.",
+            path,
         )
 
 
