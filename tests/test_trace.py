@@ -282,6 +282,47 @@ def test_attributes_that_forward_does_not_read_may_change() -> None:
     copy.deepcopy(split(Net(Reads("option"))))(IMAGES)
 
 
+class Parts(nn.Module):
+    """A block with a layer, a parameter, a buffer and a tensor of its own."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(4, 4, 1), nn.Parameter(torch.ones(4, 1, 1))
+        self.register_buffer("mean", torch.zeros(4, 1, 1))
+        self.deviation = torch.ones(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv((x - self.mean) / self.deviation) * self.scale
+
+
+@pytest.mark.parametrize("part", ["conv", "scale", "mean", "deviation"])
+def test_parts_that_are_replaced_are_refused_and_changes_in_place_arrive(part: str) -> None:
+    replacement = getattr(Parts(), part)
+    learner = localize(Net(Parts()))
+    learner.step(IMAGES, LABELS)
+    setattr(learner.model.middle, part, replacement)
+    with pytest.raises(
+        CannotSplit, match=r"'middle'.*(replaced or added|changed) since they were made"
+    ):
+        learner.step(IMAGES, LABELS)
+    model = Net(Parts())
+    chain = split(model)
+    with torch.no_grad():
+        value = getattr(model.middle, part)
+        (value.weight if isinstance(value, nn.Module) else value).fill_(0.5)
+    assert torch.equal(chain(IMAGES), model(IMAGES))
+
+
+def test_a_layer_that_is_added_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
+    learner = localize(model)
+    model.append(nn.Softmax(1))
+    with pytest.raises(CannotSplit, match="network itself.*has been replaced or added"):
+        learner.step(IMAGES, LABELS)
+
+
 class Writes(nn.Module):
     def __init__(self, way: str) -> None:
         super().__init__()

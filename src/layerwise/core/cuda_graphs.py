@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
+from layerwise.core.settings import refuse_changes
 from layerwise.core.unit import Activations, Unit, detached, step_units
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
@@ -105,6 +106,7 @@ class CapturedSteps:
         self, units: Sequence[Unit], images: Tensor, targets: Targets, step: int
     ) -> list[Evaluated]:
         """As ``step_units``; later steps do not change the returned tensors."""
+        refuse_changes(unit.piece for unit in units)  # a recording does not look
         labels = targets.labels
         kind = (images.shape, images.device, labels.shape, labels.dtype, labels.device)
         settings = settings_of(units)
@@ -246,18 +248,20 @@ def step_overlapping(
 
 
 def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
-    """The values that a recording fixes: modes, and the numbers that optimizers are set to."""
-    modes = tuple(
-        module.training
+    """The values that a recording fixes: numbers of modules, such as modes, and of optimizers."""
+    of_modules = tuple(
+        value
         for unit in units
         for part in (unit.piece, unit.loss)
         for module in part.modules()
+        for value in vars(module).values()
+        if isinstance(value, int | float | str)
     )
     groups = [group for unit in units if unit.optimizer for group in unit.optimizer.param_groups]
     numbers = tuple(
         setting(value) for group in groups for name, value in group.items() if name != "params"
     )
-    return modes, tuple(unit.clip_grad for unit in units), numbers
+    return of_modules, tuple(unit.clip_grad for unit in units), numbers
 
 
 def setting(value: Any) -> Any:

@@ -7,6 +7,7 @@ they are as they were, and refuse to go on with values that the network no longe
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import is_not
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,27 +28,33 @@ class Settings:
 
     Attributes:
         modules: looked through, by path.
+        parts: what each of them held: submodules, parameters and buffers.
         values: pictures of attributes, by the path of their module and their name.
         readers: path of the module whose forward pass read an attribute.
         owners: modules whose attributes were read, by path.
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    parts: dict[str, list[Any]] = field(default_factory=dict)
     values: dict[tuple[str, str], Any] = field(default_factory=dict)
     readers: dict[tuple[str, str], str] = field(default_factory=dict)
     owners: dict[str, nn.Module] = field(default_factory=dict)
 
     def read(self, path: str, module: nn.Module, name: str, value: Any, reader: str) -> None:
-        if name in BOOKKEEPING or isinstance(value, Tensor | nn.Module):
+        if name in BOOKKEEPING or isinstance(value, nn.Module):
             return
         if name in vars(module) or isinstance(value, PLAIN):
             self.owners[path] = module
             self.values[path, name] = picture(value)
             self.readers[path, name] = reader
 
+    def look_through(self, path: str, module: nn.Module) -> None:
+        self.modules[path], self.parts[path] = module, parts_of(module)
+
     def include(self, other: "Settings") -> None:
         """Add what another trace of the same network read."""
         self.modules |= other.modules
+        self.parts |= other.parts
         self.values |= other.values
         self.readers |= other.readers
         self.owners |= other.owners
@@ -56,8 +63,10 @@ class Settings:
         """The part that concerns the forward passes of some modules."""
         paths = set(paths)
         readers = {key: reader for key, reader in self.readers.items() if reader in paths}
+        modules = {path: module for path, module in self.modules.items() if path in paths}
         return Settings(
-            {path: module for path, module in self.modules.items() if path in paths},
+            modules,
+            {path: self.parts[path] for path in modules},
             {key: self.values[key] for key in readers},
             readers,
             {path: self.owners[path] for path, _ in readers},
@@ -67,7 +76,7 @@ class Settings:
         return bool(self.modules or self.values)
 
     def refuse_changes(self) -> None:
-        """Refuse attributes that are not as they were, and hooks that units would not call.
+        """Refuse attributes and parts that are not as they were, and hooks that would not run.
 
         Raises:
             CannotSplit: naming the module.
@@ -84,6 +93,35 @@ class Settings:
         for path, module in self.modules.items():
             if has_hooks(module):
                 raise CannotSplit(hook_message("go on with the units", path))
+            parts, before = parts_of(module), self.parts[path]
+            if len(parts) != len(before) or any(map(is_not, parts, before)):
+                raise CannotSplit(
+                    f"Cannot go on with the units: a part of {words(path)}, such as a layer or a "
+                    "parameter, has been replaced or added since they were made, and they would compute "
+                    "with the old one. Change its values in place, such as by load_state_dict or "
+                    "copy_, or make the units after the replacement."
+                )
+
+
+def parts_of(module: nn.Module) -> list[Any]:
+    """Submodules, parameters and buffers that a module holds itself."""
+    return [
+        *module._modules.values(),
+        *module._parameters.values(),
+        *module._buffers.values(),
+    ]
+
+
+def refuse_changes(pieces: Iterable[nn.Module]) -> None:
+    """Refuse to go on once the settings of some units have changed.
+
+    Raises:
+        CannotSplit: see ``Settings.refuse_changes``.
+    """
+    for piece in pieces:
+        for child in piece.children():
+            if isinstance(child, Check):
+                child()
 
 
 class Check(nn.Module):

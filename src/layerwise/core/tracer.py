@@ -95,9 +95,9 @@ class Tracer(fx.Tracer):
         path = self.paths.get(id(module))
         if not self.path or path is None:
             return value
+        self.settings.read(strip_root(path), module, name, value, strip_root(self.path[-1]))
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             return self.stored(f"{path}.{name}", value)
-        self.settings.read(strip_root(path), module, name, value, strip_root(self.path[-1]))
         return value
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
@@ -127,7 +127,7 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         refuse_opaque(m, strip_root(path))
-        self.settings.modules[strip_root(path)] = m
+        self.settings.look_through(strip_root(path), m)
         self.path.append(path)
         self.entries.append((path, context()))
         states = drawn_from()
