@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
-from layerwise.core.split import split
+from layerwise.core.split import Reused, split
 from layerwise.errors import CannotSplit, InvalidInput
 from tests.helpers import CLASSES
 
@@ -159,6 +159,32 @@ def test_units_made_under_other_contexts_are_the_same() -> None:
         chain = split(Net())
     assert chain.names == expected.names
     assert torch.equal(chain(IMAGES), expected(IMAGES))
+
+
+def test_autocast_around_a_step_is_refused_unless_units_have_it() -> None:
+    learner = localize(Net())
+    before = copy.deepcopy(learner.model.state_dict())
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InvalidInput, match=r"autocast is on.*amp=torch.bfloat16"),
+    ):
+        learner.step(IMAGES, LABELS)
+    assert all(torch.equal(before[name], v) for name, v in learner.model.state_dict().items())
+    inside, outside = (localize(Net(), amp=torch.bfloat16) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside.step(IMAGES, LABELS)
+    outside.step(IMAGES, LABELS)
+    for ours, theirs in zip(inside.model.parameters(), outside.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(InvalidInput, match="in inference mode"):
+        localize(Net())
+    with torch.inference_mode():
+        model = Net()
+    with pytest.raises(InvalidInput, match="in inference mode"):
+        localize(model)
 
 
 # Random numbers
@@ -319,7 +345,7 @@ def test_a_layer_that_is_added_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
     learner = localize(model)
     model.append(nn.Softmax(1))
-    with pytest.raises(CannotSplit, match="network itself.*has been replaced or added"):
+    with pytest.raises(CannotSplit, match=r"network itself.*has been replaced or added"):
         learner.step(IMAGES, LABELS)
 
 
@@ -390,6 +416,42 @@ def test_a_leaf_called_at_several_places_writes_to_the_networks_own() -> None:
     model = Shared(Writes("counter"))
     split(model, leaves=["shared"])(IMAGES)
     assert model.shared.calls == 2
+
+
+# Modes
+
+
+class KeepsInEvaluation(Shared):
+    """A network that keeps a normalisation and a dropout of its own in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Dropout(0.5))
+        self.middle = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shared(self.middle(F.relu(self.stem(x))))
+        return self.out(self.shared(F.relu(self.conv(x))).mean((2, 3)))
+
+    def train(self, mode: bool = True) -> "KeepsInEvaluation":
+        super().train(mode)
+        self.middle.eval()
+        self.shared.eval()
+        return self
+
+
+@pytest.mark.parametrize("rule", ["simultaneous", "sequential"])
+def test_what_a_network_keeps_in_evaluation_mode_stays_in_it(rule: str) -> None:
+    learner = localize(KeepsInEvaluation().train())
+    for index, unit in enumerate(learner.units):
+        learner.train(only=None if rule == "simultaneous" else unit)
+        drops = [m for m in unit.piece.modules() if isinstance(m, Reused)]
+        assert not any(module.training for module in drops)
+        assert len(drops) == (index > 0)
+    assert not learner.model.middle.training
+    mean = learner.model.middle.running_mean.clone()
+    losses = learner.step(IMAGES, LABELS).losses
+    assert torch.equal(mean, learner.model.middle.running_mean)
+    assert losses == localize(KeepsInEvaluation().train()).step(IMAGES, LABELS).losses
 
 
 # Buffers

@@ -409,7 +409,7 @@ def test_what_a_loss_of_the_users_own_returns_is_checked() -> None:
 
 
 def test_wrong_number_of_classes_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="num_classes as the number of its logits"):
+    with pytest.raises(InvalidInput, match="Pass num_classes=10, or let"):
         layerwise.localize(network("plain"), batch()[0], num_classes=7)
 
 

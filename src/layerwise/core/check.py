@@ -19,7 +19,7 @@ from layerwise.core.side_effects import (
     generators_kept,
     modes_kept,
 )
-from layerwise.core.split import Chain
+from layerwise.core.split import Chain, follow_network
 from layerwise.errors import CannotSplit, InvalidInput
 
 ANY_SEED = 0  # of each draw, so that it does not matter which layer draws first
@@ -56,6 +56,7 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
         for training in (True, False):
             chain.train(training)
             model.train(training)  # last, as in a learner: it may keep parts of itself frozen
+            follow_network(chain)
             weights = [weight for weight in model.parameters() if weight.requires_grad]
             expected = result_of(model, model, images, weights)
             try:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.split import follow_network
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import StepResult, Unit, step_units
 from layerwise.errors import InvalidInput
@@ -96,11 +97,21 @@ class Learner:
         """Make steps operation by operation, for an order of updates that cannot be recorded."""
         self.captured = None
 
-    def train(self, mode: bool = True) -> None:
-        """Put the network and all heads in training or evaluation mode."""
+    def train(self, mode: bool = True, only: Unit | None = None) -> None:
+        """Put the network and all heads in training or evaluation mode.
+
+        A network that keeps parts of itself frozen by a ``train`` of its own has the last word.
+
+        Args:
+            only: the one unit that trains while all others are in evaluation mode; None: all.
+        """
         for unit in self.units:
             unit.train(mode)
-        self.model.train(mode)  # last: a model that keeps parts of itself frozen has the last word
+        self.model.train(mode)
+        for unit in self.units:
+            follow_network(unit.piece)
+            if only is not None and unit is not only:
+                unit.train(False)
         self.training = mode
 
     def check(self, images: Tensor, labels: Tensor) -> None:
@@ -120,6 +131,13 @@ class Learner:
             raise InvalidInput(
                 "Cannot make a step: gradients are switched off here. Take the step out of "
                 "torch.no_grad()."
+            )
+        kind = images.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != self.units[0].amp:
+            raise InvalidInput(
+                "Cannot make a step: autocast is on around it, and units compute in the precision "
+                f"that localize was given. Make the units with amp={torch.get_autocast_dtype(kind)}"
+                ", and take the step out of torch.autocast."
             )
         if len(images) < 2:
             raise InvalidInput(

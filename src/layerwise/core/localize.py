@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from layerwise.core.check import compare_with_network
@@ -97,11 +98,7 @@ def localize(
             f"{tuple(sample.shape)} and type {sample.dtype} ({reason}). Give a batch of images as "
             "it is trained on, (B, channels, height, width)."
         ) from error
-    if shapes[-1] != (num_classes,):
-        raise InvalidInput(
-            f"Cannot localize the network: its output has shape {shapes[-1]} per image, not "
-            f"({num_classes},). Pass num_classes as the number of its logits."
-        )
+    refuse_other_output(shapes[-1], num_classes)
     makers = optimizer_makers(optimizer, chain.names)
     if check:
         compare_with_network(model, chain, sample)
@@ -126,6 +123,28 @@ def localize(
     if memory_format is not None:
         set_memory_format(learner, memory_format, weights=False)
     return learner
+
+
+def refuse_other_output(shape: tuple[int, ...], num_classes: int) -> None:
+    """Refuse an output that is not one logit per class.
+
+    Raises:
+        InvalidInput: saying what the last layer has to give.
+    """
+    if shape == (num_classes,):
+        return
+    if len(shape) > 1:
+        remedy = "Pool it, such as by x.mean((2, 3)), so that each image has one logit per class"
+    elif shape in ((), (1,)):
+        remedy = (
+            f"Let its last layer give {num_classes} logits, one per class, also where there are two"
+        )
+    else:
+        remedy = f"Pass num_classes={shape[0]}, or let its last layer give {num_classes} logits"
+    raise InvalidInput(
+        f"Cannot localize the network: its output has shape {shape} per image, not "
+        f"({num_classes},). {remedy}."
+    )
 
 
 @torch.no_grad()
@@ -185,6 +204,13 @@ def check_arguments(
         raise InvalidInput(
             f"Cannot localize the network: model is {type(model).__name__}. Give an instance of "
             "nn.Module, not yet compiled by torch.compile."
+        )
+    if torch.is_inference_mode_enabled() or any(
+        p.is_inference() for p in model.parameters() if not is_lazy(p)
+    ):
+        raise InvalidInput(
+            "Cannot localize the network: weights that are made in inference mode cannot learn. "
+            "Make the network and its units outside of torch.inference_mode()."
         )
     if not isinstance(sample, Tensor) or sample.dim() < 2:
         raise InvalidInput(

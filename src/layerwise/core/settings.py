@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import is_not
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerwise.core.side_effects import BOOKKEEPING, PLAIN, picture
 from layerwise.errors import CannotSplit
@@ -97,8 +97,8 @@ class Settings:
             if len(parts) != len(before) or any(map(is_not, parts, before)):
                 raise CannotSplit(
                     f"Cannot go on with the units: a part of {words(path)}, such as a layer or a "
-                    "parameter, has been replaced or added since they were made, and they would compute "
-                    "with the old one. Change its values in place, such as by load_state_dict or "
+                    "parameter, has been replaced or added since they were made, and they would "
+                    "compute without it. Change its values in place, such as by load_state_dict or "
                     "copy_, or make the units after the replacement."
                 )
 

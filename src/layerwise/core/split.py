@@ -51,6 +51,13 @@ class Reused(nn.Module):
         return repr(self.module[0])
 
 
+def follow_network(piece: nn.Module) -> None:
+    """Give the modules that a piece shares with others the modes that the network gave them."""
+    for module in piece.modules():
+        if isinstance(module, Reused):
+            module.training = module.module[0].training
+
+
 class Chain(nn.Module):
     """A network as a chain of pieces.
 

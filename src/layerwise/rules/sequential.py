@@ -70,8 +70,7 @@ def unit_after_unit(
         learner.train(False)
         features.advance(frozen)
         for epoch in range(max(start.epoch, index * epochs), (index + 1) * epochs):
-            learner.train(False)
-            unit.train()
+            learner.train(only=unit)
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
             first = start.batch if epoch == start.epoch else 0
             number = first
