@@ -12,7 +12,8 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import split
 from layerwise.core.trace import modes_kept
-from layerwise.core.unit import Activations, Unit, checked_result, precision
+from layerwise.core.result import checked_result
+from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
@@ -51,12 +52,13 @@ def localize(
         loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``.
         at: where to cut; see ``split``.
         optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
-            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4.
+            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4. It is
+            given frozen parameters too, which learn once they are thawed.
         scheduler: a callable that makes a learning-rate schedule from an optimizer;
-            ``Learner.end_epoch`` advances the schedules.
+            ``Learner.end_epoch`` or ``end_step`` advances the schedules.
         clip_grad: largest norm of each unit's gradient; None: gradients are not clipped.
         amp: ``torch.bfloat16`` computes forward passes in mixed precision; weights stay as they
-            are.
+            are. ``torch.float16`` does so too, and each unit scales its loss.
         seed: seed of the heads' initial weights and, with unit and step, of every dropout mask;
             None: the global generator draws them.
         leaves: paths of modules to keep whole; see ``split``.
@@ -106,8 +108,10 @@ def localize(
             model.training
         )
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
-        if unit.parameters():
-            unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
+        if amp is torch.float16:
+            unit.scaler = torch.amp.GradScaler(tensor.device.type)
+        if unit.weights():
+            unit.optimizer = checked_optimizer(makers[index](unit.weights()), name)
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
@@ -194,7 +198,12 @@ def check_arguments(
             clip_grad is None or 0 < clip_grad < float("inf"),
             "a number above 0, or None",
         ),
-        ("amp", amp, amp in (None, torch.bfloat16), "torch.bfloat16, or None"),
+        (
+            "amp",
+            amp,
+            amp in (None, torch.bfloat16, torch.float16),
+            "torch.bfloat16, torch.float16, or None",
+        ),
         (
             "seed",
             seed,
