@@ -48,9 +48,10 @@ class CapturedSteps:
     """Recorded steps of a learner, one for every shape of batch and mode.
 
     A recording repeats the step that was made while it was recorded. When settings of the
-    optimizers or modes of modules change, steps are recorded anew; where a rate changes at every
-    step, they are made operation by operation. After any other change, such as a hook or a
-    parameter that was replaced, call ``forget``, as ``Learner.load_state_dict`` does.
+    optimizers, modes of modules, or the weights that learn change, steps are recorded anew; where a
+    rate changes at every step, they are made operation by operation, as are steps on parts of a
+    batch. After any other change, such as a hook, call ``forget``, as ``Learner.load_state_dict``
+    does.
 
     With a seed, random draws depend on seed and step alone, as without recordings, but they are
     other draws.
@@ -148,6 +149,7 @@ class CapturedSteps:
             # a pool whose last recording is gone cannot be used again
             self.pool = torch.cuda.graph_pool_handle()
         try:
+            refuse_scaling(units)
             copied = replace(targets, labels=targets.labels.clone())
             self.recordings[kind] = self.recorded(units, images.clone(), copied)
         except ChangedInPlace:
@@ -201,6 +203,16 @@ class CapturedSteps:
         return Recording(graph, images, targets.labels, losses, correct)
 
 
+def refuse_scaling(units: Sequence[Unit]) -> None:
+    """Refuse to record units that scale their loss.
+
+    Raises:
+        RuntimeError: a unit does so; whether its gradients are finite is asked in Python.
+    """
+    if any(unit.scaler is not None for unit in units):
+        raise RuntimeError("gradients of torch.float16 are scaled by numbers that steps change")
+
+
 class ChangedInPlace(Exception):
     """A unit changes its input, which another may still be reading."""
 
@@ -246,7 +258,7 @@ def step_overlapping(
 
 
 def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
-    """The values that a recording fixes: modes, and the numbers that optimizers are set to."""
+    """The values that a recording fixes: modes, weights, the numbers that optimizers are set to."""
     modes = tuple(
         module.training
         for unit in units
@@ -257,7 +269,11 @@ def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
     numbers = tuple(
         setting(value) for group in groups for name, value in group.items() if name != "params"
     )
-    return modes, tuple(unit.clip_grad for unit in units), numbers
+    weights = tuple(
+        (weight.requires_grad, weight.data_ptr()) for unit in units for weight in unit.held()
+    )
+    optimizers = tuple(id(unit.optimizer) for unit in units)
+    return modes, tuple(unit.clip_grad for unit in units), numbers, weights, optimizers
 
 
 def setting(value: Any) -> Any:

@@ -79,6 +79,7 @@ class Learner:
         """
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
+            self.structure.refuse_moved()
             raise InvalidInput(
                 f"Cannot learn from images of shape {tuple(images.shape)} and type "
                 f"{images.dtype}: the sample had shape "

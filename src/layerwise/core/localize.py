@@ -1,25 +1,28 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from layerwise.core.factories import (
+    OptimizerFactory,
+    SchedulerFactory,
+    checked_scheduler,
+    made_optimizer,
+    optimizer_makers,
+)
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.result import checked_result
 from layerwise.core.split import split
 from layerwise.core.trace import modes_kept
-from layerwise.core.result import checked_result
 from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
-
-OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], Any]
 
 
 def localize(
@@ -80,6 +83,11 @@ def localize(
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
+    if amp is torch.float16 and tensor.dtype is amp:
+        raise InvalidInput(
+            "Cannot use amp=torch.float16: the weights are of that type too, and updates would "
+            "round to nothing. Give a network of float32 weights, model.float()."
+        )
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves, output_layer)
     try:
@@ -110,8 +118,8 @@ def localize(
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
         if amp is torch.float16:
             unit.scaler = torch.amp.GradScaler(tensor.device.type)
-        if unit.weights():
-            unit.optimizer = checked_optimizer(makers[index](unit.weights()), name)
+        if weights := unit.weights():
+            unit.optimizer = made_optimizer(makers[index], weights, name)
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
@@ -149,20 +157,6 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                         f"Cannot compute the loss of unit {unit.index} ({unit.name}): it raised "
                         f"{type(error).__name__} ({reason}). Correct it."
                     ) from error
-
-
-def checked_scheduler(scheduler: Any) -> Any:
-    """A schedule that can be advanced.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if not callable(getattr(scheduler, "step", None)):
-        raise InvalidInput(
-            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
-            "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
-        )
-    return scheduler
 
 
 def check_arguments(
@@ -219,54 +213,6 @@ def check_arguments(
     ):
         if not valid:
             raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
-
-
-def checked_optimizer(optimizer: Any, name: str) -> Optimizer:
-    """The optimizer made for a unit, if it is one and its step needs no closure.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
-        raise InvalidInput(
-            f"Cannot train unit {name!r}: optimizer= made {type(optimizer).__name__}. Make a "
-            "torch.optim.Optimizer from the parameters, one whose step needs no closure."
-        )
-    return optimizer
-
-
-def optimizer_makers(optimizer: Any, names: Sequence[str]) -> list[OptimizerFactory]:
-    """One optimizer factory per unit.
-
-    Args:
-        optimizer: see ``localize``.
-        names: names of the units.
-
-    Raises:
-        InvalidInput: some unit has no callable.
-    """
-    if optimizer is None:
-        optimizer = default_optimizer
-    if callable(optimizer):
-        return [optimizer] * len(names)
-    makers: list[Any] = []
-    if isinstance(optimizer, Mapping):
-        makers = [optimizer.get(name) for name in names]
-    elif isinstance(optimizer, Sequence):
-        makers = list(optimizer)
-    if len(makers) != len(names) or not all(callable(maker) for maker in makers):
-        raise InvalidInput(
-            f"Cannot use optimizer=: it does not give each of the {len(names)} units a callable. "
-            "Give one callable for all, a list with one per unit, or a dictionary with the names "
-            f"{', '.join(names[:3])} …"
-        )
-    return makers
-
-
-def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """Adam, in one fused operation where the device has one."""
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.Adam(parameters, lr=5e-4, fused=fused)
 
 
 @torch.no_grad()

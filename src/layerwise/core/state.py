@@ -115,7 +115,7 @@ def group_sizes(state: Mapping[str, Any]) -> list[int]:
     return [len(group["params"]) for group in state["param_groups"]]
 
 
-def with_frozen(optimizer: Optimizer, state: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_frozen(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state with places for frozen weights, which were once not held.
 
     Such a state numbers the trainable weights alone.

@@ -49,12 +49,14 @@ class Places:
             if table.get(key) is not value
         )
 
+    def name_of(self, wanted: nn.Parameter) -> str | None:
+        pairs = zip(self.names, self.values, strict=True)
+        return next((name for name, value in pairs if value is wanted), None)
+
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
         """Number type and device of every weight."""
         return [
-            (value.dtype, value.device)
-            for value in self.values
-            if isinstance(value, nn.Parameter)
+            (value.dtype, value.device) for value in self.values if isinstance(value, nn.Parameter)
         ]
 
 
@@ -97,14 +99,18 @@ class Structure:
             held = {id(weight) for weight in unit.held()}
             for weight in weights:
                 if weight.requires_grad and id(weight) not in held:
+                    name = self.network.name_of(weight) or loss.name_of(weight)
                     raise InvalidInput(
                         f"Cannot make a step: the optimizer of unit {unit.index} ({unit.name}) "
-                        f"does not hold its weight {name_in(unit, weight)!r}. Give it all of the "
-                        "unit's weights, or freeze this one with requires_grad_(False)."
+                        f"does not hold its weight {name!r}. Give it all of the unit's weights, "
+                        "or freeze this one with requires_grad_(False)."
                     )
 
-    def refuse_moved(self, error: RuntimeError) -> None:
-        """Say of an error in a step that the network was moved or converted, if it was.
+    def refuse_moved(self, error: Exception | None = None) -> None:
+        """Say that the network was moved or converted after localize, if it was.
+
+        Args:
+            error: what came of it.
 
         Raises:
             InvalidInput: its weights are of another type or on another device than at localize.
@@ -117,9 +123,3 @@ class Structure:
                     f"{kind_before} on {device_before} when units were made. Move or convert it "
                     "before localize."
                 ) from error
-
-
-def name_in(unit: Unit, weight: nn.Parameter) -> str:
-    """The path of a weight in a unit's piece, or in its loss."""
-    named = [*unit.piece.named_parameters(), *unit.loss.named_parameters()]
-    return next(name for name, parameter in named if parameter is weight)

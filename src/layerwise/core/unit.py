@@ -57,6 +57,15 @@ class Unit:
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     examples: int = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
+        return {**vars(self), "memory_format": self.memory_format and str(self.memory_format)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.memory_format is not None:
+            self.memory_format = getattr(torch, str(self.memory_format).removeprefix("torch."))
+
     def train(self, mode: bool = True) -> None:
         self.piece.train(mode)
         self.loss.train(mode)
@@ -153,7 +162,7 @@ class Unit:
                 the last one.
             update: False: the gradient waits for that of the batch's other parts.
         """
-        if not depends_on_weights(self, loss):
+        if not depends_on_weights(self, loss) or self.optimizer is None:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
@@ -164,29 +173,30 @@ class Unit:
                 weight.grad = gradient if weight.requires_grad else None
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         if update:
-            self.update(1 if whole else self.examples + examples)
+            self.update(self.optimizer, 1 if whole else self.examples + examples)
         else:
             self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}
             self.examples += examples
             self.optimizer.zero_grad(set_to_none=True)
 
-    def update(self, divisor: int) -> None:
+    def update(self, optimizer: Optimizer, divisor: int) -> None:
         """Let the optimizer update the weights by their gradients, divided by a number."""
         self.zero_grad()
         held = self.held()  # norms are always summed in the optimizer's order, since they round
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(optimizer)
         for weight in held if divisor > 1 else ():
             if weight.grad is not None:
                 weight.grad /= divisor
         if self.clip_grad is not None:
             nn.utils.clip_grad_norm_(held, self.clip_grad)
+        begin_momentum(optimizer)
         if self.scaler is None:
-            self.optimizer.step()
+            optimizer.step()
         else:
-            self.scaler.step(self.optimizer)
+            self.scaler.step(optimizer)
             self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     def zero_grad(self) -> None:
         """Forget the gradients of parts that wait for an update."""
@@ -205,7 +215,23 @@ def depends_on_weights(unit: Unit, loss: Tensor) -> bool:
             "trainable weights. Take detach(), item() and torch.no_grad() out of the loss and the "
             "network's forward."
         )
-    return loss.requires_grad and unit.optimizer is not None
+    return loss.requires_grad
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give weights that were thawed a momentum of 0, which is what it would begin from.
+
+    PyTorch's fused SGD takes momentum of all weights or of none.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if not group["momentum"] or not group["fused"]:
+            continue
+        learning = [weight for weight in group["params"] if weight.grad is not None]
+        states = [optimizer.state[weight] for weight in learning]
+        if any(state.get("momentum_buffer") is not None for state in states):
+            for weight, state in zip(learning, states, strict=True):
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def step_units(
