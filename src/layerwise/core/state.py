@@ -19,7 +19,7 @@ def state_of(model: nn.Module, units: Sequence[Unit], steps: int) -> dict[str, A
     Raises:
         InvalidInput: gradients of parts of a batch wait for their update, which no state keeps.
     """
-    if any(unit.examples for unit in units):
+    if any(unit.parts for unit in units):
         raise InvalidInput(
             "Cannot save the state: gradients of parts of a batch wait for their update. Make the "
             "step that updates, or forget them with learner.zero_grad()."

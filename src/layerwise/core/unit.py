@@ -39,8 +39,8 @@ class Unit:
         seed: seed from which, with unit and step, the random draws of a step are made; None: they
             come from the global generator.
         scaler: scaling of the loss, so that gradients of float16 do not underflow, or None.
-        sums: gradients of the parts of a batch, summed over examples, that wait for an update.
-        examples: number of examples in these parts.
+        parts: numbers of examples of the parts of a batch whose gradients wait for an update.
+        sums: sum of these gradients, each times its part's size relative to the first part's.
     """
 
     index: int
@@ -54,8 +54,8 @@ class Unit:
     seed: int | None = None
     memory_format: torch.memory_format | None = None
     scaler: torch.amp.GradScaler | None = None
+    parts: list[int] = field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    examples: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
@@ -166,20 +166,20 @@ class Unit:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
-        whole = update and not self.examples
-        if not whole:
-            loss = loss * examples
-            for weight, gradient in self.sums.items():
-                weight.grad = gradient if weight.requires_grad else None
+        parts = [*self.parts, examples]
+        if parts[0] != examples:
+            loss = loss * (examples / parts[0])
+        for weight, gradient in self.sums.items():
+            weight.grad = gradient if weight.requires_grad else None
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         if update:
-            self.update(self.optimizer, 1 if whole else self.examples + examples)
+            self.update(self.optimizer, sum(parts) / parts[0])
         else:
             self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}
-            self.examples += examples
+            self.parts = parts
             self.optimizer.zero_grad(set_to_none=True)
 
-    def update(self, optimizer: Optimizer, divisor: int) -> None:
+    def update(self, optimizer: Optimizer, divisor: float) -> None:
         """Let the optimizer update the weights by their gradients, divided by a number."""
         self.zero_grad()
         held = self.held()  # norms are always summed in the optimizer's order, since they round
@@ -200,7 +200,7 @@ class Unit:
 
     def zero_grad(self) -> None:
         """Forget the gradients of parts that wait for an update."""
-        self.sums, self.examples = {}, 0
+        self.parts, self.sums = [], {}
 
 
 def depends_on_weights(unit: Unit, loss: Tensor) -> bool:
