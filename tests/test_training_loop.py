@@ -94,7 +94,9 @@ def test_heads_may_have_settings_of_their_own() -> None:
     heads = [copy.deepcopy(unit.loss) for unit in local.units]
     before = local.model.conv1.weight.clone()
     local.step(IMAGES, LABELS)
-    assert all(same_weights(*pair) for pair in zip(heads, (u.loss for u in local.units)))
+    assert all(
+        same_weights(*pair) for pair in zip(heads, (u.loss for u in local.units), strict=True)
+    )
     assert not torch.equal(before, local.model.conv1.weight)
 
 
@@ -119,13 +121,13 @@ def test_a_model_averaged_beside_it() -> None:
     local = learner("resnet18")
     averaged = AveragedModel(local.model)
     sums = None
-    for number in range(1, 4):
+    for _ in range(3):
         local.step(IMAGES, LABELS)
         averaged.update_parameters(local.model)
         weights = [weight.detach().clone() for weight in local.model.parameters()]
         sums = weights if sums is None else [a + b for a, b in zip(sums, weights, strict=True)]
     for mean, total in zip(averaged.module.parameters(), sums, strict=True):
-        torch.testing.assert_close(mean, total / number)
+        torch.testing.assert_close(mean, total / 3)
     update_bn([IMAGES], averaged)
     local.step(IMAGES, LABELS)  # none of it disturbs the learner
     assert averaged(IMAGES).isfinite().all()
