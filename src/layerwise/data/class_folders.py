@@ -170,10 +170,11 @@ def refuse_other_classes(layout: Layout, test: Classes, names: list[str]) -> Non
     problem = "it holds no class folders with images"
     if unknown:
         problem = f"its class {printable(unknown[0])} is not in {layout.train.name}/"
+    listed = ", ".join(map(printable, names[:MOST_NAMED])) + " …" * (len(names) > MOST_NAMED)
     raise MissingData(
-        f"Cannot use {printable(layout.test)}: {problem}. Give it the folders of {layout.train.name}/ "
-        f"({', '.join(map(printable, names[:MOST_NAMED]))}{' …' * (len(names) > MOST_NAMED)}), or "
-        "take it away: a share of the training images is then held out for the test."
+        f"Cannot use {printable(layout.test)}: {problem}. Give it the folders of "
+        f"{layout.train.name}/ ({listed}), or take it away: a share of the training images is then "
+        "held out for the test."
     )
 
 

@@ -176,11 +176,9 @@ def scaled_square(picture: Image.Image, size: int) -> Image.Image:
     Raises:
         InvalidInput: its range cannot be told.
     """
-    if picture.mode.startswith("I;"):
-        white, numbers = white_of(picture, extremes(picture.convert("I"))), picture.convert("I")
-    else:
-        white, numbers = white_of(picture, extremes(picture)), picture
-    values = np.asarray(cut_middle(numbers.convert("F"), size)) * np.float32(255 / white)
+    numbers = picture.convert("I") if picture.mode.startswith("I;") else picture
+    white = white_of(picture, extremes(numbers))
+    values = np.asarray(cut_middle(numbers, size)) * np.float32(255 / white)
     if not np.isfinite(values).all():
         raise InvalidInput("some of its values are no numbers. Save it as 8 or 16 bits.")
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
@@ -189,8 +187,7 @@ def scaled_square(picture: Image.Image, size: int) -> Image.Image:
 def extremes(picture: Image.Image) -> tuple[float, float]:
     """The least and the largest value of a picture of one channel."""
     least, most = picture.getextrema()
-    assert isinstance(least, int | float) and isinstance(most, int | float)
-    return float(least), float(most)
+    return float(least), float(most)  # type: ignore[arg-type]  # pairs are of other modes
 
 
 def white_of(picture: Image.Image, values: tuple[float, float]) -> float:
@@ -230,7 +227,7 @@ def stated_white(picture: Image.Image, most: float) -> float | None:
     bits = next(iter(numbers_of(tags.get(BITS))), 16)
     if picture.mode.startswith("I;") and bits < 16:
         stated.append(2.0**bits - 1)
-    return next((value for value in stated if 0 < value and most <= value), None)
+    return next((value for value in stated if value > 0 and most <= value), None)
 
 
 def numbers_of(value: object) -> list[float]:

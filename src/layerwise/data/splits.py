@@ -1,5 +1,6 @@
 """From an entry of the table to loaders: read, held out, scaled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from torch.nn import functional as F
 
 from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels
 from layerwise.data.download import download
+from layerwise.data.findings import describe_data
 from layerwise.data.image_folder import pixels_of_files
 from layerwise.data.loader import Augmentation, ImageSet, Loader, Pixels, PixelsInMemory
 from layerwise.errors import InvalidInput
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.printable import printable
 from layerwise.utils.seeds import derived_seed
 
 TEST_SHARE = 0.2  # of the images, where a data set has no test part of its own
@@ -53,16 +56,25 @@ def make_splits(
     run: Run,
     execution: Execution,
     device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Splits:
     """Read a data set, hold out a validation part, and make the loaders.
+
+    Args:
+        say: is given lines about what is found.
 
     Raises:
         InvalidInput: files are missing, altered or too few.
     """
     size = run.image_size or dataset.format.image_size
-    train, test, images = read(dataset, size, execution)
+    train, test, images = read(dataset, size, execution, run.data, say)
     train, validation = hold_out(
         train, run.val_fraction, run.train_images, images.num_classes, run.seed
+    )
+    check_parts(run, execution, train, validation, test)
+    say(
+        f"{len(train.labels)} images to train on, {len(validation.labels)} for validation, "
+        f"{len(test.labels)} to test"
     )
     mean, std = statistics(train.pixels)
 
@@ -83,8 +95,31 @@ def make_splits(
     )
 
 
+def check_parts(
+    run: Run, execution: Execution, train: ImageSet, validation: ImageSet, test: ImageSet
+) -> None:
+    """Refuse parts of too few images to be scored: local losses compare the images of a batch.
+
+    Raises:
+        InvalidInput: one image is left for validation, or fewer than two for the test.
+    """
+    data = f"data {run.data} in {printable(execution.data_dir)}"
+    if len(test.labels) < 2:
+        raise InvalidInput(
+            f"Cannot use {data}: of {sum(len(part.labels) for part in (train, validation, test))} "
+            f"images, {len(test.labels)} are left to test, and two are needed. Give more images: "
+            "without a test part, a fifth of each class is held out."
+        )
+    if len(validation.labels) == 1:
+        raise InvalidInput(
+            f"Cannot use {data} with val_fraction {run.val_fraction}: 1 image is held out for "
+            "validation, and two are needed. Give 0 to hold out none, a larger share, or more "
+            "images."
+        )
+
+
 def read(
-    dataset: DataSet, size: int, execution: Execution
+    dataset: DataSet, size: int, execution: Execution, name: str, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet, ImageFormat]:
     """Training set and test set, scaled to ``size`` pixels, and their format."""
     folder = Path(execution.data_dir)
@@ -95,13 +130,15 @@ def read(
             raise
         download(dataset.files, folder)
         arrays = dataset.arrays(folder)
+    for line in describe_data(name, execution.data_dir, arrays, size):
+        say(line)
     channels = dataset.format.channels
     images = ImageFormat(arrays.class_names, channels, size)
 
     def scaled(pixels: Images, labels: Labels) -> ImageSet:
-        numbers = torch.from_numpy(labels.astype(np.int64, copy=False))
+        numbers = torch.from_numpy(np.ascontiguousarray(labels, np.int64))
         if isinstance(pixels, np.ndarray):
-            scaled_pixels = resize(torch.from_numpy(pixels), size)
+            scaled_pixels = resize(torch.from_numpy(np.ascontiguousarray(pixels)), size)
             return ImageSet(PixelsInMemory(scaled_pixels), numbers)
         files = pixels_of_files(pixels, size, channels, execution.workers)
         return ImageSet(files, numbers)
