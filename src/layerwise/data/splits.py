@@ -68,10 +68,10 @@ def make_splits(
     """
     size = run.image_size or dataset.format.image_size
     train, test, images = read(dataset, size, execution, run.data, say)
+    check_parts(run, execution, train, test)
     train, validation = hold_out(
         train, run.val_fraction, run.train_images, images.num_classes, run.seed
     )
-    check_parts(run, execution, train, validation, test)
     say(
         f"{len(train.labels)} images to train on, {len(validation.labels)} for validation, "
         f"{len(test.labels)} to test"
@@ -95,26 +95,13 @@ def make_splits(
     )
 
 
-def check_parts(
-    run: Run, execution: Execution, train: ImageSet, validation: ImageSet, test: ImageSet
-) -> None:
-    """Refuse parts of too few images to be scored: local losses compare the images of a batch.
-
-    Raises:
-        InvalidInput: one image is left for validation, or fewer than two for the test.
-    """
-    data = f"data {run.data} in {printable(execution.data_dir)}"
-    if len(test.labels) < 2:
+def check_parts(run: Run, execution: Execution, train: ImageSet, test: ImageSet) -> None:
+    """Raise ``InvalidInput`` where no image is left to test."""
+    if not len(test.labels):
         raise InvalidInput(
-            f"Cannot use {data}: of {sum(len(part.labels) for part in (train, validation, test))} "
-            f"images, {len(test.labels)} are left to test, and two are needed. Give more images: "
-            "without a test part, a fifth of each class is held out."
-        )
-    if len(validation.labels) == 1:
-        raise InvalidInput(
-            f"Cannot use {data} with val_fraction {run.val_fraction}: 1 image is held out for "
-            "validation, and two are needed. Give 0 to hold out none, a larger share, or more "
-            "images."
+            f"Cannot use data {run.data} in {printable(execution.data_dir)}: no image is left to "
+            f"test beside {len(train.labels)} to train on, since a fifth of each class is held out "
+            "for it. Give a class three images or more, or a test part."
         )
 
 
