@@ -66,7 +66,8 @@ class Walk:
 
     def images(self, folder: Path) -> list[str]:
         """The images in a folder and below, sorted by the parts of their paths."""
-        images, pending = [], [str(folder)]
+        images: list[str] = []
+        pending = [str(folder)]
         while pending:
             for path, is_folder in self.entries(pending.pop()):
                 (pending if is_folder else images).append(path)
