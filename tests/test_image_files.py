@@ -81,6 +81,7 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 @pytest.mark.parametrize("level", [0, 255])
 def test_a_drawing_in_the_transparency_is_seen(tmp_path: Path, level: int) -> None:
     drawing = np.full((12, 12, 4), level, np.uint8)
+    drawing[..., 3] = 255
     drawing[:, :6, 3] = 0
     for image in (Image.fromarray(drawing), Image.fromarray(drawing).convert("LA")):
         image.save(tmp_path / "a.png")
@@ -147,7 +148,7 @@ def test_layouts_that_could_be_misread_are_refused(tmp_path: Path) -> None:
     for name in ("flat", "prefixed", "two", "alone", "other"):
         with pytest.raises(InvalidInput, match=rf"^Cannot use .*{name}"):
             load_folder(tmp_path / name, 8)
-    with pytest.raises(InvalidInput, match="Did you mean .*deep/x"):
+    with pytest.raises(InvalidInput, match=r"Did you mean .*deep/x"):
         load_folder(classes(tmp_path / "deep" / "x").parent, 8)
 
 
@@ -166,7 +167,9 @@ def test_what_is_found_and_passed_over_is_said(tmp_path: Path) -> None:
     save(tmp_path / "x.png").rename(tmp_path / "caf\udce9" / "\udcff.png")
     lines: list[str] = []
     execution = Execution(data_dir=str(tmp_path))
-    data = prepare(Run(data="folder", image_size=8, batch_size=2), execution).load_data(lines.append)
+    data = prepare(Run(data="folder", image_size=8, batch_size=2), execution).load_data(
+        lines.append
+    )
     assert data.class_names == ("ant", "bee", "caf\\xe9")
     text = "\n".join(lines)
     assert f"folder in {tmp_path}: 3 classes; 12 images (ant 5, bee 6, caf\\xe9 1)" in text
@@ -227,5 +230,7 @@ def test_a_worker_refuses_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("layerwise.data.image_folder.MEMORY_SHARE", 0.0)
     images = load_folder(classes(tmp_path), 8, workers=1).train
     (tmp_path / "ant" / "1.png").write_bytes(b"no image")
-    with pytest.raises(InvalidInput, match=r"^Cannot read .*ant/1\.png as an image: no image format"):
+    with pytest.raises(
+        InvalidInput, match=r"^Cannot read .*ant/1\.png as an image: no image format"
+    ):
         list(images.pixels.stream(list(torch.arange(8).split(4))))

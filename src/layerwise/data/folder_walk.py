@@ -37,6 +37,7 @@ class Walk:
     def enter(self, folders: Iterable[Path]) -> None:
         """Read these folders alone from now on."""
         self.read_anyway = [Path(os.path.realpath(folder)) for folder in folders]
+        self.linked.clear()
 
     def pass_over(self, reason: str, path: Path | str) -> None:
         self.passed_over[reason][str(path)] = None
