@@ -25,6 +25,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
         if parsed.json:
             print(json.dumps(result, allow_nan=False))
         count, total = len(result["refused"]), len(parsed.images)
+        if total == 1:
+            raise InvalidInput(result["refused"][0]["reason"])
         raise InvalidInput(
             f"Cannot read {count} of {total} images: each is named above. Leave them out, or "
             "replace them."

@@ -34,7 +34,8 @@ def predict(folder: RunFolder, images: Sequence[str], best: bool) -> dict[str, A
                 paths.append(path)
             except InvalidInput as refusal:
                 result["refused"].append({"image": decodable(path), "reason": str(refusal)})
-                print(f"layerwise: {refusal}", file=sys.stderr, flush=True)
+                if len(images) > 1:  # the command says the only one itself
+                    print(f"layerwise: {refusal}", file=sys.stderr, flush=True)
         if paths:
             result["predictions"] += likeliest(network, data, paths, np.stack(pixels))
     return result
