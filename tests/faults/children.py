@@ -17,7 +17,15 @@ from layerwise.cli import main, set_environment
 TIME_LIMIT = 10.0  # seconds that a command may take
 NOBODY = 65534  # user that may not read what only its owner may
 PRELOADED = (
-    *("torch._dynamo", "sklearn.datasets", "PIL.Image", "rich.table", "safetensors.torch"),
+    *(
+        "torch._dynamo",
+        "sklearn.datasets",
+        "encodings.unicode_escape",
+        "encodings.idna",
+        "PIL.Image",
+        "rich.table",
+        "safetensors.torch",
+    ),
     *("layerwise.training.loop", "layerwise.training.saved", "layerwise.analysis.table"),
     *("layerwise.experiments.compare", "layerwise.experiments.reproduce", "layerwise.report"),
     *(f"layerwise.cli.{name}" for name in ("train", "compare", "reproduce", "report")),

@@ -83,7 +83,7 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
     refuse_other_state(folder, state)
     try:
         epoch, batch = state["position"]
-        marks = state.get("marks", {})
+        marks = dict(state.get("marks", {}))
         check_meter_state(state["meter"], len(learner.units))
         check_learner_state(state["learner"], learner)
         learner.load_state_dict(state["learner"])
