@@ -149,9 +149,9 @@ def count_operations(watched: Path, kill_before: int | None) -> list[str]:
 
     fsync = os.fsync
 
-    def noted(descriptor: int) -> None:
+    def noted(fd: Any) -> None:
         note("fsync", ())
-        fsync(descriptor)
+        fsync(fd)
 
     os.fsync = noted
     sys.addaudithook(note)

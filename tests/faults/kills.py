@@ -19,7 +19,7 @@ TRAIN += ["--cpu-threads", "1", "--device", "cpu"]
 SCALE = {"data": "digits", "width": 1 / 32, "train_images": 40, "epochs": 2, "batch_size": 20}
 SWEEP = ["reproduce", "5", "--rows", "resnet18_r1", "--scale", "tiny", *TRAIN[-4:]]
 # options that may change when a run goes on
-CHANGES = (
+CHANGES: tuple[list[str], ...] = (
     [],
     ["--eval-every", "2"],
     ["--save-every", "2"],

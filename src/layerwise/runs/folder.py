@@ -10,6 +10,7 @@ from typing import Any
 from layerwise.errors import Busy, InvalidInput
 from layerwise.runs.digests import digest_of_facts, refuse_broken_seal, verify
 from layerwise.runs.lines import Lines, Mark
+from layerwise.runs.results import refuse_unsound_result
 from layerwise.runs.run import Execution, Run, check_value, described, renamed, run_from
 from layerwise.utils.files import (
     DRAFT,
@@ -109,6 +110,7 @@ class RunFolder:
         Raises:
             InvalidInput: naming the first of them.
         """
+        refuse_unsound_result(self.file(RESULT), self.result(), self.run())
         self.verify(*(name for name in self.digests() if name != STATE or self.has(STATE)))
 
     def refuse_links(self) -> None:
