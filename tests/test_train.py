@@ -123,6 +123,8 @@ def test_weights_load_into_the_plain_network_without_this_library(tmp_path: Path
         "position",
         "learner",
         "meter",
+        "marks",
+        "facts_sha256",
     }
 
 
