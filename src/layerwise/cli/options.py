@@ -9,10 +9,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.runs.run import Execution, Run, check_value, field_type, flat, run_from
+from layerwise.utils.bounded import read_options, refuse_strange
 from layerwise.utils.options import Option, Options, options_of
+from layerwise.utils.terminal import in_one_line
 
 Kind = TypeVar("Kind", Run, Execution)
 Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -33,7 +35,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"Cannot read the command: {message}. See `{self.prog} --help`.")
+        words = brief(in_one_line(message))
+        raise InvalidInput(f"Cannot read the command: {words}. See `{self.prog} --help`.")
 
 
 def add_config(parser: Parser) -> None:
@@ -217,14 +220,13 @@ def read_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    import yaml
-
     from layerwise.training.prepare import registries
 
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:150]
+        values = read_options(Path(path)) or {}
+        refuse_strange(values)
+    except (OSError, ValueError) as error:
+        reason = in_one_line(str(error))[:150]
         raise InvalidInput(
             f"Cannot read {path} as YAML: {reason}. Give lines such as `epochs: 10`."
         ) from None

@@ -18,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from layerwise.errors import InvalidInput
+from layerwise.utils.terminal import unguarded
 
 TIMEOUT = 30.0  # seconds a mirror may stay silent
 BLOCK = 64 * 1024  # bytes read at a time: about one second of the slowest mirror
@@ -137,7 +138,7 @@ def ask(mirror: str, offset: int) -> HTTPResponse:
     except HTTPError as error:
         error.close()
         raise MirrorFailed(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: led to no address
         raise MirrorFailed(describe(error)) from error
 
 
@@ -177,6 +178,8 @@ def progress(mirror: str, done: int, size: int) -> Iterator[Callable[[int], None
     if not terminal:
         print(f"downloading {text}: {done} of {size} bytes present", file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as bar:
+    with Progress(
+        *columns, console=Console(file=unguarded(sys.stderr)), disable=not terminal
+    ) as bar:
         task = bar.add_task(text, total=size, completed=done)
         yield lambda count: bar.advance(task, count)

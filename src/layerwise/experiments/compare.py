@@ -7,16 +7,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import check_range, choose
 from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import MOST_SEEDS, Execution, Run
 from layerwise.training.prepare import registries, with_rule
+from layerwise.utils import terminal
 from layerwise.utils.files import write_json
 from layerwise.utils.options import checked_options, options_of
 
@@ -36,8 +36,7 @@ def compare(
     Raises:
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
     """
-    if seeds < 1:
-        raise InvalidInput(f"Cannot use seeds {seeds}: it is out of range. Give 1 or more.")
+    check_range("seeds", seeds, 1, MOST_SEEDS)
     for rule in rules:
         choose("rule", rule, RULES)
     rules = list(dict.fromkeys(rules))
@@ -183,4 +182,4 @@ def print_table(
             ),
             " / ".join(f"{c['train_seconds']:.0f}" for c in cells),
         )
-    Console(width=None if Console().is_terminal else 240).print(table)
+    terminal.print_table(table)
