@@ -56,7 +56,7 @@ def refuse_unwritable(path: Path) -> None:
             f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
             "file in a folder that can be written to."
         )
-    refuse_foreign("--csv", path, CSV_BEGINS)
+    refuse_foreign("--csv", path, CSV_BEGINS, "separability")
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -24,7 +24,22 @@ SHARED = ("hierarchy", "width", "dropout", "downsample_after")
 # words under the headings of help
 GROUPS: dict[type, str] = {Run: "What is trained.", Execution: "Where and how it is trained."}
 NUMBERS: dict[type, str] = {int: "N", float: "X"}  # as help shows values of a type
+MOST_DIGITS = 30  # of a whole number
 DECLARED = "declared:"  # begins the names of declared options among parsed arguments
+
+
+def integer(text: str) -> int:
+    """A whole number as a command line gives it.
+
+    Raises:
+        ValueError: it is none, or of more digits than any option has.
+    """
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits is too large")
+    return int(text)
+
+
+integer.__name__ = "int"  # as argparse names it in refusals
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +48,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         # an option added later must not change what a script says
         super().__init__(**options, allow_abbrev=False)
+        self.register("type", int, integer)
 
     def error(self, message: str) -> NoReturn:
         words = brief(in_one_line(message))

@@ -178,8 +178,7 @@ def progress(mirror: str, done: int, size: int) -> Iterator[Callable[[int], None
     if not terminal:
         print(f"downloading {text}: {done} of {size} bytes present", file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(
-        *columns, console=Console(file=unguarded(sys.stderr)), disable=not terminal
-    ) as bar:
+    console = Console(file=unguarded(sys.stderr))
+    with Progress(*columns, console=console, disable=not terminal) as bar:
         task = bar.add_task(text, total=size, completed=done)
         yield lambda count: bar.advance(task, count)

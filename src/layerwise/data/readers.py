@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 from layerwise.data.dataset import Arrays, Images, Labels
 from layerwise.data.download import RemoteFile
 from layerwise.errors import InvalidInput, MissingData
+from layerwise.utils.bounded import read_bounded
 
+MOST_BYTES = 2**29  # of a published file; the largest has 182 MB
 Part = tuple[Images, Labels]
 
 
@@ -68,7 +70,9 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
         InvalidInput: it cannot be read, or has another digest.
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MOST_BYTES)
+    except ValueError as error:
+        refuse(path, str(error))
     except OSError as error:
         reason = error.strerror or error
         raise InvalidInput(
@@ -238,7 +242,10 @@ def read_idx(data_dir: Path, folder: str, files: Sequence[RemoteFile]) -> Arrays
     )
     if not paths:
         missing(data_dir, [f"{folder}/raw/{files[0].name}"])
-    parts = [idx_array(path, file.sha256) for path, file in zip(paths, files, strict=True)]
+    parts = [
+        idx_array(path, file.sha256, axes)
+        for path, file, axes in zip(paths, files, (3, 1, 3, 1), strict=True)
+    ]
     train_images, train_labels, test_images, test_labels = parts
     return Arrays(train_images[:, None], train_labels, test_images[:, None], test_labels)
 
@@ -248,17 +255,17 @@ def spellings(file: RemoteFile) -> list[str]:
     return [name + end for end in ("", ".gz") for name in (plain, plain.replace("-idx", ".idx"))]
 
 
-def idx_array(path: Path, sha256: str) -> NDArray[np.uint8]:
+def idx_array(path: Path, sha256: str, axes: int) -> NDArray[np.uint8]:
     """uint8 from an idx file: 0, 0, 8, the number of axes, their big-endian lengths, the bytes."""
     packed = path.suffix == ".gz"
     raw = read_file(path, sha256 if packed else None)
     if packed:
         raw = gzip.decompress(raw)
-    if raw[:3] != bytes((0, 0, 8)):
-        refuse(path, "it does not begin as an idx file of bytes does")
+    if raw[:4] != bytes((0, 0, 8, axes)):
+        refuse(path, f"it does not begin as an idx file of bytes with {axes} axes does")
     try:
-        sizes = np.frombuffer(raw, ">u4", raw[3], offset=4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()
+        sizes = np.frombuffer(raw, ">u4", axes, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes).copy()
     except (IndexError, ValueError) as error:
         refuse(path, f"its {len(raw)} bytes are not the array that it announces ({error})")
 

@@ -14,7 +14,8 @@ from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
-from layerwise.runs.run import MOST_SEEDS, Execution, Run
+from layerwise.runs.ranges import MOST_SEEDS
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import registries, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import write_json

@@ -27,7 +27,7 @@ WORDS = {
 LABELLED = 40  # units in a panel that are numbered
 
 
-def check_figure(path: str, predict: bool) -> None:
+def check_figure(path: str, predict: bool, command: str = "profile") -> None:
     """Refuse a figure that could not be drawn in the end.
 
     Raises:
@@ -49,7 +49,7 @@ def check_figure(path: str, predict: bool) -> None:
             f"Cannot write --figure {path}: it lies in a folder that does not exist. Make it "
             "first, or give another path."
         )
-    refuse_foreign("--figure", Path(path), FIGURE_MARK)
+    refuse_foreign("--figure", Path(path), FIGURE_MARK, command)
     if find_spec("matplotlib") is None:
         raise InvalidInput(
             "Cannot draw --figure: matplotlib is not installed. Install it with pip install "

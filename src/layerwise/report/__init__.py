@@ -92,7 +92,7 @@ def check_output(option: str, path: Path, mark: str) -> None:
             f"Cannot write {option} {path}: it lies in a folder that does not exist. Make it "
             "first, or give another path."
         )
-    refuse_foreign(option, path, mark)
+    refuse_foreign(option, path, mark, "report")
 
 
 def check_folders(figures: str | None, latex: str | None) -> None:
@@ -123,7 +123,7 @@ def check_files(figures: str | None, latex: str | None) -> None:
     ):
         for kind in kinds if folder is not None else ():
             for path in Path(folder or "").glob(kind):
-                refuse_foreign(option, path, mark)
+                refuse_foreign(option, path, mark, "report")
 
 
 def draw(evidence: Evidence, folder: str | None) -> list[Path]:

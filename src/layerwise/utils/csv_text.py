@@ -5,19 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\n",
-    "＝",
-    "＋",
-    "－",
-    "＠",
-)  # a formula's first character
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # first characters of a formula
 
 
 def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:

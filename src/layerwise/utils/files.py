@@ -63,11 +63,11 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_foreign(option: str, path: Path, mark: str) -> None:
+def refuse_foreign(option: str, path: Path, mark: str, command: str) -> None:
     """Refuse to overwrite a file that this program did not write.
 
     Args:
-        mark: what its first bytes hold if it did.
+        mark: what its first bytes hold if it did. command: that writes such files.
 
     Raises:
         InvalidInput: as said.
@@ -80,8 +80,8 @@ def refuse_foreign(option: str, path: Path, mark: str) -> None:
         head = b""
     if mark.encode() not in head:
         raise InvalidInput(
-            f"Cannot write {option} {path}: it exists and was not written by this command of "
-            "layerwise. Give another path, or move it."
+            f"Cannot write {option} {path}: it exists and was not written by layerwise {command}. "
+            "Give another path, or move it."
         )
 
 

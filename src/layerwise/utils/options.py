@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 
+LARGEST = 2**31 - 1  # of whole numbers
 KINDS = (bool, int, float, str)  # types of options that can be written on a command line
 # annotations as text, as they are under ``from __future__ import annotations``
 WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
@@ -53,16 +54,21 @@ class Option:
         """
         if value is None and self.optional:
             return None
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if self.kind is float and type(value) is int and abs(value) <= LARGEST:
             return float(value)
         if self.kind in (int, float) and isinstance(value, str):
             try:
                 return self.kind(value)  # YAML reads 5e-4 as text
             except ValueError:
                 value = repr(value)
+        if type(value) is int and abs(value) > LARGEST:
+            raise InvalidInput(
+                f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
+                f"most {LARGEST}."
+            )
         if type(value) is not self.kind:
             raise InvalidInput(
-                f"Cannot use {self.name}={value} ({source}): it is not of type "
+                f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
         return value

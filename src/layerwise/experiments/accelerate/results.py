@@ -193,7 +193,7 @@ def check_figure(path: str) -> None:
     Raises:
         InvalidInput: its type or folder does not exist, or matplotlib is missing.
     """
-    timeline.check_figure(path, predict=False)
+    timeline.check_figure(path, predict=False, command="accelerate")
 
 
 def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
