@@ -10,6 +10,7 @@ from difflib import get_close_matches
 
 MOST_SHOWN = 200  # characters of a value that a refusal repeats
 MOST_NAMED = 50  # names in a refusal
+IMPORT_HINT = "To use one of your own, give its Python file with --import."
 ADDED_TO = ("model", "loss", "rule", "measure", "data set")  # kinds that users add to
 
 
@@ -69,7 +70,7 @@ def choose(kind: str, name: str, accepted: Iterable[str]) -> str:
     nearest = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    own = " To use one of your own, give its Python file with --import." if kind in ADDED_TO else ""
+    own = f" {IMPORT_HINT}" if kind in ADDED_TO else ""
     raise InvalidInput(
         f"Cannot use {kind} {brief(repr(name))}: it is unknown.{hint} "
         f"Accepted: {', '.join(names[:MOST_NAMED])}{more}.{own}"

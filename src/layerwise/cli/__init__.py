@@ -11,12 +11,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
 from layerwise.cli.options import Parser
-from layerwise.errors import CannotSplit, Diverged, InvalidInput
-from layerwise.utils.plugins import import_files
+from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, brief
+from layerwise.utils.plugins import IMPORTED, import_files
 from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             run_command(list(sys.argv[1:] if arguments is None else arguments))
         except (InvalidInput, CannotSplit, Diverged) as error:
-            leave(f"layerwise: {error}", REFUSED)
+            leave(f"layerwise: {spelled_as_option(str(error))}", REFUSED)
         except KeyboardInterrupt as interruption:
             leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
         except (MemoryError, RuntimeError) as error:
@@ -95,6 +96,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
+def spelled_as_option(message: str) -> str:
+    """A refusal in which what cannot be used is named as the command line names it."""
+    if IMPORTED:
+        message = message.replace(IMPORT_HINT, "The imported files add none of that name.")
+    begins = re.match(r"Cannot use ([a-z]+(?:_[a-z]+)+) ", message)
+    return message.replace(begins[1], f"--{begins[1].replace('_', '-')}", 1) if begins else message
+
+
 def leave(message: str, code: int) -> NoReturn:
     with contextlib.suppress(InvalidInput, BrokenPipeError):  # nobody can be told
         print(in_one_line(message), file=sys.stderr, flush=True)
@@ -109,11 +118,33 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         import_files(import_paths(arguments))
     parsed, unknown = build_parser(chosen).parse_known_args(arguments)
     if unknown:
-        raise InvalidInput(
-            f"Cannot read the command: it has no option {unknown[0]!r}. See `layerwise {chosen} "
-            "--help`. An option of a loss, rule or network of your own needs --import FILE."
-        )
+        refuse_word(unknown[0], parsed.command, parsed.imports)
     return parsed
+
+
+def refuse_word(word: str, command: Parser, imports: Sequence[str] | None) -> NoReturn:
+    """Refuse a word that a command does not know.
+
+    Raises:
+        InvalidInput: naming the option that is spelled most alike.
+    """
+    own = "An option of a loss, rule or network of your own needs --import FILE."
+    if imports:
+        own = (
+            "The imported files declare none of that name: an option is a keyword-only argument "
+            "of a loss, a rule or a network, with a default."
+        )
+    if not word.startswith("-"):
+        problem, own = f"it takes no further word, but has {brief(repr(word))}", ""
+    else:
+        flag = word.partition("=")[0]
+        problem = f"it has no option {brief(repr(flag))}"
+        if nearest := get_close_matches(flag, command.flags(), n=1, cutoff=0.7):
+            problem, own = f"{problem}. Did you mean {nearest[0]}?", ""
+    end = "" if problem.endswith("?") else "."
+    raise InvalidInput(
+        f"Cannot read the command: {problem}{end} See `{command.prog} --help`. {own}".strip()
+    )
 
 
 def refuse_unreadable(arguments: Sequence[str]) -> None:
@@ -153,7 +184,7 @@ def build_parser(chosen: str | None) -> Parser:
             module = import_module(f"layerwise.cli.{MODULES.get(name, name)}")
             add_common(command)
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, command=command)
     return parser
 
 

@@ -5,7 +5,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, collect
+from layerwise.cli.options import (
+    DECLARED,
+    Parser,
+    add_config,
+    add_fields,
+    collect_both,
+    collect_execution,
+)
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
@@ -36,8 +43,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "began it."
         )
     if not isinstance(parsed.resume, str):
-        execution = collect(parsed, Execution())
-        return train_one(collect(parsed, Run()), parsed.output, execution, bool(parsed.resume))
+        described, execution = collect_both(parsed)
+        return train_one(described, parsed.output, execution, bool(parsed.resume))
     folder = RunFolder(parsed.resume)
     names = [*(item.name for item in fields(Run)), "output", "config"]
     changed = [name for name in names if getattr(parsed, name, None) is not None]
@@ -47,7 +54,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             f"Cannot change {changed[0]} of a run that goes on: --resume {parsed.resume} takes it "
             "as it is. Leave it out."
         )
-    return train_one(folder.run(), parsed.resume, collect(parsed, folder.execution()), True)
+    return train_one(folder.run(), parsed.resume, collect_execution(parsed, folder), True)
 
 
 def train_one(

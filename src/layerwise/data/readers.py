@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import stat
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,10 @@ from numpy.typing import NDArray
 
 from layerwise.data.dataset import Arrays, Images, Labels
 from layerwise.data.download import RemoteFile
+from layerwise.data.matlab import read_arrays
 from layerwise.errors import InvalidInput, MissingData
-from layerwise.utils.bounded import read_bounded
 
-MOST_BYTES = 2**29  # of a published file; the largest has 182 MB
+MOST_BYTES = 200 * 10**6  # of files that are read together; the largest published have 184 MB
 Part = tuple[Images, Labels]
 
 
@@ -70,9 +71,8 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
         InvalidInput: it cannot be read, or has another digest.
     """
     try:
-        content = read_bounded(path, MOST_BYTES)
-    except ValueError as error:
-        refuse(path, str(error))
+        check_sizes([path])
+        content = path.read_bytes()
     except OSError as error:
         reason = error.strerror or error
         raise InvalidInput(
@@ -83,6 +83,21 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
         if hashlib.new(name, content, usedforsecurity=False).hexdigest() != digest:
             refuse(path, f"its {name.upper()} is not that of the published file")
     return content
+
+
+def check_sizes(paths: Sequence[Path]) -> None:
+    """Refuse files that are no regular ones (a pipe would be waited for), or too large together.
+
+    Raises:
+        InvalidInput: naming the file, or the first.
+        OSError: one cannot be asked.
+    """
+    facts = [path.stat() for path in paths]
+    for path, fact in zip(paths, facts, strict=True):
+        if not stat.S_ISREG(fact.st_mode):
+            refuse(path, "it is not a regular file")
+    if sum(fact.st_size for fact in facts) > MOST_BYTES:
+        refuse(paths[0], f"its data set has more than {MOST_BYTES} bytes")
 
 
 # ---- CIFAR ----
@@ -206,6 +221,7 @@ def read_cifar(data_dir: Path, forms: Sequence[Form]) -> Arrays:
         digests = {**form.train, **form.test}
         paths = find((data_dir / form.folder, data_dir), [[name] for name in digests])
         if paths:
+            check_sizes([path for path in paths if path.exists()])
             return form.decoded(
                 {path.name: read_file(path, digests[path.name]) for path in paths}, paths[0].parent
             )
@@ -279,19 +295,19 @@ def read_svhn(data_dir: Path, files: Sequence[RemoteFile]) -> Arrays:
     paths = find((data_dir, data_dir / "SVHN", data_dir / "svhn"), [[name] for name in names])
     if not paths:
         missing(data_dir, names)
-    train, test = (
-        svhn_part(read_file(path, file.sha256)) for path, file in zip(paths, files, strict=True)
-    )
+    train, test = (svhn_part(path, file.sha256) for path, file in zip(paths, files, strict=True))
     return Arrays(*train, *test)
 
 
-def svhn_part(raw: bytes) -> Part:
+def svhn_part(path: Path, sha256: str) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) of X (32, 32, 3, N) and y (N, 1), where 10 means 0."""
-    from scipy.io import loadmat
-
-    content = loadmat(BytesIO(raw), variable_names=["X", "y"])
-    images = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1))
-    return images, content["y"][:, 0].astype(np.int64) % 10
+    raw = read_file(path, sha256)
+    try:
+        arrays = read_arrays(raw, ("X", "y"))
+        images = np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1))
+    except ValueError as error:
+        refuse(path, str(error))
+    return images, arrays["y"].ravel().astype(np.int64) % 10
 
 
 @cache  # a quarter of a second, which programs that train many small networks would spend on each

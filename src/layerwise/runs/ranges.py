@@ -41,8 +41,8 @@ class Range:
         return words if self.below else f"{words}, up to {self.most:.15g}"
 
 
-# three more have their bounds elsewhere: those of crop_padding and cutout depend on the images' size,
-# and that of dropout is the network's
+# three more have their bounds elsewhere: those of crop_padding and cutout depend on the images'
+# size, and that of dropout is the network's
 RANGES: dict[str, Range] = {
     "width": Range(0, 100, above=True),
     "image_size": Range(1, 4096, "1 pixel or more"),
