@@ -340,7 +340,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "train resnet18 {small} --no-augment --cutout 2",
             "Cannot use --cutout: it would change nothing, for --no-augment",
         ),
-        ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
+        ("train --resume {run} --lr 0.1", "Cannot change --lr of a run"),
         (
             "compare resnet18 {small2} --rules simultaneous global --cache --views 1",
             "Cannot use --cache with the rule 'simultaneous', which accepts no options. It belongs "

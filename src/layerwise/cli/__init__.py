@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from layerwise.cli.options import Parser
 from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, brief
+from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED, import_files
 from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
 
@@ -101,7 +102,7 @@ def spelled_as_option(message: str) -> str:
     if IMPORTED:
         message = message.replace(IMPORT_HINT, "The imported files add none of that name.")
     begins = re.match(r"Cannot use ([a-z]+(?:_[a-z]+)+) ", message)
-    return message.replace(begins[1], f"--{begins[1].replace('_', '-')}", 1) if begins else message
+    return message.replace(begins[1], as_flag(begins[1]), 1) if begins else message
 
 
 def leave(message: str, code: int) -> NoReturn:

@@ -1,6 +1,7 @@
 """``layerwise train``: train a network by local losses, or globally."""
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from layerwise.cli.options import (
     add_fields,
     collect_both,
     collect_execution,
+    given_options,
 )
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.options import as_flag
 
 
 def add_arguments(parser: Parser) -> None:
@@ -42,6 +45,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "Cannot resume: --resume alone names no run. Give its folder, or the command that "
             "began it."
         )
+    refuse_finished(parsed)
     if not isinstance(parsed.resume, str):
         described, execution = collect_both(parsed)
         return train_one(described, parsed.output, execution, bool(parsed.resume))
@@ -51,10 +55,25 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
     if changed:
         raise InvalidInput(
-            f"Cannot change {changed[0]} of a run that goes on: --resume {parsed.resume} takes it "
-            "as it is. Leave it out."
+            f"Cannot change {as_flag(changed[0])} of a run that goes on: --resume {parsed.resume} "
+            "takes it as it is. Leave it out."
         )
     return train_one(folder.run(), parsed.resume, collect_execution(parsed, folder), True)
+
+
+def refuse_finished(parsed: argparse.Namespace) -> None:
+    """Refuse to measure separability while a run is trained that is finished.
+
+    Raises:
+        InvalidInput: naming the command that measures it.
+    """
+    path = parsed.resume if isinstance(parsed.resume, str) else parsed.output
+    asked = any(name.startswith("separability_") for name in given_options(parsed))
+    if asked and path and RunFolder(path).finished:
+        raise InvalidInput(
+            f"Cannot measure separability while {path} is trained: it is finished. Measure it "
+            f"with: layerwise separability {shlex.quote(path)}"
+        )
 
 
 def train_one(

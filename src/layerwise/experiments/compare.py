@@ -18,8 +18,10 @@ from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import registries, with_rule
 from layerwise.utils import terminal
-from layerwise.utils.files import write_json
+from layerwise.utils.files import refuse_foreign, write_json
 from layerwise.utils.options import checked_options, options_of
+
+TABLE_BEGINS = '{\n "model"'  # as the file of a table does
 
 
 def compare(
@@ -49,7 +51,10 @@ def compare(
         for rule in rules
         for number in range(seeds)
     ]
-    results = trained(entries(runs, output, execution), execution)
+    wanted = entries(runs, output, execution)
+    path = table_path(base, output, [str(entry.folder.path) for entry in wanted])
+    refuse_foreign("--output", path, TABLE_BEGINS, "compare")
+    results = trained(wanted, execution)
     groups = [
         results[start : start + len(runs) // len(stages)] for start in group_starts(runs, stages)
     ]
@@ -63,12 +68,16 @@ def compare(
         "rows": rows,
         "runs": [result["run"] for result in results],
     }
-    digest = hashlib.sha256("".join(table["runs"]).encode()).hexdigest()[:6]
-    path = output / f"compare-{base.model}-{base.data}-{digest}.json"
     write_json(path, table)
     print_table(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
     return table
+
+
+def table_path(base: Run, output: Path, folders: Sequence[str]) -> Path:
+    """The file of a table of such runs."""
+    digest = hashlib.sha256("".join(folders).encode(errors="surrogateescape")).hexdigest()[:6]
+    return output / f"compare-{base.model}-{base.data}-{digest}.json"
 
 
 def check_rule_options(base: Run, rules: Sequence[str]) -> None:
