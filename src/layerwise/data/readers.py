@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from layerwise.data.dataset import Arrays, Images, Labels
 from layerwise.data.download import RemoteFile
 from layerwise.data.matlab import read_arrays
-from layerwise.errors import InvalidInput, MissingData
+from layerwise.errors import InvalidInput, MissingData, brief
 
 MOST_BYTES = 200 * 10**6  # of files that are read together; the largest published have 184 MB
 Part = tuple[Images, Labels]
@@ -121,9 +121,9 @@ def pickled_part(raw: bytes, path: Path, key: str) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) of a pickle by Python 2."""
     try:
         content = ArrayUnpickler(BytesIO(raw), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        refuse(path, str(error))
-    return content["data"].reshape(-1, 3, 32, 32), np.array(content[key], np.int64)
+        return content["data"].reshape(-1, 3, 32, 32), np.array(content[key], np.int64)
+    except Exception as error:  # a damaged pickle chooses what is raised
+        refuse(path, brief(error) or type(error).__name__)
 
 
 class ArrayUnpickler(pickle.Unpickler):

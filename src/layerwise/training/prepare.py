@@ -140,6 +140,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         with torch.device("meta"):  # a network that cannot be made is refused before data are read
             network = build_network(run, replace(dataset.format, image_size=size))
         check_module_paths(run, network)
+        check_size(run, network)
     return Prepared(
         run,
         execution,
@@ -255,6 +256,21 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
                 f"Cannot end a unit at {brief(repr(path))}: {run.model} has no such module. Give "
                 f"layer, block, a number of units, or paths of modules such as {near[0]}."
             )
+
+
+def check_size(run: Run, network: nn.Module) -> None:
+    """Refuse a network whose weights do not fit into the free memory that it is made in.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    size = sum(weight.nelement() * weight.element_size() for weight in network.parameters())
+    free = free_memory()
+    if free is not None and size > free:
+        raise InvalidInput(
+            f"Cannot make {run.model}: its weights alone take {format_size(size)}, and "
+            f"{format_size(free)} of memory is free. Lower --width or give a smaller hierarchy."
+        )
 
 
 def parse_measures(execution: Execution) -> tuple[str, ...]:
