@@ -69,7 +69,7 @@ def test_options(drawn: tuple[str, str], value: str, joined: bool, empty_folder:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@given(words=st.lists(VALUES, max_size=3))
+@given(words=st.lists(VALUES, min_size=1, max_size=3))  # none: the default network
 def test_words(command: str, words: list[str], empty_folder: Path) -> None:
     assert_refused_or_done(command, *words, *BASES[command][1:])
 

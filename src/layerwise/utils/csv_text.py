@@ -5,7 +5,9 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")  # first characters of a formula
+from layerwise.utils.terminal import visible
+
+FORMULA = tuple("=+-@\t\n＝＋－＠")  # first characters of a formula
 
 
 def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
@@ -23,9 +25,10 @@ def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
 
 def plain_cell(value: Any) -> Any:
     """A cell's value; behind an apostrophe where a spreadsheet would read a formula."""
-    if not isinstance(value, str) or not value.startswith(FORMULA) or is_number(value):
+    if not isinstance(value, str):
         return value
-    return f"'{value}"
+    text = visible(value)
+    return f"'{text}" if text.startswith(FORMULA) and not is_number(text) else text
 
 
 def is_number(text: str) -> bool:

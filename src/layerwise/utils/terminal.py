@@ -7,6 +7,7 @@ cursor, change the window's title or hide a line.
 import contextlib
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -25,9 +26,15 @@ def visible(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        character if character.isprintable() or character in "\n\t" else "\ufffd"
-        for character in text
+    return "".join(character if is_shown(character) else "\ufffd" for character in text)
+
+
+def is_shown(character: str) -> bool:
+    """Whether a terminal shows a character, or a space, and does nothing else."""
+    return (
+        character.isprintable()
+        or character in "\n\t"
+        or unicodedata.category(character) == "Zs"  # spaces of other widths
     )
 
 
