@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from layerwise.core.check import compare_with_network
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
-from layerwise.core.side_effects import modes_kept
+from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
 from layerwise.core.unit import Activations, Unit, checked_result, precision
 from layerwise.errors import InvalidInput
@@ -90,7 +90,8 @@ def localize(
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves, output_layer)
     try:
-        shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
+        with states_kept(model):
+            shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
@@ -119,7 +120,8 @@ def localize(
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
-    try_losses(learner, sample)
+    with states_kept(model):
+        try_losses(learner, sample)
     if memory_format is not None:
         set_memory_format(learner, memory_format, weights=False)
     return learner

@@ -217,6 +217,13 @@ def attributes_kept(network: nn.Module) -> Iterator[Attributes]:
         attributes.restore()
 
 
+@contextmanager
+def states_kept(network: nn.Module) -> Iterator[None]:
+    """Leave generators, also those of modules, buffers and attributes as they were."""
+    with generators_kept(), buffers_kept(network), attributes_kept(network):
+        yield
+
+
 def own_attributes(module: nn.Module) -> dict[str, Any]:
     """What a module holds beside parameters, buffers, submodules and PyTorch's bookkeeping."""
     if isinstance(module, torch.jit.ScriptModule):  # its attributes are not Python's
