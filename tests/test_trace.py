@@ -768,7 +768,7 @@ def seeded_noise(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"), [(Reversed.apply, "Reversed"), (seeded_noise, "sets a seed")]
+    ("lines", "words"), [(lambda x: Reversed.apply(x), "Reversed"), (seeded_noise, "sets a seed")]
 )
 def test_own_backward_passes_and_seeds_in_forward_are_refused_and_kept(
     lines: Any, words: str

@@ -122,8 +122,8 @@ def localize(
     learner = Learner(model, units, num_classes, sample, leaves)
     with states_kept(model):
         try_losses(learner, sample)
-    if memory_format is not None:
-        set_memory_format(learner, memory_format, weights=False)
+        if memory_format is not None:
+            set_memory_format(learner, memory_format, weights=False)
     return learner
 
 

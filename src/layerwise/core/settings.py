@@ -104,8 +104,10 @@ class Settings:
 
 
 def parts_of(module: nn.Module) -> list[Any]:
-    """Submodules, parameters and buffers that a module holds itself."""
+    """Submodules, parameters and buffers that a module holds itself or in a list of modules."""
+    lists = [m for m in module._modules.values() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
     return [
+        *(part for each in lists for part in parts_of(each)),
         *module._modules.values(),
         *module._parameters.values(),
         *module._buffers.values(),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -129,6 +130,10 @@ class Tracer(fx.Tracer):
         if isinstance(attr_val, Tensor) and id(attr_val) in self.buffers:
             return self.stored(self.buffers[id(attr_val)], attr_val)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        """NumPy's numbers as Python's, since generated code knows no NumPy."""
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def stored(self, path: str, value: Tensor) -> fx.Proxy:
         """A node for each use, so that each unit reads the tensor itself."""
