@@ -200,5 +200,5 @@ def test_generators_of_modules_stay_and_others_are_named() -> None:
     noisy = Noisy(True)
     layerwise.localize(nn.Sequential(layers[0], noisy, *layers[1:]), IMAGES, CLASSES)
     assert noisy.draw() == random.Random(0).random()
-    with pytest.raises(CannotSplit, match="itself computes something else.*check=False"):
+    with pytest.raises(CannotSplit, match=r"itself computes something else.*check=False"):
         layerwise.localize(nn.Sequential(layers[0], Noisy(False), *layers[1:]), IMAGES, CLASSES)
