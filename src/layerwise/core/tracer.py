@@ -114,7 +114,7 @@ class Tracer(fx.Tracer):
         try:
             yield
         finally:
-            torch.autograd.Function.apply = apply
+            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
     def observe(self, module: nn.Module, name: str, value: Any) -> Any:
         """Remember what forward reads; a tensor is read when the units compute."""

@@ -61,8 +61,8 @@ class Option:
                 f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
-        most = {int: LARGEST, float: sys.float_info.max}.get(self.kind)
-        if most is not None and value != self.default and not abs(value) <= most:  # NaN is neither
+        most = LARGEST if self.kind is int else sys.float_info.max
+        if self.kind in (int, float) and value != self.default and not abs(value) <= most:  # NaN is neither
             raise InvalidInput(
                 f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
                 f"most {most:.15g}."
