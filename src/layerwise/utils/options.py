@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 from layerwise.errors import InvalidInput, brief, choose
 
@@ -62,7 +62,11 @@ class Option:
                 f"{self.kind.__name__}. Correct it."
             )
         most = LARGEST if self.kind is int else sys.float_info.max
-        if self.kind in (int, float) and value != self.default and not abs(value) <= most:  # NaN is neither
+        if (
+            self.kind in (int, float)
+            and value != self.default
+            and not abs(cast(float, value)) <= most
+        ):  # NaN is neither
             raise InvalidInput(
                 f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
                 f"most {most:.15g}."
