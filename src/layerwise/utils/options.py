@@ -61,7 +61,8 @@ class Option:
                 f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
-        most = {int: LARGEST, float: sys.float_info.max}.get(self.kind)
+        bounds: dict[type, float] = {int: LARGEST, float: sys.float_info.max}
+        most = bounds.get(self.kind)
         if most is not None and value != self.default and not abs(value) <= most:  # NaN is neither
             raise InvalidInput(
                 f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
