@@ -20,6 +20,7 @@ from typing import Any
 from layerwise.report.curves import separable
 from layerwise.report.tables import hierarchy
 from layerwise.runs.records import Record, read_runs
+from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 
 RULES = {"simultaneous": "layer-wise", "global": "global"}

@@ -55,20 +55,22 @@ class Option:
         """
         if value is None and self.optional:
             return None
-        value = self.converted(value)
-        if type(value) is not self.kind:
+        number: Any = self.converted(value)
+        if type(number) is not self.kind:
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
         bounds: dict[type, float] = {int: LARGEST, float: sys.float_info.max}
         most = bounds.get(self.kind)
-        if most is not None and value != self.default and not abs(value) <= most:  # NaN is neither
+        if (
+            most is not None and number != self.default and not abs(number) <= most
+        ):  # NaN is neither
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is out of range. Give at "
                 f"most {most:.15g}."
             )
-        return value
+        return number
 
     def converted(self, value: Any) -> Any:
         """A number as the option's type where it stands for one."""
