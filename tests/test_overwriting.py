@@ -43,7 +43,7 @@ def test_files_of_others_stay(command: str, content: bytes, run: Path, tmp_path:
     assert list(tmp_path.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("command", ["separability", "report", "report, table", "profile"])
+@pytest.mark.parametrize("command", ["separability", "report", "report, table"])
 def test_files_of_their_own_are_replaced(command: str, run: Path, tmp_path: Path) -> None:
     words, end = COMMANDS[command]
     file = tmp_path / f"file{end}"

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union, cast, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from layerwise.errors import InvalidInput, brief, choose
 
@@ -55,23 +55,24 @@ class Option:
         """
         if value is None and self.optional:
             return None
-        value = self.converted(value)
-        if type(value) is not self.kind:
+        number: Any = self.converted(value)
+        if type(number) is not self.kind:
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
-        most = LARGEST if self.kind is int else sys.float_info.max
-        if (
-            self.kind in (int, float)
-            and value != self.default
-            and not abs(cast(float, value)) <= most
-        ):  # NaN is neither
+        most = self.largest
+        if most is not None and number != self.default and not within(number, most):
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is out of range. Give at "
                 f"most {most:.15g}."
             )
-        return value
+        return number
+
+    @property
+    def largest(self) -> float | None:
+        """Largest number that can be given; None of an option that is no number."""
+        return {int: LARGEST, float: sys.float_info.max}.get(self.kind)
 
     def converted(self, value: Any) -> Any:
         """A number as the option's type where it stands for one."""
@@ -82,6 +83,11 @@ class Option:
             except (ValueError, OverflowError):
                 return repr(value) if text else value
         return value
+
+
+def within(number: Any, most: float) -> bool:
+    """Whether a number is at most so far from 0; NaN is not."""
+    return bool(abs(number) <= most)
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
