@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from layerwise.core.check import compare_with_network
+from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.side_effects import modes_kept
@@ -102,12 +104,20 @@ def localize(
     makers = optimizer_makers(optimizer, chain.names)
     if check:
         compare_with_network(model, chain, sample)
+    place = places(model, list(chain.pieces), sample, tuple(leaves))
     units = []
     for index, (piece, name, shape) in enumerate(
         zip(chain.pieces, chain.names, shapes, strict=True)
     ):
         with seeded(seed, index, -1, torch.device("cpu")):
-            site = Site(index, len(chain), shape, num_classes, joined=output_layer == "joined")
+            site = Site(
+                index,
+                len(chain),
+                shape,
+                num_classes,
+                joined=output_layer == "joined",
+                place=partial(place, index),
+            )
             head = create_loss(loss, site, **loss_options)
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(
             model.training

@@ -12,9 +12,13 @@ from typing import Any
 from torch import nn
 
 from layerwise.errors import InvalidInput, choose
+from layerwise.losses.auglocal import AugLocal
+from layerwise.losses.dgl import DglCnn, DglMlp, DglMlpSr
+from layerwise.losses.greedy import Greedy
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
+from layerwise.losses.separable import Separable
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
 from layerwise.utils.options import keyword_only
@@ -26,6 +30,12 @@ LOSSES: dict[str, LossFactory] = {
     "sim": Sim,
     "predsim": PredSim,
     "predsim-lite": PredSimLite,
+    "greedy": Greedy,
+    "dgl-cnn": DglCnn,
+    "dgl-mlp": DglMlp,
+    "dgl-mlp-sr": DglMlpSr,
+    "separable": Separable,
+    "auglocal": AugLocal,
 }
 
 PROTOCOL = (

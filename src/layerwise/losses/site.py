@@ -1,13 +1,17 @@
 """Sites, which local losses are built for, and targets, which they read at each step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from layerwise.core.later import Place
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Site:
         shape: shape of the unit's features without the batch: (C, H, W) or (C,).
         num_classes: number of classes of the labels.
         joined: whether the network's output layer shares the last unit with the layer before it.
+        place: function that gives the unit's place among the blocks of its network, for heads made
+            of later blocks; None: nothing is known of them.
     """
 
     index: int
@@ -27,6 +33,7 @@ class Site:
     shape: tuple[int, ...]
     num_classes: int
     joined: bool = False
+    place: "Callable[[], Place] | None" = None
 
     @property
     def last(self) -> bool:
