@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from layerwise.core.learner import Learner
     from layerwise.core.localize import localize
     from layerwise.core.memory_format import lay_out, set_memory_format
+    from layerwise.core.result import StepResult
     from layerwise.core.split import Chain, split
-    from layerwise.core.unit import StepResult, Unit
+    from layerwise.core.unit import Unit
     from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
     from layerwise.losses import (
@@ -43,8 +44,9 @@ HOMES = {
     "core.learner": ("Learner",),
     "core.localize": ("localize",),
     "core.memory_format": ("lay_out", "set_memory_format"),
+    "core.result": ("StepResult",),
     "core.split": ("Chain", "split"),
-    "core.unit": ("StepResult", "Unit"),
+    "core.unit": ("Unit",),
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
     "losses": (

@@ -49,9 +49,10 @@ class CapturedSteps:
     """Recorded steps of a learner, one for every shape of batch and mode.
 
     A recording repeats the step that was made while it was recorded. When settings of the
-    optimizers or modes of modules change, steps are recorded anew; where a rate changes at every
-    step, they are made operation by operation. After any other change, such as a hook or a
-    parameter that was replaced, call ``forget``, as ``Learner.load_state_dict`` does.
+    optimizers, modes of modules, or the weights that learn change, steps are recorded anew; where a
+    rate changes at every step, they are made operation by operation, as are steps on parts of a
+    batch. After any other change, such as a hook, call ``forget``, as ``Learner.load_state_dict``
+    does.
 
     With a seed, random draws depend on seed and step alone, as without recordings, but they are
     other draws.
@@ -150,6 +151,7 @@ class CapturedSteps:
             # a pool whose last recording is gone cannot be used again
             self.pool = torch.cuda.graph_pool_handle()
         try:
+            refuse_scaling(units)
             copied = replace(targets, labels=targets.labels.clone())
             self.recordings[kind] = self.recorded(units, images.clone(), copied)
         except ChangedInPlace:
@@ -203,6 +205,16 @@ class CapturedSteps:
         return Recording(graph, images, targets.labels, losses, correct)
 
 
+def refuse_scaling(units: Sequence[Unit]) -> None:
+    """Refuse to record units that scale their loss.
+
+    Raises:
+        RuntimeError: a unit does so; whether its gradients are finite is asked in Python.
+    """
+    if any(unit.scaler is not None for unit in units):
+        raise RuntimeError("gradients of torch.float16 are scaled by numbers that steps change")
+
+
 class ChangedInPlace(Exception):
     """A unit changes its input, which another may still be reading."""
 
@@ -248,7 +260,7 @@ def step_overlapping(
 
 
 def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
-    """The values that a recording fixes: numbers of modules, such as modes, and of optimizers."""
+    """The values that a recording fixes: numbers of modules, weights, numbers of optimizers."""
     of_modules = tuple(
         value
         for unit in units
@@ -261,7 +273,11 @@ def settings_of(units: Sequence[Unit]) -> tuple[Any, ...]:
     numbers = tuple(
         setting(value) for group in groups for name, value in group.items() if name != "params"
     )
-    return of_modules, tuple(unit.clip_grad for unit in units), numbers
+    weights = tuple(
+        (weight.requires_grad, weight.data_ptr()) for unit in units for weight in unit.held()
+    )
+    optimizers = tuple(id(unit.optimizer) for unit in units)
+    return of_modules, tuple(unit.clip_grad for unit in units), numbers, weights, optimizers
 
 
 def setting(value: Any) -> Any:

@@ -1,22 +1,25 @@
 """Learner: a network and the units that train it in place."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.result import StepResult
 from layerwise.core.split import follow_network
+from layerwise.core.state import load_state, state_of
+from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
-from layerwise.core.unit import StepResult, Unit, step_units
+from layerwise.core.unit import Unit, step_units
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 
 # (units, images, targets, steps made before) -> each unit's loss and number of correct examples
 MakeStep = Callable[[Sequence[Unit], Tensor, Targets, int], list[Evaluated]]
 
-STATE_VERSION = 1
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -29,9 +32,10 @@ class Learner:
         num_classes: number of classes.
         leaves: paths of the network's modules that are kept whole.
         image_shape, image_type: shape of an image and its number type, as the sample had them.
-        steps: number of steps made.
+        steps: number of steps made; those on parts of a batch count too.
         make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
             steps.
+        structure: the modules and weights that the learner was made of.
     """
 
     def __init__(
@@ -50,27 +54,33 @@ class Learner:
         self.steps = 0
         self.make_step: MakeStep = step_units
         self.training = model.training
+        self.structure = Structure(model, self.units)
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
         return table_of_units(self.units)
 
-    def step(self, images: Tensor, labels: Tensor) -> StepResult:
+    def step(self, images: Tensor, labels: Tensor, update: bool = True) -> StepResult:
         """One simultaneous local update: every unit learns from this batch.
 
         Args:
             images: (B, ...) with B ≥ 2, on the model's device.
             labels: (B,), integers from 0 to num_classes − 1.
+            update: False: a part of a batch, whose gradients wait for a step that updates. That
+                update is by the mean over the examples of all parts.
 
         Returns:
             The loss and the local accuracy of each unit.
 
         Raises:
-            InvalidInput: the batch cannot be used; nothing was updated.
-            Diverged: a unit's loss is not finite; it and the units behind it were not updated.
+            InvalidInput: the batch cannot be used, or a weight would stay untrained; nothing was
+                updated.
+            Diverged: a unit's loss is not finite; it and the units behind it were not updated, and
+                gradients of parts of a batch are forgotten.
         """
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
+            self.structure.refuse_moved()
             raise InvalidInput(
                 f"Cannot learn from images of shape {tuple(images.shape)} and type "
                 f"{images.dtype}: the sample had shape "
@@ -80,7 +90,17 @@ class Learner:
         if self.training != self.model.training:
             self.train(self.model.training)
         targets = Targets(labels.long(), self.num_classes)
-        results = self.make_step(self.units, images, targets, self.steps)
+        if update and not any(unit.parts for unit in self.units):
+            make_step = self.make_step
+        else:  # never recorded
+            make_step = partial(step_units, update=update)
+        try:
+            results = make_step(self.units, images, targets, self.steps)
+        except BaseException as error:
+            self.zero_grad()  # some units have the gradients of this part, others not
+            if isinstance(error, RuntimeError):
+                self.structure.refuse_moved(error)
+            raise
         self.steps += 1
         return StepResult(results, len(labels))
 
@@ -115,12 +135,12 @@ class Learner:
         self.training = mode
 
     def check(self, images: Tensor, labels: Tensor) -> None:
-        """Refuse a batch that cannot be learned from.
+        """Refuse a batch that cannot be learned from, and weights that would stay untrained.
 
         Values on a GPU are not read, since that would wait for the device.
 
         Raises:
-            InvalidInput: saying what is wrong with the batch.
+            InvalidInput: saying what is wrong with the batch or the network.
         """
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
             raise InvalidInput(
@@ -164,6 +184,7 @@ class Learner:
                 "Cannot learn from the images: they hold NaN or infinite values. Clean or clip "
                 "them before the step."
             )
+        self.structure.check(self.units)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Advance every unit's learning-rate schedule.
@@ -172,37 +193,44 @@ class Learner:
             metric: number that ``ReduceLROnPlateau`` looks at; other schedules do not read it.
 
         Raises:
-            InvalidInput: a schedule needs the metric, and it is not given; none was advanced.
+            InvalidInput: a schedule needs the metric, and it is not given, or a schedule is of
+                another optimizer than its unit's; none was advanced.
         """
-        schedulers = [unit.scheduler for unit in self.units if unit.scheduler is not None]
-        reads_metric = [isinstance(each, ReduceLROnPlateau) for each in schedulers]
+        scheduled = [unit for unit in self.units if unit.scheduler is not None]
+        reads_metric = [isinstance(unit.scheduler, ReduceLROnPlateau) for unit in scheduled]
         if any(reads_metric) and metric is None:
             raise InvalidInput(
                 "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
                 "learner.end_epoch(validation_loss)."
             )
-        for scheduler, reads in zip(schedulers, reads_metric, strict=True):
-            scheduler.step(*[metric] * reads)
+        for unit in scheduled:
+            if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:
+                raise InvalidInput(
+                    f"Cannot advance the schedule of unit {unit.index} ({unit.name}): its "
+                    "optimizer was replaced, and the schedule sets the former's rate. Make "
+                    "unit.scheduler anew of unit.optimizer."
+                )
+        for unit, reads in zip(scheduled, reads_metric, strict=True):
+            unit.scheduler.step(*[metric] * reads)
+
+    def end_step(self) -> None:
+        """Advance schedules that count steps, such as ``OneCycleLR``, instead of ``end_epoch``."""
+        self.end_epoch()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of parts of a batch that wait for an update."""
+        for unit in self.units:
+            unit.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         """State to go on from: network, heads, every unit's optimizer and schedule.
 
         It holds tensors and plain types only.
+
+        Raises:
+            InvalidInput: gradients of parts of a batch wait for their update.
         """
-        return {
-            "version": STATE_VERSION,
-            "units": [unit.name for unit in self.units],
-            "steps": self.steps,
-            "model": self.model.state_dict(),
-            "losses": [unit.loss.state_dict() for unit in self.units],
-            "optimizers": [
-                unit.optimizer.state_dict() if unit.optimizer else None for unit in self.units
-            ],
-            "optimizer_kinds": [type(unit.optimizer).__name__ for unit in self.units],
-            "schedulers": [
-                unit.scheduler.state_dict() if unit.scheduler else None for unit in self.units
-            ],
-        }
+        return state_of(self.model, self.units, self.steps)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state that ``state_dict`` returned.
@@ -211,62 +239,7 @@ class Learner:
             InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
                 loaded.
         """
-        names = [unit.name for unit in self.units]
-        if state.get("version") != STATE_VERSION or state.get("units") != names:
-            raise InvalidInput(
-                f"Cannot load the state: it is of {len(state.get('units') or [])} units (version "
-                f"{state.get('version')}), this learner has {len(names)} (version "
-                f"{STATE_VERSION}). Build the learner with the same model and the same at= as "
-                "when the state was saved."
-            )
-        kinds = [type(unit.optimizer).__name__ for unit in self.units]
-        entries = ("model", "losses", "optimizers", "schedulers", "steps")
-        missing = [entry for entry in entries if entry not in state]
-        pairs = (
-            [
-                (self.model, state["model"]),
-                *zip((u.loss for u in self.units), state["losses"], strict=False),
-            ]
-            if not missing
-            else []
-        )
-        misfit = next(
-            (reason for module, saved in pairs if (reason := difference(module, saved))), None
-        )
-        if missing or misfit or state.get("optimizer_kinds") != kinds:
-            reason = (
-                f"it has no {missing[0]}"
-                if missing
-                else misfit or "its optimizers are of other kinds"
-            )
-            raise InvalidInput(
-                f"Cannot load the state: it does not fit this learner, since {reason}. Build the "
-                "learner as when the state was saved."
-            )
-        for module, saved in pairs:
-            module.load_state_dict(saved)
-        for unit, optimizer, scheduler in zip(
-            self.units, state["optimizers"], state["schedulers"], strict=True
-        ):
-            if unit.optimizer is not None:
-                unit.optimizer.load_state_dict(optimizer)
-                unit.match_optimizer()
-            if unit.scheduler is not None and scheduler is not None:
-                unit.scheduler.load_state_dict(scheduler)
+        load_state(self.model, self.units, state)
         self.steps = state["steps"]
         if self.captured is not None:
             self.captured.forget()  # they read the optimizers' state where it was before
-
-
-def difference(module: nn.Module, saved: Mapping[str, Tensor]) -> str | None:
-    """The first difference between a module and a saved state, in words; None: it fits."""
-    own = {name: tensor.shape for name, tensor in module.state_dict().items()}
-    for name in sorted(own.keys() ^ saved.keys()):
-        return f"{name!r} is only in the {'learner' if name in own else 'state'}"
-    for name, shape in own.items():
-        if saved[name].shape != shape:
-            return (
-                f"{name!r} has shape {tuple(saved[name].shape)} in the state and {tuple(shape)} in "
-                "the learner"
-            )
-    return None

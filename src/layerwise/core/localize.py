@@ -1,31 +1,35 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from layerwise.core.check import compare_with_network
+from layerwise.core.factories import (
+    OptimizerFactory,
+    SchedulerFactory,
+    checked_scheduler,
+    made_optimizer,
+    optimizer_makers,
+)
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import split
-from layerwise.core.unit import Activations, Unit, checked_result, precision
+from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
 
 # what may pass from a unit to the next: tensors, and facts about them
 PASSED = (Tensor, int, float, type(None), torch.Size, torch.dtype, torch.device)
-
-OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], Any]
 
 
 def localize(
@@ -59,12 +63,13 @@ def localize(
         loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``.
         at: where to cut; see ``split``.
         optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
-            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4.
+            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4. It is
+            given frozen parameters too, which learn once they are thawed.
         scheduler: a callable that makes a learning-rate schedule from an optimizer;
-            ``Learner.end_epoch`` advances the schedules.
+            ``Learner.end_epoch`` or ``end_step`` advances the schedules.
         clip_grad: largest norm of each unit's gradient; None: gradients are not clipped.
         amp: ``torch.bfloat16`` computes forward passes in mixed precision; weights stay as they
-            are.
+            are. ``torch.float16`` does so too, and each unit scales its loss.
         seed: seed of the heads' initial weights and, with unit and step, of every dropout mask;
             None: the global generator draws them.
         leaves: paths of modules to keep whole; see ``split``.
@@ -89,6 +94,11 @@ def localize(
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
+    if amp is torch.float16 and tensor.dtype is amp:
+        raise InvalidInput(
+            "Cannot use amp=torch.float16: the weights are of that type too, and updates would "
+            "round to nothing. Give a network of float32 weights, model.float()."
+        )
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves, output_layer)
     try:
@@ -123,8 +133,10 @@ def localize(
             model.training
         )
         unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
-        if unit.parameters():
-            unit.optimizer = checked_optimizer(makers[index](unit.parameters()), name)
+        if amp is torch.float16:
+            unit.scaler = torch.amp.GradScaler(tensor.device.type)
+        if weights := unit.weights():
+            unit.optimizer = made_optimizer(makers[index], weights, name)
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
@@ -186,20 +198,6 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                     ) from error
 
 
-def checked_scheduler(scheduler: Any) -> Any:
-    """A schedule that can be advanced.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if not callable(getattr(scheduler, "step", None)):
-        raise InvalidInput(
-            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
-            "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
-        )
-    return scheduler
-
-
 def check_arguments(
     model: Any,
     sample: Any,
@@ -240,7 +238,12 @@ def check_arguments(
             clip_grad is None or 0 < clip_grad < float("inf"),
             "a number above 0, or None",
         ),
-        ("amp", amp, amp in (None, torch.bfloat16), "torch.bfloat16, or None"),
+        (
+            "amp",
+            amp,
+            amp in (None, torch.bfloat16, torch.float16),
+            "torch.bfloat16, torch.float16, or None",
+        ),
         (
             "seed",
             seed,
@@ -256,54 +259,6 @@ def check_arguments(
     ):
         if not valid:
             raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
-
-
-def checked_optimizer(optimizer: Any, name: str) -> Optimizer:
-    """The optimizer made for a unit, if it is one and its step needs no closure.
-
-    Raises:
-        InvalidInput: it is not.
-    """
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
-        raise InvalidInput(
-            f"Cannot train unit {name!r}: optimizer= made {type(optimizer).__name__}. Make a "
-            "torch.optim.Optimizer from the parameters, one whose step needs no closure."
-        )
-    return optimizer
-
-
-def optimizer_makers(optimizer: Any, names: Sequence[str]) -> list[OptimizerFactory]:
-    """One optimizer factory per unit.
-
-    Args:
-        optimizer: see ``localize``.
-        names: names of the units.
-
-    Raises:
-        InvalidInput: some unit has no callable.
-    """
-    if optimizer is None:
-        optimizer = default_optimizer
-    if callable(optimizer):
-        return [optimizer] * len(names)
-    makers: list[Any] = []
-    if isinstance(optimizer, Mapping):
-        makers = [optimizer.get(name) for name in names]
-    elif isinstance(optimizer, Sequence):
-        makers = list(optimizer)
-    if len(makers) != len(names) or not all(callable(maker) for maker in makers):
-        raise InvalidInput(
-            f"Cannot use optimizer=: it does not give each of the {len(names)} units a callable. "
-            "Give one callable for all, a list with one per unit, or a dictionary with the names "
-            f"{', '.join(names[:3])} …"
-        )
-    return makers
-
-
-def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
-    """Adam, in one fused operation where the device has one."""
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.Adam(parameters, lr=5e-4, fused=fused)
 
 
 @torch.no_grad()

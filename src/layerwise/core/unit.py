@@ -5,13 +5,14 @@ unit receives detached activations, and nothing else of the step is kept.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.seeds import seeded
@@ -29,13 +30,17 @@ class Unit:
         name: path of its layer or block in the network.
         piece: part of the network; it shares the network's modules.
         loss: local loss, with its auxiliary head.
-        optimizer: optimizer of piece and head; None when nothing in them is trainable.
+        optimizer: optimizer of piece and head, of frozen weights too, since they may be thawed
+            later; None when they have no weights.
         scheduler: learning-rate schedule of the optimizer, or None.
         clip_grad: largest norm of the unit's gradient, or None.
         amp: number type that forward passes are computed in (mixed precision), or None.
         memory_format: memory format of maps while the unit computes, or None: as they come.
         seed: seed from which, with unit and step, the random draws of a step are made; None: they
             come from the global generator.
+        scaler: scaling of the loss, so that gradients of float16 do not underflow, or None.
+        parts: numbers of examples of the parts of a batch whose gradients wait for an update.
+        sums: sum of these gradients, each times its part's size relative to the first part's.
     """
 
     index: int
@@ -48,6 +53,18 @@ class Unit:
     amp: torch.dtype | None = None
     seed: int | None = None
     memory_format: torch.memory_format | None = None
+    scaler: torch.amp.GradScaler | None = None
+    parts: list[int] = field(default_factory=list)
+    sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
+        return {**vars(self), "memory_format": self.memory_format and str(self.memory_format)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self.memory_format is not None:
+            self.memory_format = getattr(torch, str(self.memory_format).removeprefix("torch."))
 
     def train(self, mode: bool = True) -> None:
         self.piece.train(mode)
@@ -55,9 +72,21 @@ class Unit:
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters of piece and head."""
+        return [weight for weight in self.weights() if weight.requires_grad]
+
+    def weights(self) -> list[nn.Parameter]:
+        """The parameters of piece and head that are trainable or can be thawed."""
         return [
-            p for module in (self.piece, self.loss) for p in module.parameters() if p.requires_grad
+            parameter
+            for module in (self.piece, self.loss)
+            for parameter in module.parameters()
+            if parameter.is_floating_point() or parameter.is_complex()
         ]
+
+    def held(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer holds, in its order."""
+        groups = self.optimizer.param_groups if self.optimizer else ()
+        return [parameter for group in groups for parameter in group["params"]]
 
     def set_memory_format(self, memory_format: torch.memory_format) -> None:
         """Keep weights, optimizer state and maps in a memory format; their values stay."""
@@ -95,9 +124,9 @@ class Unit:
             return passed, checked_result(self.loss(passed[0], targets))
 
     def step(
-        self, activations: Activations, targets: Targets, step: int
+        self, activations: Activations, targets: Targets, step: int, update: bool = True
     ) -> tuple[Activations, Evaluated]:
-        """Learn from one batch.
+        """Learn from one batch, or from a part of one.
 
         Args:
             activations: output of the unit before; no gradient is computed for it. If the caller
@@ -105,6 +134,7 @@ class Unit:
                 input, features before dropout) is freed before that pass.
             step: number of steps that the unit has made before, for the random draws and for
                 messages.
+            update: False: the gradient waits for that of the batch's other parts.
 
         Returns:
             The activations to pass on, and the loss with the number of correct examples, all
@@ -113,40 +143,106 @@ class Unit:
         Raises:
             Diverged: the loss is not finite; no weight was updated. On a GPU the loss is not read
                 here, since that would wait for the device; see ``refuse_divergence``.
+            InvalidInput: the loss depends on no trainable weight, and there are some.
         """
         with seeded(self.seed, self.index, step, targets.labels.device):
             passed, (loss, correct) = self.evaluate(activations, targets)
         del activations
         if loss.device.type == "cpu":
             refuse_divergence(self, step, loss)
-        self.learn(loss)
+        self.learn(loss, len(targets.labels), update)
         return detached(passed), Evaluated(loss.detach(), correct)
 
-    def learn(self, loss: Tensor) -> None:
-        """Backward pass and update of this unit alone."""
-        if self.optimizer is None:
+    def learn(self, loss: Tensor, examples: int = 1, update: bool = True) -> None:
+        """Backward pass and update of this unit alone.
+
+        Args:
+            loss: mean over a batch, or over a part of one.
+            examples: number of examples in it. The update is by the mean over all examples since
+                the last one.
+            update: False: the gradient waits for that of the batch's other parts.
+        """
+        if not depends_on_weights(self, loss) or self.optimizer is None:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts = [*self.parts, examples]
+        if parts[0] != examples:
+            loss = loss * (examples / parts[0])
+        for weight, gradient in self.sums.items():
+            weight.grad = gradient if weight.requires_grad else None
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if update:
+            self.update(self.optimizer, sum(parts) / parts[0])
+        else:
+            self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}
+            self.parts = parts
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def update(self, optimizer: Optimizer, divisor: float) -> None:
+        """Let the optimizer update the weights by their gradients, divided by a number."""
+        self.zero_grad()
+        held = self.held()  # norms are always summed in the optimizer's order, since they round
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        for weight in held if divisor > 1 else ():
+            if weight.grad is not None:
+                weight.grad /= divisor
         if self.clip_grad is not None:
-            # always in the optimizer's order, since a sum of norms is rounded
-            groups = self.optimizer.param_groups
-            nn.utils.clip_grad_norm_(
-                [parameter for group in groups for parameter in group["params"]], self.clip_grad
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            nn.utils.clip_grad_norm_(held, self.clip_grad)
+        begin_momentum(optimizer)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of parts that wait for an update."""
+        self.parts, self.sums = [], {}
+
+
+def depends_on_weights(unit: Unit, loss: Tensor) -> bool:
+    """Whether a loss has a gradient; it has none where all of the unit is frozen.
+
+    Raises:
+        InvalidInput: it has none, though the unit has trainable weights.
+    """
+    if not loss.requires_grad and unit.parameters():
+        raise InvalidInput(
+            f"Cannot learn in unit {unit.index} ({unit.name}): its loss depends on none of its "
+            "trainable weights. Take detach(), item() and torch.no_grad() out of the loss and the "
+            "network's forward."
+        )
+    return loss.requires_grad
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Give weights that were thawed a momentum of 0, which is what it would begin from.
+
+    PyTorch's fused SGD takes momentum of all weights or of none.
+    """
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if not group["momentum"] or not group["fused"]:
+            continue
+        learning = [weight for weight in group["params"] if weight.grad is not None]
+        states = [optimizer.state[weight] for weight in learning]
+        if any(state.get("momentum_buffer") is not None for state in states):
+            for weight, state in zip(learning, states, strict=True):
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def step_units(
-    units: Sequence[Unit], images: Tensor, targets: Targets, step: int
+    units: Sequence[Unit], images: Tensor, targets: Targets, step: int, update: bool = True
 ) -> list[Evaluated]:
     """Let every unit learn from a batch, one after the other.
 
     Args:
         images: (B, ...).
         step: number of steps that the units have made before.
+        update: False: the gradients wait for those of the batch's other parts.
 
     Returns:
         The loss and the number of correct examples of each unit.
@@ -155,67 +251,11 @@ def step_units(
     waiting: list[Activations] = [(images.detach(),)]
     results = []
     for unit in units:
-        passed, evaluated = unit.step(waiting.pop(), targets, step)
+        passed, evaluated = unit.step(waiting.pop(), targets, step, update)
         waiting.append(passed)
         del passed
         results.append(evaluated)
     return results
-
-
-def checked_result(result: Any) -> Evaluated:
-    """The result of a loss of the user's own, if it is a loss and a number of correct examples.
-
-    Raises:
-        InvalidInput: it is something else.
-    """
-    if (
-        not isinstance(result, tuple)
-        or len(result) != 2
-        or not all(isinstance(value, Tensor) and value.dim() == 0 for value in result)
-    ):
-        values = result if isinstance(result, tuple) else (result,)
-        found = ", ".join(
-            f"a tensor of shape {tuple(value.shape)}"
-            if isinstance(value, Tensor)
-            else type(value).__name__
-            for value in values
-        )
-        raise InvalidInput(
-            f"Cannot use the local loss: its forward returned {found}. Return "
-            "layerwise.Evaluated(loss, correct), two tensors of one number each."
-        )
-    return Evaluated(*result)
-
-
-class StepResult:
-    """Losses and local accuracies of one step, one per unit.
-
-    They stay on the device until they are read.
-
-    Attributes:
-        size: number of examples in the batch.
-    """
-
-    def __init__(self, evaluated: Sequence[Evaluated], size: int) -> None:
-        self.size = size
-        self._evaluated = evaluated
-
-    @property
-    def losses(self) -> list[float]:
-        return [float(loss) for loss, _ in self._evaluated]
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Local accuracy of each unit: percent of the batch that it classifies correctly."""
-        return [100.0 * float(correct) / self.size for _, correct in self._evaluated]
-
-    def loss_tensor(self) -> Tensor:
-        """Losses of all units, (units,)."""
-        return torch.stack([loss.float() for loss, _ in self._evaluated])
-
-    def correct_tensor(self) -> Tensor:
-        """Correct examples per unit, (units,)."""
-        return torch.stack([correct for _, correct in self._evaluated])
 
 
 def detached(activations: Activations) -> Activations:

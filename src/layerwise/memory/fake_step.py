@@ -192,9 +192,15 @@ def pretended(
     learner, *pieces = tree_leaves(things)
     constants = [buffer for piece in pieces for buffer in piece.buffers()]
     with FakeTensorMode() as mode:
-        doubles: dict[int, Tensor] = {
+        doubles: dict[int, Any] = {
             id(tensor): mode.from_tensor(tensor)
             for tensor in (*persistent_tensors(learner), *constants)
+        }
+        # a step of the copy always updates, and a scale has no contents to ask
+        doubles |= {
+            id(unit.scaler): torch.amp.GradScaler(enabled=False)
+            for unit in learner.units
+            if unit.scaler is not None
         }
         for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
             for tensor in unit_tensors(unit):

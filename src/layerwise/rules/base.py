@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from layerwise.core.unit import StepResult, Unit
+from layerwise.core.result import StepResult
+from layerwise.core.unit import Unit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Activations, StepResult, Unit
+from layerwise.core.result import StepResult
+from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from layerwise.core.learner import Learner
-from layerwise.core.unit import StepResult
+from layerwise.core.result import StepResult
 from layerwise.losses import Targets
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.feature_cache import (

@@ -3,9 +3,15 @@
 With one unit it is global backpropagation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
 
 from layerwise.core.learner import Learner
+from layerwise.core.result import StepResult
+from layerwise.errors import InvalidInput
+from layerwise.losses import Evaluated
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.feature_cache import Batches
 
@@ -16,15 +22,60 @@ def simultaneous(
     epochs: int,
     schedule: Schedule,
     start: Position = START,
+    *,
+    micro_batches: int = 1,
 ) -> Iterator[Tick]:
-    """Every unit learns from every batch."""
+    """Every unit learns from every batch.
+
+    Args:
+        micro_batches: number of parts that a batch is computed in, one after the other, before its
+            one update: it takes less memory. Batch normalisation and similarities are of a part.
+
+    Raises:
+        InvalidInput: ``micro_batches`` is below 1.
+    """
+    if micro_batches < 1:
+        raise InvalidInput(
+            f"Cannot use micro_batches {micro_batches}: it is too small. Give 1 or more."
+        )
+    return every_batch(learner, batches, epochs, schedule, start, micro_batches)
+
+
+def every_batch(
+    learner: Learner,
+    batches: Batches,
+    epochs: int,
+    schedule: Schedule,
+    start: Position,
+    micro_batches: int,
+) -> Iterator[Tick]:
+    """The ticks of ``simultaneous``, which refuses first and then returns this generator."""
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
         first = start.batch if epoch == start.epoch else 0
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
-            result = learner.step(images, labels)
+            result = step_in_parts(learner, images, labels, micro_batches)
             yield tick_after(epoch, number, len(batches), 0, result, epochs)
+
+
+def step_in_parts(learner: Learner, images: Tensor, labels: Tensor, count: int) -> StepResult:
+    """One update of a batch that is computed in parts, each of 2 images or more."""
+    count = max(1, min(count, len(labels) // 2))
+    parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+    return joined(
+        [learner.step(*part, update=number == count) for number, part in enumerate(parts, start=1)]
+    )
+
+
+def joined(results: Sequence[StepResult]) -> StepResult:
+    """The result of a batch of its parts' results: mean losses, sums of correct examples."""
+    if len(results) == 1:
+        return results[0]
+    size = sum(result.size for result in results)
+    losses = torch.stack([result.loss_tensor() * (result.size / size) for result in results]).sum(0)
+    correct = torch.stack([result.correct_tensor() for result in results]).sum(0)
+    return StepResult([Evaluated(*pair) for pair in zip(losses, correct, strict=True)], size)
 
 
 def backpropagation(
@@ -33,6 +84,13 @@ def backpropagation(
     epochs: int,
     schedule: Schedule,
     start: Position = START,
+    *,
+    micro_batches: int = 1,
 ) -> Iterator[Tick]:
-    """Global backpropagation: the chain with one unit."""
-    return simultaneous(learner, batches, epochs, schedule, start)
+    """Global backpropagation: the chain with one unit.
+
+    Args:
+        micro_batches: number of parts that a batch is computed in, one after the other, before its
+            one update: it takes less memory. Batch normalisation is of a part.
+    """
+    return simultaneous(learner, batches, epochs, schedule, start, micro_batches=micro_batches)
