@@ -89,7 +89,7 @@ class Learner:
             )
         if self.training != self.model.training:
             self.train(self.model.training)
-        targets = Targets(labels.long(), self.num_classes)
+        targets = Targets(labels.long(), self.num_classes, images)
         if update and not any(unit.parts for unit in self.units):
             make_step = self.make_step
         else:  # never recorded

@@ -50,6 +50,7 @@ def localize(
     output_layer: str = "joined",
     memory_format: str | None = "auto",
     check: bool = True,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -83,6 +84,8 @@ def localize(
         check: compare the units with the network on the sample, outputs, buffers and gradients, in
             training and in evaluation mode; see ``compare_with_network``. It costs a few passes of
             the network; False leaves it out.
+        normalization: mean and standard deviation of each channel that images were normalised by,
+            of values from 0 to 1, for losses that reconstruct images as they were stored.
         loss_options: keyword arguments of the loss, such as ``beta`` of predsim.
 
     Returns:
@@ -126,6 +129,9 @@ def localize(
                 shape,
                 num_classes,
                 joined=output_layer == "joined",
+                image_shape=tuple(sample.shape[1:]),
+                entering=shapes[index - 1] if index else tuple(sample.shape[1:]),
+                normalization=normalization,
                 place=partial(place, index),
             )
             head = create_loss(loss, site, **loss_options)
@@ -177,7 +183,7 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
         InvalidInput: a loss raises an error, or returns something else than it should.
     """
     labels = torch.arange(len(sample), device=sample.device) % learner.num_classes
-    targets = Targets(labels, learner.num_classes)
+    targets = Targets(labels, learner.num_classes, sample)
     activations: Activations = (sample,)
     devices = [sample.device] if sample.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -185,9 +191,10 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
             loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
             with modes_kept(unit.piece), precision(activations, unit.amp):
                 unit.piece.eval()
+                entered = (activations[0],) if getattr(loss, "reads_input", False) else ()
                 activations = unit.piece(*activations)
                 try:
-                    checked_result(loss(activations[0], targets))
+                    checked_result(loss(activations[0], targets, *entered))
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised

@@ -83,6 +83,11 @@ class Unit:
             if parameter.is_floating_point() or parameter.is_complex()
         ]
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether its loss compares something with the images."""
+        return getattr(self.loss, "reads_images", False)
+
     def held(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds, in its order."""
         groups = self.optimizer.param_groups if self.optimizer else ()
@@ -120,8 +125,11 @@ class Unit:
     def evaluate(self, activations: Activations, targets: Targets) -> tuple[Activations, Evaluated]:
         """Forward pass and loss."""
         with precision(activations, self.amp):
-            passed = self.piece(*in_memory_format(activations, self.memory_format))
-            return passed, checked_result(self.loss(passed[0], targets))
+            entered = in_memory_format(activations, self.memory_format)
+            passed = self.piece(*entered)
+            read = (entered[0].detach(),) if getattr(self.loss, "reads_input", False) else ()
+            del entered
+            return passed, checked_result(self.loss(passed[0], targets, *read))
 
     def step(
         self, activations: Activations, targets: Targets, step: int, update: bool = True

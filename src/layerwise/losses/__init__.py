@@ -13,14 +13,17 @@ from torch import nn
 
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses.auglocal import AugLocal
+from layerwise.losses.biological import BiologicalPred, BiologicalSim
 from layerwise.losses.dgl import DglCnn, DglMlp, DglMlpSr
 from layerwise.losses.greedy import Greedy
+from layerwise.losses.infopro import InfoPro, InfoProContrast
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.losses.separable import Separable
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.losses.terms import WithTerms, split_terms
 from layerwise.utils.options import keyword_only
 
 LossFactory = Callable[..., nn.Module]
@@ -36,6 +39,10 @@ LOSSES: dict[str, LossFactory] = {
     "dgl-mlp-sr": DglMlpSr,
     "separable": Separable,
     "auglocal": AugLocal,
+    "infopro": InfoPro,
+    "infopro-contrast": InfoProContrast,
+    "biological-pred": BiologicalPred,
+    "biological-sim": BiologicalSim,
 }
 
 PROTOCOL = (
@@ -64,7 +71,8 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     Args:
         loss: a name in ``LOSSES``, or a callable ``(site, **options) -> module``.
         site: place in the chain that the loss is built for.
-        options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim.
+        options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim, and
+            weights of terms that any loss can carry: ``transport``, ``own_input``.
 
     Raises:
         InvalidInput: the loss is unknown, has no such option, or cannot read features of such a
@@ -73,6 +81,7 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
         raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
+    weights, options = split_terms(options)
     parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     unknown = sorted(set(options) - {parameter.name for parameter in parameters})
@@ -93,7 +102,7 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         raise InvalidInput(
             f"Cannot use loss {name_of(loss)!r}: it made {type(head).__name__}. {PROTOCOL}"
         )
-    return head
+    return WithTerms(head, site, weights) if weights else head
 
 
 def name_of(loss: str | LossFactory) -> str:

@@ -88,12 +88,13 @@ def projection(shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
     Shapes: (B, *shape) -> (B, *wanted).
     """
     if len(shape) == len(wanted) == 3:
-        strides = [max(have // want, 1) for have, want in zip(shape[1:], wanted[1:], strict=True)]
-        sizes = [-(-have // stride) for have, stride in zip(shape[1:], strides, strict=True)]
+        (height, width), (wanted_height, wanted_width) = shape[1:], wanted[1:]
+        stride = max(height // wanted_height, 1), max(width // wanted_width, 1)
+        size = -(-height // stride[0]), -(-width // stride[1])
         return nn.Sequential(
-            nn.Conv2d(shape[0], wanted[0], 1, stride=tuple(strides), bias=False),
+            nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False),
             nn.BatchNorm2d(wanted[0]),
-            *([] if sizes == list(wanted[1:]) else [nn.AdaptiveAvgPool2d(wanted[1:])]),
+            *([] if size == wanted[1:] else [nn.AdaptiveAvgPool2d((wanted_height, wanted_width))]),
         )
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(shape) == 3 else []
     inputs = shape[0] if len(shape) == 3 else prod(shape)

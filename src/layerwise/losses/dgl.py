@@ -92,7 +92,7 @@ class DglMlpSr(HeadLoss):
             return
         super().__init__(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d([-(-side // 4) for side in size]),
+                nn.AdaptiveAvgPool2d((-(-size[0] // 4), -(-size[1] // 4))),
                 *(convolution(channels, channels, 1) for _ in range(head_layers)),
                 *pooled_perceptron(channels, head_layers, site.num_classes),
             )

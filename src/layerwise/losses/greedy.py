@@ -1,5 +1,7 @@
 """The auxiliary head of greedy layer-wise learning (Belilovsky et al. 2019, arXiv:1812.11446)."""
 
+from itertools import pairwise
+
 from torch import nn
 
 from layerwise.errors import InvalidInput
@@ -32,7 +34,7 @@ class Greedy(HeadLoss):
         inputs = site.shape[0]
         width = inputs if head_width is None or head_depth == 1 else head_width
         widths = [inputs, *[width] * (head_depth - 1)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         if len(site.shape) == 1:
             layers = [linear(*pair) for pair in pairs]
             super().__init__(nn.Sequential(*layers, nn.Linear(width, site.num_classes)))

@@ -22,10 +22,10 @@ class HeadLoss(nn.Module):
         return cross_entropy(self.head(features), targets)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     """Convolution that keeps the size of maps, batch normalisation and ReLU."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False, **options),
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
@@ -33,9 +33,7 @@ def convolution(inputs: int, outputs: int, kernel: int, **options: int) -> nn.Se
 
 def linear(inputs: int, outputs: int) -> nn.Sequential:
     """Linear layer, batch normalisation and ReLU."""
-    return nn.Sequential(
-        nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU()
-    )
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU())
 
 
 def perceptron(inputs: int, layers: int, classes: int) -> nn.Sequential:

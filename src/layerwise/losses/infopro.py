@@ -38,6 +38,8 @@ class InfoPro(nn.Module):
         InvalidInput: an option is out of range, or features or images are of another shape.
     """
 
+    reads_images = True
+
     def __init__(
         self,
         site: Site,
@@ -54,9 +56,7 @@ class InfoPro(nn.Module):
                 f"Cannot use infopro at unit {site.index}: it reconstructs images (C, H, W), and "
                 f"these have shape {site.image_shape}. Use another loss, such as dgl-cnn."
             )
-        self.reconstruction = weight_at(
-            site, "reconstruction", reconstruction, reconstruction_last
-        )
+        self.reconstruction = weight_at(site, "reconstruction", reconstruction, reconstruction_last)
         self.task = weight_at(site, "task", task, task_last)
         self.image = site.normalization
         self.decoder = decoder(site)

@@ -109,7 +109,8 @@ class Pipeline:
     def feed(self, number: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for step, (images, labels) in enumerate(batches, start=self.learner.steps):
             self.learner.check(images, labels)
-            self.put(number, Job(step, [(images,)], Targets(labels, self.learner.num_classes)))
+            targets = Targets(labels, self.learner.num_classes, images)
+            self.put(number, Job(step, [(images,)], targets))
 
     def work(self, number: int, group: Sequence[Unit]) -> None:
         for job in self.receive(number - 1):

@@ -23,6 +23,7 @@ from layerwise.data.splits import choose_augmentation
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
+from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
 from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES, Keeping, Rule, Schedule
@@ -158,7 +159,8 @@ def prepare(run: Run, execution: Execution) -> Prepared:
 def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     """Networks, rules and losses by name: the choices of a run that declare options."""
     orders = {name: rule.order for name, rule in RULES.items()}
-    return {"model": MODELS, "rule": orders, "loss": LOSSES}
+    losses = {name: declaring_terms(factory) for name, factory in LOSSES.items()}
+    return {"model": MODELS, "rule": orders, "loss": losses}
 
 
 def with_own_options(run: Run) -> Run:
