@@ -14,6 +14,7 @@ from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import Unit, step_units
+from layerwise.core.windows import check_span, step_windows
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 
@@ -51,7 +52,8 @@ class Learner:
         self.num_classes = num_classes
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
-        self.steps = 0
+        self.steps, self._span = 0, 1
+        self.plain_step: Callable[..., list[Evaluated]] = step_units
         self.make_step: MakeStep = step_units
         self.training = model.training
         self.structure = Structure(model, self.units)
@@ -93,7 +95,7 @@ class Learner:
         if update and not any(unit.parts for unit in self.units):
             make_step = self.make_step
         else:  # never recorded
-            make_step = partial(step_units, update=update)
+            make_step = partial(self.plain_step, update=update)
         try:
             results = make_step(self.units, images, targets, self.steps)
         except BaseException as error:
@@ -107,11 +109,27 @@ class Learner:
     @property
     def captured(self) -> Any:
         """Recorded steps of the learner, on a GPU; None: steps are made operation by operation."""
-        return None if self.make_step is step_units else self.make_step
+        return None if self.make_step is self.plain_step else self.make_step
 
     @captured.setter
     def captured(self, recorded: MakeStep | None) -> None:
-        self.make_step = recorded or step_units
+        self.make_step = recorded or self.plain_step
+
+    @property
+    def span(self) -> int:
+        """Number of units that a loss reaches, its own counted; see ``core.windows``.
+
+        Raises:
+            InvalidInput: it is set to a number that the chain does not have.
+        """
+        return self._span
+
+    @span.setter
+    def span(self, span: int) -> None:
+        check_span(span, self.units)
+        self._span = span
+        self.plain_step = step_units if span == 1 else partial(step_windows, span=span)
+        self.step_singly()
 
     def step_singly(self) -> None:
         """Make steps operation by operation, for an order of updates that cannot be recorded."""

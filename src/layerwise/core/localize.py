@@ -49,6 +49,7 @@ def localize(
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
     memory_format: str | None = "auto",
+    span: int = 1,
     check: bool = True,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     **loss_options: Any,
@@ -81,6 +82,8 @@ def localize(
         memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
+        span: number of units that a loss reaches: 1, its own; 2, the one before it too, so that a
+            unit also learns through the next one's loss; see ``core.windows``.
         check: compare the units with the network on the sample, outputs, buffers and gradients, in
             training and in evaluation mode; see ``compare_with_network``. It costs a few passes of
             the network; False leaves it out.
@@ -147,6 +150,7 @@ def localize(
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
+    learner.span = span
     try_losses(learner, sample)
     if memory_format is not None:
         set_memory_format(learner, memory_format, weights=False)

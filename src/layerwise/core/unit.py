@@ -4,7 +4,7 @@ Its step is a forward pass, its own loss, a backward pass inside itself and its 
 unit receives detached activations, and nothing else of the step is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -170,16 +170,32 @@ class Unit:
                 the last one.
             update: False: the gradient waits for that of the batch's other parts.
         """
-        if not depends_on_weights(self, loss) or self.optimizer is None:
+        if not depends_on_weights(self, loss):
+            return
+
+        def backward(factor: float) -> None:
+            scaled = loss * factor if factor != 1.0 else loss
+            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+
+        self.accumulate(backward, examples, update)
+
+    def accumulate(
+        self, backward: Callable[[float], None], examples: int = 1, update: bool = True
+    ) -> None:
+        """Add a gradient to those that wait, and update.
+
+        Args:
+            backward: function that adds the gradient, times a factor, to those of the weights.
+            examples, update: see ``learn``.
+        """
+        if self.optimizer is None:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
         parts = [*self.parts, examples]
-        if parts[0] != examples:
-            loss = loss * (examples / parts[0])
         for weight, gradient in self.sums.items():
             weight.grad = gradient if weight.requires_grad else None
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        backward(examples / parts[0])
         if update:
             self.update(self.optimizer, sum(parts) / parts[0])
         else:
