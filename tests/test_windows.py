@@ -99,8 +99,15 @@ def follows_the_sum(learner: Learner, span: int) -> None:
 
 
 @pytest.mark.parametrize("span", [1, 2, 3])
-@pytest.mark.parametrize("at", ["layer", "block"])
-@pytest.mark.parametrize("name", ["resnet18", "vgg8b", "pre-activation"])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        ("resnet18", "layer"),
+        ("resnet18", "block"),
+        ("vgg8b", "layer"),
+        ("pre-activation", "layer"),
+    ],
+)
 def test_windows_follow_the_sum_of_the_losses_that_reach_a_unit(
     name: str, at: str, span: int
 ) -> None:
