@@ -28,7 +28,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.conv = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.middle = middle or nn.Identity()
+        self.middle = nn.Identity() if middle is None else middle
         self.out = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -339,10 +339,29 @@ def test_parts_that_are_replaced_are_refused_and_changes_in_place_arrive(part: s
     assert torch.equal(chain(IMAGES), model(IMAGES))
 
 
-def test_a_layer_that_is_added_is_refused() -> None:
+class Listed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.out(F.relu(self.conv(x)).mean((2, 3)))
+
+
+def test_a_layer_that_is_added_to_a_list_is_refused() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES))
     learner = localize(model)
     model.append(nn.Softmax(1))
+    with pytest.raises(CannotSplit, match=r"network itself.*has been replaced or added"):
+        learner.step(IMAGES, LABELS)
+    listed = Listed()
+    learner = localize(listed)
+    listed.note = nn.Linear(2, 2)  # is not called
+    learner.step(IMAGES, LABELS)
+    listed.blocks.append(nn.Conv2d(4, 4, 1))
     with pytest.raises(CannotSplit, match=r"network itself.*has been replaced or added"):
         learner.step(IMAGES, LABELS)
 

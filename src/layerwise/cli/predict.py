@@ -1,9 +1,11 @@
 """``layerwise predict``: the five likeliest classes of images."""
 
 import argparse
+import json
 from typing import Any
 
 from layerwise.cli.options import Parser
+from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 
 
@@ -16,6 +18,17 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
-    from layerwise.training.saved import predict
+    from layerwise.training.predict import predict
 
-    return predict(RunFolder(parsed.folder), parsed.images, parsed.best)
+    result = predict(RunFolder(parsed.folder), parsed.images, parsed.best)
+    if result["refused"]:
+        if parsed.json:
+            print(json.dumps(result, allow_nan=False))
+        count, total = len(result["refused"]), len(parsed.images)
+        if total == 1:
+            raise InvalidInput(result["refused"][0]["reason"])
+        raise InvalidInput(
+            f"Cannot read {count} of {total} images: each is named above. Leave them out, or "
+            "replace them."
+        )
+    return result

@@ -82,7 +82,6 @@ class Learner:
         """
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
-            self.structure.refuse_moved()
             raise InvalidInput(
                 f"Cannot learn from images of shape {tuple(images.shape)} and type "
                 f"{images.dtype}: the sample had shape "
@@ -98,10 +97,8 @@ class Learner:
             make_step = partial(self.plain_step, update=update)
         try:
             results = make_step(self.units, images, targets, self.steps)
-        except BaseException as error:
+        except BaseException:
             self.zero_grad()  # some units have the gradients of this part, others not
-            if isinstance(error, RuntimeError):
-                self.structure.refuse_moved(error)
             raise
         self.steps += 1
         return StepResult(results, len(labels))
@@ -160,6 +157,7 @@ class Learner:
         Raises:
             InvalidInput: saying what is wrong with the batch or the network.
         """
+        self.structure.check(self.units)
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
             raise InvalidInput(
                 f"Cannot learn from {type(images).__name__} and {type(labels).__name__}: images "
@@ -202,7 +200,6 @@ class Learner:
                 "Cannot learn from the images: they hold NaN or infinite values. Clean or clip "
                 "them before the step."
             )
-        self.structure.check(self.units)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Advance every unit's learning-rate schedule.

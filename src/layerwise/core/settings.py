@@ -7,7 +7,6 @@ they are as they were, and refuse to go on with values that the network no longe
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import is_not
 from typing import Any
 
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from layerwise.core.side_effects import BOOKKEEPING, PLAIN, picture
 from layerwise.errors import CannotSplit
 
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -35,7 +35,7 @@ class Settings:
     """
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    parts: dict[str, list[Any]] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     values: dict[tuple[str, str], Any] = field(default_factory=dict)
     readers: dict[tuple[str, str], str] = field(default_factory=dict)
     owners: dict[str, nn.Module] = field(default_factory=dict)
@@ -93,8 +93,8 @@ class Settings:
         for path, module in self.modules.items():
             if has_hooks(module):
                 raise CannotSplit(hook_message("go on with the units", path))
-            parts, before = parts_of(module), self.parts[path]
-            if len(parts) != len(before) or any(map(is_not, parts, before)):
+            parts = parts_of(module)
+            if any(parts.get(name) is not part for name, part in self.parts[path].items()):
                 raise CannotSplit(
                     f"Cannot go on with the units: a part of {words(path)}, such as a layer or a "
                     "parameter, has been replaced or added since they were made, and they would "
@@ -103,13 +103,20 @@ class Settings:
                 )
 
 
-def parts_of(module: nn.Module) -> list[Any]:
-    """Submodules, parameters and buffers that a module holds itself."""
-    return [
-        *module._modules.values(),
-        *module._parameters.values(),
-        *module._buffers.values(),
-    ]
+def parts_of(module: nn.Module) -> dict[str, Any]:
+    """Submodules, parameters and buffers that a module holds, by name, and how many its lists hold.
+
+    What is added to a module is not called by itself, but what is added to a list of modules is.
+    """
+    parts: dict[str, Any] = {}
+    for table in (module._modules, module._parameters, module._buffers):
+        parts.update(table)
+    if isinstance(module, LISTS):
+        parts["len"] = len(module)
+    for name, child in module._modules.items():
+        if isinstance(child, LISTS) and not isinstance(child, nn.Sequential):  # called by itself
+            parts |= {f"{name}.{part}": value for part, value in parts_of(child).items()}
+    return parts
 
 
 def refuse_changes(pieces: Iterable[nn.Module]) -> None:

@@ -1,8 +1,8 @@
 """The modules and weights that a learner was made of, and whether a step still trains them.
 
 A unit holds the network's own modules, and its optimizer their weights. What takes the place of one
-of them later is in neither, and would stay untrained without a word. A look costs some 20 µs for
-ResNet50.
+of them later is in neither, and would stay untrained without a word. A look at all of ResNet50, cut
+into 49 units, takes some 0.15 ms.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ class Places:
         self._tables: list[dict[str, Any]] = [place[1] for place in places]
         self._keys: list[str] = [place[2] for place in places]
         self.values: list[Any] = [place[3] for place in places]
+        self._weights = [value for value in self.values if isinstance(value, nn.Parameter)]
 
     def replaced(self) -> str | None:
         """The path of the first place that holds something else now."""
@@ -56,9 +57,7 @@ class Places:
 
     def kinds(self) -> list[tuple[torch.dtype, torch.device]]:
         """Number type and device of every weight."""
-        return [
-            (value.dtype, value.device) for value in self.values if isinstance(value, nn.Parameter)
-        ]
+        return [(weight.dtype, weight.device) for weight in self._weights]
 
 
 class Structure:
@@ -79,8 +78,8 @@ class Structure:
         """Refuse a step that would leave a trainable weight untrained.
 
         Raises:
-            InvalidInput: a weight or a module was replaced, or an optimizer does not hold a weight
-                that requires a gradient.
+            InvalidInput: a weight or a module was replaced, the network was moved or converted, or
+                an optimizer does not hold a weight that requires a gradient.
         """
         if not all(map(is_, self.parts, (part for u in units for part in (u.piece, u.loss)))):
             self.record(units)
@@ -90,6 +89,7 @@ class Structure:
                 "no unit trains what is there now. Localize again, or write values in place, as "
                 "model.load_state_dict does."
             )
+        self.refuse_moved()
         for unit, loss, weights in zip(units, self.losses, self.weights, strict=True):
             if replaced := loss.replaced():
                 raise InvalidInput(
@@ -107,20 +107,20 @@ class Structure:
                         "or freeze this one with requires_grad_(False)."
                     )
 
-    def refuse_moved(self, error: Exception | None = None) -> None:
-        """Say that the network was moved or converted after localize, if it was.
-
-        Args:
-            error: what came of it.
+    def refuse_moved(self) -> None:
+        """Refuse a network that was moved or converted after localize.
 
         Raises:
-            InvalidInput: its weights are of another type or on another device than at localize.
+            InvalidInput: a weight is of another type or on another device than at localize.
         """
         now = self.network.kinds()
-        for (kind, device), (kind_before, device_before) in zip(now, self.kinds, strict=False):
-            if (kind, device) != (kind_before, device_before):
-                raise InvalidInput(
-                    f"Cannot make a step: the network has weights of {kind} on {device} now, of "
-                    f"{kind_before} on {device_before} when units were made. Move or convert it "
-                    "before localize."
-                ) from error
+        if now == self.kinds:
+            return
+        (kind, device), (earlier_kind, earlier_device) = next(
+            pair for pair in zip(now, self.kinds, strict=True) if pair[0] != pair[1]
+        )
+        raise InvalidInput(
+            f"Cannot make a step: the network has weights of {kind} on {device} now, of "
+            f"{earlier_kind} on {earlier_device} when units were made. Move or convert it before "
+            "localize."
+        )

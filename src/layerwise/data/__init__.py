@@ -12,9 +12,10 @@ where ``read(folder)`` gives ``Arrays``: images (N, 3, 64, 64) uint8, or paths, 
 from collections.abc import Sequence
 from functools import partial
 
+from layerwise.data.class_folders import read_folder
 from layerwise.data.dataset import Arrays, DataSet, ImageFormat
 from layerwise.data.download import RemoteFile
-from layerwise.data.image_folder import read_folder
+from layerwise.data.image_folder import FolderImages, load_folder
 from layerwise.data.loader import Augmentation, Loader
 from layerwise.data.published import (
     CIFAR10_CLASSES,
@@ -40,11 +41,13 @@ __all__ = [
     "Arrays",
     "Augmentation",
     "DataSet",
+    "FolderImages",
     "ImageFormat",
     "Loader",
     "RemoteFile",
     "Splits",
     "hold_out",
+    "load_folder",
     "make_splits",
     "resize",
 ]

@@ -24,6 +24,7 @@ class Arrays(NamedTuple):
             part, a fifth of the training images is held out for it.
         train_labels, test_labels: (N,) integers from 0.
         class_names: where the files tell them; else those of the table's entry.
+        notes: what was passed over and why, a line each.
     """
 
     train_images: Images
@@ -31,6 +32,7 @@ class Arrays(NamedTuple):
     test_images: Images | None = None
     test_labels: Labels | None = None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,30 @@
-"""Image files: class folders as a data set, in memory if they fit, else read for every batch."""
+"""Images of files: in memory if they fit, else read for every batch."""
 
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layerwise.data.dataset import Arrays
-from layerwise.data.loader import Pixels, PixelsInMemory
-from layerwise.errors import InvalidInput, MissingData
+from layerwise.data.class_folders import read_folder
+from layerwise.data.dataset import Images, Labels
+from layerwise.data.image_file import read_image
+from layerwise.data.loader import ImageSet, Pixels, PixelsInMemory
+from layerwise.errors import InvalidInput
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 MEMORY_SHARE = 0.25  # of the machine's memory that decoded images may take
-TEST_NAMES = ("test", "val", "valid", "validation")
+BLOCK = 256  # images decoded at a time into memory
 
 
-def read_image(path: str | Path, size: int, channels: int = 3) -> np.ndarray:
-    """An image file as (channels, size, size) uint8.
+class Files(Dataset[Tensor | str]):
+    """Image files by number, for torch's workers; words of refusal for one that cannot be read.
 
-    Its shorter side is scaled to ``size`` pixels, and the middle is cut out.
-
-    Raises:
-        InvalidInput: the file is not an image, or is cut short.
+    An error would reach the user as a traceback of the worker.
     """
-    try:
-        with Image.open(path) as picture:
-            picture.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of its size
-            image = picture.convert("RGB" if channels == 3 else "L")
-    except FileNotFoundError:
-        raise InvalidInput(
-            f"Cannot read {path}: it does not exist. Give the path of an image file."
-        ) from None
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:
-        raise InvalidInput(
-            f"Cannot read {path} as an image: {error}. Remove or replace it."
-        ) from error
-    scale = size / min(image.size)
-    wide, high = (max(size, round(side * scale)) for side in image.size)
-    left, top = (wide - size) // 2, (high - size) // 2
-    image = image.resize((wide, high), Image.Resampling.BILINEAR).crop(
-        (left, top, left + size, top + size)
-    )
-    pixels = np.asarray(image)
-    return pixels.transpose(2, 0, 1).copy() if channels == 3 else pixels[None].copy()
-
-
-class Files(Dataset[Tensor]):
-    """Image files by number, for torch's workers."""
 
     def __init__(self, paths: Sequence[str], size: int, channels: int) -> None:
         self.paths, self.size, self.channels = paths, size, channels
@@ -65,8 +32,17 @@ class Files(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(read_image(self.paths[index], self.size, self.channels))
+    def __getitem__(self, index: int) -> Tensor | str:
+        try:
+            return torch.from_numpy(read_image(self.paths[index], self.size, self.channels))
+        except InvalidInput as refusal:
+            return str(refusal)
+
+
+def stacked(images: Sequence[Tensor | str]) -> Tensor | str:
+    """A batch of images, or the first refusal among them."""
+    refusals = [image for image in images if isinstance(image, str)]
+    return refusals[0] if refusals else torch.stack([*images])  # type: ignore[list-item]
 
 
 def leave_signals(worker: int) -> None:
@@ -87,14 +63,17 @@ class PixelsInFiles:
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         # its own generator: a loader draws from the global one when it starts, and training must
         # not depend on that
-
-        yield from DataLoader(
+        for images in DataLoader(
             Files(self.paths, self.size, self.channels),
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=self.workers if len(batches) > 1 else 0,
             generator=torch.Generator(),
+            collate_fn=stacked,
             worker_init_fn=leave_signals,
-        )
+        ):
+            if isinstance(images, str):
+                raise InvalidInput(images)
+            yield images
 
     def pick(self, indices: Tensor) -> "PixelsInFiles":
         paths = [self.paths[index] for index in indices.tolist()]
@@ -110,57 +89,41 @@ def pixels_of_files(paths: Sequence[str], size: int, channels: int, workers: int
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if len(paths) * channels * size * size > MEMORY_SHARE * memory:
         return pixels
-    return PixelsInMemory(torch.cat(list(pixels.stream(list(torch.arange(len(paths)).split(256))))))
+    images = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    blocks = torch.arange(len(paths)).split(BLOCK)
+    for indices, block in zip(blocks, pixels.stream(blocks), strict=True):
+        images[indices[0] : indices[-1] + 1] = block
+    return PixelsInMemory(images)
 
 
-def read_folder(root: Path) -> Arrays:
-    """Paths and labels of ``root/train/CLASS/*`` and ``root/test/CLASS/*``.
+class FolderImages(NamedTuple):
+    """Images of class folders; ``test`` is None where the folder has no test part."""
 
-    The test part may be called test, val, valid or validation. Without such folders,
-    ``root/CLASS/*`` is read, for training.
+    train: ImageSet
+    test: ImageSet | None
+    class_names: tuple[str, ...]
+
+
+def load_folder(root: str | Path, image_size: int, workers: int = 0) -> FolderImages:
+    """Images of ``root/train/CLASS/*`` and ``root/test/CLASS/*``, or of ``root/CLASS/*``.
+
+    They are (3, image_size, image_size) uint8: in memory, or read when they are needed where they
+    would take more than a quarter of it.
+
+    Args:
+        workers: processes that decode.
 
     Raises:
-        MissingData: there is no such folder, or it holds no class folders with images.
+        InvalidInput: the folder holds no class folders, or an image cannot be read.
     """
-    parts = [root / name for name in TEST_NAMES if (root / name).is_dir()]
-    train = root / "train" if (root / "train").is_dir() else root
-    classes = class_folders(train)
-    arrays = Arrays(*labelled_paths(train, classes), class_names=tuple(classes))
-    if train == root or not parts:
-        return arrays
-    test_images, test_labels = labelled_paths(parts[0], classes)
-    return arrays._replace(test_images=test_images, test_labels=test_labels)
+    arrays = read_folder(Path(root))
 
+    def images_of(paths: Images, labels: Labels) -> ImageSet:
+        pixels = pixels_of_files(list(paths), image_size, 3, workers)
+        return ImageSet(pixels, torch.from_numpy(labels))
 
-def class_folders(root: Path) -> list[str]:
-    """Names of the folders with images, sorted."""
-    names = []
-    if root.is_dir():
-        names = sorted(
-            entry.name for entry in root.iterdir() if entry.is_dir() and any(image_files(entry))
-        )
-    if len(names) < 2:
-        raise MissingData(
-            f"Cannot use {root.absolute()}: it holds {len(names)} class folders with images. Give "
-            "a --data-dir with two or more, such as cats/ and dogs/, or train/ and test/ that hold "
-            "them."
-        )
-    return names
-
-
-def image_files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-
-
-def labelled_paths(root: Path, classes: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        files = [str(path) for path in image_files(root / name)]
-        paths += files
-        labels += [label] * len(files)
-    if not paths:
-        raise MissingData(
-            f"Cannot use {root.absolute()}: it holds no images of the classes "
-            f"{', '.join(classes[:5])}. Put them in folders of that name."
-        )
-    return paths, np.array(labels, np.int64)
+    test = None
+    if arrays.test_images is not None and arrays.test_labels is not None:
+        test = images_of(arrays.test_images, arrays.test_labels)
+    train = images_of(arrays.train_images, arrays.train_labels)
+    return FolderImages(train, test, arrays.class_names)

@@ -154,16 +154,17 @@ class Loader:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole + (rest > 1)
+        return whole + (rest > 1 or len(self.labels) == 1)
 
     def order(self, epoch: int) -> list[Tensor]:
         """Shuffled indices of every batch of an epoch.
 
-        A last batch of a single image is left out.
+        A last batch of a single image is left out, unless there is no other.
         """
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         shuffled = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
-        return [indices for indices in shuffled.split(self.batch_size) if len(indices) > 1]
+        batches = shuffled.split(self.batch_size)
+        return [indices for indices in batches if len(indices) > 1 or len(shuffled) == 1]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) and labels (B,) of an epoch, from batch ``start`` on."""

@@ -1,5 +1,6 @@
 """From an entry of the table to loaders: read, held out, scaled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from torch.nn import functional as F
 
 from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels
 from layerwise.data.download import download
+from layerwise.data.findings import describe_data
 from layerwise.data.image_folder import pixels_of_files
 from layerwise.data.loader import Augmentation, ImageSet, Loader, Pixels, PixelsInMemory
 from layerwise.errors import InvalidInput
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.printable import printable
 from layerwise.utils.seeds import derived_seed
 
 TEST_SHARE = 0.2  # of the images, where a data set has no test part of its own
@@ -53,16 +56,25 @@ def make_splits(
     run: Run,
     execution: Execution,
     device: torch.device,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Splits:
     """Read a data set, hold out a validation part, and make the loaders.
+
+    Args:
+        say: is given lines about what is found.
 
     Raises:
         InvalidInput: files are missing, altered or too few.
     """
     size = run.image_size or dataset.format.image_size
-    train, test, images = read(dataset, size, execution)
+    train, test, images = read(dataset, size, execution, run.data, say)
+    check_parts(run, execution, train, test)
     train, validation = hold_out(
         train, run.val_fraction, run.train_images, images.num_classes, run.seed
+    )
+    say(
+        f"{len(train.labels)} images to train on, {len(validation.labels)} for validation, "
+        f"{len(test.labels)} to test"
     )
     mean, std = statistics(train.pixels)
 
@@ -83,8 +95,18 @@ def make_splits(
     )
 
 
+def check_parts(run: Run, execution: Execution, train: ImageSet, test: ImageSet) -> None:
+    """Raise ``InvalidInput`` where no image is left to test."""
+    if not len(test.labels):
+        raise InvalidInput(
+            f"Cannot use data {run.data} in {printable(execution.data_dir)}: no image is left to "
+            f"test beside {len(train.labels)} to train on, since a fifth of each class is held out "
+            "for it. Give a class three images or more, or a test part."
+        )
+
+
 def read(
-    dataset: DataSet, size: int, execution: Execution
+    dataset: DataSet, size: int, execution: Execution, name: str, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet, ImageFormat]:
     """Training set and test set, scaled to ``size`` pixels, and their format."""
     folder = Path(execution.data_dir)
@@ -95,13 +117,15 @@ def read(
             raise
         download(dataset.files, folder)
         arrays = dataset.arrays(folder)
+    for line in describe_data(name, execution.data_dir, arrays, size):
+        say(line)
     channels = dataset.format.channels
     images = ImageFormat(arrays.class_names, channels, size)
 
     def scaled(pixels: Images, labels: Labels) -> ImageSet:
-        numbers = torch.from_numpy(labels.astype(np.int64, copy=False))
+        numbers = torch.from_numpy(np.ascontiguousarray(labels, np.int64))
         if isinstance(pixels, np.ndarray):
-            scaled_pixels = resize(torch.from_numpy(pixels), size)
+            scaled_pixels = resize(torch.from_numpy(np.ascontiguousarray(pixels)), size)
             return ImageSet(PixelsInMemory(scaled_pixels), numbers)
         files = pixels_of_files(pixels, size, channels, execution.workers)
         return ImageSet(files, numbers)

@@ -278,6 +278,7 @@ def checkpointed(
             f"Cannot train {len(learner.units)} units by the rule 'checkpointed': it trains a "
             "network as one unit. Localize with at=1."
         )
+    learner.structure.check(learner.units)  # before a copy is tried
     learner.step_singly()  # segments set random generators, which cannot be recorded
     piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
     return with_piece(

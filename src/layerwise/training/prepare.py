@@ -88,13 +88,18 @@ class Prepared:
         """Where the run's units would end if its rule did not train the network as one."""
         return parse_cut(self.run.at)
 
-    def load_data(self) -> Splits:
+    def load_data(self, say: Callable[[str], None] = lambda line: None) -> Splits:
         """The run's images, read, split and on the device.
+
+        Args:
+            say: is given lines about what is found.
 
         Raises:
             InvalidInput: files are missing, altered, or hold too few images.
         """
-        return make_splits(self.dataset, self.augmentation, self.run, self.execution, self.device)
+        return make_splits(
+            self.dataset, self.augmentation, self.run, self.execution, self.device, say
+        )
 
     def make_learner(self, images: ImageFormat) -> Learner:
         """The run's network for such images, cut and given losses and optimizers.

@@ -34,6 +34,7 @@ def clock(seconds: float) -> str:
 class Progress:
     """Shows nothing; the base of what does."""
 
+    def data(self, line: str) -> None: ...
     def begin(self, run: Run, path: Path, device: str, units: int, epoch: int) -> None: ...
     def tick(self, tick: "Tick", meter: "Meter") -> None: ...
     def epoch(self, record: dict[str, Any]) -> None: ...
@@ -48,6 +49,11 @@ class Shown(Progress):
         self.task: TaskID | None = None
         self.refreshed = self.began = time.monotonic()
         self.first_epoch = 0.0
+
+    def data(self, line: str) -> None:
+        """Say what was found of a data set; not of every run of a sweep."""
+        if self.units:
+            self.say(line)
 
     def begin(self, run: Run, path: Path, device: str, units: int, epoch: int) -> None:
         hierarchy = f" {format_hierarchy(parse_hierarchy(run.hierarchy))}" if run.hierarchy else ""

@@ -1,17 +1,15 @@
-"""Saved runs: evaluated again, shown images, loaded to be measured."""
+"""Saved runs: evaluated again, loaded to be measured."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
-from layerwise.data.image_folder import read_image
 from layerwise.errors import InvalidInput
 from layerwise.measures.depths import (
     Depths,
@@ -26,8 +24,6 @@ from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import load_state, load_weights, refuse_other_data
 from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.prepare import Prepared, apply_execution, build_network, prepare
-
-TOP = 5  # classes shown per image
 
 
 def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -111,32 +107,6 @@ def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> list[
         {"index": unit.index, "name": unit.name, "loss": score.loss, "accuracy": score.accuracy}
         for unit, score in zip(learner.units, scores, strict=True)
     ]
-
-
-@torch.no_grad()
-def predict(folder: RunFolder, images: list[str], best: bool) -> dict[str, Any]:
-    """The likeliest classes of image files, scaled as in training."""
-    network, data = load_network(folder, best)
-    pixels = np.stack(
-        [read_image(Path(path), data["image_size"], data["channels"]) for path in images]
-    )
-    mean, std = (torch.tensor(data[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    shares = torch.softmax(network((torch.from_numpy(pixels).float() - mean) / std), 1)
-    top = min(TOP, shares.shape[1])
-    predictions = []
-    for path, (values, labels) in zip(
-        images, zip(*(part.tolist() for part in shares.topk(top)), strict=True), strict=True
-    ):
-        classes = [
-            {"class": data["class_names"][label], "percent": 100 * value}
-            for value, label in zip(values, labels, strict=True)
-        ]
-        predictions.append({"image": path, "classes": classes})
-        print(
-            f"{path}: "
-            + ", ".join(f"{entry['class']} {entry['percent']:.1f} %" for entry in classes)
-        )
-    return {"run": str(folder.path), "predictions": predictions}
 
 
 def image_format(data: Mapping[str, Any]) -> ImageFormat:

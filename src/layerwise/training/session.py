@@ -119,7 +119,7 @@ def begin(
         if going_on:
             held.enter_context(folder.locked())
         apply_execution(device, execution)
-        data = prepared.load_data()
+        data = prepared.load_data(progress.data)
         learner = prepared.make_learner(data)
         before = folder.facts().get("layouts") if going_on else None
         formats = set_memory_format(learner, execution.memory_format, before)
