@@ -340,8 +340,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
         (
             "compare resnet18 {small2} --rules simultaneous global --cache --views 1",
-            "Cannot use --cache with the rule 'simultaneous', which accepts no options. It belongs "
-            "to sequential.",
+            "It belongs to sequential. Leave it out.",
         ),
         (
             "train resnet18 {small} --cache-dir .",

@@ -15,7 +15,17 @@ from layerwise.cli import main
 from layerwise.errors import InvalidInput
 from layerwise.experiments.sweep import entries, folder_of
 from layerwise.paper.rows import ROWS, match, row_run
-from layerwise.runs.folder import CONFIGURATION, FORMATS, RESULT, STATE, WEIGHTS, RunFolder
+from layerwise.runs.digests import SEAL
+from layerwise.runs.folder import (
+    CONFIGURATION,
+    FACTS_DIGEST,
+    FORMATS,
+    RECORDS_DIGESTS,
+    RESULT,
+    STATE,
+    WEIGHTS,
+    RunFolder,
+)
 from layerwise.runs.records import read_runs
 from layerwise.runs.run import Execution, Run, described, run_name, run_words
 from layerwise.training.checkpoint import load_state
@@ -110,8 +120,8 @@ def age(folder: RunFolder) -> None:
     aged = {"format": 2, "run": old, **kept, "execution": execution}
     folder.file(CONFIGURATION).write_text(json.dumps(aged))
     state = load_state(folder.file(STATE))
-    del state["format"]
-    torch.save({**state, "run": old}, folder.file(STATE))
+    kept = {key: state[key] for key in ("position", "learner", "meter")}
+    torch.save({**kept, "run": old}, folder.file(STATE))
 
 
 class StopAfter(Progress):
@@ -228,7 +238,8 @@ def test_a_finished_run_is_evaluated_measured_and_shown(
     folder = RunFolder(tmp_path / "runs" / "run")
     result = train(prepare(replace(SMALL, epochs=1), CPU), folder, False, Progress())
     age(folder)
-    old = {key: value for key, value in result.items() if key != "local"}
+    added = "local", SEAL, FACTS_DIGEST, RECORDS_DIGESTS
+    old = {key: value for key, value in result.items() if key not in added}
     folder.file(RESULT).write_text(json.dumps(old))
     main(["evaluate", str(folder.path), "--json"])
     evaluated = last_json(capsys)

@@ -170,24 +170,17 @@ def refuse(number: int) -> Any:
     ("function", "error"),
     [("posix_fallocate", errno.ENOSPC), ("open", errno.EACCES), ("posix_fallocate", errno.EFBIG)],
 )
-def test_a_full_disk_is_no_reason_to_stop(
+def test_a_file_that_cannot_be_made_is_refused(
     function: str, error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, lines = digits(views=2), list[str]()
-    plain, other = learner("resnet18"), learner("resnet18")
-    ticks("sequential", plain, data.train, epochs=2)
     monkeypatch.setattr(
         f"layerwise.rules.feature_cache.os.{function}", refuse(error), raising=False
     )
     keeping = Keeping(tmp_path / "features", say=lines.append)
-    history = ticks("sequential", other, data.train, epochs=2, cache=True, keeping=keeping)
-    assert same_weights(plain.model, other.model)
-    assert history[-1].kept_bytes == 0
-    assert len(lines) == 1
-    assert (
-        f"in a nameless file in {tmp_path} ({os.strerror(error)}), so every unit's inputs are "
-        "computed" in lines[0]
-    )
+    with pytest.raises(InvalidInput, match=f"in {tmp_path}: {os.strerror(error)}"):
+        ticks("sequential", learner("resnet18"), data.train, 2, cache=True, keeping=keeping)
+    assert not lines
     assert not list(tmp_path.iterdir())
 
 
@@ -286,6 +279,43 @@ def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -
         file.write_bytes(b"")
     carry_out(replace(SMALL, epochs=1), tmp_path / "run", execution)
     assert [file.exists() for file in files] == [False, True]
+
+
+class Removes(Progress):
+    """Removes a folder when training begins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, *_: object) -> None:
+        self.folder.rmdir()
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("damage", ["full", "gone", "folder"])
+def test_features_that_cannot_be_written_are_refused_and_the_run_goes_on_elsewhere(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "features", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder.mkdir()
+    execution = Execution(device="cpu", cache_dir=str(folder))
+    if damage == "full":
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    elif damage == "folder":
+        keeping_of(execution, tmp_path / "run").file.mkdir()
+    progress = Removes(folder) if damage == "gone" else Progress()
+    with pytest.raises(InvalidInput, match=r"Cannot keep .* of features in .*: .*--cache-dir"):
+        carry_out(SMALL, tmp_path / "run", execution, progress=progress)
+    monkeypatch.undo()
+    assert not still_mapped()
+    moved = Execution(device="cpu", cache_dir=str(elsewhere))
+    carry_out(SMALL, tmp_path / "run", moved, True)
+    carry_out(SMALL, tmp_path / "whole", Execution(device="cpu"))
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
 
 
 def start(path: Path, *more: str) -> "subprocess.Popen[str]":

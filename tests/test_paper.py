@@ -266,12 +266,12 @@ def test_records_of_broken_runs_are_said_and_left_out(tiny, tmp_path, capsys):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "notes.txt").write_text("no run")
     records, broken = read_runs([tmp_path])
-    assert [(record.path, len(record.epochs)) for record in records] == [(str(good), 1)]
-    assert records[0].units(0)[0]["index"] == 0
+    assert [(record.path, len(record.epochs)) for record in records] == [(str(good), 0)]
+    assert records[0].damaged == ("log.jsonl",)
     assert records[0].test_accuracy == RunFolder(good).result()["test_accuracy"]
     assert [item.path for item in broken] == [str(tmp_path), str(good), str(bad)]
     assert broken[0].reason == "not of a run, and passed over: foreign"
-    assert "cut short or no JSON were left out: 1" in broken[1].reason
+    assert "log.jsonl: it is not the file that the run wrote" in broken[1].reason
     with pytest.raises(InvalidInput, match="there is no folder"):
         read_runs([tmp_path / "nowhere"])
 

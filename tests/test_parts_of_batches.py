@@ -104,7 +104,8 @@ class Failing(nn.Module):
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
-        self.loss, self.factor, self.error = loss, 1.0, None
+        self.loss, self.factor = loss, 1.0
+        self.error: BaseException | None = None
 
     def forward(self, features: Tensor, targets: layerwise.Targets) -> layerwise.Evaluated:
         if self.error is not None:

@@ -127,7 +127,7 @@ def separability_over_epochs(run: str | Path) -> list[Row]:
     """
     folder = RunFolder(run)
     folder.run()
-    lines = folder.log(SEPARABILITY)
+    lines = folder.verified_log(SEPARABILITY)
     if not lines:
         raise InvalidInput(
             f"Cannot show {folder.path} over epochs: it was not measured while it trained. Train "
@@ -172,7 +172,7 @@ def separability_of_run(
     pair = compared_run(against, data.facts(), loader, images)[:2] if against is not None else None
     refuse_other_depth(depths, pair)
     began = time.perf_counter()
-    pushing = losses_push(folder.log()) if depths.heads else None
+    pushing = losses_push(folder.verified_log()) if depths.heads else None
     rows = measure_depths(depths, sample, measures, pooled_to, other=pair, pushing=pushing)
     return {
         "run": str(folder.path),

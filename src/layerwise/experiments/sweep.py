@@ -32,7 +32,13 @@ class Entry:
 
     @property
     def state(self) -> str:
+        """The entry's state.
+
+        Raises:
+            InvalidInput: the run is finished, but a file of it is not the one that it wrote.
+        """
         if self.folder.finished:
+            self.folder.verify_all()
             return FINISHED
         return UNFINISHED if self.folder.begun else TO_DO
 

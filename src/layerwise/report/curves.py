@@ -10,7 +10,8 @@ from typing import Any
 
 from layerwise.paper.statistics import curve
 from layerwise.runs.headings import headings_of
-from layerwise.runs.records import Record, is_number
+from layerwise.runs.lines import is_number
+from layerwise.runs.records import Record
 
 SHOWN = 60  # points of a curve: no screen shows more, and a page of 1,000 runs stays small
 ACCURACY = "accuracy, %"

@@ -186,7 +186,11 @@ class CachedFeatures:
     def reserve(self) -> tuple[Tensor | None, int]:
         """The table, (views * images, bytes), and the first unit whose inputs it is for.
 
-        Without room there is no table, and ``first`` is behind the last unit.
+        Without room in memory there is no table, and ``first`` is behind the last unit.
+
+        Raises:
+            InvalidInput: the file that was asked for cannot be made. Computing features anew could
+                give other last bits.
         """
         self.refusal, behind = "", len(self.kinds)
         limit = math.inf if self.keeping.limit is None else self.keeping.limit
@@ -201,10 +205,15 @@ class CachedFeatures:
             else:
                 table = nameless_file(self.keeping.file, size)
             return table.view(-1, width), first
-        except (OSError, MemoryError, RuntimeError) as error:
-            # torch raises a RuntimeError when memory is full
-            reason = error.strerror if isinstance(error, OSError) else None
-            self.refusal = reason or "not enough memory"
+        except OSError as error:
+            place = self.keeping.file.parent if self.keeping.file else "memory"
+            raise InvalidInput(
+                f"Cannot keep {format_size(size)} of features in {place}: "
+                f"{error.strerror or error}. Free space, give another --cache-dir or less "
+                "--cache-limit, then start again (a run that was begun: with --resume)."
+            ) from error
+        except (MemoryError, RuntimeError):  # torch raises a RuntimeError when memory is full
+            self.refusal = "not enough memory"
             return None, behind
 
     def describe(self) -> str:
@@ -215,7 +224,7 @@ class CachedFeatures:
         if self.refusal:
             return (
                 f"cache: no room for {whole} {place} ({self.refusal}), so every unit's inputs are "
-                "computed for every batch"
+                "computed for every batch; the last bits of the weights may differ"
             )
         if self.rows is None:
             return (

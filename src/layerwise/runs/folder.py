@@ -1,7 +1,6 @@
 """The folder that a run is kept in. No torch."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -9,14 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import Busy, InvalidInput
+from layerwise.runs.digests import digest_of_facts, refuse_broken_seal, verify
+from layerwise.runs.lines import Lines, Mark
+from layerwise.runs.results import refuse_unsound_result
 from layerwise.runs.run import Execution, Run, check_value, described, renamed, run_from
-from layerwise.utils.files import DRAFT, locked_file, refusing_disk_errors, replacing, write_json
+from layerwise.utils.files import (
+    DRAFT,
+    locked_file,
+    read_json,
+    refuse_what_is_no_file,
+    refusing_disk_errors,
+    sync_folder,
+    write_json,
+)
 
 CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
 # of the last epoch, and of the best on the validation images
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"
+# of a better epoch, until a state that knows of it is saved
+NEXT_BEST = "best-next.safetensors"
 SEPARABILITY = "separability.jsonl"
 LOCK = "lock"
+# entries of a result: digests of what describes the run (of a state too), of weights, of the rest
+FACTS_DIGEST, WEIGHTS_DIGESTS, RECORDS_DIGESTS = "facts_sha256", "sha256", "records_sha256"
+LOGS = (LOG, SEPARABILITY)  # of a line per epoch
+WRITTEN = (CONFIGURATION, *LOGS, RESULT, STATE, WEIGHTS, BEST, NEXT_BEST, LOCK)
 FORMATS = (2, 3)  # of the folder that can be read; the last is written
 
 
@@ -28,13 +44,83 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.lines = {name: Lines(self.path / name) for name in LOGS}
 
     def file(self, name: str) -> Path:
         return self.path / name
 
     @property
     def finished(self) -> bool:
-        return self.file(RESULT).exists()
+        """Whether it has a result, and no weights that the result names have been removed."""
+        if not self.has(RESULT):
+            return False
+        try:
+            return not self.removed_weights()
+        except InvalidInput:  # said where the result is read
+            return True
+
+    def removed_weights(self) -> list[str]:
+        """Names of weights that the result has a digest of, and that are not there."""
+        return [name for name in self.result()[WEIGHTS_DIGESTS] if not self.has(name)]
+
+    def digests(self) -> dict[str, str]:
+        """The digests that the result has of the run's files, by their names."""
+        result = self.result()
+        return {**result[WEIGHTS_DIGESTS], **result[RECORDS_DIGESTS]}
+
+    def has(self, name: str) -> bool:
+        """Whether something is in a file's place."""
+        return os.path.lexists(self.file(name))
+
+    def verify(self, *names: str) -> None:
+        """Refuse files of a finished run that are not those that it wrote.
+
+        Only those are looked at that its result has a digest of: an earlier version's has fewer.
+
+        Raises:
+            InvalidInput: naming the first of them.
+        """
+        digests = self.digests()
+        for name in names:
+            if name in digests:
+                verify(self.file(name), digests[name])
+        self.verify_facts(self.result())
+
+    def verify_facts(self, record: Mapping[str, Any]) -> None:
+        """Refuse a description that a result or a state was not made by.
+
+        Raises:
+            InvalidInput: as said.
+        """
+        if record.get(FACTS_DIGEST, digest := self.facts_digest()) != digest:
+            raise InvalidInput(
+                f"Cannot use {self.path}: {CONFIGURATION} was altered since the state was saved. "
+                "Restore it, or start another run."
+            )
+
+    def facts_digest(self) -> str:
+        """The digest of what numbers rest on in ``run.json``."""
+        return digest_of_facts(described(self.run()), self.facts())
+
+    def verify_all(self) -> None:
+        """Refuse a finished run of which any file is not the one that it wrote.
+
+        The state may have been removed: no number of the result needs it any longer.
+
+        Raises:
+            InvalidInput: naming the first of them.
+        """
+        refuse_unsound_result(self.file(RESULT), self.result(), self.run())
+        self.verify(*(name for name in self.digests() if name != STATE or self.has(STATE)))
+
+    def refuse_links(self) -> None:
+        """Refuse to go on where writing would reach a file elsewhere, or wait for ever.
+
+        Raises:
+            InvalidInput: naming the first such file.
+        """
+        for name in WRITTEN:
+            refuse_what_is_no_file(self.file(name))
 
     @property
     def begun(self) -> bool:
@@ -55,6 +141,7 @@ class RunFolder:
         self.refuse_existing()
         with refusing_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.path.absolute().parent)
         with self.locked():
             self.refuse_begun()
             self.refuse_existing()
@@ -106,12 +193,16 @@ class RunFolder:
         """
         path = self.file(CONFIGURATION)
         try:
-            facts = json.loads(path.read_text())
+            facts = read_json(path)
             if facts["format"] not in FORMATS:
                 raise ValueError(f"format {facts['format']} is not one of {FORMATS}")
             if not isinstance(facts["run"], dict) or not isinstance(facts["data"], dict):
                 raise ValueError("its run or its data is not a table")
+            if not all(isinstance(facts.get(name, {}), dict) for name in ("execution", "imported")):
+                raise ValueError("its execution or what it imported is not a table")
             return facts
+        except InvalidInput:
+            raise
         except FileNotFoundError:
             raise InvalidInput(
                 f"Cannot read {self.path}: it is not a run, for no {CONFIGURATION} is in it. Give "
@@ -145,41 +236,65 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any], name: str = LOG) -> None:
         """Add a line to the log, or to another file of a line per epoch."""
-        with refusing_disk_errors(self.path), self.file(name).open("a") as log:
-            log.write(json.dumps(record, allow_nan=False) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
+        with refusing_disk_errors(self.path):
+            self.lines[name].append(record)
 
     def log(self, name: str = LOG) -> list[dict[str, Any]]:
         """The whole lines of the log, or of another such file, without one cut short by a kill."""
-        records = []
-        if self.file(name).exists():
-            for line in self.file(name).read_text(errors="replace").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    records.append(json.loads(line))
-        return records
+        return self.lines[name].records()
 
-    def truncate_log(self, epochs: int) -> None:
-        """Drop what was logged after the state that training goes on from."""
-        for name in (LOG, SEPARABILITY):
-            records = [record for record in self.log(name) if record["epoch"] <= epochs]
-            if name == LOG or self.file(name).exists():
-                with replacing(self.file(name)) as draft:
-                    draft.write_text("".join(json.dumps(record) + "\n" for record in records))
+    def verified_log(self, name: str = LOG) -> list[dict[str, Any]]:
+        """The same, for a number to rest on.
+
+        Raises:
+            InvalidInput: the run is finished, and the file is not the one that it wrote.
+        """
+        if self.has(RESULT):
+            self.verify(name)
+        return self.log(name)
+
+    def marks(self) -> dict[str, Mark]:
+        """How far each file of a line per epoch reaches, and its digest."""
+        return {name: lines.mark() for name, lines in self.lines.items()}
+
+    def truncate_log(self, epochs: int, marks: Mapping[str, Mark] | None = None) -> None:
+        """Drop what was logged after the state that training goes on from.
+
+        Args:
+            marks: how far each file reached when the state was saved; see ``Lines.mark``.
+        """
+        for name in LOGS:
+            if name == LOG or self.has(name):
+                self.lines[name].truncate(epochs, (marks or {}).get(name))
 
     def result(self) -> dict[str, Any]:
+        """The run's result, wherever the folder lies now.
+
+        Raises:
+            InvalidInput: there is none, or it cannot be read.
+        """
+        path = self.file(RESULT)
         try:
-            # wherever it lies now
-            return {**json.loads(self.file(RESULT).read_text()), "run": str(self.path)}
+            result = read_json(path)
+            for name, allowed in (
+                (WEIGHTS_DIGESTS, (WEIGHTS, BEST)),
+                (RECORDS_DIGESTS, (STATE, *LOGS)),
+            ):
+                for file, digest in result.setdefault(name, {}).items():
+                    if file not in allowed or not isinstance(digest, str):
+                        raise ValueError(f"its {name} is not one")
         except FileNotFoundError:
             raise InvalidInput(
                 f"Cannot read a result of {self.path}: it has none yet. Finish it with --resume."
             ) from None
-        except (ValueError, TypeError) as error:
+        except InvalidInput:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
             raise InvalidInput(
-                f"Cannot read {self.file(RESULT)}: {error}. Remove it and finish the run with "
-                "--resume."
+                f"Cannot read {path}: {error}. Remove it and finish the run with --resume."
             ) from None
+        refuse_broken_seal(path, result)
+        return {**result, "run": str(self.path)}
 
 
 def is_foreign(path: Path) -> bool:

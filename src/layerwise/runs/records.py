@@ -7,12 +7,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import float_info
 from typing import Any
 
 from layerwise.errors import InvalidInput
+from layerwise.runs.damage import read_result
 from layerwise.runs.folder import CONFIGURATION, LOG, RESULT, SEPARABILITY, RunFolder
+from layerwise.runs.lines import is_number
 from layerwise.runs.run import Run
+from layerwise.utils.files import open_file, read_file
 
 UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
 WHOLE = b"}]}"  # how such a line ends
@@ -43,6 +45,7 @@ class Record:
         result: of a finished run; see ``Meter.result``.
         places: where in the log each of ``epochs`` begins and ends; kept instead of the lines,
             which can be gigabytes.
+        damaged: names of its files that are not those that it wrote; nothing is read from them.
     """
 
     path: str
@@ -51,6 +54,7 @@ class Record:
     epochs: tuple[dict[str, Any], ...]
     result: dict[str, Any] | None
     places: tuple[tuple[int, int], ...]
+    damaged: tuple[str, ...] = ()
 
     @property
     def test_accuracy(self) -> float | None:
@@ -64,15 +68,22 @@ class Record:
         and ``val_accuracy``.
         """
         begin, end = self.places[index]
-        with (Path(self.path) / LOG).open("rb") as log:
+        with open_file(Path(self.path) / LOG) as log:
             log.seek(begin)
-            units: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
+            try:
+                units: list[dict[str, Any]] = json.loads(log.read(end - begin))["units"]
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
         return units
 
     def separability(self) -> list[dict[str, Any]]:
         """Measurements of the features while training, a record per measured epoch; often none."""
-        path = Path(self.path) / SEPARABILITY
-        return [record for record, _ in read_lines(path)[0]] if path.exists() else []
+        if SEPARABILITY in self.damaged:
+            return []
+        try:
+            return [record for record, _ in read_lines(Path(self.path) / SEPARABILITY)[0]]
+        except InvalidInput:  # what is in its place was said
+            return []
 
 
 def read_runs(paths: Sequence[str | Path]) -> tuple[list[Record], list[Broken]]:
@@ -165,32 +176,21 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     """
     run_folder = RunFolder(folder)
     facts, run = run_folder.facts(), run_folder.run()
-    lines, problems = read_lines(folder / LOG, UNITS) if (folder / LOG).exists() else ([], [])
+    result, damaged, problems = read_result(run_folder)
+    lines, bad = ([], []) if LOG in damaged else read_lines(folder / LOG, UNITS)
+    problems += bad
     whole = [(record, place) for record, place in lines if is_epoch(record)]
     if len(whole) < len(lines):
         problems.append(
             f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}"
         )
-    result = None
-    if run_folder.finished:
-        try:
-            result = run_folder.result()
-            if not is_number(result.get("test_accuracy")):
-                raise InvalidInput(f"{RESULT} has no test accuracy")
-            if not 0 <= result["test_accuracy"] <= 100:
-                raise InvalidInput(
-                    f"{RESULT} has a test accuracy of {result['test_accuracy']:g}, which is no "
-                    "percentage"
-                )
-        except InvalidInput as error:
-            result = None
-            problems.append(str(error))
-    elif whole:
+    if not run_folder.has(RESULT):
+        last = whole[-1][0] if whole else None
         problems.append(
-            f"not finished: {whole[-1][0]['epoch']} of {whole[-1][0]['epochs']} epochs, no {RESULT}"
+            f"not finished: {last['epoch']} of {last['epochs']} epochs, no {RESULT}"
+            if last
+            else "begun, but no epoch of it is finished"
         )
-    else:
-        problems.append("begun, but no epoch of it is finished")
     return Record(
         str(folder),
         run,
@@ -198,6 +198,7 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
         tuple(r for r, _ in whole),
         result,
         tuple(place for _, place in whole),
+        tuple(damaged),
     ), problems
 
 
@@ -211,7 +212,10 @@ def read_lines(
     Args:
         stop: read each line only up to this; a log of 400 epochs is then read 20 times as fast.
     """
-    data = path.read_bytes()
+    try:
+        data = read_file(path)
+    except FileNotFoundError:
+        return [], []
     places = list(line_places(data))
     heads = read_heads(data, places, stop) if stop else None
     if heads is not None:
@@ -225,7 +229,7 @@ def read_lines(
             if not isinstance(record, dict) or (cut >= 0 and not line.endswith(WHOLE)):
                 raise ValueError
             records.append((record, (begin, end)))
-        except ValueError:
+        except (ValueError, RecursionError):
             bad += 1
     return records, [
         f"lines of {path.name} that are cut short or no JSON were left out: {bad}"
@@ -258,7 +262,7 @@ def read_heads(
         heads.append(data[begin:cut])
     try:
         records = json.loads(b"[" + b"},".join(heads) + b"}]") if heads else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return (
         records
@@ -278,11 +282,3 @@ def is_epoch(record: dict[str, Any]) -> bool:
         if value is not None and not is_number(value):
             return False
     return True
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be shown.
-
-    Text is none, nor are NaN and infinity, which Python's JSON allows.
-    """
-    return isinstance(value, int | float) and abs(value) <= float_info.max

@@ -14,6 +14,8 @@ from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.utils.options import Options
 
 NO_OPTIONS = Options()
+SHOWN = 80  # characters of a value that is refused
+LARGEST = 2**63  # that no whole number reaches
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
@@ -211,7 +213,7 @@ def run_from(values: Mapping[str, Any], file_format: int, source: str | Path) ->
     Raises:
         InvalidInput: an entry is unknown, missing, or of another type.
     """
-    values = dict(values)
+    values = {str(name): value for name, value in values.items()}
     if file_format == 2:
         values = from_format_2(values, source)
     accepted = {item.name: item for item in fields(Run)}
@@ -290,11 +292,16 @@ def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
     if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)  # YAML reads 5e-4 as text
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidInput(
-            f"Cannot use {item.name} of {source}: {value!r} is not of type {wanted.__name__}. "
+            f"Cannot use {item.name} of {source}: {repr(value)[:SHOWN]} is not of type "
+            f"{wanted.__name__}. Correct it."
+        )
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise InvalidInput(
+            f"Cannot use {item.name} of {source}: it is a number of {len(str(value))} digits. "
             "Correct it."
         )
     return value
@@ -303,7 +310,9 @@ def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
 def check_options(source: str | Path, name: str, value: Any) -> Options:
     """Options from a file: plain values by name. Their owner checks them when it is known."""
     if not isinstance(value, dict) or not all(
-        isinstance(key, str) and isinstance(item, bool | int | float | str | None)
+        isinstance(key, str)
+        and isinstance(item, bool | int | float | str | None)
+        and not (isinstance(item, int) and abs(item) >= LARGEST)
         for key, item in value.items()
     ):
         raise InvalidInput(

@@ -11,13 +11,15 @@ from layerwise.core.learner import Learner
 from layerwise.data import Splits
 from layerwise.errors import InvalidInput
 from layerwise.rules import Tick
-from layerwise.runs.folder import BEST, RESULT, SEPARABILITY, WEIGHTS, RunFolder
-from layerwise.training.checkpoint import save, save_weights, verify
+from layerwise.runs.digests import sealed
+from layerwise.runs.folder import NEXT_BEST, RESULT, SEPARABILITY, RunFolder
+from layerwise.training.checkpoint import save
 from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
 from layerwise.training.session import begin, check_folder, describe
+from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
 
 
@@ -40,6 +42,7 @@ def train(
     """
     going_on = check_folder(prepared, folder, resume)
     if going_on and folder.finished:
+        folder.verify_all()
         return folder.result()
     with begin(prepared, folder, going_on, progress) as session, stop_requests() as stop_requested:
         learner, meter, data = session.learner, session.meter, session.data
@@ -51,7 +54,7 @@ def train(
                 scores = evaluate_epoch(tick, learner, data, prepared) if due else {}
                 record = meter.end_epoch(tick, scores)
                 if record["best"]:
-                    meter.best["sha256"] = save_weights(folder.file(BEST), learner.model)
+                    meter.best["sha256"] = save_weights(folder.file(NEXT_BEST), learner.model)
                 folder.append(record)
                 session.log(record)
                 if session.watch and is_due(tick, execution.separability_every):
@@ -68,11 +71,8 @@ def train(
                     f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all "
                     "is saved"
                 )
-        digests = {WEIGHTS: save_weights(folder.file(WEIGHTS), learner.model)}
-        if meter.best:
-            digests[BEST] = meter.best["sha256"]
-            verify(folder.file(BEST), digests[BEST])
-        result = {**describe(prepared, folder, learner), **meter.result(), "sha256": digests}
+        numbers = {**describe(prepared, folder, learner), **meter.result()}
+        result = sealed({**numbers, **digests_of_files(folder, learner.model, meter)})
         write_json(folder.file(RESULT), result)
     return result
 

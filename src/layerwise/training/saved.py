@@ -1,5 +1,6 @@
 """Saved runs: evaluated again, loaded to be measured."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
 from layerwise.errors import InvalidInput
@@ -19,11 +21,21 @@ from layerwise.measures.depths import (
     sample_images,
     without_heads,
 )
-from layerwise.runs.folder import BEST, STATE, WEIGHTS, RunFolder
+from layerwise.runs.folder import BEST, RESULT, STATE, WEIGHTS, RunFolder
+from layerwise.runs.lines import is_number
 from layerwise.runs.run import Execution
-from layerwise.training.checkpoint import load_state, load_weights, refuse_other_data
+from layerwise.training.checkpoint import (
+    load_state,
+    position_of,
+    refuse_other_data,
+    refuse_other_state,
+)
 from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.prepare import Prepared, apply_execution, build_network, prepare
+from layerwise.training.sound_state import check_learner_state
+from layerwise.training.weights import load_weights, weights_of
+
+LARGEST_SIDE = 65_535  # pixels
 
 
 def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -32,31 +44,57 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
     Raises:
         InvalidInput: the run is not finished, or its files are damaged.
     """
-    run, data = folder.run(), folder.facts()["data"]
-    try:
-        sound = len(data["mean"]) == len(data["std"]) == data["channels"] and min(data["std"]) > 0
-        sound = (
-            sound
-            and all(isinstance(name, str) for name in data["class_names"])
-            and sum(data["mean"]) >= 0
+    run, data = folder.run(), data_of(folder)
+    name = BEST if best else WEIGHTS
+    result = folder.result()
+    folder.verify_facts(result)
+    digests = result["sha256"]
+    if name not in digests and best:
+        lost = result.get("best_epoch") is not None
+        raise InvalidInput(
+            f"Cannot use --best with {folder.path}: it has no "
+            + (
+                "weights of its best epoch, which were lost"
+                if lost
+                else "best epoch, since nothing was held out"
+            )
+            + ". Leave it out."
         )
-    except (KeyError, TypeError):
+    if name not in digests:
+        raise InvalidInput(
+            f"Cannot use {folder.path}: {RESULT} names no weights. Restore it, or train again."
+        )
+    network = build_network(run, image_format(data))
+    load_weights(folder.file(name), network, digests[name])
+    return network.eval(), data
+
+
+def data_of(folder: RunFolder) -> dict[str, Any]:
+    """What a run knows of its data: classes, size, means and deviations.
+
+    Raises:
+        InvalidInput: it was altered so that no image could be shown to the network.
+    """
+    data: dict[str, Any] = folder.facts()["data"]
+    try:
+        numbers = [*data["mean"], *data["std"]]
+        sound = (
+            len(data["mean"]) == len(data["std"]) == data["channels"]
+            and all(map(is_number, numbers))
+            and min(numbers) >= 0 < min(data["std"])
+            and type(data["image_size"]) is int
+            and 0 < data["image_size"] <= LARGEST_SIDE
+            and isinstance(data["class_names"], list)
+            and all(isinstance(name, str) for name in data["class_names"])
+        )
+    except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
         raise InvalidInput(
             f"Cannot read {folder.path}: the data section of run.json was altered. Restore it, or "
             "train again."
         )
-    name = BEST if best else WEIGHTS
-    digests = folder.result()["sha256"]
-    if name not in digests:
-        raise InvalidInput(
-            f"Cannot use --best with {folder.path}: it has no best epoch, since nothing was held "
-            "out. Leave it out."
-        )
-    network = build_network(run, image_format(data))
-    load_weights(folder.file(name), network, digests[name])
-    return network.eval(), data
+    return data
 
 
 def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
@@ -97,16 +135,57 @@ def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> list[
 
     Empty when the state that holds the heads has been removed.
     """
-    if not folder.file(STATE).exists():
+    if not folder.has(STATE):
         return []
     learner = prepared.make_learner(data)
     set_memory_format(learner, "auto", folder.facts().get("layouts"))
-    learner.load_state_dict(load_state(folder.file(STATE))["learner"])
+    load_learner(folder, learner)
     scores = unit_scores(learner, data.test, 0, len(learner.units) - 1)
     return [
         {"index": unit.index, "name": unit.name, "loss": score.loss, "accuracy": score.accuracy}
         for unit, score in zip(learner.units, scores, strict=True)
     ]
+
+
+def load_learner(folder: RunFolder, learner: Learner) -> int:
+    """Load a run's last state into its learner, and return the epochs that it had finished.
+
+    Raises:
+        InvalidInput: the state is damaged, of another run or, of a finished run, not the one that
+            it ended with.
+    """
+    if folder.has(RESULT):
+        folder.verify(STATE)
+    state = load_state(folder.file(STATE))
+    refuse_other_state(folder, state)
+    try:
+        check_learner_state(state["learner"], learner)
+        learner.load_state_dict(state["learner"])
+        epochs = position_of(*state["position"]).epoch
+    except InvalidInput:
+        raise
+    except Exception as error:  # made by something else, it can be wrong in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        raise InvalidInput(
+            f"Cannot use {folder.file(STATE)}: it is not a state of this program ({reason}). "
+            "Restore it, or move it away."
+        ) from error
+    refuse_other_weights(folder, learner.model)
+    return epochs
+
+
+def refuse_other_weights(folder: RunFolder, network: nn.Module) -> None:
+    """Refuse a state of a finished run whose weights are not those that the run wrote.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    wanted = folder.result()["sha256"].get(WEIGHTS) if folder.has(RESULT) else None
+    if wanted is not None and hashlib.sha256(weights_of(network)).hexdigest() != wanted:
+        raise InvalidInput(
+            f"Cannot use {folder.file(STATE)}: its weights are not those of {WEIGHTS}, so it is of "
+            "another training. Restore it, or move it away."
+        )
 
 
 def image_format(data: Mapping[str, Any]) -> ImageFormat:
@@ -121,19 +200,18 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
         InvalidInput: the run has no saved state, or it is damaged.
     """
     facts = folder.facts()
-    if not folder.file(STATE).exists() and not folder.finished:
+    if not folder.has(STATE) and not folder.has(RESULT):
         raise InvalidInput(
             f"Cannot measure {folder.path}: it has no saved state ({STATE} is not there). Train it "
             f"for an epoch at least, with layerwise train --resume {folder.path}."
         )
     prepared = replace(prepare(folder.run(), Execution()), device=device)
     run = prepared.run
-    learner = prepared.make_learner(image_format(facts["data"]))
-    if folder.file(STATE).exists():
-        state = load_state(folder.file(STATE))
+    learner = prepared.make_learner(image_format(data_of(folder)))
+    if folder.has(STATE):
         set_memory_format(learner, "auto", facts.get("layouts"))
-        learner.load_state_dict(state["learner"])
-        return depths_of(learner, prepared.own_cut, run.output_layer), state["position"][0]
+        epochs = load_learner(folder, learner)
+        return depths_of(learner, prepared.own_cut, run.output_layer), epochs
     # the state has been removed, and with it the heads
     network, _ = load_network(folder, best=False)
     sample = torch.zeros(2, *learner.image_shape, device=device)
@@ -159,7 +237,7 @@ def compared_run(
         InvalidInput: the run cannot be measured, or its network reads images of another kind.
     """
     reference = RunFolder(against)
-    its = reference.facts()["data"]
+    its = data_of(reference)
     for fact in ("class_names", "image_size", "channels"):
         if facts[fact] != its[fact]:
             raise InvalidInput(

@@ -12,10 +12,10 @@ from layerwise.errors import InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
-from layerwise.rules import Position, Tick
+from layerwise.rules import Tick
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, differences
-from layerwise.training.checkpoint import restore
+from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import (
@@ -29,6 +29,7 @@ from layerwise.training.prepare import (
 from layerwise.training.progress import Progress
 from layerwise.training.saved import compared_run
 from layerwise.training.tensorboard import open_log
+from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
 from layerwise.utils.plugins import IMPORTED
 
@@ -117,6 +118,7 @@ def begin(
     keeping = feature_keeping(prepared, folder.path)
     with ExitStack() as held:
         if going_on:
+            folder.refuse_links()
             held.enter_context(folder.locked())
         apply_execution(device, execution)
         data = prepared.load_data(progress.data)
@@ -126,7 +128,8 @@ def begin(
         meter = Meter(learner, memory=prepared.rule.one_thread)
         watch = build_watch(prepared, learner, data)
         record_steps(learner, execution)
-        start = restore(folder, learner, meter, data.facts()) if going_on else Position()
+        restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
+        start = restored.position
         options = {**run.rule_options, **keeping}
         ticks = prepared.rule.order(
             learner, data.train, run.epochs, prepared.schedule, start, **options
@@ -138,7 +141,8 @@ def begin(
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         log = held.enter_context(open_log(execution.log, folder, start.epoch))
-        folder.truncate_log(start.epoch)
+        folder.truncate_log(start.epoch, restored.marks)
+        settle_best(folder, meter)
         yield Session(data, learner, meter, ticks, watch, log)
 
 

@@ -53,6 +53,10 @@ def open_log(name: str | None, folder: RunFolder, epochs: int) -> Iterator[Log]:
     if name is None:
         yield lambda record: None
         return
+    if folder.file(FOLDER).is_symlink():
+        raise InvalidInput(
+            f"Cannot write {folder.file(FOLDER)}: it is a link. Move it away, or leave --log out."
+        )
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder.file(FOLDER)), purge_step=epochs + 1) as writer:

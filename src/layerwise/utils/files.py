@@ -1,17 +1,124 @@
-"""Files written whole or not at all, and locked."""
+"""Files written whole or not at all, read only if they are files, and locked."""
 
 import contextlib
+import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from layerwise.errors import Busy, InvalidInput
 
 DRAFT = ".draft"  # ends the name of a file that is being written
+BLOCK = 1 << 20  # bytes that are hashed at once
+KINDS = {
+    stat.S_IFLNK: "a link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def kind_of_file(mode: int) -> str:
+    """A word for what is in a file's place; empty for a file."""
+    return KINDS.get(stat.S_IFMT(mode), "")
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file to read, and nothing that could make the reader wait.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InvalidInput: a folder, FIFO, socket or device is in its place, or it may not be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        kind = kind_of_file(os.fstat(descriptor).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except PermissionError as error:
+        raise InvalidInput(
+            f"Cannot read {path}: it may not be read ({error.strerror}). Change its permissions."
+        ) from None
+    except OSError as error:  # a socket, a link in a circle
+        raise InvalidInput(
+            f"Cannot read {path}: {error.strerror}. Put the file itself in its place."
+        ) from None
+    if kind:
+        os.close(descriptor)
+        raise InvalidInput(
+            f"Cannot read {path}: it is {kind}, not a file. Put the file itself in its place."
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        FileNotFoundError, InvalidInput: see ``open_file``.
+    """
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        FileNotFoundError, InvalidInput: see ``open_file``.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(read_file(path))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, read in blocks.
+
+    Raises:
+        FileNotFoundError, InvalidInput: see ``open_file``.
+    """
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def refuse_what_is_no_file(path: Path) -> None:
+    """Refuse to write where a link, folder, FIFO, socket or device is.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    try:
+        kind = kind_of_file(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if kind:
+        raise InvalidInput(
+            f"Cannot write {path}: it is {kind}, not a file. Put the file itself in its place, or "
+            "move it away."
+        )
+
+
+def sync_folder(folder: Path) -> None:
+    """Let what was made or renamed in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -23,6 +130,12 @@ def locked_file(path: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         with refusing_disk_errors(path.parent):
+            refuse_what_is_no_file(path)
+            if path.exists() and path.stat().st_size:  # the lock would empty it
+                raise InvalidInput(
+                    f"Cannot lock {path.parent}: {path} holds something, which is none of this "
+                    "program's. Move it away."
+                )
             try:
                 held.enter_context(FileLock(path, timeout=0))
             except Timeout:
@@ -35,14 +148,20 @@ def locked_file(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file so that a kill at any moment leaves the old one or the new one, whole."""
+    """Write a file so that a kill at any moment leaves the old one or the new one, whole.
+
+    A link in the place of the file or of its draft is replaced, never followed.
+    """
     draft = path.with_name(path.name + DRAFT)
     with refusing_disk_errors(path):
+        draft.unlink(missing_ok=True)  # of a process that was killed
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield draft
             with draft.open("rb") as written:
                 os.fsync(written.fileno())
             draft.replace(path)
+            sync_folder(path.parent)
         except BaseException:
             draft.unlink(missing_ok=True)
             raise
