@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # a reason that tests are skipped for -> how to have them
 REMEDIES = {
@@ -31,3 +32,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         ] += 1
     left_out = "; ".join(f"{count} ({reason})" for reason, count in reasons.items())
     print(f"Left out: {left_out}." if left_out else "Left out: nothing.")
+
+
+# few examples, the same ones each time; `pytest --hypothesis-profile faults` tries many new ones
+settings.register_profile(
+    "few",
+    max_examples=25,
+    derandomize=True,
+    deadline=None,  # tests/hostile.py has its own
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "faults", settings.get_profile("few"), max_examples=1000, derandomize=False, print_blob=True
+)
+settings.load_profile("few")

@@ -274,7 +274,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
         ("resnet18 --at 3", "Give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
-        ("resnet18 --batch-size 1", "Cannot use batch_size 1: it is out of range. Give 2 or more"),
+        ("resnet18 --batch-size 1", "--batch-size 1: it is out of range. Give 2 or more"),
         ("resnet18 --data cifar", "Did you mean 'cifar10'"),
     ],
 )

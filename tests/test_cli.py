@@ -310,7 +310,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --hierarchy 1,1.5,1,1", "positive whole numbers"),
         (
             "train resnet18 {small} --batch-size 1",
-            "Cannot use batch_size 1: it is out of range. Give 2 or more",
+            "Cannot use --batch-size 1: it is out of range. Give 2 or more",
         ),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
         ("train resnet18 {small} --epoch-count 3", "it has no option"),
@@ -336,8 +336,11 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "Cannot use seed 99999999999999999999999: it is out of range. Give 0 or more",
         ),
         ("train resnet18 {small} --at ²", "Cannot end a unit at '²': resnet18 has no such module"),
-        ("train resnet18 {small} --no-augment --cutout 2", "Cannot use cutout 2 with --no-augment"),
-        ("train --resume {run} --lr 0.1", "Cannot change lr of a run"),
+        (
+            "train resnet18 {small} --no-augment --cutout 2",
+            "Cannot use --cutout: it would change nothing, for --no-augment",
+        ),
+        ("train --resume {run} --lr 0.1", "Cannot change --lr of a run"),
         (
             "compare resnet18 {small2} --rules simultaneous global --cache --views 1",
             "It belongs to sequential. Leave it out.",

@@ -1,7 +1,9 @@
 """Downloads from a loopback server that cuts, refuses, lies or interrupts as its path says."""
 
+import contextlib
 import hashlib
 import io
+import os
 import signal
 import sys
 import threading
@@ -90,6 +92,24 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for _ in range(1000):
             self.server.sent += self.wfile.write(CONTENT)
+
+    def do_trickling(self, start: int) -> None:
+        """Send a byte every tenth of a second."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.trickle(CONTENT[:60])
+
+    def do_heading(self, start: int) -> None:
+        """Send a header that does not end."""
+        self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+        self.trickle(b"x" * 60)
+
+    def trickle(self, content: bytes) -> None:
+        with contextlib.suppress(OSError):  # the client has gone
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
 
     def do_interrupt(self, start: int) -> None:
         """Send half, then press Ctrl-C on the client while it waits for the rest."""
@@ -370,3 +390,43 @@ def test_pinned_files_are_well_formed() -> None:
         assert all(url.endswith("/" + Path(file.path).name) for url in file.mirrors)
     for name in ("cifar10", "cifar100"):
         assert "cs.toronto.edu" in FILES[name][0].mirrors[-1]
+
+
+def test_a_stream_slower_than_the_slowest_mirror_is_given_up(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerwise.data.download.TIMEOUT", 0.5)
+    began = time.monotonic()
+    site.offer("trickling")
+    with pytest.raises(InvalidInput, match="slower than 1000 bytes a second"):
+        download(site.files, site.folder)
+    assert time.monotonic() - began < 5
+
+
+def test_headers_that_never_end_are_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerwise.data.download.ANSWER", 1.0)
+    began = time.monotonic()
+    site.offer("heading")
+    with pytest.raises(InvalidInput, match="no answer in 1 seconds"):
+        download(site.files, site.folder)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_a_part_that_is_no_file_of_its_own_is_not_written_into(site: Site, kind: str) -> None:
+    site.part.parent.mkdir(parents=True)
+    other = site.part.with_name("precious")
+    if kind == "link":
+        other.write_text("precious")
+    match kind:
+        case "pipe":
+            os.mkfifo(site.part)
+        case "folder":
+            site.part.mkdir()
+        case _:
+            site.part.symlink_to(other)
+    site.offer("good")
+    with pytest.raises(InvalidInput, match="it is not a regular file"):
+        download(site.files, site.folder)
+    assert other.exists() == (kind == "link")
+    assert kind != "link" or other.read_text() == "precious"

@@ -303,7 +303,7 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
         ("--memory lots", "'lots': it is not a size. Give a number above 0"),
         ("--memory 0GB", "it is not a size"),
         ("--rules global,simultanous", "Did you mean 'simultaneous'"),
-        ("--batch-size 1", "Cannot use batch_size 1: it is out of range. Give 2 or more"),
+        ("--batch-size 1", "Cannot use --batch-size 1: it is out of range. Give 2 or more"),
         ("--classes 1", "Cannot use classes 1: it is out of range. Give 2 or more"),
         ("--figure {tmp}/none/memory.png", "lies in a folder that does not exist"),
         (

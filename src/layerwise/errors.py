@@ -8,7 +8,9 @@ catches the class.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_SHOWN = 200  # characters of a value that a refusal repeats
 MOST_NAMED = 50  # names in a refusal
+IMPORT_HINT = "To use one of your own, give its Python file with --import."
 ADDED_TO = ("model", "loss", "rule", "measure", "data set")  # kinds that users add to
 
 
@@ -32,6 +34,30 @@ class Diverged(ArithmeticError):
     """A loss that is no longer a finite number; the state before that update is kept."""
 
 
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Refuse a whole number out of range.
+
+    Raises:
+        InvalidInput: naming the range.
+    """
+    if not least <= value <= most:
+        raise InvalidInput(
+            f"Cannot use {name} {brief(value)}: it is out of range. Give {least} or more, up to "
+            f"{most}."
+        )
+
+
+def brief(value: object) -> str:
+    """A value in words, its middle left out where it is long."""
+    try:
+        text = str(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        return "of thousands of digits"
+    if len(text) <= MOST_SHOWN:
+        return text
+    return f"{text[: MOST_SHOWN // 2]} … {text[-MOST_SHOWN // 4 :]}"
+
+
 def choose(kind: str, name: str, accepted: Iterable[str]) -> str:
     """Return ``name`` if it is accepted, else refuse it and offer the nearest match.
 
@@ -44,8 +70,8 @@ def choose(kind: str, name: str, accepted: Iterable[str]) -> str:
     nearest = get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    own = " To use one of your own, give its Python file with --import." if kind in ADDED_TO else ""
+    own = f" {IMPORT_HINT}" if kind in ADDED_TO else ""
     raise InvalidInput(
-        f"Cannot use {kind} {name!r}: it is unknown.{hint} "
+        f"Cannot use {kind} {brief(repr(name))}: it is unknown.{hint} "
         f"Accepted: {', '.join(names[:MOST_NAMED])}{more}.{own}"
     )

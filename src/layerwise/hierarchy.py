@@ -9,28 +9,37 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, brief
 
 Hierarchy = tuple[int, ...]
+MOST_LAYERS = 1000  # convolutions or blocks of a network
+MOST_TEXT = 10_000  # characters of a list of numbers
 
 
 def parse_hierarchy(value: str | Iterable[int]) -> Hierarchy:
     """Read a hierarchy from ``"1,1,2,2"``, ``"[1,1,2,2]"`` or a sequence of integers.
 
     Raises:
-        InvalidInput: an entry is not a positive whole number.
+        InvalidInput: an entry is not a positive whole number, or they are too many.
     """
     counts = whole_numbers(value)
+    if sum(counts) > MOST_LAYERS:
+        raise InvalidInput(
+            f"Cannot use hierarchy {brief(repr(value))}: it has more than {MOST_LAYERS} layers. "
+            "Give fewer."
+        )
     if not counts or min(counts) < 1:
         raise InvalidInput(
-            f"Cannot use hierarchy {value!r}: it is not a list of positive whole numbers. Give one "
-            "number of layers per stage, shallow to deep, such as 1,1,2,2."
+            f"Cannot use hierarchy {brief(repr(value))}: it is not a list of positive whole "
+            "numbers. Give one number of layers per stage, shallow to deep, such as 1,1,2,2."
         )
     return counts
 
 
 def whole_numbers(value: str | Iterable[int]) -> tuple[int, ...]:
     """Read a list of whole numbers as users write one; empty if it cannot be read."""
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        return ()
     try:
         entries = value.strip("[]() ").split(",") if isinstance(value, str) else list(value)
         if any(isinstance(entry, float | bool) for entry in entries):
@@ -51,7 +60,8 @@ def parse_downsampling(value: str | Iterable[int]) -> tuple[int, ...]:
     places = whole_numbers(value)
     if not places or any(place >= following for place, following in pairwise(places)):
         raise InvalidInput(
-            f"Cannot use downsample_after {value!r}: it is not a list of increasing whole numbers. "
+            f"Cannot use downsample_after {brief(repr(value))}: it is not a list of increasing "
+            "whole numbers. "
             "Give the numbers of convolutions or blocks after which maps are halved, such as "
             "1,4,6."
         )
@@ -67,7 +77,8 @@ def check_downsampling(name: str, places: Sequence[int], first: int, last: int) 
     for place in places:
         if not first <= place <= last:
             raise InvalidInput(
-                f"Cannot use downsample_after {place}: it is not a place in {name} of this depth. "
+                f"Cannot use downsample_after {brief(place)}: it is not a place in {name} of this "
+                "depth. "
                 f"Give numbers from {first} to {last}."
             )
 

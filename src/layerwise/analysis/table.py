@@ -1,13 +1,10 @@
 """The results of ``layerwise separability`` as a table and as CSV."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from layerwise.analysis.separability import separability_of_run
@@ -17,7 +14,11 @@ from layerwise.measures.gains import NEAR_ZERO
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.headings import HEADINGS, parse_measures
 from layerwise.runs.run import Execution
-from layerwise.utils.files import replacing
+from layerwise.utils import terminal
+from layerwise.utils.csv_text import csv_text
+from layerwise.utils.files import refuse_foreign, replacing
+
+CSV_BEGINS = "index,name,depth,resolution"  # the columns that a table is known by
 
 
 def show_run(
@@ -55,6 +56,7 @@ def refuse_unwritable(path: Path) -> None:
             f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
             "file in a folder that can be written to."
         )
+    refuse_foreign("--csv", path, CSV_BEGINS, "separability")
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -90,7 +92,7 @@ def print_table(result: dict[str, Any]) -> None:
             gain_text(row),
             "yes" if row["mismatched"] else "",
         )
-    Console(width=None if Console().is_terminal else 240).print(table)
+    terminal.print_table(table)
     for row in rows:
         if "refused" in row:
             print(f"{row['name']}: {row['refused']}")
@@ -129,15 +131,12 @@ def number_text(value: float | None, form: str) -> str:
 def write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows with a line of headings; what is not known is empty, resolutions are H×W."""
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, headings, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(
-            {
-                name: "×".join(map(str, value)) if isinstance(value, list) else value
-                for name, value in row.items()
-            }
-        )
+    lines = (
+        {
+            name: "×".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in row.items()
+        }
+        for row in rows
+    )
     with replacing(Path(path)) as draft:
-        draft.write_text(text.getvalue())
+        draft.write_text(csv_text(headings, lines), encoding="utf-8", errors="replace")

@@ -5,16 +5,21 @@ prints. Only the module of the command that is given is imported, so that help c
 """
 
 import argparse
+import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
 from layerwise.cli.options import Parser
-from layerwise.errors import CannotSplit, Diverged, InvalidInput
-from layerwise.utils.plugins import import_files
+from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, brief
+from layerwise.utils.options import as_flag
+from layerwise.utils.plugins import IMPORTED, import_files
+from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
 
 REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 
@@ -37,32 +42,41 @@ MODULES = {"list": "listing"}  # where a module of the command's name would hide
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 refused, 130 interrupted."""
     set_environment()
+    with visible_streams():
+        try:
+            run_command(list(sys.argv[1:] if arguments is None else arguments))
+        except (InvalidInput, CannotSplit, Diverged) as error:
+            leave(f"layerwise: {spelled_as_option(str(error))}", REFUSED)
+        except KeyboardInterrupt as interruption:
+            leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            leave(
+                "layerwise: Cannot go on: there is not enough memory. Lower --batch-size, --width "
+                "or --image-size.",
+                REFUSED,
+            )
+        except BrokenPipeError:  # the reader of a pipe, such as head, has gone
+            discard(unguarded(sys.stdout))
+            sys.exit(PIPE_CLOSED)
+        except OSError as error:
+            leave(
+                f"layerwise: Cannot use {error.filename or 'a file'}: {error.strerror or error}. "
+                "Give another path.",
+                REFUSED,
+            )
+
+
+def run_command(arguments: list[str]) -> None:
+    """Run the command that the arguments name, and print its result if they ask for it."""
     try:
-        parsed = parse(list(sys.argv[1:] if arguments is None else arguments))
+        parsed = parse(arguments)
         result = parsed.run(parsed)
         if parsed.json:
-            print(json.dumps(result, allow_nan=False), flush=True)
-    except (InvalidInput, CannotSplit, Diverged) as error:
-        leave(f"layerwise: {error}", REFUSED)
-    except KeyboardInterrupt as interruption:
-        leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        leave(
-            "layerwise: Cannot go on: there is not enough memory. Lower --batch-size, --width or "
-            "--image-size.",
-            REFUSED,
-        )
-    except BrokenPipeError:  # the reader of a pipe, such as head, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(PIPE_CLOSED)
-    except OSError as error:
-        leave(
-            f"layerwise: Cannot use {error.filename or 'a file'}: {error.strerror or error}. Give "
-            "another path.",
-            REFUSED,
-        )
+            print(json.dumps(result, allow_nan=False))
+    finally:
+        sys.stdout.flush()  # here, since Python's own at exit ends in a traceback if it fails
 
 
 def set_environment() -> None:
@@ -79,27 +93,74 @@ def set_environment() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    words = "allocate memory", "out of memory"
+    words = "allocate memory", "out of memory", "Storage size calculation overflowed"
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
+def spelled_as_option(message: str) -> str:
+    """A refusal in which what cannot be used is named as the command line names it."""
+    if IMPORTED:
+        message = message.replace(IMPORT_HINT, "The imported files add none of that name.")
+    begins = re.match(r"Cannot use ([a-z]+(?:_[a-z]+)+) ", message)
+    return message.replace(begins[1], as_flag(begins[1]), 1) if begins else message
+
+
 def leave(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(InvalidInput, BrokenPipeError):  # nobody can be told
+        print(in_one_line(message), file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments of a command, whose registries ``--import`` may have added to."""
+    refuse_unreadable(arguments)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     if chosen in COMMANDS:
         import_files(import_paths(arguments))
     parsed, unknown = build_parser(chosen).parse_known_args(arguments)
     if unknown:
-        raise InvalidInput(
-            f"Cannot read the command: it has no option {unknown[0]!r}. See `layerwise {chosen} "
-            "--help`. An option of a loss, rule or network of your own needs --import FILE."
-        )
+        refuse_word(unknown[0], parsed.command, parsed.imports)
     return parsed
+
+
+def refuse_word(word: str, command: Parser, imports: Sequence[str] | None) -> NoReturn:
+    """Refuse a word that a command does not know.
+
+    Raises:
+        InvalidInput: naming the option that is spelled most alike.
+    """
+    own = "An option of a loss, rule or network of your own needs --import FILE."
+    if imports:
+        own = (
+            "The imported files declare none of that name: an option is a keyword-only argument "
+            "of a loss, a rule or a network, with a default."
+        )
+    if not word.startswith("-"):
+        problem, own = f"it takes no further word, but has {brief(repr(word))}", ""
+    else:
+        flag = word.partition("=")[0]
+        problem = f"it has no option {brief(repr(flag))}"
+        if nearest := get_close_matches(flag, command.flags(), n=1, cutoff=0.7):
+            problem, own = f"{problem}. Did you mean {nearest[0]}?", ""
+    end = "" if problem.endswith("?") else "."
+    raise InvalidInput(
+        f"Cannot read the command: {problem}{end} See `{command.prog} --help`. {own}".strip()
+    )
+
+
+def refuse_unreadable(arguments: Sequence[str]) -> None:
+    """Refuse words that Python's own parser fails at.
+
+    Raises:
+        InvalidInput: an option is given the value ``--``, or a word holds a zero byte.
+    """
+    for word in arguments:
+        if re.fullmatch(r"--?[^=]+=--|-[^-]--", word):
+            raise InvalidInput(
+                f"Cannot read the command: {word} gives -- as a value. Give another value."
+            )
+        if "\0" in word:
+            raise InvalidInput("Cannot read the command: it holds a zero byte. Leave it out.")
 
 
 def import_paths(arguments: Sequence[str]) -> list[str]:
@@ -124,7 +185,7 @@ def build_parser(chosen: str | None) -> Parser:
             module = import_module(f"layerwise.cli.{MODULES.get(name, name)}")
             add_common(command)
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, command=command)
     return parser
 
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.cli.options import Parser, add_config, add_fields, collect_both
 from layerwise.runs.run import Execution, Run
 
 
@@ -72,10 +72,6 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
     names = [item.name for item in fields(Search) if item.name != "budgets"]
     choices = {name: getattr(parsed, name) for name in names}
-    return accelerate(
-        collect(parsed, Run()),
-        Search(budgets=tuple(parsed.budget), **choices),
-        Path(parsed.output),
-        collect(parsed, Execution()),
-        parsed.dry_run,
-    )
+    search = Search(budgets=tuple(parsed.budget), **choices)
+    base, execution = collect_both(parsed)
+    return accelerate(base, search, Path(parsed.output), execution, parsed.dry_run)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.cli.options import Parser, add_config, add_fields, collect_both
 from layerwise.runs.run import Execution, Run
 
 
@@ -37,6 +37,6 @@ def add_arguments(parser: Parser) -> None:
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.experiments.compare import compare
 
-    base, execution = collect(parsed, Run()), collect(parsed, Execution())
+    base, execution = collect_both(parsed, parsed.rules)
     output = Path(parsed.output)
     return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, output, execution)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.cli.options import Parser, add_fields, collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
 
@@ -27,4 +27,4 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.training.saved import evaluate
 
     folder = RunFolder(parsed.folder)
-    return evaluate(folder, collect(parsed, folder.execution()), parsed.best)
+    return evaluate(folder, collect_execution(parsed, folder), parsed.best)

@@ -6,7 +6,7 @@ from typing import Any
 
 from layerwise.cli.options import Parser
 from layerwise.errors import choose
-from layerwise.utils.options import first_line, options_of
+from layerwise.utils.options import as_flag, first_line, options_of
 
 LISTS = ("models", "losses", "rules", "datasets", "measures")
 
@@ -43,5 +43,5 @@ def entries(what: str) -> dict[str, str]:
 
 def with_options(factory: Any) -> str:
     """A factory's first line, and the options that it declares."""
-    names = [f"--{name.replace('_', '-')}" for name in options_of(factory)]
+    names = [as_flag(name) for name in options_of(factory)]
     return first_line(factory) + (f" [{' '.join(names)}]" if names else "")

@@ -4,15 +4,20 @@ An option's value comes from the command line, else from the configuration file,
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.cli.effects import check_effects
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
+from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, check_value, field_type, flat, run_from
-from layerwise.utils.options import Option, Options, options_of
+from layerwise.utils.bounded import read_options, refuse_strange
+from layerwise.utils.options import Option, Options, as_flag, options_of, positional_options
+from layerwise.utils.terminal import in_one_line
 
 Kind = TypeVar("Kind", Run, Execution)
 Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -22,7 +27,24 @@ SHARED = ("hierarchy", "width", "dropout", "downsample_after")
 # words under the headings of help
 GROUPS: dict[type, str] = {Run: "What is trained.", Execution: "Where and how it is trained."}
 NUMBERS: dict[type, str] = {int: "N", float: "X"}  # as help shows values of a type
+MOST_DIGITS = 30  # of a whole number
+# arguments that a network, a rule and a loss are called with, before their options
+GIVEN = {"model": 3, "rule": 5, "loss": 1}
 DECLARED = "declared:"  # begins the names of declared options among parsed arguments
+
+
+def integer(text: str) -> int:
+    """A whole number as a command line gives it.
+
+    Raises:
+        ValueError: it is none, or of more digits than any option has.
+    """
+    if len(text) > MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"a number of {len(text)} digits is too large")
+    return int(text)
+
+
+integer.__name__ = "int"  # as argparse names it in refusals
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,9 +53,15 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         # an option added later must not change what a script says
         super().__init__(**options, allow_abbrev=False)
+        self.register("type", int, integer)
+
+    def flags(self) -> list[str]:
+        """All options as they are written, such as ``--batch-size``."""
+        return [flag for action in self._actions for flag in action.option_strings]
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidInput(f"Cannot read the command: {message}. See `{self.prog} --help`.")
+        words = brief(in_one_line(message))
+        raise InvalidInput(f"Cannot read the command: {words}. See `{self.prog} --help`.")
 
 
 def add_config(parser: Parser) -> None:
@@ -67,7 +95,7 @@ def add_fields(
     for item in fields(kind):
         if item.name in skip or "of" in item.metadata:
             continue
-        names = [f"--{item.name.replace('_', '-')}", *item.metadata.get("also", ())]
+        names = [as_flag(item.name), *item.metadata.get("also", ())]
         if "short" in item.metadata:
             names = [item.metadata["short"], *names]
         text = item.metadata["help"]
@@ -111,6 +139,7 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
 
     taken = set(skip)
     for kind in declared:
+        say_positional(kind, registries()[kind])
         group = parser.add_argument_group(f"options of a {kind}")
         for name, owners in by_option(registries()[kind]).items():
             if kind == "model" and name in SHARED:
@@ -122,12 +151,23 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
                 plain = {option.kind for option in owners.values()}
                 words = (first.text or name).rstrip(".")
                 text = f"{', '.join(owners)}: {words}{defaults_in_words(owners)}"
-                flag = f"--{name.replace('_', '-')}"
+                flag = as_flag(name)
                 try:
                     common_kind = first.kind if len(plain) == 1 else str
                     add_option(group, [flag], DECLARED + name, common_kind, text)
                 except argparse.ArgumentError:
                     refuse_name(kind, name, owners)
+
+
+def say_positional(kind: str, registry: Mapping[str, Callable[..., Any]]) -> None:
+    """Say on stderr which arguments are no options, though they were perhaps meant to be."""
+    for entry, factory in registry.items():
+        for name in positional_options(factory, GIVEN[kind]):
+            print(
+                f"layerwise: {name} of the {kind} {entry!r} is not offered as {as_flag(name)}: it "
+                "is not keyword-only. Put a * before it in the signature.",
+                file=sys.stderr,
+            )
 
 
 def refuse_field(kind: str, name: str, owners: Mapping[str, Option]) -> None:
@@ -138,7 +178,7 @@ def refuse_field(kind: str, name: str, owners: Mapping[str, Option]) -> None:
 
 def refuse_name(kind: str, name: str, owners: Mapping[str, Option]) -> NoReturn:
     raise InvalidInput(
-        f"Cannot offer --{name.replace('_', '-')} of the {kind} {next(iter(owners))!r}: this "
+        f"Cannot offer {as_flag(name)} of the {kind} {next(iter(owners))!r}: this "
         "command has another option of that name. Rename it."
     )
 
@@ -161,6 +201,45 @@ def defaults_in_words(owners: Mapping[str, Option]) -> str:
     if len(set(values.values())) == 1 and len(values) == len(owners):
         return f" (default: {default_text(next(iter(values.values())))})"
     return f" (default: {', '.join(f'{value} in {owner}' for owner, value in values.items())})"
+
+
+def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple[Run, Execution]:
+    """A run and its execution, of which every option that was given has an effect.
+
+    Args:
+        rules: that the run is carried out by; none: its own.
+
+    Raises:
+        InvalidInput: an option would change nothing, or a file cannot be read.
+    """
+    run, execution = collect(parsed, Run()), collect(parsed, Execution())
+    runs = [replace(run, rule=rule) for rule in rules] or [run]
+    defaults = {item.name: item.default for kind in (Run, Execution) for item in fields(kind)}
+    config = read_config(getattr(parsed, "config", None))
+    changed = [name for name, value in config.items() if value != defaults.get(name)]
+    check_effects(given_options(parsed), changed, runs, execution)
+    return run, execution
+
+
+def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Execution:
+    """The execution of a run that has begun, changed by the command line.
+
+    Raises:
+        InvalidInput: the run cannot be read.
+    """
+    execution = collect(parsed, folder.execution())
+    check_effects(given_options(parsed), (), [folder.run()], execution)
+    return execution
+
+
+def given_options(parsed: argparse.Namespace) -> list[str]:
+    """Names of the options of a run or its execution that the command line gives."""
+    accepted = {item.name for kind in (Run, Execution) for item in fields(kind)}
+    return [
+        name.removeprefix(DECLARED)
+        for name, value in vars(parsed).items()
+        if value is not None and (name in accepted or name.startswith(DECLARED))
+    ]
 
 
 def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
@@ -217,14 +296,13 @@ def read_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    import yaml
-
     from layerwise.training.prepare import registries
 
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:150]
+        values = read_options(Path(path)) or {}
+        refuse_strange(values)
+    except (OSError, ValueError) as error:
+        reason = in_one_line(str(error))[:150]
         raise InvalidInput(
             f"Cannot read {path} as YAML: {reason}. Give lines such as `epochs: 10`."
         ) from None

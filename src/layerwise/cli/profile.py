@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.cli.options import Parser, add_config, add_fields, collect_both
 from layerwise.runs.run import Execution, Run
 
 # fields that say nothing about what a step costs
@@ -51,9 +51,10 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     names = list(profiled())
     if parsed.rules is not None:
         names = [name.strip() for name in parsed.rules.split(",")]
+    described, execution = collect_both(parsed, names)
     return profile(
-        collect(parsed, Run()),
-        collect(parsed, Execution()),
+        described,
+        execution,
         names,
         parsed.classes,
         parsed.predict,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.cli.options import Parser, add_fields, collect
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import check_range, choose
 from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
+from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 
 
@@ -49,8 +50,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
     column = choose("--rule", parsed.rule, [*COLUMNS, "both"])
-    if parsed.seeds < 1:
-        raise InvalidInput(f"Cannot use seeds {parsed.seeds}: it is out of range. Give 1 or more.")
+    check_range("seeds", parsed.seeds, 1, MOST_SEEDS)
     choose("scale", parsed.scale, SCALES)
     rows = select_rows(parsed.tables, parsed.rows)
     changes = {name: getattr(parsed, name) for name in DEPARTURES if hasattr(parsed, name)}

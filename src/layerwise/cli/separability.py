@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from layerwise.cli.evaluate import TRAINING
-from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.cli.options import Parser, add_fields, collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
 
@@ -48,5 +48,5 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
     folder = RunFolder(parsed.folder)
     choices = {name: getattr(parsed, name) for name in ("against", "pooled_to", "images", "split")}
-    execution = collect(parsed, folder.execution())
+    execution = collect_execution(parsed, folder)
     return show_run(folder, execution, parsed.measures, parsed.csv, choices)

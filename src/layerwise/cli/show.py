@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect
+from layerwise.cli.options import Parser, add_config, add_fields, collect_both
 from layerwise.cli.profile import NOT_PROFILED
 from layerwise.runs.run import Execution, Run
 
@@ -21,7 +21,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.profiling.trial_steps import trial_learner
     from layerwise.training.prepare import prepare
 
-    prepared = prepare(collect(parsed, Run()), Execution(device="cpu"))
+    prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
     learner = trial_learner(prepared, parsed.classes)
     print(learner)
     return {"units": describe_units(learner.units)}

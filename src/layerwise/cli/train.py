@@ -1,14 +1,24 @@
 """``layerwise train``: train a network by local losses, or globally."""
 
 import argparse
+import shlex
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, collect
+from layerwise.cli.options import (
+    DECLARED,
+    Parser,
+    add_config,
+    add_fields,
+    collect_both,
+    collect_execution,
+    given_options,
+)
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.options import as_flag
 
 
 def add_arguments(parser: Parser) -> None:
@@ -35,19 +45,35 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "Cannot resume: --resume alone names no run. Give its folder, or the command that "
             "began it."
         )
+    refuse_finished(parsed)
     if not isinstance(parsed.resume, str):
-        execution = collect(parsed, Execution())
-        return train_one(collect(parsed, Run()), parsed.output, execution, bool(parsed.resume))
+        described, execution = collect_both(parsed)
+        return train_one(described, parsed.output, execution, bool(parsed.resume))
     folder = RunFolder(parsed.resume)
     names = [*(item.name for item in fields(Run)), "output", "config"]
     changed = [name for name in names if getattr(parsed, name, None) is not None]
     changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
     if changed:
         raise InvalidInput(
-            f"Cannot change {changed[0]} of a run that goes on: --resume {parsed.resume} takes it "
-            "as it is. Leave it out."
+            f"Cannot change {as_flag(changed[0])} of a run that goes on: --resume {parsed.resume} "
+            "takes it as it is. Leave it out."
         )
-    return train_one(folder.run(), parsed.resume, collect(parsed, folder.execution()), True)
+    return train_one(folder.run(), parsed.resume, collect_execution(parsed, folder), True)
+
+
+def refuse_finished(parsed: argparse.Namespace) -> None:
+    """Refuse to measure separability while a run is trained that is finished.
+
+    Raises:
+        InvalidInput: naming the command that measures it.
+    """
+    path = parsed.resume if isinstance(parsed.resume, str) else parsed.output
+    asked = any(name.startswith("separability_") for name in given_options(parsed))
+    if asked and path and RunFolder(path).finished:
+        raise InvalidInput(
+            f"Cannot measure separability while {path} is trained: it is finished. Measure it "
+            f"with: layerwise separability {shlex.quote(path)}"
+        )
 
 
 def train_one(

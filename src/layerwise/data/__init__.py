@@ -67,7 +67,7 @@ def idx(name: str, folder: str, classes: tuple[str, ...], flip: bool = False) ->
 
 
 DATASETS: dict[str, DataSet] = {
-    "digits": DataSet(read_digits, ImageFormat(DIGITS, 1, 8), (1437, 360), padding=1),
+    "digits": DataSet(read_digits, ImageFormat(DIGITS, 1, 8), (1437, 360), padding=1, bundled=True),
     "cifar10": cifar("cifar10", CIFAR10, CIFAR10_CLASSES),
     "cifar100": cifar("cifar100", CIFAR100, CIFAR100_CLASSES),
     "mnist": idx("mnist", "MNIST", DIGITS),

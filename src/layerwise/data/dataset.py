@@ -66,6 +66,7 @@ class DataSet:
         flip: whether a mirrored image keeps its label.
         files: where it can be downloaded.
         note: words for ``layerwise list datasets``.
+        bundled: whether it comes with an installed package, so that the data folder is not read.
     """
 
     read: Callable[[Path], Arrays]
@@ -75,6 +76,7 @@ class DataSet:
     flip: bool = False
     files: tuple[RemoteFile, ...] = ()
     note: str = ""
+    bundled: bool = False
 
     def expected(self, image_size: int | None = None) -> ImageFormat:
         """Format before anything is read: ten classes where only the files tell how many."""

@@ -7,19 +7,25 @@ mirror or the next call.
 import hashlib
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from layerwise.errors import InvalidInput
+from layerwise.utils.terminal import unguarded
 
 TIMEOUT = 30.0  # seconds a mirror may stay silent
+ANSWER = 2 * TIMEOUT  # seconds until a mirror's headers are there
+SLOWEST = 1000.0  # bytes a second; the slowest mirror sends 60,000
 BLOCK = 64 * 1024  # bytes read at a time: about one second of the slowest mirror
 
 
@@ -82,6 +88,7 @@ def fetch(file: RemoteFile, target: Path) -> None:
     """
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
+    check_part(part)
     failures: list[str] = []
     mirrors = iter(file.mirrors)
     while not file.matches(part):  # it does where a call was stopped just before the renaming
@@ -117,9 +124,11 @@ def receive(mirror: str, file: RemoteFile, part: Path) -> None:
             part.open("ab" if start else "wb") as output,
             progress(mirror, start, file.size) as advance,
         ):
+            began = time.monotonic()
             while block := next_block(response, file.size - output.tell()):
                 output.write(block)
                 advance(len(block))
+                check_rate(output.tell() - start, time.monotonic() - began)
     size = part.stat().st_size
     if size < file.size:  # http.client does not report a body cut short
         raise MirrorFailed(f"connection cut after {size} of {file.size} bytes")
@@ -131,14 +140,40 @@ def receive(mirror: str, file: RemoteFile, part: Path) -> None:
 def ask(mirror: str, offset: int) -> HTTPResponse:
     """Answer with the bytes from ``offset`` on (status 206) or from the start (200)."""
     headers = {"User-Agent": "layerwise"} | ({"Range": f"bytes={offset}-"} if offset else {})
+    asked = partial(request.urlopen, request.Request(mirror, headers=headers), timeout=TIMEOUT)
     try:
-        answer = request.urlopen(request.Request(mirror, headers=headers), timeout=TIMEOUT)
-        return cast(HTTPResponse, answer)
+        return cast(HTTPResponse, within(ANSWER, asked))
     except HTTPError as error:
         error.close()
         raise MirrorFailed(f"HTTP {error.code} {error.reason}") from error
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: led to no address
         raise MirrorFailed(describe(error)) from error
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """The result of a call, or its error.
+
+    Raises:
+        MirrorFailed: it takes longer, and is left to itself: a server can send its headers a byte
+            at a time.
+    """
+    results: list[Any] = []
+    errors: list[Exception] = []
+
+    def answer() -> None:
+        try:
+            results.append(call())
+        except Exception as error:  # is raised below
+            errors.append(error)
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise MirrorFailed(f"no answer in {seconds:.0f} seconds")
+    return results[0]
 
 
 def check_offer(response: HTTPResponse, start: int, size: int) -> None:
@@ -155,9 +190,30 @@ def next_block(response: HTTPResponse, remaining: int) -> bytes:
     An error here is the mirror's, so that any other ``OSError`` is the disk's.
     """
     try:
-        return response.read(min(BLOCK, remaining)) if remaining else b""
+        return response.read1(min(BLOCK, remaining)) if remaining > 0 else b""
     except (OSError, HTTPException) as error:
         raise MirrorFailed(describe(error)) from error
+
+
+def check_rate(received: int, seconds: float) -> None:
+    """Give a mirror up that sends so slowly that it would never end.
+
+    Raises:
+        MirrorFailed: as said.
+    """
+    if seconds > TIMEOUT and received < SLOWEST * seconds:
+        raise MirrorFailed(f"slower than {SLOWEST:.0f} bytes a second")
+
+
+def check_part(part: Path) -> None:
+    """Refuse to write into something else than a file of the data folder itself.
+
+    Raises:
+        InvalidInput: it is a link, a pipe or a folder.
+    """
+    link = part.is_symlink() and not part.is_char_device()  # a device keeps nothing
+    if link or part.is_fifo() or part.is_dir():
+        raise InvalidInput(f"Cannot write {part}: it is not a regular file. Remove it.")
 
 
 def describe(error: Exception) -> str:
@@ -177,6 +233,7 @@ def progress(mirror: str, done: int, size: int) -> Iterator[Callable[[int], None
     if not terminal:
         print(f"downloading {text}: {done} of {size} bytes present", file=sys.stderr)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not terminal) as bar:
+    console = Console(file=unguarded(sys.stderr))
+    with Progress(*columns, console=console, disable=not terminal) as bar:
         task = bar.add_task(text, total=size, completed=done)
         yield lambda count: bar.advance(task, count)

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import stat
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from numpy.typing import NDArray
 
 from layerwise.data.dataset import Arrays, Images, Labels
 from layerwise.data.download import RemoteFile
-from layerwise.errors import InvalidInput, MissingData
+from layerwise.data.matlab import read_arrays
+from layerwise.errors import InvalidInput, MissingData, brief
 
+MOST_BYTES = 200 * 10**6  # of files that are read together; the largest published have 184 MB
 Part = tuple[Images, Labels]
 
 
@@ -68,6 +71,7 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
         InvalidInput: it cannot be read, or has another digest.
     """
     try:
+        check_sizes([path])
         content = path.read_bytes()
     except OSError as error:
         reason = error.strerror or error
@@ -79,6 +83,21 @@ def read_file(path: Path, digest: str | None = None) -> bytes:
         if hashlib.new(name, content, usedforsecurity=False).hexdigest() != digest:
             refuse(path, f"its {name.upper()} is not that of the published file")
     return content
+
+
+def check_sizes(paths: Sequence[Path]) -> None:
+    """Refuse files that are no regular ones (a pipe would be waited for), or too large together.
+
+    Raises:
+        InvalidInput: naming the file, or the first.
+        OSError: one cannot be asked.
+    """
+    facts = [path.stat() for path in paths]
+    for path, fact in zip(paths, facts, strict=True):
+        if not stat.S_ISREG(fact.st_mode):
+            refuse(path, "it is not a regular file")
+    if sum(fact.st_size for fact in facts) > MOST_BYTES:
+        refuse(paths[0], f"its data set has more than {MOST_BYTES} bytes")
 
 
 # ---- CIFAR ----
@@ -102,9 +121,9 @@ def pickled_part(raw: bytes, path: Path, key: str) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) of a pickle by Python 2."""
     try:
         content = ArrayUnpickler(BytesIO(raw), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        refuse(path, str(error))
-    return content["data"].reshape(-1, 3, 32, 32), np.array(content[key], np.int64)
+        return content["data"].reshape(-1, 3, 32, 32), np.array(content[key], np.int64)
+    except Exception as error:  # a damaged pickle chooses what is raised
+        refuse(path, brief(error) or type(error).__name__)
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -202,6 +221,7 @@ def read_cifar(data_dir: Path, forms: Sequence[Form]) -> Arrays:
         digests = {**form.train, **form.test}
         paths = find((data_dir / form.folder, data_dir), [[name] for name in digests])
         if paths:
+            check_sizes([path for path in paths if path.exists()])
             return form.decoded(
                 {path.name: read_file(path, digests[path.name]) for path in paths}, paths[0].parent
             )
@@ -238,7 +258,10 @@ def read_idx(data_dir: Path, folder: str, files: Sequence[RemoteFile]) -> Arrays
     )
     if not paths:
         missing(data_dir, [f"{folder}/raw/{files[0].name}"])
-    parts = [idx_array(path, file.sha256) for path, file in zip(paths, files, strict=True)]
+    parts = [
+        idx_array(path, file.sha256, axes)
+        for path, file, axes in zip(paths, files, (3, 1, 3, 1), strict=True)
+    ]
     train_images, train_labels, test_images, test_labels = parts
     return Arrays(train_images[:, None], train_labels, test_images[:, None], test_labels)
 
@@ -248,17 +271,17 @@ def spellings(file: RemoteFile) -> list[str]:
     return [name + end for end in ("", ".gz") for name in (plain, plain.replace("-idx", ".idx"))]
 
 
-def idx_array(path: Path, sha256: str) -> NDArray[np.uint8]:
+def idx_array(path: Path, sha256: str, axes: int) -> NDArray[np.uint8]:
     """uint8 from an idx file: 0, 0, 8, the number of axes, their big-endian lengths, the bytes."""
     packed = path.suffix == ".gz"
     raw = read_file(path, sha256 if packed else None)
     if packed:
         raw = gzip.decompress(raw)
-    if raw[:3] != bytes((0, 0, 8)):
-        refuse(path, "it does not begin as an idx file of bytes does")
+    if raw[:4] != bytes((0, 0, 8, axes)):
+        refuse(path, f"it does not begin as an idx file of bytes with {axes} axes does")
     try:
-        sizes = np.frombuffer(raw, ">u4", raw[3], offset=4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()
+        sizes = np.frombuffer(raw, ">u4", axes, offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(sizes).copy()
     except (IndexError, ValueError) as error:
         refuse(path, f"its {len(raw)} bytes are not the array that it announces ({error})")
 
@@ -272,19 +295,19 @@ def read_svhn(data_dir: Path, files: Sequence[RemoteFile]) -> Arrays:
     paths = find((data_dir, data_dir / "SVHN", data_dir / "svhn"), [[name] for name in names])
     if not paths:
         missing(data_dir, names)
-    train, test = (
-        svhn_part(read_file(path, file.sha256)) for path, file in zip(paths, files, strict=True)
-    )
+    train, test = (svhn_part(path, file.sha256) for path, file in zip(paths, files, strict=True))
     return Arrays(*train, *test)
 
 
-def svhn_part(raw: bytes) -> Part:
+def svhn_part(path: Path, sha256: str) -> Part:
     """Images (N, 3, 32, 32) and labels (N,) of X (32, 32, 3, N) and y (N, 1), where 10 means 0."""
-    from scipy.io import loadmat
-
-    content = loadmat(BytesIO(raw), variable_names=["X", "y"])
-    images = np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1))
-    return images, content["y"][:, 0].astype(np.int64) % 10
+    raw = read_file(path, sha256)
+    try:
+        arrays = read_arrays(raw, ("X", "y"))
+        images = np.ascontiguousarray(arrays["X"].transpose(3, 2, 0, 1))
+    except ValueError as error:
+        refuse(path, str(error))
+    return images, arrays["y"].ravel().astype(np.int64) % 10
 
 
 @cache  # a quarter of a second, which programs that train many small networks would spend on each

@@ -7,18 +7,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import check_range, choose
 from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
+from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import registries, with_rule
-from layerwise.utils.files import write_json
+from layerwise.utils import terminal
+from layerwise.utils.files import refuse_foreign, write_json
 from layerwise.utils.options import checked_options, options_of
+
+TABLE_BEGINS = '{\n "model"'  # as the file of a table does
 
 
 def compare(
@@ -36,8 +39,7 @@ def compare(
     Raises:
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
     """
-    if seeds < 1:
-        raise InvalidInput(f"Cannot use seeds {seeds}: it is out of range. Give 1 or more.")
+    check_range("seeds", seeds, 1, MOST_SEEDS)
     for rule in rules:
         choose("rule", rule, RULES)
     rules = list(dict.fromkeys(rules))
@@ -49,7 +51,10 @@ def compare(
         for rule in rules
         for number in range(seeds)
     ]
-    results = trained(entries(runs, output, execution), execution)
+    wanted = entries(runs, output, execution)
+    path = table_path(base, output, [str(entry.folder.path) for entry in wanted])
+    refuse_foreign("--output", path, TABLE_BEGINS, "compare")
+    results = trained(wanted, execution)
     groups = [
         results[start : start + len(runs) // len(stages)] for start in group_starts(runs, stages)
     ]
@@ -63,12 +68,16 @@ def compare(
         "rows": rows,
         "runs": [result["run"] for result in results],
     }
-    digest = hashlib.sha256("".join(table["runs"]).encode()).hexdigest()[:6]
-    path = output / f"compare-{base.model}-{base.data}-{digest}.json"
     write_json(path, table)
     print_table(base, rules, rows, seeds)
     print("written: " + ", ".join(map(str, [path, *table["runs"]])), flush=True)
     return table
+
+
+def table_path(base: Run, output: Path, folders: Sequence[str]) -> Path:
+    """The file of a table of such runs."""
+    digest = hashlib.sha256("".join(folders).encode(errors="surrogateescape")).hexdigest()[:6]
+    return output / f"compare-{base.model}-{base.data}-{digest}.json"
 
 
 def check_rule_options(base: Run, rules: Sequence[str]) -> None:
@@ -183,4 +192,4 @@ def print_table(
             ),
             " / ".join(f"{c['train_seconds']:.0f}" for c in cells),
         )
-    Console(width=None if Console().is_terminal else 240).print(table)
+    terminal.print_table(table)

@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from layerwise.experiments.sweep import FINISHED, TO_DO, UNFINISHED, Entry, entries, sweep
@@ -15,6 +14,7 @@ from layerwise.paper.rows import ROWS, SCALES, Planned, Row
 from layerwise.profiling.estimate import estimate
 from layerwise.runs.run import Execution, Run, described
 from layerwise.training.progress import clock
+from layerwise.utils import terminal
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def print_table(wanted: Sequence[PlannedEntry], scale: str) -> None:
             *published,
             *(mean_text(accuracies[row, column]) for column in columns),
         )
-    Console(width=None if Console().is_terminal else 240).print(table)
+    terminal.print_table(table)
 
 
 def mean_text(accuracies: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.runs.run import NO_OPTIONS, Run
 from layerwise.utils.options import Options
@@ -143,7 +143,8 @@ def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list
     for table in tables:
         if table not in TABLES:
             raise InvalidInput(
-                f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
+                f"Cannot use table {brief(table)}: the paper has no table {brief(table)}. Give 1 "
+                "to 6."
             )
     rows = [row for row in ROWS if row.table in tables]
     for pattern in patterns:

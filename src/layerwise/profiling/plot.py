@@ -8,6 +8,7 @@ from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import BACKWARD, FORWARD, FROZEN, UPDATE
+from layerwise.utils.files import FIGURE_MARK, figure_metadata, refuse_foreign, replacing
 
 KINDS = (".svg", ".png")
 # grey levels and hatches, so that phases differ without colour
@@ -26,7 +27,7 @@ WORDS = {
 LABELLED = 40  # units in a panel that are numbered
 
 
-def check_figure(path: str, predict: bool) -> None:
+def check_figure(path: str, predict: bool, command: str = "profile") -> None:
     """Refuse a figure that could not be drawn in the end.
 
     Raises:
@@ -48,6 +49,7 @@ def check_figure(path: str, predict: bool) -> None:
             f"Cannot write --figure {path}: it lies in a folder that does not exist. Make it "
             "first, or give another path."
         )
+    refuse_foreign("--figure", Path(path), FIGURE_MARK, command)
     if find_spec("matplotlib") is None:
         raise InvalidInput(
             "Cannot draw --figure: matplotlib is not installed. Install it with pip install "
@@ -113,7 +115,9 @@ def draw(path: str, title: str, rules: Mapping[str, Sequence[dict[str, Any]]]) -
     ]
     figure.legend(handles=patches, loc="outside upper right", ncols=len(patches), fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    figure.savefig(path, dpi=160)
+    kind = Path(path).suffix[1:]
+    with replacing(Path(path)) as draft:
+        figure.savefig(draft, format=kind, dpi=160, metadata=figure_metadata(kind))
 
 
 def stretches(

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from layerwise.utils import terminal
 
 
 def print_table(result: dict[str, Any], per_unit: bool) -> None:
@@ -14,7 +15,6 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
     rules = result["rules"]
     first = next(iter(rules.values()))
     heads = {name: rule["head_parameters"] for name, rule in rules.items()}
-    console = Console(width=None if Console().is_terminal else 240)
     caption = (
         f"{first['parameters']:,} parameters. Memory is counted whole: weights, heads, gradients, "
         "optimizer state, activations, temporaries; predicted for a CPU, channels-last unless "
@@ -51,10 +51,10 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
         )
     for name, rule in rules.items():
         table.add_row(*(cell(name, rule) for cell in columns.values()))
-    console.print(table)
+    terminal.print_table(table)
     for name, rule in rules.items():
         if per_unit:
-            print_units(console, name, rule)
+            print_units(name, rule)
 
 
 def ratio(rules: dict[str, Any], rule: dict[str, Any], key: str, scale: float) -> str:
@@ -64,7 +64,7 @@ def ratio(rules: dict[str, Any], rule: dict[str, Any], key: str, scale: float) -
     return f"{rule[key] / scale:,.1f}" + (f" ({rule[key] / reference:.2f})" if reference else "")
 
 
-def print_units(console: Console, name: str, rule: dict[str, Any]) -> None:
+def print_units(name: str, rule: dict[str, Any]) -> None:
     table = Table(title=f"units of {name}")
     keys = (
         "multiply_adds",
@@ -94,4 +94,4 @@ def print_units(console: Console, name: str, rule: dict[str, Any]) -> None:
             for v, s in zip(values, scales, strict=True)
         ]
         table.add_row(unit["name"], *cells)
-    console.print(table)
+    terminal.print_table(table)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from layerwise.core.learner import Learner
 from layerwise.data import ImageFormat
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_range
 from layerwise.rules import RULES
 from layerwise.rules.base import Tick
 from layerwise.rules.feature_cache import Keeping
@@ -19,6 +19,7 @@ from layerwise.utils.device import device_of
 UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
 
 
+MOST_CLASSES = 100_000  # five times those of the largest published set of labelled images
 CIFAR_SIZE = 32  # pixels a side, where a run does not say
 
 
@@ -26,10 +27,9 @@ def trial_images(run: Run, num_classes: int) -> ImageFormat:
     """The format of colour images of the run's size, that of CIFAR unless the run says.
 
     Raises:
-        InvalidInput: there are fewer than 2 classes.
+        InvalidInput: there are fewer than 2 classes, or more than ``MOST_CLASSES``.
     """
-    if num_classes < 2:
-        raise InvalidInput(f"Cannot use classes {num_classes}: it is out of range. Give 2 or more.")
+    check_range("classes", num_classes, 2, MOST_CLASSES)
     names = tuple(map(str, range(num_classes)))
     return ImageFormat(names, channels=3, image_size=run.image_size or CIFAR_SIZE)
 

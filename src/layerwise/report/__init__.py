@@ -16,6 +16,7 @@ from layerwise.report.figure_data import all_figures
 from layerwise.report.page import MARKER, render
 from layerwise.report.tables import (
     CLAIM_COLUMNS,
+    LATEX_MARK,
     RUN_COLUMNS,
     SEPARABILITY_COLUMNS,
     claims_csv,
@@ -24,9 +25,9 @@ from layerwise.report.tables import (
     separability_csv,
 )
 from layerwise.runs.records import Broken, read_runs
-from layerwise.utils.files import replacing
+from layerwise.utils.files import FIGURE_MARK, refuse_foreign, replacing
+from layerwise.utils.terminal import in_one_line
 
-HEAD = 4096  # bytes of a file that say whose it is
 FIRST_COLUMNS = 4  # that a table is known by; an earlier version's may have fewer later ones
 
 
@@ -50,6 +51,7 @@ def report(
     """
     check_output("--output", Path(output), MARKER)
     check_folders(figures, latex)
+    check_files(figures, latex)
     if csv is not None:
         tables = {
             Path(csv): RUN_COLUMNS,
@@ -90,13 +92,7 @@ def check_output(option: str, path: Path, mark: str) -> None:
             f"Cannot write {option} {path}: it lies in a folder that does not exist. Make it "
             "first, or give another path."
         )
-    if path.exists():
-        with path.open("rb") as file:
-            if mark.encode() not in file.read(HEAD):
-                raise InvalidInput(
-                    f"Cannot write {option} {path}: it exists and was not written by layerwise "
-                    "report. Give another path, or move it."
-                )
+    refuse_foreign(option, path, mark, "report")
 
 
 def check_folders(figures: str | None, latex: str | None) -> None:
@@ -113,6 +109,21 @@ def check_folders(figures: str | None, latex: str | None) -> None:
             "Cannot draw --figures: matplotlib is not installed. Install it with pip install "
             "'layerwise[plots]', or leave --figures out."
         )
+
+
+def check_files(figures: str | None, latex: str | None) -> None:
+    """Refuse folders in which a figure's or a table's name is taken by a file of another's.
+
+    Raises:
+        InvalidInput: naming the file.
+    """
+    for folder, kinds, option, mark in (
+        (figures, ("*.svg", "*.png"), "--figures", FIGURE_MARK),
+        (latex, ("table-*.tex",), "--latex", LATEX_MARK),
+    ):
+        for kind in kinds if folder is not None else ():
+            for path in Path(folder or "").glob(kind):
+                refuse_foreign(option, path, mark, "report")
 
 
 def draw(evidence: Evidence, folder: str | None) -> list[Path]:
@@ -174,9 +185,8 @@ def say(evidence: Evidence, files: Sequence[Path]) -> None:
 
 
 def printable(item: Broken) -> str:
-    """On one line, without what would steer a terminal."""
-    text = f"{item.path}: {item.reason}"
-    return "".join(character if character.isprintable() else "�" for character in text)
+    """On one line."""
+    return in_one_line(f"{item.path}: {item.reason}")
 
 
 def summary(evidence: Evidence, files: Sequence[Path]) -> dict[str, Any]:

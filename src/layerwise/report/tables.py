@@ -3,8 +3,6 @@
 CSV has a line per run or per claim, LaTeX a row per row of the paper.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from layerwise.report.curves import separable
 from layerwise.runs.headings import HEADINGS, headings_of
 from layerwise.runs.records import Record
 from layerwise.runs.run import command
+from layerwise.utils.csv_text import csv_text
 
 # of features alone
 MEASURES = tuple(name for name in HEADINGS if name not in ("auxiliary_accuracy", "cka"))
@@ -83,7 +82,7 @@ def runs_csv(records: Iterable[Record]) -> str:
     the paper prints at its own scale for the rows that the run belongs to, twice where it prints
     two numbers; ``seconds`` are of the whole run.
     """
-    return written(RUN_COLUMNS, (run_line(record) for record in records if record.result))
+    return csv_text(RUN_COLUMNS, (run_line(record) for record in records if record.result))
 
 
 def run_line(record: Record) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def claims_csv(records: Sequence[Record]) -> str:
 
     ``effect`` and ``standard_error`` are in percentage points.
     """
-    return written(
+    return csv_text(
         CLAIM_COLUMNS,
         (line for setting in settings(records) for line in claim_lines(records, setting)),
     )
@@ -221,7 +220,7 @@ def separability_csv(records: Iterable[Record]) -> str | None:
     ]
     first = SEPARABILITY_COLUMNS.index(MEASURES[0])
     behind = SEPARABILITY_COLUMNS[first + len(MEASURES) :]
-    return written((*SEPARABILITY_COLUMNS[:first], *names, *behind), lines) if lines else None
+    return csv_text((*SEPARABILITY_COLUMNS[:first], *names, *behind), lines) if lines else None
 
 
 def own(record: Record) -> list[str]:
@@ -235,14 +234,6 @@ def rounded(number: float | None, digits: int = 2) -> float | None:
     Percentage points have two, as accuracies are given.
     """
     return None if number is None else round(number, digits)
-
-
-def written(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str | None:
@@ -283,6 +274,7 @@ def latex_table(records: Sequence[Record], table: int, setting: Setting) -> str 
     )
 
 
+LATEX_MARK = "of arXiv:2010.08038 ("  # in the caption of every table
 LATEX = r"""\begin{table}
 \caption{%s}
 \label{%s}

@@ -9,8 +9,9 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, brief
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.utils.bounded import refuse_strange
 from layerwise.utils.options import Options
 
 NO_OPTIONS = Options()
@@ -283,6 +284,10 @@ def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
         InvalidInput: it is of another type.
     """
     wanted = field_type(item)
+    try:
+        refuse_strange(value)
+    except ValueError as error:
+        raise InvalidInput(f"Cannot use {item.name} of {source}: {error}. Correct it.") from None
     if "of" in item.metadata:
         return check_options(source, item.name, value)
     if value is None and item.default is None:
@@ -296,7 +301,7 @@ def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
             return float(value)  # YAML reads 5e-4 as text
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise InvalidInput(
-            f"Cannot use {item.name} of {source}: {repr(value)[:SHOWN]} is not of type "
+            f"Cannot use {item.name} of {source}: {brief(repr(value))} is not of type "
             f"{wanted.__name__}. Correct it."
         )
     if isinstance(value, int) and abs(value) >= LARGEST:

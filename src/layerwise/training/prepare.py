@@ -1,10 +1,9 @@
 """From a run's description to what trains: every name an object, every refusal before any work."""
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,14 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.split import OUTPUT_LAYERS
 from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
 from layerwise.data.splits import choose_augmentation
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
 from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
 from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
@@ -35,6 +35,7 @@ from layerwise.utils.options import Options, checked_options, options_of
 from layerwise.utils.sizes import format_size, parse_size
 
 SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
+MOST_DIGITS = 10  # of a number of units
 FEATURES = "features.cache"  # a file of features; it loses its name as soon as it is made
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -132,7 +133,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         InvalidInput: a name is unknown, a number out of range, an option belongs to another loss,
             rule or network, or the network cannot be made.
     """
-    check_numbers(run, execution)
+    check_ranges(run, execution)
     run = with_own_options(run)
     rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
     size = run.image_size or dataset.format.image_size
@@ -145,6 +146,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         with torch.device("meta"):  # a network that cannot be made is refused before data are read
             network = build_network(run, replace(dataset.format, image_size=size))
         check_module_paths(run, network)
+        check_size(run, network)
     return Prepared(
         run,
         execution,
@@ -220,46 +222,6 @@ def build_network(run: Run, images: ImageFormat) -> nn.Module:
     )
 
 
-def check_numbers(run: Run, execution: Execution) -> None:
-    """Refuse numbers out of range, by the names of their options.
-
-    Raises:
-        InvalidInput: the first of them.
-    """
-    for item in fields(Run):
-        value = getattr(run, item.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput(f"Cannot use {item.name} {value}: it is not finite. Give a number.")
-    for name, valid, accepted in (
-        ("epochs", run.epochs >= 1, "1 or more"),
-        ("batch_size", run.batch_size >= 2, "2 or more, since local losses compare images"),
-        ("image_size", run.image_size is None or run.image_size >= 1, "1 pixel or more"),
-        ("train_images", run.train_images is None or run.train_images >= 1, "1 or more"),
-        ("val_fraction", 0 <= run.val_fraction < 1, "0 up to but not including 1"),
-        ("lr", run.lr > 0, "a number above 0"),
-        ("weight_decay", run.weight_decay >= 0, "0 or more"),
-        ("momentum", 0 <= run.momentum < 1, "0 up to but not including 1"),
-        ("decay_rate", 0 < run.decay_rate <= 1, "above 0, up to 1"),
-        ("clip_grad", run.clip_grad is None or run.clip_grad > 0, "a number above 0"),
-        ("seed", 0 <= run.seed < 2**63, "0 or more, below 2 to the 63rd"),
-    ):
-        if not valid:
-            value = getattr(run, name)
-            raise InvalidInput(f"Cannot use {name} {value}: it is out of range. Give {accepted}.")
-    limits = {"eval_every": 1, "save_every": 1, "workers": 0, "separability_every": 0, "streams": 1}
-    for name, least in limits.items():
-        if getattr(execution, name) < least:
-            value = getattr(execution, name)
-            raise InvalidInput(
-                f"Cannot use {name} {value}: it is out of range. Give {least} or more."
-            )
-    threads, most = execution.cpu_threads, os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= most:
-        raise InvalidInput(
-            f"Cannot use cpu_threads {threads}: this machine has {most}. Give 1 to {most}."
-        )
-
-
 def decay(run: Run) -> Schedule:
     """The paper's schedule: the rate is multiplied by ``decay_rate`` at every milestone.
 
@@ -272,8 +234,8 @@ def decay(run: Run) -> Schedule:
         milestones = [-1.0]
     if not all(0 <= share <= 1 for share in milestones):
         raise InvalidInput(
-            f"Cannot use decay_milestones {run.decay_milestones!r}: they are not shares of "
-            "training. Give numbers from 0 to 1, such as 0.5,0.75."
+            f"Cannot use decay_milestones {brief(repr(run.decay_milestones))}: they are not "
+            "shares of training. Give numbers from 0 to 1, such as 0.5,0.75."
         )
     return lambda done: run.decay_rate ** sum(done >= share for share in milestones)
 
@@ -282,7 +244,8 @@ def parse_cut(at: str) -> str | int | list[str]:
     """``layer``, ``block``, a number of units, or module paths joined by commas."""
     if at in ("layer", "block"):
         return at
-    return int(at) if at.isascii() and at.isdigit() else [path.strip() for path in at.split(",")]
+    number = at.isascii() and at.isdigit() and len(at) < MOST_DIGITS
+    return int(at) if number else [path.strip() for path in at.split(",")]
 
 
 def check_module_paths(run: Run, network: nn.Module) -> None:
@@ -297,15 +260,30 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
         if path not in modules:
             near = get_close_matches(path, modules, n=1) or modules[:1]
             raise InvalidInput(
-                f"Cannot end a unit at {path!r}: {run.model} has no such module. Give layer, "
-                f"block, a number of units, or paths of modules such as {near[0]}."
+                f"Cannot end a unit at {brief(repr(path))}: {run.model} has no such module. Give "
+                f"layer, block, a number of units, or paths of modules such as {near[0]}."
             )
+
+
+def check_size(run: Run, network: nn.Module) -> None:
+    """Refuse a network whose weights do not fit into the free memory that it is made in.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    size = sum(weight.nelement() * weight.element_size() for weight in network.parameters())
+    free = free_memory()
+    if free is not None and size > free:
+        raise InvalidInput(
+            f"Cannot make {run.model}: its weights alone take {format_size(size)}, and "
+            f"{format_size(free)} of memory is free. Lower --width or give a smaller hierarchy."
+        )
 
 
 def parse_measures(execution: Execution) -> tuple[str, ...]:
     """Names of the measures that are taken while training, each once."""
     names = [name.strip() for name in execution.separability_measures.split(",")]
-    for name in names if execution.separability_every else ():
+    for name in names:
         choose("measure", name, MEASURES)
     return tuple(dict.fromkeys(names))
 
@@ -326,8 +304,8 @@ def find_device(execution: Execution) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InvalidInput(
-            f"Cannot use device {name!r}: it is neither a CPU nor a CUDA GPU. Give cpu, cuda, "
-            "cuda:0 … or auto."
+            f"Cannot use device {brief(repr(name))}: it is neither a CPU nor a CUDA GPU. Give cpu, "
+            "cuda, cuda:0 … or auto."
         )
     if device.type == "cuda":
         count = torch.cuda.device_count()

@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.runs.run import Run
+from layerwise.utils.terminal import unguarded, visible
 
 if TYPE_CHECKING:
     from layerwise.rules.base import Tick
@@ -45,7 +46,7 @@ class Shown(Progress):
 
     def __init__(self, bar: Bar | None, units: bool = True) -> None:
         self.bar, self.units = bar, units
-        self.console = bar.console if bar else Console(file=sys.stderr)
+        self.console = bar.console if bar else Console(file=unguarded(sys.stderr))
         self.task: TaskID | None = None
         self.refreshed = self.began = time.monotonic()
         self.first_epoch = 0.0
@@ -107,7 +108,9 @@ class Shown(Progress):
 
     def say(self, line: str) -> None:
         if self.bar and sys.stdout.isatty():
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(
+                visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True
+            )
         else:
             print(line, flush=True)
 
@@ -119,5 +122,5 @@ def shown(units: bool = True) -> Iterator[Shown]:
         yield Shown(None, units)
         return
     columns = (BarColumn(bar_width=8), TextColumn("{task.fields[numbers]}"))  # fits 80 columns
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(file=unguarded(sys.stderr)), transient=True) as bar:
         yield Shown(bar, units)

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from layerwise.errors import Busy, InvalidInput
+from layerwise.utils.bounded import read_head
 
 DRAFT = ".draft"  # ends the name of a file that is being written
+FIGURE_MARK = "Written by layerwise"  # in the metadata of figures
 BLOCK = 1 << 20  # bytes that are hashed at once
 KINDS = {
     stat.S_IFLNK: "a link",
@@ -178,6 +180,35 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {reason}. What was saved before is untouched. Free space or "
             "change permissions, then start again (what was training: with --resume)."
         ) from error
+
+
+def refuse_foreign(option: str, path: Path, mark: str, command: str) -> None:
+    """Refuse to overwrite a file that this program did not write.
+
+    Args:
+        mark: what its first bytes hold if it did. command: that writes such files.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if not path.exists():
+        return
+    try:
+        head = read_head(path)
+    except (OSError, ValueError):
+        head = b""
+    if mark.encode() not in head:
+        raise InvalidInput(
+            f"Cannot write {option} {path}: it exists and was not written by layerwise {command}. "
+            "Give another path, or move it."
+        )
+
+
+def figure_metadata(kind: str) -> dict[str, str | None]:
+    """Metadata of a figure in a file, by which this program knows it again; it is not dated."""
+    if kind == "svg":
+        return {"Date": None, "Creator": FIGURE_MARK}
+    return {"Software": FIGURE_MARK}
 
 
 def write_json(path: Path, value: Any) -> None:

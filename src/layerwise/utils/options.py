@@ -8,13 +8,15 @@ record and every check read it from there.
 
 import inspect
 import re
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 
+LARGEST = 2**31 - 1  # of whole numbers
 KINDS = (bool, int, float, str)  # types of options that can be written on a command line
 # annotations as text, as they are under ``from __future__ import annotations``
 WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
@@ -49,22 +51,32 @@ class Option:
         """A value of the option's type; an integer passes for a float.
 
         Raises:
-            InvalidInput: it is of another type.
+            InvalidInput: it is of another type, or a number that is too large or none.
         """
         if value is None and self.optional:
             return None
-        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if self.kind in (int, float) and isinstance(value, str):
-            try:
-                return self.kind(value)  # YAML reads 5e-4 as text
-            except ValueError:
-                value = repr(value)
+        value = self.converted(value)
         if type(value) is not self.kind:
             raise InvalidInput(
-                f"Cannot use {self.name}={value} ({source}): it is not of type "
+                f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
+        most = {int: LARGEST, float: sys.float_info.max}.get(self.kind)
+        if most is not None and value != self.default and not abs(value) <= most:  # NaN is neither
+            raise InvalidInput(
+                f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
+                f"most {most:.15g}."
+            )
+        return value
+
+    def converted(self, value: Any) -> Any:
+        """A number as the option's type where it stands for one."""
+        text = self.kind in (int, float) and isinstance(value, str)  # YAML reads 5e-4 as text
+        if text or (self.kind is float and type(value) is int):
+            try:
+                return self.kind(value)
+            except (ValueError, OverflowError):
+                return repr(value) if text else value
         return value
 
 
@@ -87,6 +99,20 @@ def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
                 )
             options[name] = Option(name, *plain, default=default, text=texts.get(name, ""))
     return options
+
+
+def positional_options(factory: Callable[..., Any], given: int) -> list[str]:
+    """Arguments that look like options but are none, since they are not keyword-only.
+
+    Args:
+        given: how many arguments the factory is called with.
+    """
+    parameters = list(inspect.signature(factory).parameters.values())[given:]
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and type(parameter.default) in KINDS
+    ]
 
 
 def keyword_only(factory: Callable[..., Any]) -> list[str]:
@@ -128,6 +154,11 @@ def described(docstring: str) -> dict[str, str]:
     return texts
 
 
+def as_flag(name: str) -> str:
+    """An option as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
 def checked_options(
     kind: str, name: str, registry: Mapping[str, Callable[..., Any]], values: Mapping[str, Any]
 ) -> Options:
@@ -146,9 +177,9 @@ def checked_options(
         if option not in declared:
             owners = [owner for owner in registry if option in options_of(registry[owner])]
             belongs = f"It belongs to {', '.join(owners)}." if owners else "No other has it either."
-            accepted = ", ".join(declared) or "no options"
+            accepted = ", ".join(map(as_flag, declared)) or "no options"
             raise InvalidInput(
-                f"Cannot use --{option.replace('_', '-')} with the {kind} {name!r}, which accepts "
+                f"Cannot use {as_flag(option)} with the {kind} {name!r}, which accepts "
                 f"{accepted}. {belongs} Leave it out."
             )
         value = declared[option].check(value, f"option of the {kind} {name!r}")

@@ -46,11 +46,14 @@ def import_file(path: Path) -> None:
         raise InvalidInput(
             f"Cannot import {path}: it is not a Python file. Give one, such as a.py."
         )
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # for its neighbours; last, so that they hide no installed module
     module = module_from_spec(specification)
     sys.modules[path.stem] = module
     try:
         specification.loader.exec_module(module)
-    except Exception as error:  # the user's code runs here: anything can be raised
+    except (Exception, SystemExit) as error:  # the user's code runs here: anything can be raised
         del sys.modules[path.stem]
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(

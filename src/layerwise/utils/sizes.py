@@ -2,7 +2,7 @@
 
 import re
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, brief
 
 SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as disks are sold
 BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -14,11 +14,12 @@ def parse_size(name: str, text: str) -> int:
     Raises:
         InvalidInput: it is no number above 0 with a unit.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([a-z]*)", text.strip(), re.IGNORECASE)
     size = int(float(match[1]) * {**SIZES, **BINARY}.get(match[2].upper(), 0)) if match else 0
     if size < 1:
         raise InvalidInput(
-            f"Cannot use {name} {text!r}: it is not a size. Give a number above 0 and B, kB, MB, "
+            f"Cannot use {name} {brief(repr(text))}: it is not a size. Give a number above 0 and "
+            "B, kB, MB, "
             "GB, TB, KiB, MiB, GiB or TiB, such as 500MB or 1.5GiB."
         )
     return size

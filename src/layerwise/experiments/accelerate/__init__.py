@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.data import DATASETS
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, check_range, choose
 from layerwise.experiments.accelerate.budgets import Budget, parse_budgets
 from layerwise.experiments.accelerate.costs import Cost, Costs, base_hierarchy, with_design
 from layerwise.experiments.accelerate.proposals import propose, propose_downsampling
@@ -37,6 +37,7 @@ from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
 from layerwise.models.vgg import VGG
+from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
 from layerwise.runs.run import Execution, Run, command
 from layerwise.training.prepare import prepare
 
@@ -174,9 +175,8 @@ def check_search(search: Search, dry_run: bool) -> None:
             "nothing. Leave one of them out."
         )
     for name, least in (("finalists", 1), ("seeds", 1), ("listed", 1), ("final_epochs", 0)):
-        if getattr(search, name) < least:
-            option = f"--{name.replace('_', '-')} {getattr(search, name)}"
-            raise InvalidInput(f"Cannot use {option}: it is out of range. Give {least} or more.")
+        most = MOST_EPOCHS if name == "final_epochs" else MOST_SEEDS
+        check_range(f"--{name.replace('_', '-')}", getattr(search, name), least, most)
     if search.figure is not None:
         check_figure(search.figure)
 

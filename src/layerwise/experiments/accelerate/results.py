@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from layerwise import hierarchy
@@ -16,7 +15,8 @@ from layerwise.experiments.compare import summarise
 from layerwise.hierarchy import design_of, fulfils_equation_7, segments, shallow_scale
 from layerwise.profiling import plot as timeline
 from layerwise.runs.run import Run
-from layerwise.utils.files import replacing
+from layerwise.utils.files import figure_metadata, replacing
+from layerwise.utils.terminal import print_table
 
 LOCAL, GLOBAL = "simultaneous", "global"
 PROPOSALS = (
@@ -187,17 +187,13 @@ def pair(local: int | None, whole: int | None, unit: float) -> str:
     return " / ".join("–" if value is None else f"{value / unit:,.1f}" for value in (local, whole))
 
 
-def print_table(table: Table) -> None:
-    Console(width=None if Console().is_terminal else 240).print(table)
-
-
 def check_figure(path: str) -> None:
     """Refuse a figure that could not be drawn in the end.
 
     Raises:
         InvalidInput: its type or folder does not exist, or matplotlib is missing.
     """
-    timeline.check_figure(path, predict=False)
+    timeline.check_figure(path, predict=False, command="accelerate")
 
 
 def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -208,6 +204,7 @@ def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     from layerwise.report.figures.style import DPI, RULES
 
     kind = Path(path).suffix[1:]
-    metadata = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context(RULES), replacing(Path(path)) as draft:
-        pareto.draw(title, rows).savefig(draft, format=kind, dpi=DPI, metadata=metadata)
+        pareto.draw(title, rows).savefig(
+            draft, format=kind, dpi=DPI, metadata=figure_metadata(kind)
+        )

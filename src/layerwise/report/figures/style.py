@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from layerwise.report.curves import Curve
-from layerwise.utils.files import replacing
+from layerwise.utils.files import figure_metadata, replacing
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes and markers do without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -59,7 +59,7 @@ PLACES, DECIMALS, INDENTATION = (
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure beside ``path`` as SVG and PNG."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata=figure_metadata("svg"))
     svg = PLACES.sub(
         lambda place: DECIMALS.sub(r"\1", place[0]), INDENTATION.sub("", text.getvalue())
     )
@@ -67,7 +67,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
     with replacing(files[0]) as draft:
         draft.write_text(svg, encoding="utf-8")
     with replacing(files[1]) as draft:
-        figure.savefig(draft, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(draft, format="png", dpi=DPI, metadata=figure_metadata("png"))
     return files
 
 

@@ -7,6 +7,7 @@ from layerwise.paper.rows import match
 from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
 from layerwise.report.tables import hierarchy, is_local
 from layerwise.runs.records import Record
+from layerwise.runs.run import Run
 
 RUN_COLUMNS = (
     *map(Column, ("run", "rows", "scale", "rule", "loss", "hierarchy", "data", "seed", "epochs")),
@@ -35,7 +36,7 @@ def run_cells(record: Record) -> tuple[object, ...]:
         ", ".join(row.label for row in place.rows) if place else "none of the paper's",
         place.scale if place else "",
         run.rule,
-        run.loss if is_local(record) else "",
+        loss_text(run) if is_local(record) else "",
         hierarchy(record) or NOTHING,
         run.data,
         whole(run.seed),
@@ -44,6 +45,14 @@ def run_cells(record: Record) -> tuple[object, ...]:
         percent(minutes, 1),
         "finished" if record.result else "not finished",
     )
+
+
+def loss_text(run: Run) -> str:
+    """The loss with those of its options that are not at their default."""
+    options = ", ".join(
+        f"{name.replace('_', '-')} {value}" for name, value in run.loss_options.items()
+    )
+    return f"{run.loss} ({options})" if options else run.loss
 
 
 def score(record: Record) -> str:

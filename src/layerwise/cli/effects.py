@@ -1,0 +1,149 @@
+"""Options that change nothing beside others, in one table.
+
+An option of what is trained that is given on the command line and would change nothing is refused:
+its user expects another result. One of where and how it is trained, or one in a configuration file,
+which may serve several commands, is said on stderr.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from layerwise.errors import InvalidInput
+from layerwise.runs.run import GLOBAL_RULES, Execution, Run
+from layerwise.utils.options import as_flag, options_of
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What options need in order to have an effect.
+
+    Attributes:
+        options: by the names of their fields; ``loss_options`` stands for all that losses declare.
+        holds: whether a run and its execution fulfil it.
+        reason: why they have no effect where it does not hold, in words; ``{}`` are fields of both.
+    """
+
+    options: tuple[str, ...]
+    holds: Callable[[Run, Execution], bool]
+    reason: str
+
+
+def reads_files(run: Run, _: Execution) -> bool:
+    from layerwise.data import DATASETS
+
+    return run.data not in DATASETS or not DATASETS[run.data].bundled
+
+
+def can_be_downloaded(run: Run, _: Execution) -> bool:
+    from layerwise.data import DATASETS
+
+    return run.data not in DATASETS or bool(DATASETS[run.data].files)
+
+
+def may_have_image_files(run: Run, execution: Execution) -> bool:
+    return reads_files(run, execution) and not can_be_downloaded(run, execution)
+
+
+def is_on_gpu(_: Run, execution: Execution) -> bool:
+    import torch
+
+    return execution.device != "cpu" and torch.cuda.is_available()
+
+
+CONDITIONS = (
+    Condition(
+        ("crop_padding", "flip", "cutout", "views"),
+        lambda run, _: run.augment,
+        "--no-augment leaves images as they are",
+    ),
+    Condition(
+        ("momentum",),
+        lambda run, _: run.optimizer not in ("adam", "adamw"),
+        "it is sgd's, and the optimizer is {optimizer}",
+    ),
+    Condition(
+        ("decay_rate",),
+        lambda run, _: bool(run.decay_milestones.strip(", ")),
+        "--decay-milestones names no milestone",
+    ),
+    Condition(
+        ("loss", "loss_options"),
+        lambda run, _: not run.is_global,
+        "the network is trained as one unit, whose loss is the cross-entropy of its output (rule "
+        "{rule}, at {at})",
+    ),
+    Condition(
+        ("at",),
+        lambda run, _: run.rule not in GLOBAL_RULES,
+        "the rule {rule} trains the network as one unit",
+    ),
+    Condition(
+        ("output_layer",),
+        lambda run, _: not run.is_global,
+        "the network is trained as one unit (rule {rule}, at {at})",
+    ),
+    Condition(("data_dir",), reads_files, "the data set {data} is installed with this program"),
+    Condition(("download",), can_be_downloaded, "the data set {data} has no published files"),
+    Condition(
+        ("workers",), may_have_image_files, "the images of the data set {data} fit into memory"
+    ),
+    Condition(("keep_memory",), lambda *both: not is_on_gpu(*both), "it is for training on a CPU"),
+    Condition(("graphs", "streams"), is_on_gpu, "it is for training on a GPU"),
+    Condition(("streams",), lambda _, execution: execution.graphs, "it needs --graphs"),
+    Condition(
+        ("separability_measures", "separability_against"),
+        lambda _, execution: execution.separability_every > 0,
+        "it needs --separability-every",
+    ),
+)
+REFUSED = {item.name for item in fields(Run)} | {"loss_options"}
+
+
+def check_effects(
+    written: Iterable[str], in_file: Iterable[str], runs: Sequence[Run], execution: Execution
+) -> None:
+    """Refuse, or say, which of the given options change nothing in any of some runs.
+
+    Args:
+        written: names of options on the command line; in_file: names in a configuration file.
+
+    Raises:
+        InvalidInput: naming the first that is refused.
+    """
+    for name in dict.fromkeys([*written, *in_file]):
+        reason = without_effect(name, runs, execution)
+        if reason is None:
+            continue
+        flag = as_flag(name)
+        if name in written and condition_name(name) in REFUSED:
+            raise InvalidInput(
+                f"Cannot use {flag}: it would change nothing, for {reason}. Leave it out."
+            )
+        print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)
+
+
+def without_effect(name: str, runs: Sequence[Run], execution: Execution) -> str | None:
+    """Why an option changes nothing in any of some runs, in words; None: it does change one."""
+    for condition in CONDITIONS:
+        if condition_name(name) in condition.options and not any(
+            condition.holds(run, execution) for run in runs
+        ):
+            run = runs[0]
+            values = {item.name: getattr(run, item.name) for item in fields(run)}
+            return condition.reason.format(**values)
+    return None
+
+
+def condition_name(name: str) -> str:
+    """The name by which conditions know an option: those of losses by one."""
+    from layerwise.training.prepare import registries
+
+    if name in {item.name for kind in (Run, Execution) for item in fields(kind)}:
+        return name
+    declared = {
+        kind: {option for factory in registry.values() for option in options_of(factory)}
+        for kind, registry in registries().items()
+    }
+    kinds = [kind for kind, names in declared.items() if name in names]
+    return "loss_options" if kinds == ["loss"] else name
