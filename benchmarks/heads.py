@@ -29,11 +29,11 @@ from layerwise.experiments.sweep import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging
-from layerwise.report.tables import written
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
 from layerwise.training.prepare import parse_cut, prepare
 from layerwise.training.progress import Progress
+from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 from layerwise.utils.options import Options
 
@@ -331,7 +331,7 @@ def main() -> None:
         print("  ".join(str(value) for value in line.values()))
     if arguments.csv:
         with replacing(arguments.csv) as draft:
-            draft.write_text(written(tuple(table[0]), table))
+            draft.write_text(csv_text(tuple(table[0]), table))
 
 
 def run_of(model: str, variant: Variant, seed: int) -> Run:

@@ -18,8 +18,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from layerwise.report.curves import separable
-from layerwise.report.tables import hierarchy, written
+from layerwise.report.tables import hierarchy
 from layerwise.runs.records import Record, read_runs
+from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 
 RULES = {"simultaneous": "layer-wise", "global": "global"}
@@ -53,7 +54,7 @@ def main() -> None:
         )
     if arguments.csv:
         with replacing(arguments.csv) as draft:
-            draft.write_text(written(tuple(table[0]), table))
+            draft.write_text(csv_text(tuple(table[0]), table))
 
 
 def stage_ends(record: Record) -> dict[str, float]:

@@ -38,9 +38,9 @@ from layerwise.experiments.accelerate.ranking import mean_gains, measured_gains,
 from layerwise.experiments.sweep import folder_of
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
-from layerwise.report.tables import written
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, run_words
+from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 
 PARTS = (
@@ -105,7 +105,7 @@ def main() -> None:
         )
     if arguments.csv:
         with replacing(arguments.csv) as draft:
-            draft.write_text(written(tuple(table[0]), table))
+            draft.write_text(csv_text(tuple(table[0]), table))
 
 
 def rows_of(part: tuple[int, str]) -> list[Row]:

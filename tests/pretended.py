@@ -17,6 +17,7 @@ from torch.utils import backend_registration
 
 import layerwise
 from layerwise.core.learner import Learner
+from layerwise.core.structure import Structure
 from layerwise.data.loader import Augmentation, Loader, PixelsInMemory
 from layerwise.memory.accounting import persistent_tensors
 from layerwise.rules import RULES
@@ -97,7 +98,9 @@ def main() -> None:
             id(tensor): moved(mode, tensor, device) for tensor in persistent_tensors(learner)
         }
         with mode:
-            losses = list(steps(rule, copy.deepcopy(learner, doubles), loader))
+            moved_learner = copy.deepcopy(learner, doubles)
+            moved_learner.structure = Structure(moved_learner.model, moved_learner.units)
+            losses = list(steps(rule, moved_learner, loader))
         print(
             model, loss, rule, len(losses), {loss.device for loss in losses} == {device}, flush=True
         )

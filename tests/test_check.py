@@ -184,3 +184,21 @@ def test_a_network_that_fails_in_training_is_refused() -> None:
     with pytest.raises(InvalidInput, match=r"in training mode it cannot process.*no such mode"):
         layerwise.localize(model, IMAGES, CLASSES, leaves=["2"])
     layerwise.localize(model, IMAGES, CLASSES, leaves=["2"], check=False)
+
+
+def test_generators_of_modules_stay_and_others_are_named() -> None:
+    class Noisy(nn.Module):
+        def __init__(self, own: bool) -> None:
+            super().__init__()
+            generator = random.Random(0)
+            self.draw = generator.random if own else lambda: generator.random()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.draw()
+
+    layers = nn.Conv2d(1, 4, 8), nn.Flatten(), nn.Linear(4, CLASSES)
+    noisy = Noisy(True)
+    layerwise.localize(nn.Sequential(layers[0], noisy, *layers[1:]), IMAGES, CLASSES)
+    assert noisy.draw() == random.Random(0).random()
+    with pytest.raises(CannotSplit, match=r"itself computes something else.*check=False"):
+        layerwise.localize(nn.Sequential(layers[0], Noisy(False), *layers[1:]), IMAGES, CLASSES)

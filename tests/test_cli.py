@@ -221,7 +221,7 @@ def test_an_imported_file_adds_a_loss_and_its_option(
         LOSSES.pop("mine", None)
     folder = RunFolder(tmp_path / "run")
     assert folder.run().loss_options == {"strength": 0.5}
-    assert list(folder.facts()["imported"]) == [str(tmp_path / "mine.py")]
+    assert str(tmp_path / "mine.py") in folder.facts()["imported"]
     (tmp_path / "broken.py").write_text("1 / 0")
     for name, words in (
         ("broken.py", "it raised ZeroDivisionError (division by zero). Correct it."),

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from layerwise.data import RemoteFile
-from layerwise.data.image_folder import read_image
+from layerwise.data.image_file import read_image
 from layerwise.data.matlab import read_arrays
 from layerwise.data.published import FILES
 from layerwise.data.readers import (

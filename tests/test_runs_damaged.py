@@ -36,9 +36,10 @@ from layerwise.training import checkpoint
 from layerwise.training import loop as training
 from layerwise.training.checkpoint import load_state
 from layerwise.training.loop import train
+from layerwise.training.predict import predict
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
-from layerwise.training.saved import evaluate, predict
+from layerwise.training.saved import evaluate
 from layerwise.utils.files import replacing
 
 SMALL = Run(

@@ -514,7 +514,7 @@ def test_bad_input_is_refused(
         ([good, "--split", "train"], "Cannot use split 'train'"),
         ([good, "--images", "9"], "9 images are fewer than the 10 classes"),
         ([good, "--images", "35"], "Give 4 or more of each class"),
-        ([good, "--pooled-to", "0"], "pooled_to 0: it is too small"),
+        ([good, "--pooled-to", "0"], "--pooled-to 0: it is too small"),
         ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
         ([good, "--against", str(other)], "9 and 11 units"),
         ([good, "--against", str(small)], "its image size differs"),

@@ -755,3 +755,44 @@ def test_facts_about_the_image_pass_between_units(attribute: str) -> None:
     learner = localize(Asks())
     assert len(learner.units) == 2
     learner.step(IMAGES, LABELS)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return -gradients[0]
+
+
+class Lines(nn.Module):
+    """A block whose forward pass runs some lines between its two layers."""
+
+    def __init__(self, lines: Any) -> None:
+        super().__init__()
+        self.conv, self.again, self.lines = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), lines
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.again(self.lines(self.conv(x)))
+
+
+def seeded_noise(x: Tensor) -> Tensor:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"), [(lambda x: Reversed.apply(x), "Reversed"), (seeded_noise, "sets a seed")]
+)
+def test_own_backward_passes_and_seeds_in_forward_are_refused_and_kept(
+    lines: Any, words: str
+) -> None:
+    model = nn.Sequential(Lines(lines), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    sample = torch.randn(2, 1, 8, 8)
+    with pytest.raises(CannotSplit, match=rf"{words}.*leaves=\['0'\]"):
+        split(model)
+    layerwise.localize(model, sample, 3, leaves=["0"])
+    assert "refuse" not in repr(vars(torch.autograd.Function)["apply"].__func__)

@@ -156,9 +156,9 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.0005)
 
 
-@pytest.mark.parametrize("rule", ["simultaneous", "sequential"])
+@pytest.mark.parametrize("rule", ["simultaneous"])  # of others see tests/faults
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
-    epochs = "8" if rule == "simultaneous" else "2"
+    epochs = "8"
     run = replace(SMALL, rule=rule, epochs=int(epochs))
     torch.set_num_threads(1)
     carry_out(run, tmp_path / "whole")
@@ -513,6 +513,6 @@ def test_memory_counts_what_a_sequential_rule_keeps(tmp_path: Path) -> None:
 def test_a_network_that_explodes_in_its_last_step_has_diverged(tmp_path: Path) -> None:
     with pytest.raises(Diverged, match="loss of unit"):
         carry_out(
-            replace(SMALL, optimizer="sgd", lr=1e38, epochs=1, batch_size=60), tmp_path / "run"
+            replace(SMALL, optimizer="sgd", lr=1e9, epochs=1, batch_size=60), tmp_path / "run"
         )
     assert not (tmp_path / "run" / RESULT).exists()

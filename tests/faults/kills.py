@@ -13,9 +13,10 @@ from layerwise.runs.folder import WEIGHTS, RunFolder
 from tests.faults import children
 
 MOST_KILLS = 6  # of one run before it is let to its end
-TRAIN = ["train", "vgg8b", "--hierarchy", "1,1,1,1", "--width", "0.04", "--at", "3", "--resume"]
+TRAIN = ["train", "vgg8b", "--hierarchy", "1,1,1,1", "--width", "0.04", "--resume"]
 TRAIN += ["--train-images", "80", "--batch-size", "20", "--lr", "3e-3"]
 TRAIN += ["--cpu-threads", "1", "--device", "cpu"]
+CACHED = ("--rule", "sequential", "--cache", "--views", "1")
 SCALE = {"data": "digits", "width": 1 / 32, "train_images": 40, "epochs": 2, "batch_size": 20}
 SWEEP = ["reproduce", "5", "--rows", "resnet18_r1", "--scale", "tiny", *TRAIN[-4:]]
 # options that may change when a run goes on
@@ -77,10 +78,10 @@ def cases(place: Path) -> list[Case]:
 
     reported = place / "reported"
     return [
-        Case("train", training("--epochs", "8"), weights_below, CHANGES, 6),
+        Case("train", training("--at", "3", "--epochs", "8"), weights_below, CHANGES, 6),
         Case(
             "train by a sequential rule",
-            training("--rule", "sequential", "--cache", "--views", "1", "--epochs", "2"),
+            training("--at", "3", "--epochs", "2", *CACHED),
             weights_below,
             CHANGES,
             2,

@@ -233,12 +233,15 @@ def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Executio
 
 
 def given_options(parsed: argparse.Namespace) -> list[str]:
-    """Names of the options of a run or its execution that the command line gives."""
+    """Names of the options of a run or its execution that the command line gives.
+
+    One that is switched off, by --no-… or 0, is left out: to do nothing is what it asks for.
+    """
     accepted = {item.name for kind in (Run, Execution) for item in fields(kind)}
     return [
         name.removeprefix(DECLARED)
         for name, value in vars(parsed).items()
-        if value is not None and (name in accepted or name.startswith(DECLARED))
+        if value not in (None, False) and (name in accepted or name.startswith(DECLARED))
     ]
 
 

@@ -5,7 +5,7 @@ so both have the same output, write the same to buffers and give every weight th
 """
 
 from collections.abc import Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.core.settings import keep_whole
-from layerwise.core.side_effects import (
-    attributes_kept,
-    buffers_kept,
-    generators_kept,
-    modes_kept,
-)
+from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain, follow_network
 from layerwise.errors import CannotSplit, InvalidInput
 
@@ -70,7 +65,23 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
                 ) from error
             part = parting(model, chain, weights, expected, computed)
             if part is not None:
+                refuse_other_each_time(model, images, weights, expected)
                 raise CannotSplit(message(model, chain, images, part, training))
+
+
+def refuse_other_each_time(
+    model: nn.Module, images: Tensor, weights: Sequence[Tensor], expected: "Result"
+) -> None:
+    """Refuse to compare with a network that differs from itself when it runs again."""
+    again = result_of(model, model, images, weights)
+    pairs = [(expected[0], again[0]), *zip(expected[1], again[1], strict=True)]
+    if not all(same(one, other, largest(one)) for one, other in pairs):
+        raise CannotSplit(
+            "Cannot compare the units with the network: the network itself computes something else "
+            "each time that it runs, such as by a clock or by a generator of random numbers that "
+            "no module holds. Draw from PyTorch's generator, such as by torch.rand; or keep the "
+            "module that does so whole with leaves=[…] and pass check=False."
+        )
 
 
 Result = tuple[Tensor, list[Tensor | None], list[Tensor]]
@@ -116,16 +127,31 @@ def result_of(
         if output.requires_grad and weights:
             generator = torch.Generator().manual_seed(ANY_SEED)
             direction = torch.rand(output.shape, generator=generator).to(output) + 0.5
-            gradients = list(torch.autograd.grad(output, weights, direction, allow_unused=True))
+            gradients = gradients_of(output, weights, direction)
         return output.detach(), gradients, [buffer.clone() for buffer in model.buffers()]
+
+
+def gradients_of(
+    output: Tensor, weights: Sequence[Tensor], direction: Tensor
+) -> list[Tensor | None]:
+    """Gradients of the weights; those that they hold stay, and no hook of theirs runs.
+
+    Raises:
+        InvalidInput: a backward pass raises an error.
+    """
+    try:
+        return list(torch.autograd.grad(output, weights, direction, allow_unused=True))
+    except Exception as error:  # also a backward pass of the user's own
+        raise InvalidInput(
+            "Cannot compare the units with the network: the backward pass fails on the sample "
+            f"({' '.join(str(error).split())[:300]}). Correct it, or pass check=False."
+        ) from error
 
 
 @contextmanager
 def kept(model: nn.Module) -> Iterator[None]:
     """Leave generators, buffers and attributes as they were."""
-    with ExitStack() as stack:
-        for keep in (generators_kept(), buffers_kept(model), attributes_kept(model)):
-            stack.enter_context(keep)
+    with states_kept(model):
         torch.manual_seed(ANY_SEED)
         yield
 

@@ -21,7 +21,7 @@ from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.result import checked_result
-from layerwise.core.side_effects import modes_kept
+from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
 from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
@@ -108,7 +108,8 @@ def localize(
     sample = sample[:2].to(tensor.device)
     chain = split(model, at, sample, leaves, output_layer)
     try:
-        shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
+        with states_kept(model):
+            shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
     except (RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
@@ -151,9 +152,10 @@ def localize(
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
     learner.span = span
-    try_losses(learner, sample)
-    if memory_format is not None:
-        set_memory_format(learner, memory_format, weights=False)
+    with states_kept(model):
+        try_losses(learner, sample)
+        if memory_format is not None:
+            set_memory_format(learner, memory_format, weights=False)
     return learner
 
 

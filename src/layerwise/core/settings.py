@@ -94,7 +94,7 @@ class Settings:
             if has_hooks(module):
                 raise CannotSplit(hook_message("go on with the units", path))
             parts = parts_of(module)
-            if any(parts.get(name) is not part for name, part in self.parts[path].items()):
+            if any(map(differ, map(parts.get, self.parts[path]), self.parts[path].values())):
                 raise CannotSplit(
                     f"Cannot go on with the units: a part of {words(path)}, such as a layer or a "
                     "parameter, has been replaced or added since they were made, and they would "
@@ -117,6 +117,11 @@ def parts_of(module: nn.Module) -> dict[str, Any]:
         if isinstance(child, LISTS) and not isinstance(child, nn.Sequential):  # called by itself
             parts |= {f"{name}.{part}": value for part, value in parts_of(child).items()}
     return parts
+
+
+def differ(one: Any, other: Any) -> bool:
+    """Whether two parts are not the same object; numbers are compared by value."""
+    return one is not other and not (isinstance(one, int) and one == other)
 
 
 def refuse_changes(pieces: Iterable[nn.Module]) -> None:

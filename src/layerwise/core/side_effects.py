@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 # attributes of every module that are PyTorch's own bookkeeping; `training` is looked after apart
 BOOKKEEPING = frozenset(vars(nn.Module())) | {"_forward_hooks_always_called"}
 PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-DEEPEST, LARGEST = 4, 1000  # containers beyond are compared by identity
+DEEPEST, LARGEST = 8, 1000  # containers beyond are compared by identity
 
 
 class Reference:
@@ -42,6 +42,10 @@ def picture(value: Any, depth: int = 0) -> Any:
     state = generator_state(value)
     if state is not None:
         return state
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, set | frozenset | bytearray):
+        return type(value), type(value)(value)
     if depth == DEEPEST or isinstance(value, Tensor | nn.Module | fx.Proxy | type):
         return Reference(value)
     if isinstance(value, list | tuple | deque | dict) and len(value) <= LARGEST:
@@ -49,6 +53,9 @@ def picture(value: Any, depth: int = 0) -> Any:
         return type(value), [picture(item, depth + 1) for item in items]
     if type(value).__module__ != "builtins" and hasattr(value, "__dict__"):
         return Reference(value), picture(vars(value), depth + 1)
+    slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
+    if slots and type(value).__module__ != "builtins":
+        return Reference(value), [picture(getattr(value, s, None), depth + 1) for s in slots]
     return Reference(value)
 
 
@@ -215,6 +222,13 @@ def attributes_kept(network: nn.Module) -> Iterator[Attributes]:
         yield attributes
     finally:
         attributes.restore()
+
+
+@contextmanager
+def states_kept(network: nn.Module) -> Iterator[None]:
+    """Leave generators, also those of modules, buffers and attributes as they were."""
+    with generators_kept(), buffers_kept(network), attributes_kept(network):
+        yield
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

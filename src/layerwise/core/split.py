@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.settings import Check
-from layerwise.core.side_effects import modes_kept
+from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.trace import TrainingFlag, owner, settings_of, trace_network
 from layerwise.core.tracer import FLAG, strip_root
 from layerwise.errors import CannotSplit, choose
@@ -251,7 +251,7 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
             return result
 
     root, graph = piece_root(network, network.graph.nodes), network.graph
-    with torch.no_grad(), modes_kept(network.root):
+    with torch.no_grad(), modes_kept(network.root), states_kept(network.root):
         network.root.eval()
         Counting(fx.GraphModule(root, graph)).run(sample[:2])
     return counts

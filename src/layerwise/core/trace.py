@@ -144,8 +144,8 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
         whose, path = tracer.drawn
         raise CannotTrace(
             f"Cannot split the network: the forward pass of {words(path)} draws random numbers "
-            f"from {whose} without its input, and in the units one draw would stand for ever. Draw "
-            f"from the input, such as by torch.randn_like. Or: {keep_whole(path)}.",
+            f"from {whose} without its input, or sets a seed, which the units would not do anew. "
+            f"Draw from the input, such as by torch.randn_like. Or: {keep_whole(path)}.",
             path,
         )
     if changed:

@@ -4,9 +4,11 @@ Buffers are read when the units compute, not when they are made. What forward co
 gradient has none in the units either. Attributes that it reads are remembered as settings.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -70,6 +72,7 @@ class Tracer(fx.Tracer):
         settings: receives what forward reads.
         path: modules that are being traced, from the outermost.
         entries: path of each, and whether autocast was as outside when it was called.
+        generators: states of the shared generators when each was called.
         drawn: whose generator forward drew from, and the module that did; None: from no shared one.
     """
 
@@ -79,16 +82,39 @@ class Tracer(fx.Tracer):
         self.settings = settings
         self.path: list[str] = []
         self.entries: list[tuple[str, Any]] = []
+        self.generators: list[dict[str, Any]] = []
         self.drawn: tuple[str, str] | None = None
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.paths = {id(module): path for path, module in root.named_modules()}
         self.buffers = {id(buffer): path for path, buffer in root.named_buffers()}
         self.outside = context()
-        with torch.enable_grad(), reads_observed(self.observe):
+        with torch.enable_grad(), reads_observed(self.observe), self.own_backwards_refused():
             graph = super().trace(root, concrete_args)
         detach_constants(graph)
         return graph
+
+    @contextmanager
+    def own_backwards_refused(self) -> Iterator[None]:
+        """Refuse functions with a backward pass of their own, which a graph does not show."""
+        apply = vars(torch.autograd.Function)["apply"]
+
+        def refuse(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if not any(isinstance(value, fx.Proxy) for value in (*args, *kwargs.values())):
+                return apply.__get__(None, cls)(*args, **kwargs)
+            path = strip_root(self.path[-1])
+            raise CannotTrace(
+                f"Cannot split the network: {in_words(path)} calls {cls.__name__}, an autograd "
+                "function, whose backward pass would be lost in the units (of torch.utils."
+                f"checkpoint only use_reentrant=False can be traced). {keep_whole(path)}.",
+                path,
+            )
+
+        torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
 
     def observe(self, module: nn.Module, name: str, value: Any) -> Any:
         """Remember what forward reads; a tensor is read when the units compute."""
@@ -104,6 +130,10 @@ class Tracer(fx.Tracer):
         if isinstance(attr_val, Tensor) and id(attr_val) in self.buffers:
             return self.stored(self.buffers[id(attr_val)], attr_val)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        """NumPy's numbers as Python's, since generated code knows no NumPy."""
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
 
     def stored(self, path: str, value: Tensor) -> fx.Proxy:
         """A node for each use, so that each unit reads the tensor itself."""
@@ -127,22 +157,31 @@ class Tracer(fx.Tracer):
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
         refuse_opaque(m, strip_root(path))
+        self.note_draws()
         self.settings.look_through(strip_root(path), m)
         self.path.append(path)
         self.entries.append((path, context()))
-        states = drawn_from()
+        self.generators.append(drawn_from())
         # not by a call: hooks, also those of all modules, would be given stand-ins
         result = super().call_module(m, m.forward, args, kwargs)
-        drawn = [name for name, state in drawn_from().items() if state != states[name]]
-        if drawn and self.drawn is None:
-            self.drawn = drawn[0], strip_root(path)
+        self.note_draws()
+        self.generators.pop()
         self.entries.pop()
         self.path.pop()  # not reached when tracing fails inside: the path then names the place
         return result
 
+    def note_draws(self) -> None:
+        """Remember the innermost module that draws, or sets a seed if only for some lines."""
+        if self.drawn is None and self.generators:
+            states = self.generators[-1]
+            drawn = [name for name, state in drawn_from().items() if state != states[name]]
+            if drawn:
+                self.drawn = drawn[0], strip_root(self.path[-1])
+
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
         if kind in ("call_module", "call_method", "call_function"):
+            self.note_draws()
             node.meta["constant"] = not torch.is_grad_enabled()
             if context() != self.outside:
                 raise self.refused_context("switches autocast")

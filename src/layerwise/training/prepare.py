@@ -102,8 +102,11 @@ class Prepared:
             self.dataset, self.augmentation, self.run, self.execution, self.device, say
         )
 
-    def make_learner(self, images: ImageFormat) -> Learner:
+    def make_learner(self, images: ImageFormat, check: bool = False) -> Learner:
         """The run's network for such images, cut and given losses and optimizers.
+
+        Args:
+            check: compare the units with the network; see ``localize``.
 
         Raises:
             InvalidInput: the network cannot be made for such images.
@@ -122,6 +125,7 @@ class Prepared:
             clip_grad=self.run.clip_grad,
             amp=self.amp,
             seed=self.run.seed,
+            check=check,
             **self.run.loss_options,
         )
 

@@ -122,7 +122,7 @@ def begin(
             held.enter_context(folder.locked())
         apply_execution(device, execution)
         data = prepared.load_data(progress.data)
-        learner = prepared.make_learner(data)
+        learner = prepared.make_learner(data, check=True)
         before = folder.facts().get("layouts") if going_on else None
         formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=prepared.rule.one_thread)

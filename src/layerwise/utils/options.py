@@ -55,19 +55,24 @@ class Option:
         """
         if value is None and self.optional:
             return None
-        value = self.converted(value)
-        if type(value) is not self.kind:
+        number: Any = self.converted(value)
+        if type(number) is not self.kind:
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is not of type "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
             )
-        most = {int: LARGEST, float: sys.float_info.max}.get(self.kind)
-        if most is not None and value != self.default and not abs(value) <= most:  # NaN is neither
+        most = self.largest
+        if most is not None and number != self.default and not within(number, most):
             raise InvalidInput(
-                f"Cannot use {self.name}={brief(value)} ({source}): it is out of range. Give at "
+                f"Cannot use {self.name}={brief(number)} ({source}): it is out of range. Give at "
                 f"most {most:.15g}."
             )
-        return value
+        return number
+
+    @property
+    def largest(self) -> float | None:
+        """Largest number that can be given; None of an option that is no number."""
+        return {int: LARGEST, float: sys.float_info.max}.get(self.kind)
 
     def converted(self, value: Any) -> Any:
         """A number as the option's type where it stands for one."""
@@ -78,6 +83,11 @@ class Option:
             except (ValueError, OverflowError):
                 return repr(value) if text else value
         return value
+
+
+def within(number: Any, most: float) -> bool:
+    """Whether a number is at most so far from 0; NaN is not."""
+    return bool(abs(number) <= most)
 
 
 def options_of(factory: Callable[..., Any]) -> dict[str, Option]:

@@ -96,8 +96,8 @@ def visible_streams() -> Iterator[None]:
     """Let everything that is printed pass through ``visible`` for a while."""
     open_closed_streams()
     before = sys.stdout, sys.stderr
-    sys.stdout = VisibleStream(before[0], "standard output")  # type: ignore[assignment]
-    sys.stderr = VisibleStream(before[1], "standard error")  # type: ignore[assignment]
+    sys.stdout = VisibleStream(before[0], "standard output")
+    sys.stderr = VisibleStream(before[1], "standard error")
     try:
         yield
     finally:
