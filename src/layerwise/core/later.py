@@ -44,7 +44,8 @@ class Block:
             if callable(reset):
                 reset()
         for parameter in block.parameters():
-            parameter.requires_grad_(True)
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(True)
         return block
 
 

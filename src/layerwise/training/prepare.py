@@ -122,6 +122,8 @@ class Prepared:
             clip_grad=self.run.clip_grad,
             amp=self.amp,
             seed=self.run.seed,
+            span=self.run.rule_options.get("span", 1),
+            normalization=images.normalization,
             **self.run.loss_options,
         )
 
@@ -372,5 +374,5 @@ def cache_file(folder: str, run_path: Path) -> Path:
 
 def record_steps(learner: Learner, execution: Execution) -> None:
     """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
-    if execution.graphs and device_of(learner.model).type == "cuda":
+    if execution.graphs and learner.span == 1 and device_of(learner.model).type == "cuda":
         learner.captured = CapturedSteps(learner, execution.streams)
