@@ -78,7 +78,7 @@ def refuse_inside_output(site: Site, place: "Place") -> None:
         able = f"Units that end in {place.blocks[-1].name} or before can." if place.blocks else ""
         raise InvalidInput(
             f"Cannot use auglocal at unit {site.index}: it ends inside the last block, "
-            f'{place.output.name}, and no later one is there to copy. {able} Cut at="block", or '
+            f'{place.output.name}, and none follows that could be copied: between blocks, a single tensor passes. {able} Cut at="block", or '
             "use another loss, such as dgl-cnn.".replace("  ", " ")
         )
 

@@ -88,8 +88,8 @@ class BiologicalPred(nn.Module):
 class BiologicalSim(nn.Module):
     """Mean squared difference between similarities of features and those of projected labels.
 
-    Features are average-pooled and pass no layer, so nothing is learned outside of the unit; of maps
-    of more than 3 channels and more than one pixel, the standard deviation over space is compared.
+    Features are average-pooled and pass no layer, so nothing is learned outside of the unit. Of
+    maps of more than 3 channels and more than one pixel, the deviation over space is compared.
     See ``Sim`` for the matrices and for what counts as correct.
 
     Args:

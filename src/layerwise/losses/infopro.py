@@ -146,10 +146,10 @@ def weight_at(site: Site, name: str, first: float, last: float | None) -> float:
     Raises:
         InvalidInput: a weight is below 0.
     """
-    for value in (first, last):
+    for option, value in ((name, first), (f"{name}_last", last)):
         if value is not None and not 0 <= value < float("inf"):
             raise InvalidInput(
-                f"Cannot use {name} {value}: it is out of range. Give a number, 0 or more."
+                f"Cannot use {option} {value}: it is out of range. Give a number, 0 or more."
             )
     end = first if last is None else last
     share = site.index / max(site.count - 2, 1)

@@ -95,6 +95,10 @@ class WithTerms(nn.Module):
         self.terms = nn.ModuleDict({name: TERMS[name](site) for name in weights})
         self.reads_images = getattr(loss, "reads_images", False)
 
+    def applied(self) -> list[str]:
+        """Names of the terms that compare something at this unit."""
+        return [name for name, term in self.terms.items() if getattr(term, "fits", True)]
+
     def forward(self, features: Tensor, targets: Targets, entered: Tensor) -> Evaluated:
         """Shapes: features and entered (B, C, H, W) or (B, C)."""
         read = (entered,) if getattr(self.loss, "reads_input", False) else ()
