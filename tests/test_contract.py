@@ -36,7 +36,7 @@ from tests.helpers import (
 
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
 FORCED_NETWORKS = ("vgg8b", "resnet18")  # they have all of the layers that have fast kernels
-FEW = "resnet18"  # the network of the losses that are tested on few
+FEW, RESIDUAL = "plain", "resnet18"  # the networks of losses that are tested on few
 
 
 def carrying_terms(site: Site) -> torch.nn.Module:
@@ -68,7 +68,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 @pytest.mark.parametrize(
     ("name", "loss"),
     [(name, loss) for name in FORCED_NETWORKS for loss in EVERYWHERE]
-    + [(FEW, loss) for loss in ON_FEW],
+    + [(RESIDUAL, loss) for loss in ON_FEW],
 )
 def test_forced_kernels_are_entered(name: str, loss: str) -> None:
     images, labels = next(digits().train.batches(0))
@@ -76,7 +76,7 @@ def test_forced_kernels_are_entered(name: str, loss: str) -> None:
         local = learner(name, loss, amp=kernels.amp)
         local.step(images, labels)
     wanted = {"normalisation", "products"}
-    wanted |= {"deviation"} if loss in ("sim", "predsim", "predsim-lite") else set()
+    wanted |= {"deviation"} if "sim" in loss else set()
     wanted |= {"windows"} if loss == "predsim-lite" else set()
     assert set(kernels.entered) == wanted
 
@@ -120,7 +120,7 @@ def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kerne
         for threads in (2, 3)
     ]
     + [(name, loss, 2, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
-    + [(FEW, loss, 2, "plain") for loss in (*ON_FEW, carrying_terms)],
+    + [(RESIDUAL, loss, 2, "plain") for loss in (*ON_FEW, carrying_terms)],
     indirect=["kernels"],
 )
 def test_parallel_is_simultaneous(name: str, loss: Any, threads: int, kernels: Kernels) -> None:
@@ -154,7 +154,7 @@ def test_interrupted_and_resumed_is_uninterrupted_by_newer_losses(rule: str, los
 
 @pytest.mark.parametrize("loss", ["pred", "auglocal"])
 def test_interrupted_and_resumed_is_uninterrupted_in_windows(loss: str) -> None:
-    contract.resumed_is_uninterrupted(FEW, "simultaneous", loss, span=2)
+    contract.resumed_is_uninterrupted(RESIDUAL, "simultaneous", loss, span=2)
 
 
 @KERNELS
@@ -164,7 +164,7 @@ def test_no_gradient_crosses_a_border(name: str, loss: Any, kernels: Kernels) ->
 
 @pytest.mark.parametrize("loss", ["predsim", "infopro"])
 def test_no_gradient_crosses_a_windows_border(loss: str) -> None:
-    contract.no_gradient_crosses_a_border(FEW, loss, span=2)
+    contract.no_gradient_crosses_a_border(RESIDUAL, loss, span=2)
 
 
 @pytest.mark.parametrize("loss", EVERYWHERE)

@@ -25,9 +25,8 @@ IMAGE = (3, 6, 6)
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> Iterator[None]:
+def seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 def site(shape: tuple[int, ...], index: int = 0, count: int = 4, **given: Any) -> Site:
@@ -401,7 +400,8 @@ def test_auglocal_is_a_chain_of_later_blocks() -> None:
             assert ours.shape == theirs.shape, wanted
             theirs.data.copy_(ours)
         logits = stage(logits)
-    (output,) = [part for part in layers_of(next(layers).piece)]
+    assert next(layers)(logits) is logits
+    (output,) = layers_of(next(layers).piece)
     logits = logits.mean((2, 3)) @ output.weight.T + output.bias
     expected = F.cross_entropy(logits, LABELS)
     assert value.item() == pytest.approx(expected.item(), rel=1e-8)

@@ -63,6 +63,8 @@ class AugLocal(HeadLoss):
         for block in (*chosen, place.output):
             if shape != block.entering:
                 layers.append(projection(shape, block.entering))
+            if block is place.output:
+                layers.append(Contiguous())  # it may begin with .view
             layers.append(Single(block.new_copy()))
             shape = block.leaving
         super().__init__(nn.Sequential(*layers))
@@ -75,11 +77,11 @@ def refuse_inside_output(site: Site, place: "Place") -> None:
         InvalidInput: naming the unit.
     """
     if place.passed > len(place.blocks):
-        able = f"Units that end in {place.blocks[-1].name} or before can." if place.blocks else ""
+        able = f"Units that end in {place.blocks[-1].name} or before can. " if place.blocks else ""
         raise InvalidInput(
             f"Cannot use auglocal at unit {site.index}: it ends inside the last block, "
-            f'{place.output.name}, and none follows that could be copied: between blocks, a single tensor passes. {able} Cut at="block", or '
-            "use another loss, such as dgl-cnn.".replace("  ", " ")
+            f"{place.output.name}, and none follows that could be copied: between blocks, a single "
+            f"tensor passes. {able}Cut at='block', or use another loss, such as dgl-cnn."
         )
 
 
@@ -95,6 +97,13 @@ def chosen_blocks(last: int, count: int, depth: int) -> list[int]:
     if depth >= later:
         return list(range(last + 1, count))
     return [round(last + number * later / depth) for number in range(1, depth + 1)]
+
+
+class Contiguous(nn.Module):
+    """Maps in PyTorch's default memory format."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.contiguous()
 
 
 class Single(nn.Module):

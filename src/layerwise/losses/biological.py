@@ -112,7 +112,8 @@ class BiologicalSim(nn.Module):
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
         pooled = average(features, self.kernel)
-        vectors = spatial_deviation(pooled) if self.deviation else pooled.flatten(1)
+        # of a copy, since the deviation overwrites what it reads
+        vectors = spatial_deviation(pooled.clone()) if self.deviation else pooled.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
             similarity = similarity_matrix(at_least_float32(vectors))
             wanted = similarity_matrix(self.projected[targets.labels])

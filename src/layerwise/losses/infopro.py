@@ -86,7 +86,7 @@ class InfoPro(nn.Module):
                 "Cannot compute infopro: the targets hold no images to reconstruct. Give "
                 "Targets(labels, num_classes, images)."
             )
-        decoded, images = map(at_least_float32, (self.decoder(features), targets.images))
+        decoded, images = map(at_least_float32, (self.decoder(features), targets.images.detach()))
         with torch.autocast(features.device.type, enabled=False):
             if self.mean is None or self.std is None:
                 return F.mse_loss(decoded, images)
