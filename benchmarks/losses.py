@@ -6,6 +6,7 @@ python benchmarks/losses.py --csv results/losses.csv --figure docs/images/losses
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -20,7 +21,7 @@ from layerwise.training.prepare import prepare
 from layerwise.utils.options import Options
 
 BATCH = 128
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     **{name: (name, {}, {}) for name in LOSSES},
     "pred + transport": ("pred", {"transport": 0.1}, {}),
     "pred + own input": ("pred", {"own_input": 0.1}, {}),
@@ -37,11 +38,11 @@ def cost(run: Run) -> tuple[int, int, int]:
     return sum(step.multiply_adds.values()), heads, max(step.peaks().values())
 
 
-def rows() -> list[dict[str, object]]:
+def rows() -> list[dict[str, Any]]:
     """A row per method and cut of ResNet18, 32 pixels, full width."""
-    common = {"model": "resnet18", "data": "cifar10", "batch_size": BATCH}
+    common: dict[str, Any] = {"model": "resnet18", "data": "cifar10", "batch_size": BATCH}
     whole = cost(Run(rule="global", **common))
-    table: list[dict[str, object]] = []
+    table: list[dict[str, Any]] = []
     for at in ("layer", "block"):
         for name, (loss, loss_options, rule_options) in VARIANTS.items():
             run = Run(
@@ -65,7 +66,7 @@ def rows() -> list[dict[str, object]]:
     return table
 
 
-def draw(table: list[dict[str, object]], path: Path) -> None:
+def draw(table: list[dict[str, Any]], path: Path) -> None:
     """Bars of multiply-adds against a global step's, by layers and by blocks."""
     names = list(VARIANTS)
     plt.rcParams["svg.hashsalt"] = "layerwise"

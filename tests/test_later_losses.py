@@ -66,7 +66,7 @@ def normalised(values: Tensor, layer: nn.Module) -> Tensor:
 
 def convolved(maps: Tensor, layer: nn.Conv2d) -> Tensor:
     """A convolution, output pixel by output pixel."""
-    (size, _), (stride, _), (padding, _) = layer.kernel_size, layer.stride, layer.padding
+    size, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
     padded = F.pad(maps, [padding] * 4)
     each = maps.shape[1] // layer.groups
     ends = [padded.shape[side] - size + 1 for side in (2, 3)]
