@@ -213,13 +213,13 @@ class Recorder(torch.optim.SGD):
 
 
 def forced_kernels_give_the_same_gradients(
-    name: str, loss: str, amp: torch.dtype | None, tolerance: float
+    name: str, loss: str, amp: torch.dtype | None, tolerance: float, span: int = 1
 ) -> None:
     """Each unit's gradient is that of the plain kernels, but for a share of its length."""
     images, labels = next(digits().train.batches(0))
 
     def gradients() -> list[Tensor]:
-        local = learner(name, loss, optimizer=Recorder, amp=amp)
+        local = learner(name, loss, optimizer=Recorder, amp=amp, span=span)
         local.step(images, labels)
         return [torch.cat([g.flatten() for g in u.optimizer.gradients]) for u in local.units]
 

@@ -92,6 +92,12 @@ def test_forced_kernels_give_the_same_gradients(
     contract.forced_kernels_give_the_same_gradients(name, loss, amp, tolerance)
 
 
+@pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])
+@pytest.mark.parametrize("name", FORCED_NETWORKS)
+def test_windows_of_large_maps_have_the_same_gradients(name: str, loss: str) -> None:
+    contract.forced_kernels_give_the_same_gradients(name, loss, None, 1e-4, span=2)
+
+
 @pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
 @pytest.mark.parametrize("at", ["layer", "block", 1, 2])
 @pytest.mark.parametrize("name", NETWORKS)
