@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.settings import Check, Settings
+from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import Chain, split
 
 
@@ -44,7 +45,8 @@ class Block:
             if callable(reset):
                 reset()
         for parameter in block.parameters():
-            parameter.requires_grad_(True)
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(True)
         return block
 
 
@@ -75,14 +77,7 @@ def places(
 
     @cache
     def blocks() -> list[Block]:
-        chain = split(model, "block", sample, leaves)
-        shapes = [tuple(sample.shape[1:]), *shapes_between(chain, sample)]
-        return [
-            Block(name, piece, entering, leaving)
-            for name, piece, entering, leaving in zip(
-                chain.names, chain.pieces, shapes, shapes[1:], strict=False
-            )
-        ]
+        return blocks_of(split(model, "block", sample, leaves), sample)
 
     def place(index: int) -> Place:
         held = {id(p) for piece in pieces[: index + 1] for p in piece.parameters()}
@@ -93,16 +88,32 @@ def places(
     return place
 
 
-@torch.no_grad()
-def shapes_between(chain: Chain, sample: Tensor) -> list[tuple[int, ...]]:
-    """The shape of what leaves every piece of a chain, without the batch."""
-    from layerwise.core.side_effects import modes_kept
+class Joined(nn.Module):
+    """Neighbouring pieces, between which more passes than a tensor, such as the batch's size."""
 
+    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pieces = nn.ModuleList(pieces)
+
+    def forward(self, *activations: Any) -> tuple[Any, ...]:
+        for piece in self.pieces:
+            activations = piece(*activations)
+        return activations
+
+
+@torch.no_grad()
+def blocks_of(chain: Chain, sample: Tensor) -> list[Block]:
+    """The blocks of a chain; pieces are joined where a number passes beside the tensor."""
     activations: tuple[Any, ...] = (sample,)
-    shapes = []
+    blocks, held, entering = list[Block](), list[nn.Module](), tuple(sample.shape[1:])
     with modes_kept(chain):
         chain.eval()
-        for piece in chain.pieces:
+        for name, piece in zip(chain.names, chain.pieces, strict=True):
             activations = piece(*activations)
-            shapes.append(tuple(activations[0].shape[1:]))
-    return shapes
+            held.append(piece)
+            if len(activations) == 1:
+                leaving = tuple(activations[0].shape[1:])
+                module = piece if len(held) == 1 else Joined(held)
+                blocks.append(Block(name, module, entering, leaving))
+                held, entering = [], leaving
+    return blocks

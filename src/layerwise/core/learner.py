@@ -60,7 +60,7 @@ class Learner:
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
-        return table_of_units(self.units)
+        return table_of_units(self.units, self.span)
 
     def step(self, images: Tensor, labels: Tensor, update: bool = True) -> StepResult:
         """One simultaneous local update: every unit learns from this batch.
@@ -110,6 +110,11 @@ class Learner:
 
     @captured.setter
     def captured(self, recorded: MakeStep | None) -> None:
+        if recorded is not None and self._span > 1:
+            raise InvalidInput(
+                f"Cannot record steps with span {self._span}: only steps of units alone are "
+                "recorded. Leave them unrecorded, or set span to 1."
+            )
         self.make_step = recorded or self.plain_step
 
     @property
@@ -127,6 +132,19 @@ class Learner:
         self._span = span
         self.plain_step = step_units if span == 1 else partial(step_windows, span=span)
         self.step_singly()
+
+    def refuse_windows(self, rule: str) -> None:
+        """Refuse a span above 1, for an order of updates in which units learn apart.
+
+        Raises:
+            InvalidInput: naming the rule.
+        """
+        if self._span > 1:
+            raise InvalidInput(
+                f"Cannot train by the rule {rule!r} with span {self._span}: its units learn apart, "
+                "and a window is of units that learn together. Give span 1, or the rule "
+                "'simultaneous'."
+            )
 
     def step_singly(self) -> None:
         """Make steps operation by operation, for an order of updates that cannot be recorded."""

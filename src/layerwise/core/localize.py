@@ -23,7 +23,7 @@ from layerwise.core.memory_format import set_memory_format
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
-from layerwise.core.unit import Activations, Unit, precision
+from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
@@ -197,7 +197,7 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
             loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
             with modes_kept(unit.piece), precision(activations, unit.amp):
                 unit.piece.eval()
-                entered = (activations[0],) if getattr(loss, "reads_input", False) else ()
+                entered = entered_feature(unit.piece, loss, activations)
                 activations = unit.piece(*activations)
                 try:
                     checked_result(loss(activations[0], targets, *entered))

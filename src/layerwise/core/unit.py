@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.losses import Evaluated, Targets
@@ -126,8 +127,8 @@ class Unit:
         """Forward pass and loss."""
         with precision(activations, self.amp):
             entered = in_memory_format(activations, self.memory_format)
+            read = entered_feature(self.piece, self.loss, entered)
             passed = self.piece(*entered)
-            read = (entered[0].detach(),) if getattr(self.loss, "reads_input", False) else ()
             del entered
             return passed, checked_result(self.loss(passed[0], targets, *read))
 
@@ -280,6 +281,16 @@ def step_units(
         del passed
         results.append(evaluated)
     return results
+
+
+def entered_feature(
+    piece: nn.Module, loss: nn.Module, entered: Activations
+) -> tuple[Tensor] | tuple[()]:
+    """The feature that enters a unit, for a loss that says ``reads_input``; else nothing."""
+    if not getattr(loss, "reads_input", False):
+        return ()
+    feature: Tensor = entered[0].detach()
+    return (feature.clone() if changes_input(piece) else feature,)
 
 
 def detached(activations: Activations) -> Activations:

@@ -22,6 +22,7 @@ from layerwise.core.order import changes_input
 from layerwise.core.unit import Activations, Unit, depends_on_weights, detached, refuse_divergence
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
+from layerwise.ops.batch_norm import several_gradients
 from layerwise.ops.windowed_gradient import made_whole
 from layerwise.utils.seeds import seeded
 
@@ -124,7 +125,10 @@ def step_windows(
     for unit in units:
         entered = activations if unit.index == 0 else tuple(map(as_leaf, activations))
         given = tuple(map(copied, entered)) if changes_input(unit.piece) else entered
-        with seeded(unit.seed, unit.index, step, targets.labels.device):
+        with (
+            seeded(unit.seed, unit.index, step, targets.labels.device),
+            several_gradients(),
+        ):
             passed, (loss, correct) = unit.evaluate(given, targets)
         if loss.device.type == "cpu":
             refuse_divergence(unit, step, loss)

@@ -81,8 +81,8 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
         raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
-    weights, options = split_terms(options)
     parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
+    weights, options = split_terms(options, [parameter.name for parameter in parameters])
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     unknown = sorted(set(options) - {parameter.name for parameter in parameters})
     if unknown and not takes_any:

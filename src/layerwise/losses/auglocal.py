@@ -1,12 +1,18 @@
 """AugLocal: heads made of later blocks of the network itself (Ma et al. 2024, arXiv:2402.17318)."""
 
 from math import prod
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput
 from layerwise.losses.heads import HeadLoss
 from layerwise.losses.site import Site
+
+if TYPE_CHECKING:
+    from layerwise.core.later import Place
+
+DEPTH = 4  # of a head, where a network has so many later blocks
 
 
 class AugLocal(HeadLoss):
@@ -20,14 +26,16 @@ class AugLocal(HeadLoss):
 
     Args:
         site: place in the chain of a network.
-        head_depth: d, 1 or more, and less than the number of blocks.
+        head_depth: d, 1 or more, and less than the number of blocks. None: 4, or as many as there
+            are.
         pyramid: c, from 0, the same depth everywhere, to 1.
 
     Raises:
-        InvalidInput: an option is out of range, or the site belongs to no network.
+        InvalidInput: an option is out of range, or no block of the network follows that could be
+            copied.
     """
 
-    def __init__(self, site: Site, *, head_depth: int = 4, pyramid: float = 0.5) -> None:
+    def __init__(self, site: Site, *, head_depth: int | None = None, pyramid: float = 0.5) -> None:
         if not 0 <= pyramid <= 1:
             raise InvalidInput(
                 f"Cannot use pyramid {pyramid}: it is out of range. Give a number from 0 to 1."
@@ -39,10 +47,14 @@ class AugLocal(HeadLoss):
             )
         place = site.place()
         count = len(place.blocks)
-        if not 1 <= head_depth < max(count, 2):
+        refuse_inside_output(site, place)
+        most = max(count - 1, 1)
+        if head_depth is None:
+            head_depth = min(DEPTH, most)
+        if not 1 <= head_depth <= most:
             raise InvalidInput(
                 f"Cannot use head_depth {head_depth}: the network has {count} blocks and its "
-                f"output layer. Give 1 to {max(count - 1, 1)}."
+                f"output layer. Give 1 to {most}."
             )
         last = place.passed - 1  # index of the block that the unit ends in or behind
         depth = pyramid_depth(site.index, site.count, head_depth, pyramid)
@@ -51,9 +63,26 @@ class AugLocal(HeadLoss):
         for block in (*chosen, place.output):
             if shape != block.entering:
                 layers.append(projection(shape, block.entering))
+            if block is place.output:
+                layers.append(Contiguous())  # it may begin with .view
             layers.append(Single(block.new_copy()))
             shape = block.leaving
         super().__init__(nn.Sequential(*layers))
+
+
+def refuse_inside_output(site: Site, place: "Place") -> None:
+    """Refuse a unit that ends inside the block of the output layer, since no whole one follows.
+
+    Raises:
+        InvalidInput: naming the unit.
+    """
+    if place.passed > len(place.blocks):
+        able = f"Units that end in {place.blocks[-1].name} or before can. " if place.blocks else ""
+        raise InvalidInput(
+            f"Cannot use auglocal at unit {site.index}: it ends inside the last block, "
+            f"{place.output.name}, and none follows that could be copied: between blocks, a single "
+            f"tensor passes. {able}Cut at='block', or use another loss, such as dgl-cnn."
+        )
 
 
 def pyramid_depth(unit: int, units: int, depth: int, pyramid: float) -> int:
@@ -68,6 +97,13 @@ def chosen_blocks(last: int, count: int, depth: int) -> list[int]:
     if depth >= later:
         return list(range(last + 1, count))
     return [round(last + number * later / depth) for number in range(1, depth + 1)]
+
+
+class Contiguous(nn.Module):
+    """Maps in PyTorch's default memory format."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.contiguous()
 
 
 class Single(nn.Module):

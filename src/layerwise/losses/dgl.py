@@ -33,7 +33,9 @@ class DglCnn(HeadLoss):
         check_layers(head_layers)
         channels = site.shape[0]
         if len(site.shape) == 1:
-            super().__init__(perceptron(channels, head_layers, site.num_classes))
+            hidden = [linear(channels, channels) for _ in range(head_layers)]
+            classifier = nn.Linear(channels, site.num_classes)
+            super().__init__(nn.Sequential(*hidden, nn.BatchNorm1d(channels), classifier))
             return
         super().__init__(
             nn.Sequential(

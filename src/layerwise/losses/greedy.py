@@ -15,7 +15,7 @@ class Greedy(HeadLoss):
     """Cross-entropy of a head of ``k`` layers, the classifier included: the published k = 1, 2, 3.
 
     k − 1 convolutions of 3×3, average pooling to 2×2, batch normalisation, a linear classifier. On
-    vectors, convolutions are linear layers.
+    vectors, convolutions are linear layers, and nothing is pooled.
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
@@ -37,7 +37,8 @@ class Greedy(HeadLoss):
         pairs = list(pairwise(widths))
         if len(site.shape) == 1:
             layers = [linear(*pair) for pair in pairs]
-            super().__init__(nn.Sequential(*layers, nn.Linear(width, site.num_classes)))
+            classifier = nn.Linear(width, site.num_classes)
+            super().__init__(nn.Sequential(*layers, nn.BatchNorm1d(width), classifier))
             return
         super().__init__(
             nn.Sequential(

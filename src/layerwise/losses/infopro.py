@@ -12,7 +12,7 @@ from layerwise.errors import InvalidInput
 from layerwise.losses.heads import convolution, linear
 from layerwise.losses.pred import cross_entropy
 from layerwise.losses.sim import count_nearest
-from layerwise.losses.site import Evaluated, Site, Targets, check_shape
+from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
 
 WIDTH = 12  # channels of the decoder
 EMBEDDING = 128  # numbers of an example before the classifier, and those that are contrasted
@@ -39,6 +39,8 @@ class InfoPro(nn.Module):
     """
 
     reads_images = True
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class InfoPro(nn.Module):
             )
         self.reconstruction = weight_at(site, "reconstruction", reconstruction, reconstruction_last)
         self.task = weight_at(site, "task", task, task_last)
-        self.image = site.normalization
+        self.keep_normalization(site)
         self.decoder = decoder(site)
         self.embedding = embedding(site)
         self.classifier = nn.Linear(EMBEDDING, self.outputs(site))
@@ -66,19 +68,30 @@ class InfoPro(nn.Module):
     def outputs(self, site: Site) -> int:
         return site.num_classes
 
+    def keep_normalization(self, site: Site) -> None:
+        """Keep mean and deviation as buffers, which move with the module and are not saved."""
+        for name, values in zip(("mean", "std"), site.normalization or (None, None), strict=True):
+            if values is not None and len(values) != site.image_shape[0]:
+                raise InvalidInput(
+                    f"Cannot use normalization of {len(values)} channels: images have "
+                    f"{site.image_shape[0]}. Give a mean and a standard deviation of each channel."
+                )
+            tensor = None if values is None else torch.tensor(values)[:, None, None]
+            self.register_buffer(name, tensor, persistent=False)
+
     def reconstruct(self, features: Tensor, targets: Targets) -> Tensor:
         """Loss of the decoder."""
-        assert targets.images is not None
-        images, decoded = targets.images, self.decoder(features)
-        with torch.autocast(features.device.type, enabled=False):
-            if self.image is None:
-                return F.mse_loss(decoded.float(), images.float())
-            mean, std = (
-                torch.as_tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
-                for values in self.image
+        if targets.images is None:
+            raise InvalidInput(
+                "Cannot compute infopro: the targets hold no images to reconstruct. Give "
+                "Targets(labels, num_classes, images)."
             )
-            stored = (images.float() * std + mean).clamp(0.0, 1.0)
-            return F.binary_cross_entropy_with_logits(decoded.float(), stored)
+        decoded, images = map(at_least_float32, (self.decoder(features), targets.images.detach()))
+        with torch.autocast(features.device.type, enabled=False):
+            if self.mean is None or self.std is None:
+                return F.mse_loss(decoded, images)
+            stored = (images * self.std + self.mean).clamp(0.0, 1.0)  # rounding leaves this range
+            return F.binary_cross_entropy_with_logits(decoded, stored)
 
     def classify(self, features: Tensor, targets: Targets) -> Evaluated:
         """The task's loss."""
@@ -107,7 +120,7 @@ class InfoProContrast(InfoPro):
         """The task's loss."""
         vectors = self.classifier(self.embedding(features))
         with torch.autocast(features.device.type, enabled=False):
-            vectors = F.normalize(vectors.float(), dim=1)
+            vectors = F.normalize(at_least_float32(vectors), dim=1)
             similarity = vectors @ vectors.T
             loss = contrast(similarity, targets.labels)
         return Evaluated(loss, count_nearest(similarity.detach(), targets.labels))
@@ -133,10 +146,10 @@ def weight_at(site: Site, name: str, first: float, last: float | None) -> float:
     Raises:
         InvalidInput: a weight is below 0.
     """
-    for value in (first, last):
+    for option, value in ((name, first), (f"{name}_last", last)):
         if value is not None and not 0 <= value < float("inf"):
             raise InvalidInput(
-                f"Cannot use {name} {value}: it is out of range. Give a number, 0 or more."
+                f"Cannot use {option} {value}: it is out of range. Give a number, 0 or more."
             )
     end = first if last is None else last
     share = site.index / max(site.count - 2, 1)

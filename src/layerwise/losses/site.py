@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,6 +48,11 @@ class Site:
     def last(self) -> bool:
         """Whether the unit's output is the network's output."""
         return self.index == self.count - 1
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor in float32 or its own wider type, since sums of many squares round in bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_shape(site: Site) -> None:

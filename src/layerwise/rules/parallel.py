@@ -161,10 +161,11 @@ def parallel(
         threads: number of groups of neighbouring units, one thread each.
 
     Raises:
-        InvalidInput: ``threads`` is below 1.
+        InvalidInput: ``threads`` is below 1, or the learner has windows.
     """
     if threads < 1:
         raise InvalidInput(f"Cannot use threads {threads}: it is too small. Give 1 or more.")
+    learner.refuse_windows("parallel")
     learner.step_singly()
     return parallel_epochs(learner, batches, epochs, schedule, start, threads)
 

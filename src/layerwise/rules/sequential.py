@@ -39,8 +39,10 @@ def sequential(
             batch.
 
     Raises:
-        InvalidInput: ``cache`` without ``views``, or a network whose features cannot be kept.
+        InvalidInput: ``cache`` without ``views``, a network whose features cannot be kept, or a
+            learner with windows.
     """
+    learner.refuse_windows("sequential")
     learner.step_singly()
     make_features: Callable[[], RecomputedFeatures | CachedFeatures] = partial(
         RecomputedFeatures, batches

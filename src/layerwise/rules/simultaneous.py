@@ -30,14 +30,14 @@ def simultaneous(
 
     Args:
         span: number of units that a loss reaches: 2 lets a unit also learn through the next one's
-            loss.
+            loss; 1: as the learner has it.
         micro_batches: number of parts that a batch is computed in, one after the other, before its
             one update: it takes less memory. Batch normalisation and similarities are of a part.
 
     Raises:
         InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span``.
     """
-    if span != learner.span:
+    if span not in (1, learner.span):
         learner.span = span
     if micro_batches < 1:
         raise InvalidInput(
