@@ -26,8 +26,8 @@ class PredictedStep:
         persistent_bytes: weights, buffers, heads and optimizer state, which stay between steps.
         timeline: what the step has alive besides.
         multiply_adds: per unit; forward, backward, and the forward pass of frozen units before it.
-        saved_bytes: per unit, what is kept of forward passes when its loss is differentiated: of its
-            own, and in windows of those of the units that the loss reaches.
+        saved_bytes: per unit, what is kept of forward passes when its loss is differentiated: its
+            own, and in windows those of the units that the loss reaches.
         kept_bytes: per image, what the rule keeps between steps.
         unit_bytes: per unit, its part of ``persistent_bytes``.
     """

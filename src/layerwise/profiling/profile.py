@@ -140,7 +140,8 @@ def profile(
         )
     learners = {name: trial_learner(prepared, num_classes) for name, prepared in planned.items()}
     if names is None:
-        runs = {name: run for name, run in runs.items() if has_span(learners[name], profiled()[name])}
+        chosen = profiled()
+        runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
     rules = {
         name: predicted(run, learners[name], execution.memory_format, cache_limit)
         for name, run in runs.items()

@@ -4,7 +4,7 @@ Needs matplotlib.
 """
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import pairwise, product
 from math import cos, radians, sin
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
@@ -20,10 +21,14 @@ from layerwise.report.figures.style import COLOURS, DPI, MARKERS, RULES, faint_g
 from layerwise.utils.files import figure_metadata, replacing
 
 WHOLE = {"global": ("*", 11.0), "checkpointed": ("X", 7.5)}  # marker and size
+Points = list[tuple[float, float]]
 # places of a label around its point, nearest first: points of type, degrees
 DISTANCES, ANGLES = (7, 14, 22, 32, 44), (0, 180, 45, 315, 135, 225, 90, 270)
 NEAR = 7  # a label within is its point's at sight
-SPARE = 4.0  # pixels around a point that labels leave free
+FAR = 200  # points of type away are as bad as covering as much as the label's area
+# pixels around lines and around points that labels leave free
+LINE, POINT = 0.02 * DPI, 0.07 * DPI
+FRONT: dict[str, Any] = {"color": "0.45", "linewidth": 0.9, "linestyle": "--", "zorder": 1}
 
 
 def write_figure(path: Path, table: dict[str, Any]) -> None:
@@ -40,40 +45,50 @@ def draw(table: dict[str, Any]) -> Figure:
     span is above 1.
     """
     rows = table["rows"]
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.4), dpi=DPI, layout="constrained")
     figure.suptitle(title_of(table), fontsize=9, x=0.01, ha="left")
     work, memory = figure.subplots(1, 2, sharey=True)
-    equal_work = table["equal"] == "multiply-adds"
-    draw_panel(work, rows, work_places(rows, equal_work), not equal_work, "front_multiply_adds")
+    equal_work, key = table["equal"] == "multiply-adds", peak_key(rows)
+    # where all trainings cost alike, steps are shown, and there is no front
+    works = [row["multiply_adds_ratio" if equal_work else "training_ratio"] for row in rows]
+    peaks = [row[key] / 1e6 for row in rows]
+    lines = [
+        draw_panel(work, rows, works, None if equal_work else "front_multiply_adds"),
+        draw_panel(memory, rows, peaks, "front_memory"),
+    ]
     step = "a step" if equal_work or table["equal"] == "epochs" else "the training"
-    work.set(ylabel="test accuracy, %", xlabel=f"multiply-adds of {step}, relative to global")
-    key = peak_key(rows)
-    draw_panel(memory, rows, [row[key] / 1e6 for row in rows], True, "front_memory")
     measured = "measured" if key == "peak_memory_bytes" else "predicted"
+    work.set(ylabel="test accuracy, %", xlabel=f"multiply-adds of {step}, relative to global")
     memory.set(xlabel=f"peak of memory, MB ({measured})")
     memory.tick_params(labelleft=True)
+    figure.legend(handles=legend(rows), loc="upper right", ncols=3)
     figure.draw_without_rendering()  # labels are placed by what is drawn
     figure.set_layout_engine("none")
-    for axes, places in (
-        (work, work_places(rows, equal_work)),
-        (memory, [row[key] / 1e6 for row in rows]),
-    ):
-        label_points(axes, rows, places)
+    for axes, places, front in zip((work, memory), (works, peaks), lines, strict=True):
+        label_points(axes, rows, places, front)
     return figure
 
 
-def work_places(rows: Sequence[dict[str, Any]], equal_work: bool) -> list[float]:
-    """Multiply-adds of each method; of a step where those of the training are equal."""
-    return [row["multiply_adds_ratio" if equal_work else "training_ratio"] for row in rows]
+def legend(rows: Sequence[dict[str, Any]]) -> list[Line2D]:
+    """What lines and fillings mean."""
+    look: dict[str, Any] = {"color": "0.3", "linestyle": "none", "marker": "o", "markersize": 6}
+    handles = [Line2D([], [], label="front", **FRONT)]
+    if len({row["span"] for row in rows if row["loss"] is not None}) > 1:
+        handles += [
+            Line2D([], [], label="span 1", markerfacecolor="white", **look),
+            Line2D([], [], label="span above 1", **look),
+        ]
+    return handles
 
 
 def draw_panel(
-    axes: Axes,
-    rows: Sequence[dict[str, Any]],
-    places: Sequence[float],
-    has_front: bool,
-    front: str,
-) -> None:
+    axes: Axes, rows: Sequence[dict[str, Any]], places: Sequence[float], front: str | None
+) -> Points:
+    """Draw a panel, and return the corners of its front.
+
+    Args:
+        front: entry of the rows that says which are on it; None: there is none.
+    """
     losses = list(dict.fromkeys(row["loss"] for row in rows if row["loss"] is not None))
     for row, place in zip(rows, places, strict=True):
         axes.errorbar(
@@ -85,18 +100,21 @@ def draw_panel(
             zorder=3,
             **look_of(row, losses),
         )
-    on_front = sorted(
-        (place, row["test_accuracy"])
-        for row, place in zip(rows, places, strict=True)
-        if row[front] and has_front
-    )
-    if len(on_front) > 1:  # of a single point there is no line to draw
-        axes.step(
-            *zip(*on_front, strict=True), where="post", color="0.45", linewidth=0.9, zorder=1
-        )
     axes.margins(x=0.18, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     faint_grid(axes)
+    pairs = zip(rows, places, strict=True)
+    corners = sorted((at, row["test_accuracy"]) for row, at in pairs if front and row[front])
+    if corners:
+        right = axes.get_xlim()[1]
+        corners = [
+            corner
+            for pair in pairwise([*corners, (right, corners[-1][1])])
+            for corner in (pair[0], (pair[1][0], pair[0][1]))
+        ]
+        axes.plot(*zip(*corners, strict=True), **FRONT)
+        axes.set_xlim(right=right)
+    return corners
 
 
 def look_of(row: dict[str, Any], losses: Sequence[str]) -> dict[str, Any]:
@@ -111,11 +129,16 @@ def look_of(row: dict[str, Any], losses: Sequence[str]) -> dict[str, Any]:
     return {"marker": marker, "markersize": 6, "color": colour, "markerfacecolor": filled}
 
 
-def label_points(axes: Axes, rows: Sequence[dict[str, Any]], places: Sequence[float]) -> None:
-    """Write every method's name beside its point, where it covers no other."""
+def label_points(
+    axes: Axes, rows: Sequence[dict[str, Any]], places: Sequence[float], front: Points
+) -> None:
+    """Write every method's name beside its point, where it covers nothing else."""
     heights = [row["test_accuracy"] for row in rows]
-    points = [axes.transData.transform(pair) for pair in zip(places, heights, strict=True)]
-    taken = [Bbox.from_extents(x - SPARE, y - SPARE, x + SPARE, y + SPARE) for x, y in points]
+    taken = [box_of(axes, pair) for pair in pairwise(front)]
+    for place, height, row in zip(places, heights, rows, strict=True):
+        spread = row["deviation"] or 0.0
+        taken.append(box_of(axes, [(place, height - spread), (place, height + spread)]))
+        taken.append(box_of(axes, [(place, height)] * 2, POINT))
     inside = axes.get_window_extent()
     order = sorted(range(len(rows)), key=lambda index: -heights[index])
     for index in order:
@@ -132,21 +155,28 @@ def label_points(axes: Axes, rows: Sequence[dict[str, Any]], places: Sequence[fl
         taken.append(label.get_window_extent())
 
 
+def box_of(axes: Axes, ends: Sequence[tuple[float, float]], around: float = LINE) -> Bbox:
+    """The part of a panel around a line, in pixels."""
+    (left, low), (right, high) = sorted(map(tuple, axes.transData.transform(ends)))
+    low, high = sorted((low, high))
+    return Bbox.from_extents(left - around, low - around, right + around, high + around)
+
+
 def place_label(label: Any, taken: Sequence[Bbox], inside: Bbox) -> None:
-    """Move a label to the nearest place around its point that is free, else to the freest."""
+    """Move a label to where little is covered, near its point."""
 
     def cost(choice: tuple[int, int]) -> float:
         move(label, *choice)
         box = label.get_window_extent()
         covered = sum(area(Bbox.intersection(box, other)) for other in taken)
-        return covered + 2 * (area(box) - area(Bbox.intersection(box, inside)))
+        outside = area(box) - area(Bbox.intersection(box, inside))
+        return (covered + 2 * outside) / area(box) + choice[0] / FAR
 
     choices = list(product(DISTANCES, ANGLES))
     costs = {choice: cost(choice) for choice in choices}
     distance, angle = min(choices, key=lambda choice: costs[choice])  # the first of equals
     move(label, distance, angle)
     if distance > NEAR:
-        label.arrowprops = {}
         axes = label.axes
         axes.annotate(
             "",
