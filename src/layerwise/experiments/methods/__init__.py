@@ -81,7 +81,12 @@ def compare_methods(
         for method in methods
         for number in range(comparison.seeds)
     ]
-    wanted = entries(runs, output, execution)
+    labels = [
+        f"{method.name}, seed {base.seed + number}"
+        for method in methods
+        for number in range(comparison.seeds)
+    ]
+    wanted = entries(runs, output, execution, labels)
     path = table_path(base, output, [str(entry.folder.path) for entry in wanted])
     refuse_foreign("--output", path, TABLE_BEGINS, "compare")
     results = trained(wanted, execution)
