@@ -48,7 +48,8 @@ def methods_of(
         choose("rule", rule, RULES)
     for span in spans:
         check_range("span", span, 1, LONGEST_SPAN)
-    losses, spans, rules = map(list, map(dict.fromkeys, (losses, spans, rules)))
+    losses, rules = list(dict.fromkeys(losses)), list(dict.fromkeys(rules))
+    spans = list(dict.fromkeys(spans))
     check_rule_options(base, [LOCAL, *rules])
     refuse_strange_options(base, losses)
     whole = [whole_method(base, rule) for rule in rules if not is_local(rule)]
