@@ -147,5 +147,6 @@ def declaring_terms(factory: Callable[..., nn.Module]) -> Callable[..., nn.Modul
         [*(parameter for parameter in own if parameter not in others), *weights, *others]
     )
     before, found, after = (inspect.getdoc(factory) or "").partition("Args:\n")
-    declared.__doc__ = f"{before}Args:\n{DESCRIPTIONS}{after if found else ''}"
+    before = before if found else f"{before}\n\n"
+    declared.__doc__ = f"{before}Args:\n{DESCRIPTIONS}{after}"
     return declared
