@@ -162,8 +162,11 @@ def cached_features_change_nothing(
     assert not list(folder.iterdir())
 
 
-def resumed_is_uninterrupted(name: str, rule: str, loss: str, kernels: Kernels = PLAIN) -> None:
-    data, choices = digits(), {"at": RULES[rule].at or "layer", "amp": kernels.amp}
+def resumed_is_uninterrupted(
+    name: str, rule: str, loss: Any, kernels: Kernels = PLAIN, span: int = 1
+) -> None:
+    data = digits()
+    choices = {"at": RULES[rule].at or "layer", "amp": kernels.amp, "span": span}
     whole = learner(name, loss, **choices)
     history = ticks(rule, whole, data.train, epochs=2)
     assert [tick.ends_training for tick in history] == [False] * (len(history) - 1) + [True]
@@ -189,9 +192,11 @@ class Scaled(nn.Module):
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
+        self.reads_input = getattr(loss, "reads_input", False)
+        self.reads_images = getattr(loss, "reads_images", False)
 
-    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
-        loss, correct = self.loss(features, targets)
+    def forward(self, features: Tensor, targets: Targets, *entered: Tensor) -> Evaluated:
+        loss, correct = self.loss(features, targets, *entered)
         return Evaluated(3 * loss + features.square().mean(), correct)
 
 
@@ -208,13 +213,13 @@ class Recorder(torch.optim.SGD):
 
 
 def forced_kernels_give_the_same_gradients(
-    name: str, loss: str, amp: torch.dtype | None, tolerance: float
+    name: str, loss: str, amp: torch.dtype | None, tolerance: float, span: int = 1
 ) -> None:
     """Each unit's gradient is that of the plain kernels, but for a share of its length."""
     images, labels = next(digits().train.batches(0))
 
     def gradients() -> list[Tensor]:
-        local = learner(name, loss, optimizer=Recorder, amp=amp)
+        local = learner(name, loss, optimizer=Recorder, amp=amp, span=span)
         local.step(images, labels)
         return [torch.cat([g.flatten() for g in u.optimizer.gradients]) for u in local.units]
 
@@ -226,11 +231,14 @@ def forced_kernels_give_the_same_gradients(
         assert (forced - plain).norm() <= tolerance * plain.norm()
 
 
-def no_gradient_crosses_a_border(name: str, loss: str, kernels: Kernels = PLAIN) -> None:
+def no_gradient_crosses_a_border(
+    name: str, loss: Any, kernels: Kernels = PLAIN, span: int = 1
+) -> None:
+    """A loss reaches its own unit and those of its window before it, and no others."""
     images, labels = next(digits().train.batches(0))
 
     def gradients(changed: int | None) -> list[list[Tensor]]:
-        local = learner(name, loss, optimizer=Recorder, amp=kernels.amp)
+        local = learner(name, loss, optimizer=Recorder, amp=kernels.amp, span=span)
         for unit in local.units:
             if unit.index == changed:
                 unit.loss = Scaled(unit.loss)
@@ -245,14 +253,16 @@ def no_gradient_crosses_a_border(name: str, loss: str, kernels: Kernels = PLAIN)
     for changed in range(len(plain)):
         for index, (before, after) in enumerate(zip(plain, gradients(changed), strict=True)):
             equal = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            assert equal == (index != changed), (
+            assert equal == (not 0 <= changed - index < span), (
                 f"unit {index} when the loss of unit {changed} changed"
             )
 
 
-def rule_and_loss_learn(rule: str, loss: str, name: str = "plain") -> None:
+def rule_and_loss_learn(rule: str, loss: Any, name: str = "plain", span: int = 1) -> None:
     data = digits(train_images=400, batch_size=40)
-    local = learner(name, loss, optimizer=lambda weights: torch.optim.Adam(weights, lr=5e-3))
+    local = learner(
+        name, loss, span=span, optimizer=lambda weights: torch.optim.Adam(weights, lr=5e-3)
+    )
     history = ticks(rule, local, data.train, epochs=8)
     for unit in range(len(local.units)):
         curve = [

@@ -18,9 +18,16 @@ from layerwise.rules.base import Position, Tick
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 
+# losses that are tested on every network; the others, whose heads are of PyTorch's layers, on few
+EVERYWHERE = ("pred", "sim", "predsim", "predsim-lite")
+ON_FEW = tuple(loss for loss in LOSSES if loss not in EVERYWHERE)
+
 # a network that is one unit learns from its output, whatever the local loss
 RULES_AND_LOSSES = [
-    (rule, loss) for rule in RULES for loss in LOSSES if RULES[rule].at is None or loss == "predsim"
+    (rule, loss)
+    for rule in RULES
+    for loss in EVERYWHERE
+    if RULES[rule].at is None or loss == "predsim"
 ]
 
 CLASSES = 10

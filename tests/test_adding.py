@@ -63,6 +63,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+NO_TERMS = {"transport": 0.0, "own_input": 0.0}  # which any loss can carry
+
+
 def command(*arguments: str, imports: tuple[str, ...]) -> list[str]:
     given = [word for name in imports for word in ("--import", name)]
     return [sys.executable, "-m", "layerwise", *arguments, *given]
@@ -130,7 +133,7 @@ def by_all(folder: Path) -> Path:
         (
             "losses",
             "loss.py",
-            "Cross-entropy of a linear classifier's logits at a temperature. [--temperature]",
+            "Cross-entropy of a linear classifier's logits at a temperature. [--temperature",
         ),
         (
             "rules",
@@ -158,14 +161,15 @@ def test_help_has_the_options_with_their_texts(folder: Path) -> None:
 def test_the_record_has_the_options(by_loss: Path, by_all: Path) -> None:
     record = written(by_loss / "run.json")
     assert record["run"]["loss"] == "mine"
-    assert record["run"]["loss_options"] == record["options"]["loss"] == {"temperature": 2.0}
+    assert record["run"]["loss_options"] == {"temperature": 2.0}
+    assert record["options"]["loss"] == {"temperature": 2.0, **NO_TERMS}
     assert tuple(record["imported"]) == OWN
     record = written(by_all / "run.json")
     assert record["run"]["loss_options"] == {}
     assert record["options"] == {
         "model": {"channels": 8},
         "rule": {"repeats": 3},
-        "loss": {"temperature": 1.0},
+        "loss": {"temperature": 1.0, **NO_TERMS},
     }
     result = written(by_all / "result.json")
     assert (result["hierarchy"], result["loss"]) == (None, "mine")

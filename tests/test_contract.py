@@ -16,25 +16,40 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.data import DATASETS
-from layerwise.losses import LOSSES, Site, Targets, create_loss
+from layerwise.errors import InvalidInput
+from layerwise.losses import Evaluated, Site, Targets, create_loss
 from layerwise.measures import MEASURES
 from layerwise.rules import RULES
 from tests import contract
 from tests.contract import PLAIN, Kernels
 from tests.helpers import (
+    EVERYWHERE,
     NETWORKS,
+    ON_FEW,
     OTHERS,
     RULES_AND_LOSSES,
     SOME_NETWORKS,
     digits,
     learner,
+    ticks,
 )
 
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
 FORCED_NETWORKS = ("vgg8b", "resnet18")  # they have all of the layers that have fast kernels
+FEW, RESIDUAL = "plain", "resnet18"  # the networks of losses that are tested on few
+
+
+def carrying_terms(site: Site) -> torch.nn.Module:
+    """A loss that carries all terms."""
+    return create_loss("pred", site, transport=0.1, own_input=0.1)
+
+
+# every loss on every network, plain and forced; newer losses and terms on one network
 KERNELS = pytest.mark.parametrize(
-    ("name", "kernels"),
-    [(name, "plain") for name in SOME_NETWORKS] + [(name, "forced") for name in FORCED_NETWORKS],
+    ("name", "loss", "kernels"),
+    [(name, loss, "plain") for loss in EVERYWHERE for name in SOME_NETWORKS]
+    + [(name, loss, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
+    + [(FEW, loss, "plain") for loss in (*ON_FEW, carrying_terms)],
     indirect=["kernels"],
 )
 
@@ -50,8 +65,11 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     assert forced.entered["products"]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("name", FORCED_NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(name, loss) for name in FORCED_NETWORKS for loss in EVERYWHERE]
+    + [(RESIDUAL, loss) for loss in ON_FEW],
+)
 def test_forced_kernels_are_entered(name: str, loss: str) -> None:
     images, labels = next(digits().train.batches(0))
     with contract.forced_kernels() as kernels:
@@ -66,12 +84,18 @@ def test_forced_kernels_are_entered(name: str, loss: str) -> None:
 @pytest.mark.parametrize(
     ("amp", "tolerance"), [(None, 1e-4), (torch.bfloat16, 5e-2)], ids=["float32", "bfloat16"]
 )
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", EVERYWHERE)
 @pytest.mark.parametrize("name", FORCED_NETWORKS)
 def test_forced_kernels_give_the_same_gradients(
     name: str, loss: str, amp: torch.dtype | None, tolerance: float
 ) -> None:
     contract.forced_kernels_give_the_same_gradients(name, loss, amp, tolerance)
+
+
+@pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])
+@pytest.mark.parametrize("name", FORCED_NETWORKS)
+def test_windows_of_large_maps_have_the_same_gradients(name: str, loss: str) -> None:
+    contract.forced_kernels_give_the_same_gradients(name, loss, None, 1e-4, span=2)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
@@ -88,27 +112,30 @@ def test_units_composed_are_the_network_by_forced_kernels(name: str, at: Any) ->
         contract.units_compose_the_network(name, at, True, kernels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @KERNELS
-def test_one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels) -> None:
+def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kernels) -> None:
     contract.one_unit_is_global_backpropagation(name, loss, kernels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
-    ("name", "threads", "kernels"),
-    [(name, threads, "plain") for name in SOME_NETWORKS for threads in (2, 3)]
-    + [(name, 2, "forced") for name in FORCED_NETWORKS],
+    ("name", "loss", "threads", "kernels"),
+    [
+        (name, loss, threads, "plain")
+        for loss in EVERYWHERE
+        for name in SOME_NETWORKS
+        for threads in (2, 3)
+    ]
+    + [(name, loss, 2, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
+    + [(RESIDUAL, loss, 2, "plain") for loss in (*ON_FEW, carrying_terms)],
     indirect=["kernels"],
 )
-def test_parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels) -> None:
+def test_parallel_is_simultaneous(name: str, loss: Any, threads: int, kernels: Kernels) -> None:
     contract.parallel_is_simultaneous(name, loss, threads, kernels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
 @KERNELS
 def test_sequential_with_cached_features_is_sequential_without(
-    name: str, loss: str, kernels: Kernels, tmp_path: Path
+    name: str, loss: Any, kernels: Kernels, tmp_path: Path
 ) -> None:
     contract.cached_features_change_nothing(name, loss, tmp_path, kernels)
 
@@ -125,16 +152,53 @@ def test_interrupted_and_resumed_is_uninterrupted(
     contract.resumed_is_uninterrupted(name, rule, loss, kernels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
+@pytest.mark.parametrize("rule", LOCAL_RULES)
+def test_interrupted_and_resumed_is_uninterrupted_by_newer_losses(rule: str, loss: Any) -> None:
+    contract.resumed_is_uninterrupted("plain", rule, loss)
+
+
+@pytest.mark.parametrize("loss", ["pred", "auglocal"])
+def test_interrupted_and_resumed_is_uninterrupted_in_windows(loss: str) -> None:
+    contract.resumed_is_uninterrupted(RESIDUAL, "simultaneous", loss, span=2)
+
+
 @KERNELS
-def test_no_gradient_crosses_a_border(name: str, loss: str, kernels: Kernels) -> None:
+def test_no_gradient_crosses_a_border(name: str, loss: Any, kernels: Kernels) -> None:
     contract.no_gradient_crosses_a_border(name, loss, kernels)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", ["predsim", "infopro"])
+def test_no_gradient_crosses_a_windows_border(loss: str) -> None:
+    contract.no_gradient_crosses_a_border(RESIDUAL, loss, span=2)
+
+
+@pytest.mark.parametrize("loss", EVERYWHERE)
 @pytest.mark.parametrize("rule", LOCAL_RULES)
 def test_every_rule_and_loss_learns(rule: str, loss: str) -> None:
     contract.rule_and_loss_learn(rule, loss)
+
+
+@pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
+def test_every_newer_loss_learns(loss: Any) -> None:
+    contract.rule_and_loss_learn("simultaneous", loss)
+
+
+def test_windows_learn() -> None:
+    contract.rule_and_loss_learn("simultaneous", "pred", span=2)
+
+
+@pytest.mark.parametrize("rule", [name for name in LOCAL_RULES if name != "simultaneous"])
+def test_other_orders_of_updates_refuse_windows(rule: str) -> None:
+    local = learner("plain", "pred", span=2)
+    with pytest.raises(InvalidInput, match=f"by the rule '{rule}' with span 2"):
+        ticks(rule, local, digits().train, epochs=1)
+
+
+def test_recorded_steps_of_windows_are_refused() -> None:
+    local = learner("plain", "pred", span=2)
+    with pytest.raises(InvalidInput, match="Cannot record steps with span 2"):
+        local.captured = lambda *given: list[Evaluated]()
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -81,4 +81,4 @@ def test_the_program_shows_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     main(["show", "resnet18", "--json"])
     *shown, last = capsys.readouterr().out.splitlines()
     assert shown == str(resnet18()).splitlines()
-    assert json.loads(last) == {"units": describe_units(resnet18().units)}
+    assert json.loads(last) == {"units": describe_units(resnet18().units), "span": 1}

@@ -25,7 +25,7 @@ REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
 
 COMMANDS = {
     "train": "train a network by local losses, or globally",
-    "compare": "train several hierarchies, layer-wise and globally",
+    "compare": "train several hierarchies, or several local losses beside global training",
     "reproduce": "train the rows of the paper's tables",
     "report": "write a page of runs beside the paper's numbers",
     "show": "print the units of a network with their heads and losses",

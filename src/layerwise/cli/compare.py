@@ -1,11 +1,19 @@
-"""``layerwise compare``: several hierarchies, layer-wise and globally, in one table."""
+"""``layerwise compare``: hierarchies, or local losses and spans, in one table."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.errors import InvalidInput, brief
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.options import Options
+
+MOST_DIGITS = 6  # of a span
+HIERARCHY_RULES = ["simultaneous", "global"]
+OF_LOSSES = ("equal", "csv", "figure")  # options of a comparison of losses alone
 
 
 def add_arguments(parser: Parser) -> None:
@@ -21,22 +29,118 @@ def add_arguments(parser: Parser) -> None:
         "--hierarchies", nargs="+", metavar="H", help="hierarchies, such as 2,2,2,2 1,1,2,2"
     )
     parser.add_argument(
+        "--losses",
+        metavar="A,B",
+        help="local losses to compare, joined by commas, with their costs; see docs/compare.md",
+    )
+    parser.add_argument(
+        "--span",
+        metavar="N,M",
+        help="spans to train each loss with, joined by commas: how many units a loss reaches by "
+        "the rule simultaneous (default: 1)",
+    )
+    parser.add_argument(
         "--rules",
         nargs="+",
-        default=["simultaneous", "global"],
         metavar="RULE",
-        help="orders of updates (default: simultaneous global)",
+        help="orders of updates (default: simultaneous global), or with --losses those beside "
+        "simultaneous (default: global)",
     )
     parser.add_argument(
         "--seeds", type=int, default=1, help="runs of each, with seeds from --seed on (default: 1)"
     )
-    add_fields(parser, Run, skip={"model", "hierarchy", "rule"})
+    parser.add_argument(
+        "--equal",
+        metavar="WHAT",
+        help="with --losses: what every method spends alike: epochs (default), multiply-adds or "
+        "time; epochs are scaled so that it is what --epochs of global spend",
+    )
+    parser.add_argument("--csv", metavar="FILE", help="with --losses: write the table as CSV")
+    parser.add_argument(
+        "--figure",
+        metavar="FILE",
+        help="with --losses: draw accuracy against multiply-adds and memory, as .svg or .png",
+    )
+    add_fields(parser, Run, skip={"model", "hierarchy", "rule", "span"})
     add_fields(parser, Execution, skip={"separability_against"})
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    spans = read_spans(parsed.span)
+    rules = [name for text in parsed.rules or () for name in names(text)]
+    if parsed.losses is None and (not spans or len(parsed.hierarchies or ()) > 1):
+        return run_hierarchies(parsed, rules or HIERARCHY_RULES, spans)
+    return run_methods(parsed, rules or ["global"], spans)
+
+
+def run_hierarchies(
+    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int]
+) -> dict[str, Any]:
     from layerwise.experiments.compare import compare
 
-    base, execution = collect_both(parsed, parsed.rules)
+    for name in OF_LOSSES:
+        if getattr(parsed, name) is not None:
+            raise InvalidInput(
+                f"Cannot use --{name} where hierarchies are compared: it is of a comparison of "
+                "local losses. Give --losses, or leave it out."
+            )
+    if len(spans) > 1:
+        refuse_hierarchies()
+    base, execution = collect_both(parsed, rules)
+    if spans:
+        base = replace(base, rule_options=Options({**base.rule_options, "span": spans[0]}))
     output = Path(parsed.output)
-    return compare(base, parsed.hierarchies, parsed.rules, parsed.seeds, output, execution)
+    return compare(base, parsed.hierarchies, rules, parsed.seeds, output, execution)
+
+
+def run_methods(
+    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int]
+) -> dict[str, Any]:
+    from layerwise.experiments.compare import stages_of
+    from layerwise.experiments.methods import Comparison, compare_methods
+
+    if parsed.losses is not None and getattr(parsed, "loss", None) is not None:
+        raise InvalidInput(
+            "Cannot use --loss with --losses: both say what is trained. Leave one of them out."
+        )
+    if len(parsed.hierarchies or ()) > 1:
+        refuse_hierarchies()
+    base, execution = collect_both(parsed, list(dict.fromkeys(["simultaneous", *rules])))
+    if parsed.hierarchies:
+        base = replace(base, hierarchy=stages_of(base, parsed.hierarchies)[0])
+    comparison = Comparison(
+        losses=names(parsed.losses) if parsed.losses is not None else [base.loss],
+        spans=spans or [base.rule_options.get("span", 1)],
+        rules=rules,
+        equal="epochs" if parsed.equal is None else parsed.equal,
+        seeds=parsed.seeds,
+        csv=parsed.csv,
+        figure=parsed.figure,
+    )
+    return compare_methods(base, comparison, Path(parsed.output), execution)
+
+
+def refuse_hierarchies() -> None:
+    raise InvalidInput(
+        "Cannot compare several hierarchies and several losses or spans at once: a table has one "
+        "of both. Give one hierarchy, or leave out --losses and give one --span."
+    )
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def read_spans(text: str | None) -> list[int]:
+    """Numbers of units joined by commas; none where the option is not given.
+
+    Raises:
+        InvalidInput: they are no numbers.
+    """
+    words = names(text) if text is not None else []
+    if not all(word.isascii() and word.isdigit() and len(word) <= MOST_DIGITS for word in words):
+        raise InvalidInput(
+            f"Cannot use --span {brief(repr(text))}: it is no list of numbers of units. Give 1 or "
+            "more, joined by commas, such as 1,2."
+        )
+    return list(map(int, words))

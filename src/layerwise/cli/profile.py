@@ -22,7 +22,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--rules",
         metavar="A,B",
-        help="orders of updates, joined by commas (default: all, and sequential-cached)",
+        help="orders of updates, joined by commas (default: all, simultaneous-span-2 and "
+        "sequential-cached)",
     )
     parser.add_argument(
         "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
@@ -48,10 +49,10 @@ def add_arguments(parser: Parser) -> None:
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.profiling.profile import profile, profiled
 
-    names = list(profiled())
+    names = None
     if parsed.rules is not None:
         names = [name.strip() for name in parsed.rules.split(",")]
-    described, execution = collect_both(parsed, names)
+    described, execution = collect_both(parsed, names or list(profiled()))
     return profile(
         described,
         execution,

@@ -24,4 +24,4 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
     learner = trial_learner(prepared, parsed.classes)
     print(learner)
-    return {"units": describe_units(learner.units)}
+    return {"units": describe_units(learner.units), "span": learner.span}

@@ -152,8 +152,9 @@ class CapturedSteps:
             self.pool = torch.cuda.graph_pool_handle()
         try:
             refuse_scaling(units)
-            copied = replace(targets, labels=targets.labels.clone())
-            self.recordings[kind] = self.recorded(units, images.clone(), copied)
+            images = images.clone()
+            copied = replace(targets, labels=targets.labels.clone(), images=images)
+            self.recordings[kind] = self.recorded(units, images, copied)
         except ChangedInPlace:
             self.streams = []
             self.record(kind, units, images, targets)

@@ -14,6 +14,7 @@ from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import Unit, step_units
+from layerwise.core.windows import check_span, step_windows
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 
@@ -51,14 +52,15 @@ class Learner:
         self.num_classes = num_classes
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
-        self.steps = 0
+        self.steps, self._span = 0, 1
+        self.plain_step: Callable[..., list[Evaluated]] = step_units
         self.make_step: MakeStep = step_units
         self.training = model.training
         self.structure = Structure(model, self.units)
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
-        return table_of_units(self.units)
+        return table_of_units(self.units, self.span)
 
     def step(self, images: Tensor, labels: Tensor, update: bool = True) -> StepResult:
         """One simultaneous local update: every unit learns from this batch.
@@ -88,11 +90,11 @@ class Learner:
             )
         if self.training != self.model.training:
             self.train(self.model.training)
-        targets = Targets(labels.long(), self.num_classes)
+        targets = Targets(labels.long(), self.num_classes, images)
         if update and not any(unit.parts for unit in self.units):
             make_step = self.make_step
         else:  # never recorded
-            make_step = partial(step_units, update=update)
+            make_step = partial(self.plain_step, update=update)
         try:
             results = make_step(self.units, images, targets, self.steps)
         except BaseException:
@@ -104,11 +106,45 @@ class Learner:
     @property
     def captured(self) -> Any:
         """Recorded steps of the learner, on a GPU; None: steps are made operation by operation."""
-        return None if self.make_step is step_units else self.make_step
+        return None if self.make_step is self.plain_step else self.make_step
 
     @captured.setter
     def captured(self, recorded: MakeStep | None) -> None:
-        self.make_step = recorded or step_units
+        if recorded is not None and self._span > 1:
+            raise InvalidInput(
+                f"Cannot record steps with span {self._span}: only steps of units alone are "
+                "recorded. Leave them unrecorded, or set span to 1."
+            )
+        self.make_step = recorded or self.plain_step
+
+    @property
+    def span(self) -> int:
+        """Number of units that a loss reaches, its own counted; see ``core.windows``.
+
+        Raises:
+            InvalidInput: it is set to a number that the chain does not have.
+        """
+        return self._span
+
+    @span.setter
+    def span(self, span: int) -> None:
+        check_span(span, self.units)
+        self._span = span
+        self.plain_step = step_units if span == 1 else partial(step_windows, span=span)
+        self.step_singly()
+
+    def refuse_windows(self, rule: str) -> None:
+        """Refuse a span above 1, for an order of updates in which units learn apart.
+
+        Raises:
+            InvalidInput: naming the rule.
+        """
+        if self._span > 1:
+            raise InvalidInput(
+                f"Cannot train by the rule {rule!r} with span {self._span}: its units learn apart, "
+                "and a window is of units that learn together. Give span 1, or the rule "
+                "'simultaneous'."
+            )
 
     def step_singly(self) -> None:
         """Make steps operation by operation, for an order of updates that cannot be recorded."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from layerwise.core.factories import (
     made_optimizer,
     optimizer_makers,
 )
+from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
-from layerwise.core.unit import Activations, Unit, precision
+from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
 from layerwise.utils.seeds import seeded
@@ -47,7 +49,9 @@ def localize(
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
     memory_format: str | None = "auto",
+    span: int = 1,
     check: bool = True,
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -78,9 +82,13 @@ def localize(
         memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
+        span: number of units that a loss reaches: 1, its own; 2, the one before it too, so that a
+            unit also learns through the next one's loss; see ``core.windows``.
         check: compare the units with the network on the sample, outputs, buffers and gradients, in
             training and in evaluation mode; see ``compare_with_network``. It costs a few passes of
             the network; False leaves it out.
+        normalization: mean and standard deviation of each channel that images were normalised by,
+            of values from 0 to 1, for losses that reconstruct images as they were stored.
         loss_options: keyword arguments of the loss, such as ``beta`` of predsim.
 
     Returns:
@@ -113,12 +121,23 @@ def localize(
     makers = optimizer_makers(optimizer, chain.names)
     if check:
         compare_with_network(model, chain, sample)
+    place = places(model, list(chain.pieces), sample, tuple(leaves))
     units = []
     for index, (piece, name, shape) in enumerate(
         zip(chain.pieces, chain.names, shapes, strict=True)
     ):
         with seeded(seed, index, -1, torch.device("cpu")):
-            site = Site(index, len(chain), shape, num_classes, joined=output_layer == "joined")
+            site = Site(
+                index,
+                len(chain),
+                shape,
+                num_classes,
+                joined=output_layer == "joined",
+                image_shape=tuple(sample.shape[1:]),
+                entering=shapes[index - 1] if index else tuple(sample.shape[1:]),
+                normalization=normalization,
+                place=partial(place, index),
+            )
             head = create_loss(loss, site, **loss_options)
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(
             model.training
@@ -132,6 +151,7 @@ def localize(
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     learner = Learner(model, units, num_classes, sample, leaves)
+    learner.span = span
     with states_kept(model):
         try_losses(learner, sample)
         if memory_format is not None:
@@ -169,7 +189,7 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
         InvalidInput: a loss raises an error, or returns something else than it should.
     """
     labels = torch.arange(len(sample), device=sample.device) % learner.num_classes
-    targets = Targets(labels, learner.num_classes)
+    targets = Targets(labels, learner.num_classes, sample)
     activations: Activations = (sample,)
     devices = [sample.device] if sample.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -177,9 +197,10 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
             loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
             with modes_kept(unit.piece), precision(activations, unit.amp):
                 unit.piece.eval()
+                entered = entered_feature(unit.piece, loss, activations)
                 activations = unit.piece(*activations)
                 try:
-                    checked_result(loss(activations[0], targets))
+                    checked_result(loss(activations[0], targets, *entered))
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised

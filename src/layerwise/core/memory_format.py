@@ -190,11 +190,14 @@ def endangered(unit: Unit) -> bool:
 
 def tried(learner: Learner) -> list[str]:
     """The faster format of each unit, by trial; an endangered unit is not tried."""
-    activations: Activations = (sample(learner),)
+    images = sample(learner)
+    activations: Activations = (images,)
     names = []
     for unit in learner.units:
         names.append(
-            "contiguous" if endangered(unit) else trial(unit, activations, learner.num_classes)
+            "contiguous"
+            if endangered(unit)
+            else trial(unit, activations, learner.num_classes, images)
         )
         activations = passed(unit, activations)
     return names
@@ -208,13 +211,13 @@ def passed(unit: Unit, activations: Activations) -> Activations:
         return unit.forward(activations)
 
 
-def trial(unit: Unit, activations: Activations, num_classes: int) -> str:
+def trial(unit: Unit, activations: Activations, num_classes: int, images: Tensor) -> str:
     """Time a copy of a unit on random maps in each format; the generator's state stays."""
     tensors = [value for value in activations if isinstance(value, Tensor)]
     if any(value.dim() != 4 for value in tensors):  # vectors have one format only
         return "contiguous"
     with torch.random.fork_rng(devices=[]):
-        seconds = trial_seconds(unit, activations, num_classes)
+        seconds = trial_seconds(unit, activations, num_classes, images)
     return (
         "channels-last"
         if seconds["channels-last"] < ADVANTAGE * seconds["contiguous"]
@@ -222,13 +225,16 @@ def trial(unit: Unit, activations: Activations, num_classes: int) -> str:
     )
 
 
-def trial_seconds(unit: Unit, activations: Activations, num_classes: int) -> dict[str, float]:
+def trial_seconds(
+    unit: Unit, activations: Activations, num_classes: int, images: Tensor
+) -> dict[str, float]:
     """The least seconds of a forward and a backward pass of a copy of a unit, in each format."""
     batch = tuple(
         random_like(value) if isinstance(value, Tensor) else value for value in activations
     )
     device = batch[0].device
-    targets = Targets(torch.arange(TRIAL_BATCH, device=device) % num_classes, num_classes)
+    labels = torch.arange(TRIAL_BATCH, device=device) % num_classes
+    targets = Targets(labels, num_classes, images)
     copies = {name: copy_in(memory_format, unit) for name, memory_format in FORMATS.items()}
     seconds = {name: float("inf") for name in FORMATS}
     for repetition in range(REPETITIONS + 1):

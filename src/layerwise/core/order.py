@@ -5,7 +5,7 @@ from torch import fx, nn
 from layerwise.core.layers import Network
 from layerwise.core.settings import keep_whole, words
 from layerwise.core.trace import caller, owner
-from layerwise.core.tracer import changes_in_place, operation_name
+from layerwise.core.tracer import FLAG, changes_in_place, operation_name
 from layerwise.errors import CannotSplit
 
 # methods and functions whose result may be a view of their first input
@@ -28,7 +28,7 @@ def refuse_turned_changes(network: Network, place: dict[fx.Node, int]) -> None:
         CannotSplit: naming both operations.
     """
     number = {node: position for position, node in enumerate(network.graph.nodes)}
-    storage = {node: storage_of(network, node) for node in network.graph.nodes}
+    storage = {node: storage_of(network.root, node) for node in network.graph.nodes}
     for change in network.graph.nodes:
         if change.op in ("placeholder", "output", "get_attr") or not change.all_input_nodes:
             continue
@@ -53,18 +53,32 @@ def refuse_turned_changes(network: Network, place: dict[fx.Node, int]) -> None:
                 )
 
 
-def storage_of(network: Network, node: fx.Node) -> fx.Node:
+def changes_input(piece: nn.Module) -> bool:
+    """Whether a piece changes an activation that enters it in place; True if it cannot be known."""
+    if not isinstance(piece, fx.GraphModule):
+        return True
+    return any(
+        changes_in_place(piece, node)
+        and storage_of(piece, node.all_input_nodes[0]).op == "placeholder"
+        for node in piece.graph.nodes
+        if node.op in ("call_module", "call_method", "call_function") and node.all_input_nodes
+    )
+
+
+def storage_of(root: nn.Module, node: fx.Node) -> fx.Node:
     """The node whose memory a node's result may share."""
-    while node.all_input_nodes and may_share(network, node):
+    while node.all_input_nodes and may_share(root, node):
         node = node.all_input_nodes[0]
     return node
 
 
-def may_share(network: Network, node: fx.Node) -> bool:
+def may_share(root: nn.Module, node: fx.Node) -> bool:
     if node.op in ("placeholder", "output", "get_attr"):
         return False
-    if changes_in_place(network.root, node):
+    if changes_in_place(root, node):
         return True
     if node.op == "call_module":
-        return isinstance(network.module(node), VIEW_MODULES)
+        return node.target != FLAG and isinstance(
+            root.get_submodule(str(node.target)), VIEW_MODULES
+        )
     return operation_name(node) in VIEWS

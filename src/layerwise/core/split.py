@@ -47,6 +47,11 @@ class Reused(nn.Module):
         with modes_kept(module):
             return module.train(self.training)(*args, **kwargs)
 
+    @property
+    def inplace(self) -> bool:
+        """Whether it changes its input."""
+        return getattr(self.module[0], "inplace", False) is True
+
     def extra_repr(self) -> str:
         return repr(self.module[0])
 

@@ -9,6 +9,7 @@ from torch import fx, nn
 from layerwise.core.layers import NORMS
 from layerwise.core.unit import Unit
 from layerwise.losses import Output
+from layerwise.losses.terms import WithTerms
 
 HEADINGS = ("unit", "name", "layers", "local loss", "head", "parameters", "in head")
 
@@ -35,8 +36,8 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
     ]
 
 
-def table_of_units(units: Sequence[Unit]) -> str:
-    """The rows of ``describe_units`` as text, with sums."""
+def table_of_units(units: Sequence[Unit], span: int = 1) -> str:
+    """The rows of ``describe_units`` as text, with sums, and the span of losses above 1."""
     rows = [HEADINGS, *(cells(row) for row in describe_units(units))]
     total = sum(count(unit.piece) for unit in units), sum(count(unit.loss) for unit in units)
     rows.append(("", "all", "", "", "", *(f"{number:,}" for number in total)))
@@ -49,6 +50,8 @@ def table_of_units(units: Sequence[Unit]) -> str:
         ).rstrip()
         for row in rows
     ]
+    if span > 1:
+        lines.append(f"span {span}: a loss reaches its own unit and {span - 1} before it")
     return "\n".join(lines)
 
 
@@ -97,6 +100,9 @@ def name_of_layer(module: nn.Module) -> str:
 
 
 def name_of_loss(loss: nn.Module) -> str:
+    if isinstance(loss, WithTerms):
+        terms = [f"{loss.weights[name]:g} {name}" for name in loss.applied()]
+        return " + ".join([name_of_loss(loss.loss), *terms])
     return "cross-entropy" if isinstance(loss, Output) else type(loss).__name__
 
 

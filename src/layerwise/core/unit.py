@@ -4,7 +4,7 @@ Its step is a forward pass, its own loss, a backward pass inside itself and its 
 unit receives detached activations, and nothing else of the step is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.losses import Evaluated, Targets
@@ -83,6 +84,11 @@ class Unit:
             if parameter.is_floating_point() or parameter.is_complex()
         ]
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether its loss compares something with the images."""
+        return getattr(self.loss, "reads_images", False)
+
     def held(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds, in its order."""
         groups = self.optimizer.param_groups if self.optimizer else ()
@@ -120,8 +126,11 @@ class Unit:
     def evaluate(self, activations: Activations, targets: Targets) -> tuple[Activations, Evaluated]:
         """Forward pass and loss."""
         with precision(activations, self.amp):
-            passed = self.piece(*in_memory_format(activations, self.memory_format))
-            return passed, checked_result(self.loss(passed[0], targets))
+            entered = in_memory_format(activations, self.memory_format)
+            read = entered_feature(self.piece, self.loss, entered)
+            passed = self.piece(*entered)
+            del entered
+            return passed, checked_result(self.loss(passed[0], targets, *read))
 
     def step(
         self, activations: Activations, targets: Targets, step: int, update: bool = True
@@ -162,16 +171,32 @@ class Unit:
                 the last one.
             update: False: the gradient waits for that of the batch's other parts.
         """
-        if not depends_on_weights(self, loss) or self.optimizer is None:
+        if not depends_on_weights(self, loss):
+            return
+
+        def backward(factor: float) -> None:
+            scaled = loss * factor if factor != 1.0 else loss
+            (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+
+        self.accumulate(backward, examples, update)
+
+    def accumulate(
+        self, backward: Callable[[float], None], examples: int = 1, update: bool = True
+    ) -> None:
+        """Add a gradient to those that wait, and update.
+
+        Args:
+            backward: function that adds the gradient, times a factor, to those of the weights.
+            examples, update: see ``learn``.
+        """
+        if self.optimizer is None:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
         parts = [*self.parts, examples]
-        if parts[0] != examples:
-            loss = loss * (examples / parts[0])
         for weight, gradient in self.sums.items():
             weight.grad = gradient if weight.requires_grad else None
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        backward(examples / parts[0])
         if update:
             self.update(self.optimizer, sum(parts) / parts[0])
         else:
@@ -256,6 +281,16 @@ def step_units(
         del passed
         results.append(evaluated)
     return results
+
+
+def entered_feature(
+    piece: nn.Module, loss: nn.Module, entered: Activations
+) -> tuple[Tensor] | tuple[()]:
+    """The feature that enters a unit, for a loss that says ``reads_input``; else nothing."""
+    if not getattr(loss, "reads_input", False):
+        return ()
+    feature: Tensor = entered[0].detach()
+    return (feature.clone() if changes_input(piece) else feature,)
 
 
 def detached(activations: Activations) -> Activations:

@@ -1,7 +1,7 @@
 """Entry of the table of data sets: its images, how they are read, and where they are published."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from layerwise.errors import InvalidInput
 
 Images = NDArray[np.uint8] | Sequence[str]  # (N, C, H, W), or paths of image files
 Labels = NDArray[np.integer]  # (N,)
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 UNREAD = tuple("0123456789")  # stand in for class names that only the files tell
 
 
@@ -43,11 +44,14 @@ class ImageFormat:
         class_names: of the labels 0, 1, and so on.
         channels: 1 for grey, 3 for colour.
         image_size: pixels a side.
+        normalization: mean and deviation of each channel that the images are normalised by, of
+            values from 0 to 1; None: they are not known before images are read.
     """
 
     class_names: tuple[str, ...]
     channels: int
     image_size: int
+    normalization: Normalization | None = field(default=None, kw_only=True, compare=False)
 
     @property
     def num_classes(self) -> int:

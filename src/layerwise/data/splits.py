@@ -1,6 +1,6 @@
 """From an entry of the table to loaders: read, held out, scaled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels
+from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels, Normalization
 from layerwise.data.download import download
 from layerwise.data.findings import describe_data
 from layerwise.data.image_folder import pixels_of_files
@@ -48,6 +48,11 @@ class Splits(ImageFormat):
             "channels": self.channels,
             "images": [len(part.labels) if part else 0 for part in parts],
         }
+
+
+def normalization_by(mean: Iterable[float], std: Iterable[float]) -> Normalization:
+    """Statistics of pixel values from 0 to 255 as those of values from 0 to 1."""
+    return tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
 
 
 def make_splits(
@@ -92,6 +97,7 @@ def make_splits(
         loader(test),
         mean,
         std,
+        normalization=normalization_by(mean, std),
     )
 
 

@@ -12,11 +12,18 @@ from typing import Any
 from torch import nn
 
 from layerwise.errors import InvalidInput, choose
+from layerwise.losses.auglocal import AugLocal
+from layerwise.losses.biological import BiologicalPred, BiologicalSim
+from layerwise.losses.dgl import DglCnn, DglMlp, DglMlpSr
+from layerwise.losses.greedy import Greedy
+from layerwise.losses.infopro import InfoPro, InfoProContrast
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
+from layerwise.losses.separable import Separable
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.losses.terms import WithTerms, split_terms
 from layerwise.utils.options import keyword_only
 
 LossFactory = Callable[..., nn.Module]
@@ -26,6 +33,16 @@ LOSSES: dict[str, LossFactory] = {
     "sim": Sim,
     "predsim": PredSim,
     "predsim-lite": PredSimLite,
+    "greedy": Greedy,
+    "dgl-cnn": DglCnn,
+    "dgl-mlp": DglMlp,
+    "dgl-mlp-sr": DglMlpSr,
+    "separable": Separable,
+    "auglocal": AugLocal,
+    "infopro": InfoPro,
+    "infopro-contrast": InfoProContrast,
+    "biological-pred": BiologicalPred,
+    "biological-sim": BiologicalSim,
 }
 
 PROTOCOL = (
@@ -54,7 +71,8 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
     Args:
         loss: a name in ``LOSSES``, or a callable ``(site, **options) -> module``.
         site: place in the chain that the loss is built for.
-        options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim.
+        options: keyword arguments of the loss, such as ``beta`` and ``decoder_dim`` of predsim, and
+            weights of terms that any loss can carry: ``transport``, ``own_input``.
 
     Raises:
         InvalidInput: the loss is unknown, has no such option, or cannot read features of such a
@@ -64,6 +82,7 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
     factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
     parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
+    weights, options = split_terms(options, [parameter.name for parameter in parameters])
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     unknown = sorted(set(options) - {parameter.name for parameter in parameters})
     if unknown and not takes_any:
@@ -83,7 +102,7 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         raise InvalidInput(
             f"Cannot use loss {name_of(loss)!r}: it made {type(head).__name__}. {PROTOCOL}"
         )
-    return head
+    return WithTerms(head, site, weights) if weights else head
 
 
 def name_of(loss: str | LossFactory) -> str:

@@ -1,13 +1,18 @@
 """Sites, which local losses are built for, and targets, which they read at each step."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from layerwise.core.later import Place
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,13 @@ class Site:
         shape: shape of the unit's features without the batch: (C, H, W) or (C,).
         num_classes: number of classes of the labels.
         joined: whether the network's output layer shares the last unit with the layer before it.
+        image_shape: shape of an image, (C, H, W).
+        entering: shape of what enters the unit, without the batch: the image's, or the shape of the
+            features of the unit before.
+        normalization: mean and standard deviation of each channel that the images were normalised
+            by, of values from 0 to 1; None: unknown.
+        place: function that gives the unit's place among the blocks of its network, for heads made
+            of later blocks; None: nothing is known of them.
     """
 
     index: int
@@ -27,11 +39,20 @@ class Site:
     shape: tuple[int, ...]
     num_classes: int
     joined: bool = False
+    image_shape: tuple[int, ...] = ()
+    entering: tuple[int, ...] = ()
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
+    place: "Callable[[], Place] | None" = None
 
     @property
     def last(self) -> bool:
         """Whether the unit's output is the network's output."""
         return self.index == self.count - 1
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor in float32 or its own wider type, since sums of many squares round in bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_shape(site: Site) -> None:
@@ -65,10 +86,13 @@ class Targets:
     Attributes:
         labels: (B,), integers from 0 to num_classes − 1.
         num_classes: number of classes.
+        images: the batch's images (B, C, H, W), for losses that say ``reads_images``; None: no loss
+            reads them.
     """
 
     labels: Tensor
     num_classes: int
+    images: Tensor | None = None
 
     @cached_property
     def similarity(self) -> Tensor:

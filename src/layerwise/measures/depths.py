@@ -309,7 +309,7 @@ def features_of(
         for images in sample.batches():
             rows = slice(start, start + len(images))
             start = rows.stop
-            targets = Targets(sample.labels[rows], sample.classes)
+            targets = Targets(sample.labels[rows], sample.classes, images)
             activations: Activations = (images,)
             if -1 in wanted:
                 tables[-1][rows] = wanted[-1].pool(images)

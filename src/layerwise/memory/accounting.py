@@ -1,7 +1,7 @@
 """The memory of training, counted whole: between steps, and the peak that a step adds to it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -120,7 +120,11 @@ def profiler_mark(unit: int, phase: str) -> None:
 
 @contextmanager
 def phases(learner: Learner, mark: Callable[[int, str], None]) -> Iterator[None]:
-    """Call ``mark(unit, phase)`` whenever a unit begins a phase of its step."""
+    """Call ``mark(unit, phase)`` whenever a unit begins a phase of its step.
+
+    In windows, a unit's weights are differentiated after the last loss that reaches them: a second
+    backward phase, behind phases of later units.
+    """
     handles: list[Any] = []
     for unit in learner.units:
 
@@ -140,10 +144,31 @@ def phases(learner: Learner, mark: Callable[[int, str], None]) -> Iterator[None]
         if unit.optimizer is not None:
             handles.append(unit.optimizer.register_step_pre_hook(update))
     try:
-        yield
+        with ExitStack() as marking:
+            for unit in learner.units if learner.span > 1 else ():
+                marking.enter_context(marked_backward(unit, mark))
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def marked_backward(unit: Unit, mark: Callable[[int, str], None]) -> Iterator[None]:
+    """Call ``mark`` before the unit's weights are differentiated."""
+    accumulate, attributes = unit.accumulate, dict(vars(unit))
+
+    def marking(*arguments: Any) -> None:
+        mark(unit.index, BACKWARD)
+        accumulate(*arguments)
+
+    vars(unit)["accumulate"] = marking
+    try:
+        yield
+    finally:
+        del vars(unit)["accumulate"]
+        if "accumulate" in attributes:  # of a mark around this one
+            vars(unit)["accumulate"] = attributes["accumulate"]
 
 
 def persistent_tensors(learner: Learner) -> list[Tensor]:

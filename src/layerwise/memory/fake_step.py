@@ -169,6 +169,13 @@ class SavedBytes:
         """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit
 
+    def reached(self, unit: int, span: int) -> int:
+        """Bytes saved by the units that a unit's loss reaches."""
+        saved: dict[int, int] = {}
+        for index in range(max(unit - span + 1, 0), unit + 1):
+            saved |= self.units[index]
+        return sum(saved.values())
+
     def _pack(self, tensor: Tensor) -> Tensor:
         key, size = storage_bytes(tensor)
         if key not in self._own:

@@ -28,6 +28,18 @@ MOST_PARTS = 16  # few operations, and temporary maps of a part that are small b
 _pairs: WeakKeyDictionary[nn.Module, list[tuple[nn.Module, nn.Module]]] = WeakKeyDictionary()
 _overwriting: ContextVar[Set[nn.Module]] = ContextVar("overwriting", default=frozenset())
 
+_several_gradients: ContextVar[bool] = ContextVar("several_gradients", default=False)
+
+
+@contextmanager
+def several_gradients() -> Iterator[None]:
+    """Compute maps whose gradient may be asked for several times, which takes more memory."""
+    token = _several_gradients.set(True)
+    try:
+        yield
+    finally:
+        _several_gradients.reset(token)
+
 
 @contextmanager
 def overwriting(modules: Set[nn.Module]) -> Iterator[None]:
@@ -136,7 +148,8 @@ class Normalisation(nn.Module):
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
         # a GPU is slower with parts than with the whole
-        return self.training and large and maps.device.type == "cpu"
+        once = not _several_gradients.get()
+        return self.training and large and once and maps.device.type == "cpu"
 
     def in_place(
         self,

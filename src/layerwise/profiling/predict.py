@@ -26,7 +26,8 @@ class PredictedStep:
         persistent_bytes: weights, buffers, heads and optimizer state, which stay between steps.
         timeline: what the step has alive besides.
         multiply_adds: per unit; forward, backward, and the forward pass of frozen units before it.
-        saved_bytes: per unit, what its backward pass keeps of its forward pass.
+        saved_bytes: per unit, what is kept of forward passes when its loss is differentiated: its
+            own, and in windows those of the units that the loss reaches.
         kept_bytes: per image, what the rule keeps between steps.
         unit_bytes: per unit, its part of ``persistent_bytes``.
     """
@@ -87,7 +88,7 @@ def predict_steps(
                         {unit: work[unit] for unit in units}
                         if len(units) > 1
                         else {units[0]: sum(work.values())},
-                        {unit: sum(saved.units[unit].values()) for unit in units},
+                        {unit: saved.reached(unit, copied.span) for unit in units},
                         tick.kept_bytes // (2 * batch_size),
                         {unit: unit_bytes(copied.units[unit]) for unit in units},
                     )

@@ -22,7 +22,11 @@ from layerwise.training.prepare import find_device, prepare, with_rule
 from layerwise.utils.options import Options
 from layerwise.utils.sizes import parse_size
 
-CACHED = {"sequential-cached": {"rule": "sequential", "cache": True}}
+# rules with options that change what a step costs
+VARIANTS: dict[str, dict[str, Any]] = {
+    "simultaneous-span-2": {"rule": "simultaneous", "span": 2},
+    "sequential-cached": {"rule": "sequential", "cache": True},
+}
 # images whose features a cache holds unless --train-images says otherwise: CIFAR-10
 CACHED_IMAGES = 50_000
 
@@ -36,7 +40,7 @@ def profiled() -> dict[str, dict[str, Any]]:
     """
     names = [name for name, rule in RULES.items() if rule.one_thread]
     names.sort(key=lambda name: RULES[name].at is None)
-    return {name: {"rule": name} for name in names} | CACHED
+    return {name: {"rule": name} for name in names} | VARIANTS
 
 
 def predict_peak(
@@ -99,7 +103,7 @@ def predict_peak(
 def profile(
     base: Run,
     execution: Execution,
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     num_classes: int = 10,
     predict: bool = False,
     memory: str | None = None,
@@ -109,7 +113,7 @@ def profile(
     """Predict and measure what a run would need by each of several rules, and show it as a table.
 
     Args:
-        names: of ``profiled()``.
+        names: of ``profiled()``; None: all whose span the chain has.
         predict: compute nothing; what is measured is then None.
         memory: such as ``4GB``: the largest batch that fits is looked for.
         figure: file for a picture of memory over a step.
@@ -120,13 +124,13 @@ def profile(
     """
     limit = parse_size("--memory", memory) if memory is not None else None
     cache_limit = parse_size("--cache-limit", execution.cache_limit)
-    for name in names:
+    for name in names or ():
         choose("rule", name, profiled())
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
         check_figure(figure, predict)
-    runs = {name: run_for(base, name) for name in dict.fromkeys(names)}
+    runs = {name: run_for(base, name) for name in names or profiled()}
     planned = {name: prepare(run, replace(execution, device="cpu")) for name, run in runs.items()}
     device = find_device(execution)
     if figure is not None and device.type != "cpu":
@@ -135,6 +139,9 @@ def profile(
             "it out, or give --device cpu."
         )
     learners = {name: trial_learner(prepared, num_classes) for name, prepared in planned.items()}
+    if names is None:
+        chosen = profiled()
+        runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
     rules = {
         name: predicted(run, learners[name], execution.memory_format, cache_limit)
         for name, run in runs.items()
@@ -167,6 +174,12 @@ def profile(
         )
         print(f"written: {figure}", flush=True)
     return result
+
+
+def has_span(learner: Learner, variant: Mapping[str, Any]) -> bool:
+    """Whether the chain has as many units as a variant's span."""
+    span: int = variant.get("span", 1)
+    return span <= len(learner.units)
 
 
 def run_for(base: Run, name: str) -> Run:

@@ -20,6 +20,7 @@ UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word
 
 
 MOST_CLASSES = 100_000  # five times those of the largest published set of labelled images
+MEANS, DEVIATIONS = (0.5,) * 3, (0.25,) * 3  # of pixels, from 0 to 1; no number depends on them
 CIFAR_SIZE = 32  # pixels a side, where a run does not say
 
 
@@ -31,7 +32,8 @@ def trial_images(run: Run, num_classes: int) -> ImageFormat:
     """
     check_range("classes", num_classes, 2, MOST_CLASSES)
     names = tuple(map(str, range(num_classes)))
-    return ImageFormat(names, channels=3, image_size=run.image_size or CIFAR_SIZE)
+    size = run.image_size or CIFAR_SIZE
+    return ImageFormat(names, channels=3, image_size=size, normalization=(MEANS, DEVIATIONS))
 
 
 def trial_learner(prepared: Prepared, num_classes: int) -> Learner:

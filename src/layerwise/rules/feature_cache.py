@@ -59,10 +59,13 @@ class RecomputedFeatures:
         """From now on, give activations that have passed these units."""
         self.frozen = frozen
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
-        """Activations and labels of an epoch's batches from ``start`` on."""
+    def batches(
+        self, epoch: int, start: int, with_images: bool = False
+    ) -> Iterator[tuple[Activations, Tensor, Tensor | None]]:
+        """Activations, labels and, if wanted, images of an epoch's batches from ``start`` on."""
         for images, labels in self.source.batches(epoch, start):
-            yield pass_through(self.frozen, (images,)), labels
+            kept = images if with_images else None
+            yield pass_through(self.frozen, (images,)), labels, kept
 
 
 @torch.no_grad()
@@ -275,13 +278,16 @@ class CachedFeatures:
     def read(self, indices: Tensor, view: int) -> Activations:
         return tuple(column.read(view * self.count + indices) for column in self.columns)
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Activations, Tensor]]:
-        """Activations and labels of an epoch's batches from ``start`` on."""
+    def batches(
+        self, epoch: int, start: int, with_images: bool = False
+    ) -> Iterator[tuple[Activations, Tensor, Tensor | None]]:
+        """Activations, labels and, if wanted, images of an epoch's batches from ``start`` on."""
         if not self.depth:
-            yield from self.recomputed.batches(epoch, start)
+            yield from self.recomputed.batches(epoch, start, with_images)
             return
         for indices in self.source.order(epoch)[start:]:
-            yield self.read(indices, epoch % self.views), self.source.labels[indices]
+            images = self.source.images(indices, epoch) if with_images else None
+            yield self.read(indices, epoch % self.views), self.source.labels[indices], images
 
 
 def cached_features(

@@ -109,7 +109,8 @@ class Pipeline:
     def feed(self, number: int, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         for step, (images, labels) in enumerate(batches, start=self.learner.steps):
             self.learner.check(images, labels)
-            self.put(number, Job(step, [(images,)], Targets(labels, self.learner.num_classes)))
+            targets = Targets(labels, self.learner.num_classes, images)
+            self.put(number, Job(step, [(images,)], targets))
 
     def work(self, number: int, group: Sequence[Unit]) -> None:
         for job in self.receive(number - 1):
@@ -160,10 +161,11 @@ def parallel(
         threads: number of groups of neighbouring units, one thread each.
 
     Raises:
-        InvalidInput: ``threads`` is below 1.
+        InvalidInput: ``threads`` is below 1, or the learner has windows.
     """
     if threads < 1:
         raise InvalidInput(f"Cannot use threads {threads}: it is too small. Give 1 or more.")
+    learner.refuse_windows("parallel")
     learner.step_singly()
     return parallel_epochs(learner, batches, epochs, schedule, start, threads)
 

@@ -39,8 +39,10 @@ def sequential(
             batch.
 
     Raises:
-        InvalidInput: ``cache`` without ``views``, or a network whose features cannot be kept.
+        InvalidInput: ``cache`` without ``views``, a network whose features cannot be kept, or a
+            learner with windows.
     """
+    learner.refuse_windows("sequential")
     learner.step_singly()
     make_features: Callable[[], RecomputedFeatures | CachedFeatures] = partial(
         RecomputedFeatures, batches
@@ -75,12 +77,12 @@ def unit_after_unit(
             first = start.batch if epoch == start.epoch else 0
             number = first
             # a list to pop from, so that the unit alone keeps its activations alive
-            for *activations, labels in features.batches(epoch, first):
+            for *activations, labels, images in features.batches(epoch, first, unit.reads_images):
                 number += 1
                 learner.check(activations[0][0], labels)
                 step = (epoch - index * epochs) * len(batches) + number - 1
                 evaluated = unit.step(
-                    activations.pop(), Targets(labels, learner.num_classes), step
+                    activations.pop(), Targets(labels, learner.num_classes, images), step
                 )[1]
                 result = StepResult([evaluated], len(labels))
                 learner.steps += 1

@@ -24,16 +24,21 @@ def simultaneous(
     start: Position = START,
     *,
     micro_batches: int = 1,
+    span: int = 1,
 ) -> Iterator[Tick]:
     """Every unit learns from every batch.
 
     Args:
+        span: number of units that a loss reaches: 2 lets a unit also learn through the next one's
+            loss; 1: as the learner has it.
         micro_batches: number of parts that a batch is computed in, one after the other, before its
             one update: it takes less memory. Batch normalisation and similarities are of a part.
 
     Raises:
-        InvalidInput: ``micro_batches`` is below 1.
+        InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span``.
     """
+    if span not in (1, learner.span):
+        learner.span = span
     if micro_batches < 1:
         raise InvalidInput(
             f"Cannot use micro_batches {micro_batches}: it is too small. Give 1 or more."

@@ -44,7 +44,7 @@ def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list
     total = torch.zeros(last - first + 1, 2, device=loader.labels.device)
     for images, labels in loader.batches(epoch=0):
         count += len(labels)
-        targets = Targets(labels, learner.num_classes)
+        targets = Targets(labels, learner.num_classes, images)
         activations: Activations = (images,)
         for unit in learner.units[: last + 1]:
             if unit.index < first:

@@ -22,6 +22,7 @@ from layerwise.data.splits import choose_augmentation
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
+from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
 from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES, Keeping, Rule, Schedule
@@ -125,6 +126,8 @@ class Prepared:
             amp=self.amp,
             seed=self.run.seed,
             check=check,
+            span=self.run.rule_options.get("span", 1),
+            normalization=images.normalization,
             **self.run.loss_options,
         )
 
@@ -169,7 +172,8 @@ def prepare(run: Run, execution: Execution) -> Prepared:
 def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     """Networks, rules and losses by name: the choices of a run that declare options."""
     orders = {name: rule.order for name, rule in RULES.items()}
-    return {"model": MODELS, "rule": orders, "loss": LOSSES}
+    losses = {name: declaring_terms(factory) for name, factory in LOSSES.items()}
+    return {"model": MODELS, "rule": orders, "loss": losses}
 
 
 def with_own_options(run: Run) -> Run:
@@ -374,5 +378,5 @@ def cache_file(folder: str, run_path: Path) -> Path:
 
 def record_steps(learner: Learner, execution: Execution) -> None:
     """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
-    if execution.graphs and device_of(learner.model).type == "cuda":
+    if execution.graphs and learner.span == 1 and device_of(learner.model).type == "cuda":
         learner.captured = CapturedSteps(learner, execution.streams)

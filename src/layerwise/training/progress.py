@@ -5,7 +5,7 @@ A terminal shows a bar, anything else plain lines. Every epoch has one line per 
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,19 @@ def clock(seconds: float) -> str:
     """A stretch of time as hours, minutes and seconds: 1:02:03."""
     minutes, seconds = divmod(int(min(seconds, MOST_SECONDS)), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def training_words(run: Run, units: int) -> str:
+    """Rule, local loss and number of units, with the options of rule and loss that were given."""
+    rule = with_options(run.rule, run.rule_options)
+    return (
+        f"{rule}, {with_options(run.loss, run.loss_options)}, {units} units" if units > 1 else rule
+    )
+
+
+def with_options(name: str, options: Mapping[str, Any]) -> str:
+    words = ", ".join(f"{key.replace('_', '-')} {value}" for key, value in options.items())
+    return f"{name} ({words})" if words else name
 
 
 class Progress:
@@ -59,7 +72,7 @@ class Shown(Progress):
     def begin(self, run: Run, path: Path, device: str, units: int, epoch: int) -> None:
         hierarchy = f" {format_hierarchy(parse_hierarchy(run.hierarchy))}" if run.hierarchy else ""
         hierarchy += f" halved after {run.downsample_after}" if run.downsample_after else ""
-        how = f"{run.rule}, {run.loss}, {units} units" if units > 1 else run.rule
+        how = training_words(run, units)
         self.say(f"{run.model}{hierarchy} on {run.data}: {how}; {device}; {path}")
         if epoch:
             self.say(f"going on after epoch {epoch}")

@@ -12,6 +12,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
+from layerwise.data.splits import normalization_by
 from layerwise.errors import InvalidInput
 from layerwise.measures.depths import (
     Depths,
@@ -190,7 +191,12 @@ def refuse_other_weights(folder: RunFolder, network: nn.Module) -> None:
 
 def image_format(data: Mapping[str, Any]) -> ImageFormat:
     """The format of the images that a run was trained on, from the facts of its data."""
-    return ImageFormat(tuple(data["class_names"]), data["channels"], data["image_size"])
+    return ImageFormat(
+        tuple(data["class_names"]),
+        data["channels"],
+        data["image_size"],
+        normalization=normalization_by(data["mean"], data["std"]),
+    )
 
 
 def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
+from layerwise.core.table import count
 from layerwise.data import Splits
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import parse_downsampling
@@ -197,6 +198,8 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
         "rule": run.rule,
         "loss": run.loss if local else "cross-entropy",
         "local": local,
+        "span": learner.span,
+        "head_parameters": sum(count(unit.loss) for unit in learner.units),
         "seed": run.seed,
     }
 

@@ -1,0 +1,113 @@
+"""The methods of a comparison: local losses with their spans, and rules."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from layerwise.errors import InvalidInput, check_range, choose
+from layerwise.experiments.compare import check_rule_options, is_local
+from layerwise.losses import LOSSES
+from layerwise.profiling.costs import StepCosts
+from layerwise.rules import RULES
+from layerwise.runs.run import NO_OPTIONS, Run
+from layerwise.training.prepare import registries, with_own_options, with_rule
+from layerwise.utils.options import Options, checked_options, options_of
+
+LOCAL = "simultaneous"  # the rule that has spans
+LONGEST_SPAN = 10_000  # of any chain
+
+
+@dataclass(frozen=True)
+class Method:
+    """A local loss and how far it reaches, or a rule that trains the network as one unit.
+
+    Attributes:
+        name: in tables.
+        loss: the local loss, or None.
+        span: number of units that a loss reaches.
+        run: with the base's seed and epochs.
+    """
+
+    name: str
+    loss: str | None
+    span: int
+    run: Run
+
+
+def methods_of(
+    base: Run, losses: Sequence[str], spans: Sequence[int], rules: Sequence[str]
+) -> list[Method]:
+    """Every method of a comparison, each once: the rules first, then every loss and span.
+
+    Raises:
+        InvalidInput: a loss or rule is unknown, or an option belongs to none of them.
+    """
+    for loss in losses:
+        choose("loss", loss, LOSSES)
+    for rule in rules:
+        choose("rule", rule, RULES)
+    for span in spans:
+        check_range("span", span, 1, LONGEST_SPAN)
+    losses, rules = list(dict.fromkeys(losses)), list(dict.fromkeys(rules))
+    spans = list(dict.fromkeys(spans))
+    check_rule_options(base, [LOCAL, *rules])
+    refuse_strange_options(base, losses)
+    whole = [whole_method(base, rule) for rule in rules if not is_local(rule)]
+    others = [rule for rule in rules if is_local(rule) and rule != LOCAL]
+    return [
+        *whole,
+        *(local_method(base, loss, LOCAL, span) for loss in losses for span in spans),
+        *(local_method(base, loss, rule, 1) for rule in others for loss in losses),
+    ]
+
+
+def reference_of(methods: Sequence[Method]) -> Method:
+    """The method by whose costs the others' epochs are scaled: global, else the first."""
+    return next((method for method in methods if method.name == "global"), methods[0])
+
+
+def whole_method(base: Run, rule: str) -> Method:
+    """A rule that trains the network as one unit, without a local loss."""
+    run = replace(with_rule(base, rule), loss=Run.loss, loss_options=NO_OPTIONS)
+    return Method(rule, None, 1, with_own_options(run))
+
+
+def local_method(base: Run, loss: str, rule: str, span: int) -> Method:
+    run = with_rule(base, rule)
+    declared = options_of(registries()["loss"][loss])
+    options = {name: value for name, value in base.loss_options.items() if name in declared}
+    order = {name: value for name, value in run.rule_options.items() if name != "span"}
+    run = replace(
+        run,
+        loss=loss,
+        loss_options=Options(options),
+        rule_options=Options({**order, **({"span": span} if rule == LOCAL else {})}),
+    )
+    words = [loss, *([f"span {span}"] if span > 1 else []), *([rule] if rule != LOCAL else [])]
+    return Method(", ".join(words), loss, span, with_own_options(run))
+
+
+def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
+    """Refuse an option that none of the losses declares; the others leave it out of their runs.
+
+    Raises:
+        InvalidInput: naming it.
+    """
+    registry: Mapping[str, Callable[..., Any]] = registries()["loss"]
+    declared = {name for loss in losses for name in options_of(registry[loss])}
+    strange = {name: value for name, value in base.loss_options.items() if name not in declared}
+    checked_options("loss", losses[0], registry, strange)
+
+
+def refuse_one_unit(methods: Sequence[Method], costs: Mapping[str, StepCosts]) -> None:
+    """Refuse local losses of a network that is cut nowhere, where none of them would be used.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    for method in methods:
+        if method.loss is not None and costs[method.name].units == 1:
+            raise InvalidInput(
+                f"Cannot compare local losses with --at {method.run.at}: the network is then one "
+                "unit, which has none. Give layer, block or a number of units above 1."
+            )

@@ -1,0 +1,105 @@
+"""The table of compared methods, on the terminal and as CSV."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from layerwise.errors import InvalidInput
+from layerwise.utils import terminal
+from layerwise.utils.csv_text import csv_text
+from layerwise.utils.files import refuse_foreign, replacing
+
+CSV_BEGINS = "method,rule,loss,span,units"  # the columns that a table is known by
+CAPTION = (
+    "Multiply-adds of a step, heads included, relative to one of global training. Peaks of memory "
+    "are counted whole: weights, heads, gradients, optimizer state, activations; predicted for a "
+    "CPU. Accuracies after the last epoch. * on the front of accuracy against multiply-adds of the "
+    "training, ° against memory."
+)
+EQUAL_WORDS = {
+    "epochs": "{epochs} epochs each",
+    "multiply-adds": "at the multiply-adds of {epochs} epochs of {reference}",
+    "time": "in the training time of {epochs} epochs of {reference}",
+}
+
+
+def title_of(table: dict[str, Any]) -> str:
+    """What was compared and how, in words."""
+    seeds = table["rows"][0]["seeds"]
+    spent = EQUAL_WORDS[table["equal"]].format(**table)
+    return f"{table['model']} on {table['data']}, {spent}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def peak_key(rows: Sequence[dict[str, Any]]) -> str:
+    """The entry of the peak of memory: measured, or predicted where one was not measured."""
+    measured = all(row["peak_memory_bytes"] is not None for row in rows)
+    return "peak_memory_bytes" if measured else "predicted_peak_bytes"
+
+
+def mark_fronts(rows: Sequence[dict[str, Any]]) -> None:
+    """Say of each row whether it is on the fronts of accuracy against work and memory."""
+    for key, name in (("training_ratio", "front_multiply_adds"), (peak_key(rows), "front_memory")):
+        for row in rows:
+            row[name] = not any(dominates(rival, row, key) for rival in rows)
+
+
+def dominates(rival: dict[str, Any], row: dict[str, Any], cost: str) -> bool:
+    """Whether a rival is at least as accurate and as cheap as a row, and better in one of both."""
+    theirs, own = (rival["test_accuracy"], -rival[cost]), (row["test_accuracy"], -row[cost])
+    return theirs != own and all(a >= b for a, b in zip(theirs, own, strict=True))
+
+
+def print_table(table: dict[str, Any]) -> None:
+    """Print the table: accuracies in percent, memory in MB (10^6 bytes)."""
+    shown = Table(title=f"{title_of(table)}: test accuracy, %", caption=CAPTION)
+    headings = ("method", "units", "span", "epochs", "multiply-adds", "head parameters")
+    memory = ("predicted peak, MB", "measured peak, MB", "step, ms", "training, s")
+    for heading in (*headings, *memory, "test, %", "validation, %"):
+        shown.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in table["rows"]:
+        deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+        marks = "*" * row["front_multiply_adds"] + "°" * row["front_memory"]
+        shown.add_row(
+            row["method"],
+            str(row["units"]),
+            str(row["span"]),
+            str(row["epochs"]),
+            f"{row['multiply_adds_ratio']:.2f}",
+            f"{row['head_parameters']:,}",
+            number(row["predicted_peak_bytes"], 1e6, 1),
+            number(row["peak_memory_bytes"], 1e6, 1),
+            number(row["step_seconds"], 1e-3, 1),
+            number(row["train_seconds"], 1, 1),
+            f"{row['test_accuracy']:.2f}{deviation}{' ' * bool(marks)}{marks}",
+            number(row["val_accuracy"], 1, 2),
+        )
+    terminal.print_table(shown)
+
+
+def number(value: float | None, unit: float, digits: int) -> str:
+    return "–" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def check_csv(path: Path) -> None:
+    """Refuse a file that could not be written in the end, or that is not of this command.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
+            "file in a folder that can be written to."
+        )
+    refuse_foreign("--csv", path, CSV_BEGINS, "compare")
+
+
+def write_csv(path: Path, table: dict[str, Any]) -> None:
+    """Write a line per method, with what was compared and how in its last columns."""
+    about = {name: table[name] for name in ("model", "data", "equal", "reference", "batch_size")}
+    lines = [row | about for row in table["rows"]]
+    with replacing(path) as draft:
+        draft.write_text(csv_text(list(lines[0]), lines), encoding="utf-8", errors="replace")

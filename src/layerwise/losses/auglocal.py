@@ -1,0 +1,138 @@
+"""AugLocal: heads made of later blocks of the network itself (Ma et al. 2024, arXiv:2402.17318)."""
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from layerwise.errors import InvalidInput
+from layerwise.losses.heads import HeadLoss
+from layerwise.losses.site import Site
+
+if TYPE_CHECKING:
+    from layerwise.core.later import Place
+
+DEPTH = 4  # of a head, where a network has so many later blocks
+
+
+class AugLocal(HeadLoss):
+    """Cross-entropy of a head of d later blocks of the network, new and unshared, and its output.
+
+    The blocks are chosen uniformly: of L blocks, unit l has those at round(l + i · (L − 1 − l) / d)
+    for i = 1 … d; all later ones where there are fewer. Deeper units have fewer: with a pyramid c,
+    d falls linearly from the first unit to the last, to (1 − c) · d + c. A projection (a 1×1
+    convolution with a stride, or a linear layer) stands where the channels or sizes of two
+    neighbours do not meet.
+
+    Args:
+        site: place in the chain of a network.
+        head_depth: d, 1 or more, and less than the number of blocks. None: 4, or as many as there
+            are.
+        pyramid: c, from 0, the same depth everywhere, to 1.
+
+    Raises:
+        InvalidInput: an option is out of range, or no block of the network follows that could be
+            copied.
+    """
+
+    def __init__(self, site: Site, *, head_depth: int | None = None, pyramid: float = 0.5) -> None:
+        if not 0 <= pyramid <= 1:
+            raise InvalidInput(
+                f"Cannot use pyramid {pyramid}: it is out of range. Give a number from 0 to 1."
+            )
+        if site.place is None:
+            raise InvalidInput(
+                f"Cannot use auglocal at unit {site.index}: nothing is known of what follows it. "
+                "Let layerwise.localize make its site."
+            )
+        place = site.place()
+        count = len(place.blocks)
+        refuse_inside_output(site, place)
+        most = max(count - 1, 1)
+        if head_depth is None:
+            head_depth = min(DEPTH, most)
+        if not 1 <= head_depth <= most:
+            raise InvalidInput(
+                f"Cannot use head_depth {head_depth}: the network has {count} blocks and its "
+                f"output layer. Give 1 to {most}."
+            )
+        last = place.passed - 1  # index of the block that the unit ends in or behind
+        depth = pyramid_depth(site.index, site.count, head_depth, pyramid)
+        chosen = [place.blocks[index] for index in chosen_blocks(last, count, depth)]
+        shape, layers = site.shape, list[nn.Module]()
+        for block in (*chosen, place.output):
+            if shape != block.entering:
+                layers.append(projection(shape, block.entering))
+            if block is place.output:
+                layers.append(Contiguous())  # it may begin with .view
+            layers.append(Single(block.new_copy()))
+            shape = block.leaving
+        super().__init__(nn.Sequential(*layers))
+
+
+def refuse_inside_output(site: Site, place: "Place") -> None:
+    """Refuse a unit that ends inside the block of the output layer, since no whole one follows.
+
+    Raises:
+        InvalidInput: naming the unit.
+    """
+    if place.passed > len(place.blocks):
+        able = f"Units that end in {place.blocks[-1].name} or before can. " if place.blocks else ""
+        raise InvalidInput(
+            f"Cannot use auglocal at unit {site.index}: it ends inside the last block, "
+            f"{place.output.name}, and none follows that could be copied: between blocks, a single "
+            f"tensor passes. {able}Cut at='block', or use another loss, such as dgl-cnn."
+        )
+
+
+def pyramid_depth(unit: int, units: int, depth: int, pyramid: float) -> int:
+    """Depth of a unit's head: max(1, round((1 − c·l/(K − 2)) · d + c·l/(K − 2)))."""
+    share = pyramid * unit / max(units - 2, 1)
+    return max(1, round((1 - share) * depth + share))
+
+
+def chosen_blocks(last: int, count: int, depth: int) -> list[int]:
+    """Indices of the later blocks that make a head, in order."""
+    later = count - 1 - last
+    if depth >= later:
+        return list(range(last + 1, count))
+    return [round(last + number * later / depth) for number in range(1, depth + 1)]
+
+
+class Contiguous(nn.Module):
+    """Maps in PyTorch's default memory format."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.contiguous()
+
+
+class Single(nn.Module):
+    """A piece of a network, from a tensor to a tensor."""
+
+    def __init__(self, piece: nn.Module) -> None:
+        super().__init__()
+        self.piece = piece
+
+    def forward(self, features: Tensor) -> Tensor:
+        (result,) = self.piece(features)
+        return result
+
+
+def projection(shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+    """Layers from features of one shape to those of another.
+
+    Shapes: (B, *shape) -> (B, *wanted).
+    """
+    if len(shape) == len(wanted) == 3:
+        (height, width), (wanted_height, wanted_width) = shape[1:], wanted[1:]
+        stride = max(height // wanted_height, 1), max(width // wanted_width, 1)
+        size = -(-height // stride[0]), -(-width // stride[1])
+        return nn.Sequential(
+            nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False),
+            nn.BatchNorm2d(wanted[0]),
+            *([] if size == wanted[1:] else [nn.AdaptiveAvgPool2d((wanted_height, wanted_width))]),
+        )
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if len(shape) == 3 else []
+    inputs = shape[0] if len(shape) == 3 else prod(shape)
+    layers = [nn.Flatten(), nn.Linear(inputs, prod(wanted)), nn.Unflatten(1, wanted)]
+    return nn.Sequential(*pooled, *layers)
