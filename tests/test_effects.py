@@ -8,6 +8,8 @@ import pytest
 from layerwise.cli.effects import CONDITIONS, REFUSED
 from layerwise.runs.ranges import RANGES, check_ranges
 from layerwise.runs.run import Execution, Run
+from layerwise.training.prepare import registries
+from layerwise.utils.options import options_of
 from tests.hostile import run_program
 
 HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are missing
@@ -33,6 +35,7 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
         "--rule global --at block",
         "--rule checkpointed --at 3",
         "--rule global --output-layer separate",
+        "--rule growing --groups-first 2 --groups-last 2 --growth 0.5",
     ],
 )
 def test_options_of_what_is_trained_are_refused(words: str) -> None:
@@ -161,6 +164,7 @@ def test_every_number_has_a_largest_one() -> None:
 
 
 def test_conditions_name_options() -> None:
-    names = {*Run.__annotations__, *Execution.__annotations__}
+    declared = {name for factory in registries()["rule"].values() for name in options_of(factory)}
+    names = {*Run.__annotations__, *Execution.__annotations__, *declared}
     assert {name for condition in CONDITIONS for name in condition.options} <= names
     assert names >= REFUSED

@@ -124,7 +124,8 @@ def test_parts_of_batches_are_scaled_alike() -> None:
     assert scales(parts) == scales(whole)
 
 
-@pytest.mark.parametrize("rule", RULES)
+# those of which units do not share losses
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "growing"])
 def test_a_scale_belongs_to_the_state(rule: str) -> None:
     data, choices = digits(), {"at": RULES[rule].at or "layer"}
     first, second = scaled("vgg8b", **choices), scaled("vgg8b", **choices)

@@ -1,6 +1,8 @@
 """Overlapping windows against a slow formulation: every loss differentiated by itself."""
 
 import copy
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
+from layerwise.core.reach import reach_of_span
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Targets
 from layerwise.models import list_models
-from tests.helpers import CLASSES, narrow, network
+from tests.helpers import CLASSES, narrow, network, same_weights
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % CLASSES
@@ -45,10 +48,11 @@ def make(model: nn.Module, **options: Any) -> Learner:
     return localize(model, IMAGES, CLASSES, optimizer=sgd, seed=0, check=False, **options)
 
 
-def slow_gradients(learner: Learner, span: int) -> list[dict[nn.Parameter, Tensor]]:
-    """Gradients of each unit's weights: of its own loss and of those of span − 1 units behind.
+def slow_gradients(learner: Learner, reach: Sequence[int]) -> list[dict[nn.Parameter, Tensor]]:
+    """Gradients of each unit's weights: the sum of those of all losses that reach it.
 
-    Each loss is computed from activations that are detached where its window begins.
+    Each loss is computed from activations that are detached where its window begins; one that
+    reaches no unit, from a detached feature.
     """
     targets = Targets(LABELS, CLASSES, IMAGES)
     units = learner.units
@@ -58,40 +62,56 @@ def slow_gradients(learner: Learner, span: int) -> list[dict[nn.Parameter, Tenso
             entering.append(unit.forward(entering[-1]))
     sums: list[dict[nn.Parameter, Tensor]] = [{} for _ in units]
     for last, unit in enumerate(units):
-        first = max(last - span + 1, 0)
-        activations = tuple(v.clone() if isinstance(v, Tensor) else v for v in entering[first])
+        first = reach[last]
+        activations = tuple(
+            v.clone() if isinstance(v, Tensor) else v for v in entering[min(first, last)]
+        )
         for earlier in units[first:last]:
             activations = earlier.forward(activations)
         _, (loss, _) = unit.evaluate(activations, targets)
-        owners = {
-            weight: index
-            for index in range(first, last + 1)
-            for weight in units[index].parameters()
-        }
+        if first > last:
+            owners = dict.fromkeys(unit.loss.parameters(), last)
+        else:
+            owners = {
+                weight: index
+                for index in range(first, last + 1)
+                for weight in units[index].parameters()
+            }
         # in one call, since some losses overwrite their maps in it
-        found = torch.autograd.grad(loss, list(owners), allow_unused=True)
+        found = torch.autograd.grad(loss, list(owners), allow_unused=True) if owners else ()
         for (weight, index), gradient in zip(owners.items(), found, strict=True):
             if gradient is not None:
                 sums[index][weight] = sums[index].get(weight, torch.zeros(())) + gradient
     return sums
 
 
-def updates(learner: Learner) -> list[list[Tensor]]:
+def updates(learner: Learner, step: Callable[[], Any]) -> list[list[Tensor]]:
     """What a step takes off the weights of each unit, divided by the rate."""
     before = [[weight.detach().clone() for weight in unit.weights()] for unit in learner.units]
-    learner.step(IMAGES, LABELS)
+    step()
     return [
         [(was - weight.detach()) / RATE for weight, was in zip(unit.weights(), held, strict=True)]
         for unit, held in zip(learner.units, before, strict=True)
     ]
 
 
-def follows_the_sum(learner: Learner, span: int) -> None:
+def window(span: int | Sequence[int], count: int) -> list[int]:
+    """The first unit that each loss reaches, by its span."""
+    spans = [span] * count if isinstance(span, int) else span
+    return [max(index - number + 1, 0) for index, number in enumerate(spans)]
+
+
+def follows_the_sum(learner: Learner, span: int | Sequence[int]) -> None:
     """Assert that a step is the slow one of a copy."""
+    follows_the_reach(learner, window(span, len(learner.units)))
+
+
+def follows_the_reach(learner: Learner, reach: Sequence[int]) -> None:
     learner.train()
     slow = copy.deepcopy(learner)
-    expected = slow_gradients(slow, span)
-    for unit, sums, moved in zip(slow.units, expected, updates(learner), strict=True):
+    expected = slow_gradients(slow, reach)
+    moves = updates(learner, step or partial(learner.step, IMAGES, LABELS))
+    for unit, sums, moved in zip(slow.units, expected, moves, strict=True):
         scale = max((float(gradient.abs().max()) for gradient in sums.values()), default=1.0)
         for weight, update in zip(unit.weights(), moved, strict=True):
             wanted = sums.get(weight, torch.zeros_like(weight))
@@ -128,6 +148,48 @@ def test_a_span_of_all_units_reaches_the_first() -> None:
     follows_the_sum(learner, 5)
 
 
+@pytest.mark.parametrize("span", [[1, 1, 3, 1, 2], [1, 2, 1, 4, 1], [2, 1, 2, 3, 3]], ids=str)
+def test_every_unit_may_have_a_span_of_its_own(span: list[int]) -> None:
+    learner = make(without_dropout("resnet18"), at="block", loss="pred", span=span)
+    follows_the_sum(learner, span)
+
+
+@pytest.mark.parametrize("loss", ["pred", "auglocal", "infopro", "biological-sim"])
+def test_heads_may_learn_alone(loss: str) -> None:
+    reach = (1, 0, 3, 4, 2)  # groups of two and three units
+    learner = make(without_dropout("resnet18"), at="block", loss=loss)
+    learner.reach = reach
+    follows_the_reach(learner, reach)
+
+
+def test_a_window_beside_units_alone() -> None:
+    """Units that learn alone in a chain with windows learn as they do without, to the bit."""
+    windowed, plain = (
+        make(without_dropout("resnet18"), at="block", loss="pred", span=span)
+        for span in ([1, 1, 1, 2, 1], 1)
+    )
+    for learner in (windowed, plain):
+        learner.step(IMAGES, LABELS)
+    for index, (ours, theirs) in enumerate(zip(windowed.units, plain.units, strict=True)):
+        assert same_weights(ours.piece, theirs.piece) == (index != 2)
+        assert same_weights(ours.loss, theirs.loss)
+
+
+def test_gradients_have_the_memory_format_of_their_weights() -> None:
+    """PyTorch's fused optimizers read both as they lie in memory."""
+    models = [without_dropout("resnet18") for _ in range(2)]
+    for model, memory_format in zip(models, ("contiguous", "channels-last"), strict=True):
+        learner = localize(
+            model, IMAGES, CLASSES, "dgl-cnn", at="block", seed=0, check=False,
+            memory_format=memory_format, span=2,
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=RATE, fused=True),
+        )  # fmt: skip
+        learner.step(IMAGES, LABELS)
+        learner.step(IMAGES, LABELS)
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
 def test_a_unit_that_changes_its_input_in_place_may_be_windowed() -> None:
     follows_the_sum(make(Changes(), at=["one", "two"], output_layer="separate", span=2), 2)
 
@@ -150,7 +212,54 @@ def test_parts_of_a_batch_are_a_batch() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("span", [0, 6, 10**20])
-def test_a_span_beyond_the_chain_is_refused(span: int) -> None:
-    with pytest.raises(InvalidInput, match=f"Cannot use span {span}: the chain has 5 units"):
+@pytest.mark.parametrize("span", [0, 6, 10**20, [1, 1, 6, 1, 1], [1, 1, 0, 1, 1]])
+def test_a_span_beyond_the_chain_is_refused(span: int | list[int]) -> None:
+    number = span if isinstance(span, int) else span[2]
+    with pytest.raises(InvalidInput, match=f"Cannot use span {number}: the chain has 5 units"):
         make(without_dropout("resnet18"), at="block", span=span)
+
+
+@pytest.mark.parametrize(
+    ("text", "reach"),
+    [
+        ("2", (0, 0, 1, 2, 3)),
+        ("1,1,2, 2,3", (0, 1, 1, 2, 2)),
+        ("1,3=2", (0, 1, 2, 2, 3)),
+        ("2,1=1,4=3", (0, 1, 2, 3, 2)),
+        ("4=5", (0, 1, 2, 3, 0)),
+    ],
+)
+def test_spans_as_text(text: str, reach: tuple[int, ...]) -> None:
+    assert reach_of_span(text, 5) == reach
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("1,1,2", "Cannot use span 1,1,2: it is of 3 units, and the chain has 5"),
+        ("1,5=2", "it names units 0, 5, and the chain has 0 to 4"),
+        ("1,3=2,2=1", "it names units 0, 3, 2"),
+        ("1,3=9", "Cannot use span 9: the chain has 5 units"),
+        *((text, "it is no number of units") for text in ("", "a", "1,,2", "3=", "1=2=3", "1=1,2")),
+        ("9" * 5000, "it is no number of units"),
+    ],
+)
+def test_other_text_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidInput, match=reason):
+        reach_of_span(text, 5)
+
+
+@pytest.mark.parametrize(
+    ("reach", "reason"),
+    [
+        ((0, 1, 2), "it is not of this chain"),
+        ((0, 1, 2, 5, 4), "it is not of this chain"),
+        ((0, 1, 3, 3, 4), "no loss reaches unit 2"),
+    ],
+)
+def test_a_reach_by_which_a_unit_would_not_learn_is_refused(
+    reach: tuple[int, ...], reason: str
+) -> None:
+    learner = make(without_dropout("resnet18"), at="block")
+    with pytest.raises(InvalidInput, match=reason):
+        learner.reach = reach

@@ -9,7 +9,7 @@ from typing import Any
 from layerwise.cli.options import Parser, add_config, add_fields, collect_both
 from layerwise.errors import InvalidInput, brief
 from layerwise.runs.run import Execution, Run
-from layerwise.utils.options import Options
+from layerwise.utils.options import Options, as_numbers
 
 MOST_DIGITS = 6  # of a span
 HIERARCHY_RULES = ["simultaneous", "global"]
@@ -110,7 +110,7 @@ def run_methods(
         base = replace(base, hierarchy=stages_of(base, parsed.hierarchies)[0])
     comparison = Comparison(
         losses=names(parsed.losses) if parsed.losses is not None else [base.loss],
-        spans=spans or [base.rule_options.get("span", 1)],
+        spans=spans or read_spans(str(as_numbers(base.rule_options.get("span", 1)))),
         rules=rules,
         equal="epochs" if parsed.equal is None else parsed.equal,
         seeds=parsed.seeds,

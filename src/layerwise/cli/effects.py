@@ -51,6 +51,11 @@ def is_on_gpu(_: Run, execution: Execution) -> bool:
     return execution.device != "cpu" and torch.cuda.is_available()
 
 
+def groups_grow(run: Run) -> bool:
+    first, last = (run.rule_options.get(name, 1) for name in ("groups_first", "groups_last"))
+    return "groups_last" not in run.rule_options or bool(first != last)
+
+
 CONDITIONS = (
     Condition(
         ("crop_padding", "flip", "cutout", "views"),
@@ -83,6 +88,11 @@ CONDITIONS = (
         lambda run, _: not run.is_global,
         "the network is trained as one unit (rule {rule}, at {at})",
     ),
+    Condition(
+        ("global_share", "growth"),
+        lambda run, _: run.rule != "growing" or groups_grow(run),
+        "--groups-first and --groups-last are the same number",
+    ),
     Condition(("data_dir",), reads_files, "the data set {data} is installed with this program"),
     Condition(("download",), can_be_downloaded, "the data set {data} has no published files"),
     Condition(
@@ -97,7 +107,7 @@ CONDITIONS = (
         "it needs --separability-every",
     ),
 )
-REFUSED = {item.name for item in fields(Run)} | {"loss_options"}
+REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
 
 
 def check_effects(

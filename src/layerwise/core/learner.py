@@ -8,13 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.reach import (
+    Reach,
+    Span,
+    check_reach,
+    local_reach,
+    reach_of_span,
+    span_of_reach,
+    span_text,
+)
 from layerwise.core.result import StepResult
 from layerwise.core.split import follow_network
 from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import Unit, step_units
-from layerwise.core.windows import check_span, step_windows
+from layerwise.core.windows import step_windows
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 
@@ -52,7 +61,7 @@ class Learner:
         self.num_classes = num_classes
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
-        self.steps, self._span = 0, 1
+        self.steps, self._reach = 0, local_reach(len(self.units))
         self.plain_step: Callable[..., list[Evaluated]] = step_units
         self.make_step: MakeStep = step_units
         self.training = model.training
@@ -110,40 +119,60 @@ class Learner:
 
     @captured.setter
     def captured(self, recorded: MakeStep | None) -> None:
-        if recorded is not None and self._span > 1:
+        if recorded is not None and self.windowed:
             raise InvalidInput(
-                f"Cannot record steps with span {self._span}: only steps of units alone are "
-                "recorded. Leave them unrecorded, or set span to 1."
+                f"Cannot record steps with span {span_text(self.span)}: only steps of units alone "
+                "are recorded. Leave them unrecorded, or set span to 1."
             )
         self.make_step = recorded or self.plain_step
 
     @property
-    def span(self) -> int:
-        """Number of units that a loss reaches, its own counted; see ``core.windows``.
+    def reach(self) -> Reach:
+        """Index of the first unit that each unit's loss reaches; see ``core.reach``.
 
         Raises:
-            InvalidInput: it is set to a number that the chain does not have.
+            InvalidInput: it is set so that a unit would not learn, or for another chain.
         """
-        return self._span
+        return self._reach
 
-    @span.setter
-    def span(self, span: int) -> None:
-        check_span(span, self.units)
-        self._span = span
-        self.plain_step = step_units if span == 1 else partial(step_windows, span=span)
+    @reach.setter
+    def reach(self, reach: Reach) -> None:
+        reach = tuple(reach)
+        check_reach(reach, self.units)
+        self._reach = reach
+        self.plain_step = partial(step_windows, reach=reach) if self.windowed else step_units
         self.step_singly()
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some loss reaches another than its own unit alone."""
+        return self._reach != local_reach(len(self.units))
+
+    @property
+    def span(self) -> int | tuple[int, ...]:
+        """Number of units that a loss reaches, its own counted: one for all, or one for each.
+
+        It is set to a number, a list with one for each unit, or text; see ``core.reach``.
+
+        Raises:
+            InvalidInput: it is set to what the chain does not have.
+        """
+        return span_of_reach(self._reach)
+
+    @span.setter
+    def span(self, span: Span) -> None:
+        self.reach = reach_of_span(span, len(self.units))
+
     def refuse_windows(self, rule: str) -> None:
-        """Refuse a span above 1, for an order of updates in which units learn apart.
+        """Refuse a span above 1, for an order of updates that has none.
 
         Raises:
             InvalidInput: naming the rule.
         """
-        if self._span > 1:
+        if self.windowed:
             raise InvalidInput(
-                f"Cannot train by the rule {rule!r} with span {self._span}: its units learn apart, "
-                "and a window is of units that learn together. Give span 1, or the rule "
-                "'simultaneous'."
+                f"Cannot train by the rule {rule!r} with span {span_text(self.span)}: the rule "
+                "itself says which units learn together. Give span 1, or the rule 'simultaneous'."
             )
 
     def step_singly(self) -> None:

@@ -20,12 +20,14 @@ from layerwise.core.factories import (
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.reach import Span
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
 from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory, Site, Targets, create_loss
+from layerwise.losses.terms import refuse_idle_terms
 from layerwise.utils.seeds import seeded
 
 # what may pass from a unit to the next: tensors, and facts about them
@@ -49,7 +51,7 @@ def localize(
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
     memory_format: str | None = "auto",
-    span: int = 1,
+    span: Span = 1,
     check: bool = True,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     **loss_options: Any,
@@ -83,7 +85,8 @@ def localize(
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
         span: number of units that a loss reaches: 1, its own; 2, the one before it too, so that a
-            unit also learns through the next one's loss; see ``core.windows``.
+            unit also learns through the next one's loss; or one number for each unit; see
+            ``core.reach``.
         check: compare the units with the network on the sample, outputs, buffers and gradients, in
             training and in evaluation mode; see ``compare_with_network``. It costs a few passes of
             the network; False leaves it out.
@@ -150,6 +153,7 @@ def localize(
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
+    refuse_idle_terms([unit.loss for unit in units])
     learner = Learner(model, units, num_classes, sample, leaves)
     learner.span = span
     with states_kept(model):

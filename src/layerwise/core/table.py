@@ -7,6 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from layerwise.core.layers import NORMS
+from layerwise.core.reach import span_text
 from layerwise.core.unit import Unit
 from layerwise.losses import Output
 from layerwise.losses.terms import WithTerms
@@ -36,8 +37,8 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
     ]
 
 
-def table_of_units(units: Sequence[Unit], span: int = 1) -> str:
-    """The rows of ``describe_units`` as text, with sums, and the span of losses above 1."""
+def table_of_units(units: Sequence[Unit], span: int | Sequence[int] = 1) -> str:
+    """The rows of ``describe_units`` as text, with sums, and the span of losses unless it is 1."""
     rows = [HEADINGS, *(cells(row) for row in describe_units(units))]
     total = sum(count(unit.piece) for unit in units), sum(count(unit.loss) for unit in units)
     rows.append(("", "all", "", "", "", *(f"{number:,}" for number in total)))
@@ -50,7 +51,11 @@ def table_of_units(units: Sequence[Unit], span: int = 1) -> str:
         ).rstrip()
         for row in rows
     ]
-    if span > 1:
+    if not isinstance(span, int):
+        lines.append(
+            f"span {span_text(span)}: units that the loss of each reaches, its own counted"
+        )
+    elif span > 1:
         lines.append(f"span {span}: a loss reaches its own unit and {span - 1} before it")
     return "\n".join(lines)
 

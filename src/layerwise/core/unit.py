@@ -123,14 +123,21 @@ class Unit:
         with precision(activations, self.amp):
             return self.piece(*in_memory_format(activations, self.memory_format))
 
-    def evaluate(self, activations: Activations, targets: Targets) -> tuple[Activations, Evaluated]:
-        """Forward pass and loss."""
+    def evaluate(
+        self, activations: Activations, targets: Targets, alone: bool = False
+    ) -> tuple[Activations, Evaluated]:
+        """Forward pass and loss.
+
+        Args:
+            alone: the head learns alone: no gradient of the loss goes into the unit.
+        """
         with precision(activations, self.amp):
             entered = in_memory_format(activations, self.memory_format)
             read = entered_feature(self.piece, self.loss, entered)
             passed = self.piece(*entered)
             del entered
-            return passed, checked_result(self.loss(passed[0], targets, *read))
+            feature = passed[0].detach() if alone else passed[0]
+            return passed, checked_result(self.loss(feature, targets, *read))
 
     def step(
         self, activations: Activations, targets: Targets, step: int, update: bool = True

@@ -1,28 +1,28 @@
-"""Overlapping windows: a unit also learns through the losses of the units behind it.
+"""Overlapping windows: a unit also learns through the losses of units behind it.
 
-With a span of w, the loss of unit k reaches back over units k, k − 1, …, k − w + 1, and a unit's
-weights follow the sum of the losses that reach it. A span of 1 is plain local learning; one of all
-units is global backpropagation with local losses beside it (deep supervision).
+The loss of unit k reaches back to unit ``reach[k]`` (``core.reach``), and a unit's weights follow
+the sum of the losses that reach it. Where each reaches its own unit alone, that is plain local
+learning; where the last reaches all and the others none, global backpropagation with heads that
+read along.
 
 Every unit computes one forward pass. Its head is differentiated once, its weights once, by the
 summed gradient of all losses; only the gradient that goes on to the unit before it is computed
 apart for each loss that reaches further. So a step of span 2 costs little more than a third above
-one of global backpropagation, beside the heads. The graphs of w units are alive at once.
+one of global backpropagation, beside the heads. A unit that a single loss reaches is differentiated
+once, as in global backpropagation. A unit's graph is freed as soon as no later loss reaches it.
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerwise.core.order import changes_input
+from layerwise.core.reach import Reach, last_losses
 from layerwise.core.unit import Activations, Unit, depends_on_weights, detached, refuse_divergence
-from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
-from layerwise.ops.batch_norm import several_gradients
+from layerwise.ops.batch_norm import gradients_asked_for
 from layerwise.ops.windowed_gradient import made_whole
 from layerwise.utils.seeds import seeded
 
@@ -31,12 +31,14 @@ Gradients = list[Tensor | None]
 
 @dataclass
 class Pass:
-    """A forward pass of a unit, whose graph waits for the losses of the units behind it.
+    """A forward pass of a unit, whose graph waits for the losses of units behind it.
 
     Attributes:
         unit: the unit.
-        entered: activations that entered it, as leaves that receive a gradient.
+        entered: activations that entered it; leaves that receive a gradient, where a loss reaches
+            further.
         passed: activations that left it, with their history.
+        loss: its own loss, until that is differentiated.
         gradients: sum of the gradients of the losses so far, one per activation in ``passed``.
         head: gradient of each of the head's weights.
     """
@@ -44,25 +46,30 @@ class Pass:
     unit: Unit
     entered: Activations
     passed: Activations
+    loss: Tensor | None
     gradients: Gradients = field(default_factory=list)
-    head: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    head: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
-    def begin(self, loss: Tensor) -> Gradients:
-        """Differentiate the unit's own loss: its head, and what leaves the unit."""
+    def begin(self, alone: bool) -> Gradients:
+        """Differentiate the unit's own loss: its head and, unless alone, what leaves the unit."""
+        loss, self.loss = self.loss, None
         feature = self.passed[0]
-        weights = [weight for weight in self.unit.loss.parameters() if weight.requires_grad]
-        wanted = [*weights, feature] if feature.requires_grad else weights
-        gradients = (
-            torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else ()
+        reaches = not alone and feature.requires_grad
+        weights = trainable(self.unit.loss)
+        wanted = [*weights, feature] if reaches else weights
+        gradients: Sequence[Tensor | None] = (
+            torch.autograd.grad(loss, wanted, allow_unused=True)
+            if loss is not None and loss.requires_grad and wanted
+            else [None] * len(wanted)
         )
-        self.head = [
-            (weight, gradient)
-            for weight, gradient in zip(weights, gradients, strict=False)
-            if gradient is not None
-        ]
-        own = gradients[-1] if gradients and feature.requires_grad else None
+        self.head = list(zip(weights, gradients, strict=False))
         self.gradients = [None] * len(self.passed)
-        return [None if own is None else made_whole(own), *self.gradients[1:]]
+        return [made_whole(gradients[-1]) if reaches else None, *self.gradients[1:]]
+
+    @property
+    def reached(self) -> bool:
+        """Whether a loss has reached the unit."""
+        return any(gradient is not None for gradient in self.gradients)
 
     def add(self, gradients: Gradients) -> None:
         """Add a loss's gradient of what leaves the unit."""
@@ -72,27 +79,37 @@ class Pass:
     def reach_back(self, gradients: Gradients) -> Gradients:
         """A loss's gradient of what entered the unit, from that of what leaves it."""
         outputs, given = with_history(self.passed, gradients)
-        leaves = [value for value in self.entered if takes_gradient(value)]
-        found = iter(
-            torch.autograd.grad(outputs, leaves, given, retain_graph=True, allow_unused=True)
-            if outputs and leaves
-            else [None] * len(leaves)
-        )
-        return [next(found) if takes_gradient(value) else None for value in self.entered]
+        return self.per_entered(differentiate(outputs, given, self.leaves(), retain_graph=True))
 
-    def finish(self, examples: int, update: bool) -> None:
-        """Differentiate the unit's weights by the sum of the losses, and update them."""
+    def finish(self, examples: int, update: bool, further: bool = False) -> Gradients:
+        """Differentiate the unit's weights by the sum of the losses, and update them.
+
+        Args:
+            further: also return the gradient of what entered the unit.
+        """
+        leaves = self.leaves() if further else []
+        entered: Gradients = []
 
         def backward(factor: float) -> None:
+            weights = trainable(self.unit.piece)
             outputs, given = with_history(self.passed, self.gradients)
-            weights = [weight for weight in self.unit.piece.parameters() if weight.requires_grad]
-            if outputs and weights:
-                given = [gradient * factor if factor != 1.0 else gradient for gradient in given]
-                torch.autograd.backward(outputs, given, inputs=weights)
-            for weight, gradient in self.head:
-                weight.grad = add(weight.grad, gradient * factor if factor != 1.0 else gradient)
+            self.passed, self.gradients = (), []
+            gradients = differentiate(outputs, given, [*weights, *leaves])
+            entered.extend(gradients[len(weights) :])
+            for weight, gradient in [*zip(weights, gradients, strict=False), *self.head]:
+                if gradient is not None:
+                    accumulate(weight, gradient if factor == 1.0 else gradient * factor)
 
         self.unit.accumulate(backward, examples, update)
+        return self.per_entered(entered) if further else []
+
+    def leaves(self) -> list[Tensor]:
+        return [value for value in self.entered if takes_gradient(value)]
+
+    def per_entered(self, gradients: Gradients) -> Gradients:
+        """Gradients of the leaves, with None for what takes none."""
+        each = iter(gradients)
+        return [next(each) if takes_gradient(value) else None for value in self.entered]
 
 
 def step_windows(
@@ -102,15 +119,15 @@ def step_windows(
     step: int,
     update: bool = True,
     *,
-    span: int,
+    reach: Reach,
 ) -> list[Evaluated]:
-    """Let every unit learn from a batch, each by its own loss and those of span − 1 units behind.
+    """Let every unit learn from a batch, by all losses that reach it.
 
     Args:
         images: (B, ...).
         step: number of steps that the units have made before.
         update: False: the gradients wait for those of the batch's other parts.
-        span: number of units that a loss reaches, 1 or more.
+        reach: index of the first unit that each unit's loss reaches.
 
     Returns:
         The loss and the number of correct examples of each unit.
@@ -119,38 +136,119 @@ def step_windows(
         Diverged: a loss is not finite; its unit, those behind it and those that it reaches were not
             updated.
     """
-    activations: Activations = (images.detach(),)
-    waiting: deque[Pass] = deque()
+    # a list to pop from, so that a unit alone keeps its activations alive
+    entering: list[Activations] = [(images.detach(),)]
+    last = last_losses(reach)
+    waiting: list[Pass] = []
     results = []
     for unit in units:
-        entered = activations if unit.index == 0 else tuple(map(as_leaf, activations))
-        given = tuple(map(copied, entered)) if changes_input(unit.piece) else entered
-        with (
-            seeded(unit.seed, unit.index, step, targets.labels.device),
-            several_gradients(),
-        ):
-            passed, (loss, correct) = unit.evaluate(given, targets)
-        if loss.device.type == "cpu":
-            refuse_divergence(unit, step, loss)
-        depends_on_weights(unit, loss)
-        waiting.append(Pass(unit, entered, passed))
-        reach(waiting, waiting[-1].begin(loss))
-        results.append(Evaluated(loss.detach(), correct))
-        activations = detached(passed)
-        del entered, given, passed, loss, correct
-        if len(waiting) == span:
-            waiting.popleft().finish(len(targets.labels), update)
-    for last in waiting:
-        last.finish(len(targets.labels), update)
+        if reach[unit.index] == unit.index == last[unit.index]:
+            passed, evaluated = unit.step(entering.pop(), targets, step, update)
+            entering.append(passed)
+            results.append(evaluated)
+            del passed
+            continue
+        current, evaluated = forward(unit, entering.pop(), targets, step, reach)
+        entering.append(detached(current.passed))
+        waiting.append(current)
+        results.append(evaluated)
+        del current
+        # its gradient is handed over, so that it is freed on the way
+        reach_back(
+            waiting,
+            waiting[-1].begin(alone=reach[unit.index] > unit.index),
+            reach[unit.index],
+            last,
+            len(targets.labels),
+            update,
+        )
     return results
 
 
-def reach(waiting: Sequence[Pass], gradients: Gradients) -> None:
-    """Add the gradient of the last unit's loss to that unit and to those that it reaches."""
-    waiting[-1].add(gradients)
-    for later, earlier in pairwise(reversed(waiting)):
-        gradients = later.reach_back(gradients)
-        earlier.add(gradients)
+def forward(
+    unit: Unit, activations: Activations, targets: Targets, step: int, reach: Reach
+) -> tuple[Pass, Evaluated]:
+    """The forward pass of a unit in a window, with its loss; and the result, detached."""
+    index = unit.index
+    reaching = [behind for behind in range(index, len(reach)) if reach[behind] <= index]
+    further = any(reach[behind] < index for behind in reaching)
+    entered = tuple(map(as_leaf, activations)) if further else activations
+    given = tuple(map(copied, entered)) if changes_input(unit.piece) else entered
+    alone = reach[index] > index
+    with (
+        seeded(unit.seed, index, step, targets.labels.device),
+        gradients_asked_for(several=further and len(reaching) > 1),
+    ):
+        passed, (loss, correct) = unit.evaluate(given, targets, alone)
+    if loss.device.type == "cpu":
+        refuse_divergence(unit, step, loss)
+    if not alone:
+        depends_on_weights(unit, loss)
+    return Pass(unit, entered, passed, loss), Evaluated(loss.detach(), correct)
+
+
+def reach_back(
+    waiting: list[Pass],
+    gradients: Gradients,
+    first: int,
+    last: Sequence[int],
+    examples: int,
+    update: bool,
+) -> None:
+    """Pass a loss's gradient back, and finish the units that no later loss reaches.
+
+    Args:
+        waiting: passes of units, in order, the loss's own at the end; those that are finished are
+            taken out.
+        gradients: of what leaves the loss's unit.
+        first: index of the first unit that it reaches.
+        last: for each unit, the index of the last loss that reaches it.
+    """
+    own = waiting[-1].unit.index
+    staying: list[Pass] = []
+    while waiting and waiting[-1].unit.index >= min(first, own):
+        current = waiting.pop()
+        index = current.unit.index
+        further, once = index > first, not current.reached and current.unit.optimizer is not None
+        current.add(gradients)
+        if last[index] == own and once:
+            gradients = []  # the pass alone keeps them
+            gradients = current.finish(examples, update, further)
+            continue
+        gradients = current.reach_back(gradients) if further else []
+        if last[index] == own:
+            current.finish(examples, update)
+        else:
+            staying.append(current)
+    waiting += reversed(staying)
+
+
+def differentiate(
+    outputs: list[Tensor],
+    given: list[Tensor],
+    wanted: list[Tensor],
+    retain_graph: bool = False,
+) -> Gradients:
+    """The gradient of each wanted tensor, from those of some outputs; None where there is none."""
+    if not outputs or not wanted:
+        return [None] * len(wanted)
+    return list(
+        torch.autograd.grad(outputs, wanted, given, retain_graph=retain_graph, allow_unused=True)
+    )
+
+
+def accumulate(weight: Tensor, gradient: Tensor) -> None:
+    """Add a gradient to a weight's, in the weight's memory format, as fused optimizers read it."""
+    if weight.grad is not None:
+        weight.grad.add_(gradient)
+    elif gradient.stride() == weight.stride():
+        weight.grad = gradient
+    else:
+        weight.grad = torch.empty_like(weight).copy_(gradient)
+
+
+def trainable(module: nn.Module) -> list[Tensor]:
+    return [weight for weight in module.parameters() if weight.requires_grad]
 
 
 def with_history(
@@ -185,20 +283,3 @@ def add(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one + other
-
-
-def check_span(span: int, units: Sequence[Unit]) -> None:
-    """Refuse a span that the chain does not have, or that a unit cannot be part of.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    if not 1 <= span <= len(units):
-        raise InvalidInput(
-            f"Cannot use span {span}: the chain has {len(units)} units. Give 1 to {len(units)}."
-        )
-    if span > 1 and any(unit.scaler is not None for unit in units):
-        raise InvalidInput(
-            f"Cannot use span {span} with amp=torch.float16: each unit scales its own loss. Give "
-            "amp=torch.bfloat16."
-        )

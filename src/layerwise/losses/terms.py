@@ -1,7 +1,7 @@
 """Terms that any local loss can carry: they compare what leaves a unit with what entered it."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import wraps
 from math import prod
 from typing import Any
@@ -106,6 +106,26 @@ class WithTerms(nn.Module):
         for name, term in self.terms.items():
             value = value + self.weights[name] * term(features, entered)
         return Evaluated(value, correct)
+
+
+def refuse_idle_terms(losses: Sequence[nn.Module]) -> None:
+    """Refuse a term that compares nothing at any unit of a chain, so that it would change nothing.
+
+    Args:
+        losses: of the chain's units.
+
+    Raises:
+        InvalidInput: naming the term.
+    """
+    carriers = [loss for loss in losses if isinstance(loss, WithTerms)]
+    applied = {name for loss in carriers for name in loss.applied()}
+    for name in dict.fromkeys(name for loss in carriers for name in loss.weights):
+        if name not in applied:
+            raise InvalidInput(
+                f"Cannot use {name.replace('_', '-')}: it would change nothing, for no unit's "
+                "features have the shape of what enters it. Leave it out, or cut the network "
+                "elsewhere."
+            )
 
 
 def split_terms(

@@ -145,7 +145,7 @@ def phases(learner: Learner, mark: Callable[[int, str], None]) -> Iterator[None]
             handles.append(unit.optimizer.register_step_pre_hook(update))
     try:
         with ExitStack() as marking:
-            for unit in learner.units if learner.span > 1 else ():
+            for unit in learner.units if learner.windowed else ():
                 marking.enter_context(marked_backward(unit, mark))
             yield
     finally:

@@ -169,10 +169,10 @@ class SavedBytes:
         """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit
 
-    def reached(self, unit: int, span: int) -> int:
-        """Bytes saved by the units that a unit's loss reaches."""
+    def reached(self, unit: int, first: int) -> int:
+        """Bytes saved by the units that a unit's loss reaches, back to a first one."""
         saved: dict[int, int] = {}
-        for index in range(max(unit - span + 1, 0), unit + 1):
+        for index in range(min(first, unit), unit + 1):
             saved |= self.units[index]
         return sum(saved.values())
 

@@ -32,9 +32,9 @@ _several_gradients: ContextVar[bool] = ContextVar("several_gradients", default=F
 
 
 @contextmanager
-def several_gradients() -> Iterator[None]:
-    """Compute maps whose gradient may be asked for several times, which takes more memory."""
-    token = _several_gradients.set(True)
+def gradients_asked_for(several: bool) -> Iterator[None]:
+    """Say whether the gradient of maps will be asked for several times, which takes more memory."""
+    token = _several_gradients.set(several)
     try:
         yield
     finally:

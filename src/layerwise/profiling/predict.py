@@ -88,7 +88,7 @@ def predict_steps(
                         {unit: work[unit] for unit in units}
                         if len(units) > 1
                         else {units[0]: sum(work.values())},
-                        {unit: saved.reached(unit, copied.span) for unit in units},
+                        {unit: saved.reached(unit, copied.reach[unit]) for unit in units},
                         tick.kept_bytes // (2 * batch_size),
                         {unit: unit_bytes(copied.units[unit]) for unit in units},
                     )

@@ -85,6 +85,7 @@ def rule_ticks(
     rule: str, learner: Learner, batch_size: int, epochs: int, options: dict[str, Any]
 ) -> Iterator[Tick]:
     """A rule's steps on random images, two per epoch of each group of units that learn together."""
+    options = {**options, **RULES[rule].trial}
     return RULES[rule].order(
         learner, RandomBatches(learner, batch_size), epochs, lambda done: 1.0, **options
     )

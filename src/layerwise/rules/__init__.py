@@ -7,13 +7,15 @@ yields a ``Tick`` after every batch, and one line in ``RULES``. Rules know nothi
 from layerwise.rules.base import START, Position, Rule, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.checkpointed import checkpointed
 from layerwise.rules.feature_cache import Batches, Keeping
+from layerwise.rules.growing import growing
 from layerwise.rules.parallel import parallel
 from layerwise.rules.sequential import sequential
 from layerwise.rules.simultaneous import backpropagation, simultaneous
 
 RULES: dict[str, Rule] = {
     "simultaneous": Rule(simultaneous),
-    "sequential": Rule(sequential),
+    "growing": Rule(growing, trial={"global_share": 1.0, "growth": 0.0}),
+    "sequential": Rule(sequential, trial={"laps": 1}),
     "parallel": Rule(parallel, one_thread=False),
     "global": Rule(backpropagation, at=1),
     "checkpointed": Rule(checkpointed, at=1),

@@ -1,7 +1,9 @@
 """Rules of training, and what they share: positions, ticks, learning rates."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from layerwise.core.result import StepResult
 from layerwise.core.unit import Unit
@@ -61,14 +63,23 @@ class Rule:
         at: number of units, if it is fixed: global backpropagation is the chain with one unit.
         one_thread: whether the calling thread does all the work, so that its memory can be measured
             on a CPU.
+        trial: options with which single steps are predicted and measured, for an order that changes
+            over training: its first steps, which take the most memory.
     """
 
     order: Callable[..., Iterator[Tick]]
     at: int | None = None
     one_thread: bool = True
+    trial: Mapping[str, Any] = field(default_factory=dict)
 
 
-def set_rates(units: list[Unit], factor: float) -> None:
+def neighbours(units: Sequence[Unit], count: int) -> list[Sequence[Unit]]:
+    """So many groups of neighbouring units, their numbers of units equal to one."""
+    bounds = [len(units) * number // count for number in range(count + 1)]
+    return [units[low:high] for low, high in pairwise(bounds)]
+
+
+def set_rates(units: Sequence[Unit], factor: float) -> None:
     """Set learning rates to a multiple of those that the optimizers were made with."""
     for unit in units:
         for group in unit.optimizer.param_groups if unit.optimizer else ():

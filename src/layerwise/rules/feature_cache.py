@@ -152,10 +152,10 @@ class Column:
 class CachedFeatures:
     """Activations that enter a unit, cached for every view of the images.
 
-    They pass once through each unit when it is frozen. The first unit's inputs are the images,
-    which need no cache. The inputs of units from ``first`` on are cached: ``first`` is the first
-    unit from which on all inputs fit under the limit. The inputs of the units before it, which are
-    the cheapest to compute, are computed for every batch.
+    They pass once through each unit when it is frozen, in each lap. The first unit's inputs are the
+    images, which need no cache. The inputs of units from ``first`` on are cached: ``first`` is the
+    first unit from which on all inputs fit under the limit. The inputs of the units before it,
+    which are the cheapest to compute, are computed for every batch.
 
     Args:
         source: the training data.
@@ -250,9 +250,12 @@ class CachedFeatures:
     def advance(self, frozen: list[Unit]) -> None:
         """From now on, give activations that have passed these units.
 
-        The cached ones have passed all but the last already.
+        The cached ones have passed all but the last already. If there are fewer units than those
+        have passed, a new lap begins, and they are forgotten: the units will learn again.
         """
         self.recomputed.advance(frozen)
+        if len(frozen) < self.depth:
+            self.depth, self.columns = 0, []
         for depth in range(max(self.first, self.depth + 1), len(frozen) + 1):
             self.pass_on(frozen[self.depth : depth], depth)
 

@@ -4,7 +4,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +14,15 @@ from layerwise.core.result import StepResult
 from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
-from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
+from layerwise.rules.base import (
+    START,
+    Position,
+    Schedule,
+    Tick,
+    neighbours,
+    set_rates,
+    tick_after,
+)
 from layerwise.rules.feature_cache import Batches
 
 DEPTH = 2  # batches that may wait between two groups
@@ -179,9 +186,7 @@ def parallel_epochs(
     threads: int,
 ) -> Iterator[Tick]:
     """The ticks of ``parallel``, which refuses first and then returns this generator."""
-    count = min(threads, len(learner.units))
-    bounds = [len(learner.units) * number // count for number in range(count + 1)]
-    groups = [learner.units[low:high] for low, high in pairwise(bounds)]
+    groups = neighbours(learner.units, min(threads, len(learner.units)))
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))

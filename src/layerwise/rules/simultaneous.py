@@ -3,12 +3,13 @@
 With one unit it is global backpropagation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
+from layerwise.core.reach import reach_of_span
 from layerwise.core.result import StepResult
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated
@@ -24,26 +25,35 @@ def simultaneous(
     start: Position = START,
     *,
     micro_batches: int = 1,
-    span: int = 1,
+    span: int | str = 1,
 ) -> Iterator[Tick]:
     """Every unit learns from every batch.
 
     Args:
         span: number of units that a loss reaches: 2 lets a unit also learn through the next one's
-            loss; 1: as the learner has it.
+            loss; one for each unit, such as 1,1,2; or 1,4=3, from unit 4 on 3; 1: as the learner
+            has it.
         micro_batches: number of parts that a batch is computed in, one after the other, before its
             one update: it takes less memory. Batch normalisation and similarities are of a part.
 
     Raises:
         InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span``.
     """
-    if span not in (1, learner.span):
-        learner.span = span
-    if micro_batches < 1:
-        raise InvalidInput(
-            f"Cannot use micro_batches {micro_batches}: it is too small. Give 1 or more."
-        )
+    reach = reach_of_span(span, len(learner.units))
+    if span != 1 and reach != learner.reach:  # setting it ends recorded steps
+        learner.reach = reach
+    check_micro_batches(micro_batches)
     return every_batch(learner, batches, epochs, schedule, start, micro_batches)
+
+
+def check_micro_batches(count: int) -> None:
+    """Refuse a number of parts of a batch below 1.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if count < 1:
+        raise InvalidInput(f"Cannot use micro_batches {count}: it is too small. Give 1 or more.")
 
 
 def every_batch(
@@ -53,11 +63,19 @@ def every_batch(
     schedule: Schedule,
     start: Position,
     micro_batches: int,
+    begin_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> Iterator[Tick]:
-    """The ticks of ``simultaneous``, which refuses first and then returns this generator."""
+    """The ticks of a rule by which every unit learns from every batch.
+
+    The rule refuses first and then returns this generator.
+
+    Args:
+        begin_epoch: is called with the number of every epoch before its first step.
+    """
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
+        begin_epoch(epoch)
         first = start.batch if epoch == start.epoch else 0
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
             result = step_in_parts(learner, images, labels, micro_batches)

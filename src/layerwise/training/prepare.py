@@ -378,5 +378,5 @@ def cache_file(folder: str, run_path: Path) -> Path:
 
 def record_steps(learner: Learner, execution: Execution) -> None:
     """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
-    if execution.graphs and learner.span == 1 and device_of(learner.model).type == "cuda":
+    if execution.graphs and not learner.windowed and device_of(learner.model).type == "cuda":
         learner.captured = CapturedSteps(learner, execution.streams)

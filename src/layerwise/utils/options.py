@@ -17,11 +17,13 @@ from typing import Any, Union, get_args, get_origin
 from layerwise.errors import InvalidInput, brief, choose
 
 LARGEST = 2**31 - 1  # of whole numbers
+MOST_DIGITS = 9  # of a whole number in place of text
 KINDS = (bool, int, float, str)  # types of options that can be written on a command line
 # annotations as text, as they are under ``from __future__ import annotations``
 WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
     f"{kind.__name__} | None": (kind, True) for kind in KINDS
 }
+NUMBERS = (int | str, "int | str")  # annotations of a whole number, or text such as a list of them
 
 
 class Options(dict[str, Any]):
@@ -39,6 +41,8 @@ class Option:
         kind: the type of its values: bool, int, float or str.
         optional: whether None is a value too.
         text: its description in the docstring, or nothing.
+        numbers: whether its text may be a whole number, as ``int | str`` says: of a list of them,
+            one is enough where all are alike.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Option:
     optional: bool
     default: Any
     text: str
+    numbers: bool = False
 
     def check(self, value: Any, source: str) -> Any:
         """A value of the option's type; an integer passes for a float.
@@ -56,7 +61,7 @@ class Option:
         if value is None and self.optional:
             return None
         number: Any = self.converted(value)
-        if type(number) is not self.kind:
+        if type(number) is not self.kind and not (self.numbers and type(number) is int):
             raise InvalidInput(
                 f"Cannot use {self.name}={brief(number)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
@@ -76,6 +81,8 @@ class Option:
 
     def converted(self, value: Any) -> Any:
         """A number as the option's type where it stands for one."""
+        if self.numbers:
+            return as_numbers(value)
         text = self.kind in (int, float) and isinstance(value, str)  # YAML reads 5e-4 as text
         if text or (self.kind is float and type(value) is int):
             try:
@@ -83,6 +90,15 @@ class Option:
             except (ValueError, OverflowError):
                 return repr(value) if text else value
         return value
+
+
+def as_numbers(value: Any) -> Any:
+    """A whole number, if it is one; a list, or text, as text without spaces."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else value
+    if not isinstance(text, str):
+        return value
+    text = text.replace(" ", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else text
 
 
 def within(number: Any, most: float) -> bool:
@@ -101,13 +117,19 @@ def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
     for parameter in inspect.signature(factory).parameters.values():
         name, default = parameter.name, parameter.default
         annotated = parameter.annotation is not parameter.empty
-        plain = plain_type(parameter.annotation if annotated else type(default))
+        numbers = parameter.annotation in NUMBERS
+        plain = (
+            (str, False)
+            if numbers
+            else plain_type(parameter.annotation if annotated else type(default))
+        )
         if parameter.kind is parameter.KEYWORD_ONLY and plain is not None:
             if default is parameter.empty:
                 raise InvalidInput(
                     f"Cannot offer the option {name} of {factory}: it has no default. Give one."
                 )
-            options[name] = Option(name, *plain, default=default, text=texts.get(name, ""))
+            text = texts.get(name, "")
+            options[name] = Option(name, *plain, default=default, text=text, numbers=numbers)
     return options
 
 
