@@ -111,7 +111,7 @@ def test_groups_that_the_chain_has_not_are_refused(options: dict[str, Any], reas
 
 
 def test_growing_in_float16_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="with amp=torch.float16: each unit scales its own loss"):
+    with pytest.raises(InvalidInput, match="each unit scales its own loss"):
         ticks("growing", blocks(amp=torch.float16), digits().train, 1)
 
 
@@ -181,20 +181,10 @@ def test_laps_beyond_epochs_are_refused(laps: int) -> None:
 # ---- the program ----
 
 
-TINY = [
-    "resnet18",
-    "--hierarchy",
-    "1,1,1,1",
-    "--width",
-    "0.0625",
-    "--at",
-    "block",
-    "--loss",
-    "pred",
-    "--device",
-    "cpu",
-]
-TRAIN = ["train", *TINY, *["--train-images", "60", "--batch-size", "20", "--epochs", "2"]]
+TINY = ["resnet18", "--hierarchy", "1,1,1,1", "--width", "0.0625", "--at", "block"]
+TINY += ["--loss", "pred"]
+TRAIN = ["train", *TINY, "--train-images", "60", "--batch-size", "20", "--epochs", "2"]
+TRAIN += ["--device", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +220,8 @@ def test_spans_of_units_are_shown_and_predicted(capsys: pytest.CaptureFixture[st
     main([*profile, "--span", "1,1,2,2,3", "--laps", "3", "--json"])
     rules = last_json(capsys)["rules"]
     local, windows = predicted("simultaneous", 1), predicted("simultaneous", [1, 1, 2, 2, 3])
-    assert [
-        more > less
-        for more, less in zip(
-            windows.multiply_adds.values(), local.multiply_adds.values(), strict=True
-        )
-    ] == [False, False, True, True, True]
+    more = [windows.multiply_adds[unit] > local.multiply_adds[unit] for unit in range(5)]
+    assert more == [False, False, True, True, True]
     assert len(rules["sequential"]["units"]) == 5
     assert rules["growing"]["multiply_adds"] > 0
 

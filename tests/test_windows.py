@@ -102,11 +102,14 @@ def window(span: int | Sequence[int], count: int) -> list[int]:
 
 
 def follows_the_sum(learner: Learner, span: int | Sequence[int]) -> None:
-    """Assert that a step is the slow one of a copy."""
+    """Assert that a step is the slow one of windows of these spans."""
     follows_the_reach(learner, window(span, len(learner.units)))
 
 
-def follows_the_reach(learner: Learner, reach: Sequence[int]) -> None:
+def follows_the_reach(
+    learner: Learner, reach: Sequence[int], step: Callable[[], Any] | None = None
+) -> None:
+    """Assert that a step, by default the learner's own, is the slow one of a copy."""
     learner.train()
     slow = copy.deepcopy(learner)
     expected = slow_gradients(slow, reach)

@@ -7,6 +7,7 @@ unit max(0, k − w + 1) from unit k.
 """
 
 from collections.abc import Sequence
+from typing import NoReturn
 
 from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput, brief
@@ -55,7 +56,6 @@ def spans_of(span: Span, count: int) -> list[int]:
             f"chain has {count}. Give one number for all, or {count}."
         )
     refuse_text(span)
-    return []
 
 
 def parse_spans(text: str, count: int) -> int | list[int]:
@@ -91,7 +91,7 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
-def refuse_text(span: object) -> None:
+def refuse_text(span: object) -> NoReturn:
     raise InvalidInput(
         f"Cannot use span {brief(repr(span))}: it is no number of units. Give one, such as 2; one "
         "for each unit, such as 1,1,2; or 1,4=3: 1, and from unit 4 on 3."

@@ -41,8 +41,8 @@ class Option:
         kind: the type of its values: bool, int, float or str.
         optional: whether None is a value too.
         text: its description in the docstring, or nothing.
-        numbers: whether its text may be a whole number, as ``int | str`` says: of a list of them,
-            one is enough where all are alike.
+        numbers: whether a whole number is a value too, beside text such as a list of them: declared
+            as ``int | str``.
     """
 
     name: str
