@@ -168,7 +168,7 @@ def test_heads_may_learn_alone(loss: str) -> None:
 def test_a_window_beside_units_alone() -> None:
     """Units that learn alone in a chain with windows learn as they do without, to the bit."""
     windowed, plain = (
-        make(without_dropout("resnet18"), at="block", loss="pred", span=span)
+        make(network("resnet18"), at="block", loss="pred", span=span)
         for span in ([1, 1, 1, 2, 1], 1)
     )
     for learner in (windowed, plain):
@@ -180,7 +180,7 @@ def test_a_window_beside_units_alone() -> None:
 
 def test_gradients_have_the_memory_format_of_their_weights() -> None:
     """PyTorch's fused optimizers read both as they lie in memory."""
-    models = [without_dropout("resnet18") for _ in range(2)]
+    models = [network("resnet18") for _ in range(2)]
     for model, memory_format in zip(models, ("contiguous", "channels-last"), strict=True):
         learner = localize(
             model, IMAGES, CLASSES, "dgl-cnn", at="block", seed=0, check=False,
