@@ -296,10 +296,16 @@ def accumulate(weight: Tensor, gradient: Tensor) -> None:
     """Add a gradient to a weight's, in the weight's memory format, as fused optimizers read it."""
     if weight.grad is not None:
         weight.grad.add_(gradient)
-    elif gradient.stride() == weight.stride():
+    elif lie_alike(gradient, weight):
         weight.grad = gradient
     else:
         weight.grad = torch.empty_like(weight).copy_(gradient)
+
+
+def lie_alike(one: Tensor, other: Tensor) -> bool:
+    """Whether the numbers of two tensors of one shape have the same order in memory."""
+    strides = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(stride == its for size, stride, its in strides if size > 1)
 
 
 def trainable(module: nn.Module) -> list[Tensor]:
