@@ -203,9 +203,7 @@ def forward(
     several = further and len(reaching) > 1
     stays = any(behind > index for behind in reaching)
     again = (
-        forward_again(unit, entered, step, device, several)
-        if index < recompute and stays
-        else None
+        forward_again(unit, entered, step, device, several) if index < recompute and stays else None
     )
     with seeded(unit.seed, index, step, device), gradients_asked_for(several):
         passed, (loss, correct) = unit.evaluate(given, targets, alone)
