@@ -557,7 +557,7 @@ def test_an_option_of_a_loss_goes_before_a_term_of_that_name(
 
 
 def test_terms_and_span_are_shown() -> None:
-    table = str(learner("vgg8b", "pred", transport=0.1, own_input=0.5, span=2))
+    table = str(learner("vgg8b", "pred", own_input=0.5, span=2))
     assert "Pred + 0.5 own_input" in table
     assert "span 2: a loss reaches its own unit and 1 before it" in table
     assert "Pred + 0.1 transport" in str(learner("resnet18", "pred", at="layer", transport=0.1))
