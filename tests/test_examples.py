@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch.random import fork_rng
 
 import layerwise
 
@@ -47,6 +49,19 @@ def percents(output: str) -> list[float]:
 @pytest.fixture
 def output(tmp_path):
     return lambda name: run(str(EXAMPLES / name), folder=tmp_path)
+
+
+@pytest.fixture
+def output_here(tmp_path, monkeypatch, capsys):
+    """The same in this process, where PyTorch has been imported already."""
+
+    def run_here(name):
+        monkeypatch.chdir(tmp_path)
+        with fork_rng():
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_here
 
 
 def test_examples_listed():
@@ -94,8 +109,8 @@ def test_your_own_loss_on_the_command_line(tmp_path):
     assert (tmp_path / "run" / "result.json").exists()
 
 
-def test_memory_limit(output):
-    lines = output("memory_limit.py").splitlines()
+def test_memory_limit(output_here):
+    lines = output_here("memory_limit.py").splitlines()
     pattern = r"([\w-]+): batches of (\d+), which need ([\d.]+) of ([\d.]+) MB"
     fits = [re.fullmatch(pattern, line).groups() for line in lines[:-1]]
     batches = {rule: int(size) for rule, size, _, _ in fits}
@@ -106,8 +121,8 @@ def test_memory_limit(output):
     assert percents(lines[-1])[0] > 2 * CHANCE
 
 
-def test_separability_map(output, tmp_path):
-    lines = output("separability_map.py").splitlines()
+def test_separability_map(output_here, tmp_path):
+    lines = output_here("separability_map.py").splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["layer-wise", "global"]
     assert all(50 < percents(line)[0] <= 100 for line in lines[:2])
     assert lines[2] == "written: separability_map.png"
@@ -117,8 +132,8 @@ def test_separability_map(output, tmp_path):
         assert len(picture.convert("RGB").getcolors(2**24)) > 100  # a map, not an empty frame
 
 
-def test_accelerate(output):
-    lines = output("accelerate.py").splitlines()
+def test_accelerate(output_here):
+    lines = output_here("accelerate.py").splitlines()
     accuracies = {line.split(":")[0]: percents(line)[0] for line in lines}
     assert list(accuracies) == ["base [2, 2, 2, 2]", "accelerated [1, 1, 3, 3]"]
     assert min(accuracies.values()) > 2 * CHANCE

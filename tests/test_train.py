@@ -192,31 +192,6 @@ def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: 
             )
 
 
-def test_killed_between_the_best_weights_and_the_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = replace(SMALL, epochs=6, train_images=200)
-    carry_out(run, tmp_path / "whole")
-    last_best = max(
-        record["epoch"] for record in RunFolder(tmp_path / "whole").log() if record["best"]
-    )
-    assert last_best > 1
-    save = train_module.save
-
-    def killed(folder: Any, run: Any, learner: Any, meter: Any, position: Any) -> None:
-        if position.epoch == last_best:
-            raise MemoryError("killed")
-        save(folder, run, learner, meter, position)
-
-    monkeypatch.setattr(train_module, "save", killed)
-    with pytest.raises(MemoryError, match="killed"):
-        carry_out(run, tmp_path / "run")
-    monkeypatch.undo()
-    carry_out(run, tmp_path / "run", resume=True)
-    for name in (WEIGHTS, BEST):
-        assert digest(tmp_path / "run" / name) == digest(tmp_path / "whole" / name)
-
-
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     path = tmp_path / "run"
     process = subprocess.Popen(
