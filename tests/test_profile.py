@@ -52,8 +52,13 @@ def peak(steps: Any) -> int:
     return max(max(step.peaks().values()) for step in steps)
 
 
-@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*SOME_NETWORKS, "branches"])
+@pytest.mark.parametrize(
+    ("name", "amp"),
+    [
+        *((name, None) for name in (*SOME_NETWORKS, "branches")),
+        *((name, torch.bfloat16) for name in ("vgg8b", "resnet18", "plain")),
+    ],
+)
 def test_checkpointed_is_global(name: str, amp: torch.dtype | None) -> None:
     data = digits(train_images=48)
     plain = learner(name, at=1, amp=amp)
