@@ -271,7 +271,8 @@ def test_finished_runs_are_never_trained_again(finished: Finished, tmp_path: Pat
     result, path = finished()
     shutil.copytree(path, tmp_path / "run")
     before = {file.name: digest(file) for file in (tmp_path / "run").iterdir()}
-    assert carry_out(SMALL, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
+    expected = json.loads(json.dumps(result)) | {"run": str(tmp_path / "run")}
+    assert carry_out(SMALL, tmp_path / "run", resume=True) == expected
     with pytest.raises(InvalidInput, match="holds a finished run, which is never overwritten"):
         carry_out(SMALL, tmp_path / "run")
     with pytest.raises(InvalidInput, match=r"holds another run \(--lr 0.5 against 0.001\)"):
