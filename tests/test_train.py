@@ -176,7 +176,7 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("rule", ["simultaneous"])  # of others see tests/faults
 def test_killed_at_any_moment_and_resumed_is_uninterrupted(rule: str, tmp_path: Path) -> None:
-    epochs = "8"
+    epochs = "5"
     run = replace(SMALL, rule=rule, epochs=int(epochs))
     torch.set_num_threads(1)
     carry_out(run, tmp_path / "whole")
