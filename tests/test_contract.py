@@ -27,8 +27,10 @@ from tests.helpers import (
     NETWORKS,
     ON_FEW,
     OTHERS,
+    READING,
     RULES_AND_LOSSES,
     SOME_NETWORKS,
+    WHOLE,
     digits,
     learner,
     ticks,
@@ -38,7 +40,6 @@ LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
 OTHER_RULES = [name for name in LOCAL_RULES if name != "simultaneous"]
 FORCED_NETWORKS = ("vgg8b", "resnet18")  # they have all of the layers that have fast kernels
 FEW, RESIDUAL = "plain", "resnet18"  # the networks of losses that are tested on few
-WHOLE = ("predsim", "predsim-lite")  # predsim is made of pred and sim, and computes both
 
 
 def carrying_terms(site: Site) -> torch.nn.Module:
@@ -47,8 +48,7 @@ def carrying_terms(site: Site) -> torch.nn.Module:
 
 
 NEWER = (*ON_FEW, carrying_terms)
-# what they read beside features: blocks behind the unit, images, and what entered the unit
-READING = ("auglocal", "infopro", carrying_terms)
+READERS = (*READING, carrying_terms)  # terms read what entered the unit
 RESUMED = ("vgg8b", "resnet18", *OTHERS)
 UNPLANNED = [rule for rule in RULES if rule != "checkpointed"]  # its plan takes a second
 
@@ -138,7 +138,7 @@ def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kerne
     [(*pair, 2, "plain") for pair in PLAIN_PAIRS]
     + [(name, "predsim", 3, "plain") for name in SOME_NETWORKS]
     + [(*pair, 2, "forced") for pair in FORCED_PAIRS]
-    + [(RESIDUAL, loss, 2, "plain") for loss in READING],
+    + [(RESIDUAL, loss, 2, "plain") for loss in READERS],
     indirect=["kernels"],
 )
 def test_parallel_is_simultaneous(name: str, loss: Any, threads: int, kernels: Kernels) -> None:
@@ -159,7 +159,7 @@ def test_sequential_with_cached_features_is_sequential_without(
     + [("vgg8b", rule, "predsim", "forced") for rule in RULES]
     + [("vgg8b", "simultaneous", loss, "forced") for loss in EVERYWHERE if loss != "predsim"]
     + [(FEW, "simultaneous", loss, "plain") for loss in NEWER]
-    + [(FEW, rule, loss, "plain") for rule in OTHER_RULES for loss in READING],
+    + [(FEW, rule, loss, "plain") for rule in OTHER_RULES for loss in READERS],
     indirect=["kernels"],
 )
 def test_interrupted_and_resumed_is_uninterrupted(

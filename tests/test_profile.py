@@ -27,7 +27,16 @@ from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import checkpointed_piece
-from tests.helpers import ON_FEW, SOME_NETWORKS, digits, learner, same_weights, ticks
+from tests.helpers import (
+    ON_FEW,
+    READING,
+    SOME_NETWORKS,
+    WHOLE,
+    digits,
+    learner,
+    same_weights,
+    ticks,
+)
 
 FLOAT = 4  # bytes
 
@@ -141,10 +150,6 @@ def test_prediction_is_close_to_measurement(name: str, way: str, memory_format: 
             next(steps)
         found = max(found, persistent + step.transient_bytes)
     assert predicted == pytest.approx(found, rel=0.02 if way == "global" else 0.1)
-
-
-WHOLE = ("predsim", "predsim-lite")  # predsim is made of pred and sim
-READING = ("auglocal", "infopro")  # the blocks behind a unit; images
 
 
 @pytest.mark.parametrize(
