@@ -141,7 +141,7 @@ def one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels = 
 
 
 def parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels = PLAIN) -> None:
-    data = few_digits()
+    data = digits()  # five batches: more than wait between two groups
     together, in_groups = (learner(name, loss, amp=kernels.amp) for _ in range(2))
     ticks("simultaneous", together, data.train, epochs=2)
     results = ticks("parallel", in_groups, data.train, epochs=2, threads=threads)
