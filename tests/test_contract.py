@@ -53,7 +53,7 @@ RESUMED = ("vgg8b", "resnet18", *OTHERS)
 UNPLANNED = [rule for rule in RULES if rule != "checkpointed"]  # its plan takes a second
 
 # the whole losses on every network, every loss on one; forced, every loss on one with shortcuts
-PLAIN_PAIRS = [(name, loss) for loss in WHOLE for name in SOME_NETWORKS]
+PLAIN_PAIRS: list[tuple[str, Any]] = [(name, loss) for loss in WHOLE for name in SOME_NETWORKS]
 PLAIN_PAIRS += [(FEW, loss) for loss in (*EVERYWHERE, *NEWER) if loss not in WHOLE]
 FORCED_PAIRS = [(RESIDUAL, loss) for loss in EVERYWHERE] + [("vgg8b", loss) for loss in WHOLE]
 KERNELS = pytest.mark.parametrize(
