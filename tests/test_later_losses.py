@@ -179,13 +179,11 @@ def slow_separable(residuals: int, loss: nn.Module, features: Tensor, targets: T
 
     if values.dim() == 2:
         return slow_entropy(classified(block(values, layers), layers))
-    values = step(step(values)).clamp(min=0)
-    for number in range(residuals):
+    values = step(step(values).clamp(min=0)).clamp(min=0)
+    for _ in range(residuals):
         before = values
         values = step(step(step(values).clamp(min=0)).clamp(min=0))
-        if number % 2 == 0:
-            shared = before.shape[1]
-            values = torch.cat([values[:, :shared] + before, values[:, shared:]], 1)
+        values = values + before if values.shape == before.shape else values
     values = step(values).clamp(min=0)
     return slow_entropy(classified(values.mean((2, 3)), layers))
 
@@ -195,6 +193,18 @@ def slow_separable(residuals: int, loss: nn.Module, features: Tensor, targets: T
 def test_separable_head(residuals: int, shape: tuple[int, ...]) -> None:
     head = create_loss("separable", site(shape), head_layers=residuals)
     compare(head, partial(slow_separable, residuals), shape)
+
+
+def test_separable_head_is_narrow_from_its_first_layer() -> None:
+    """Its channels and strides are those of SEDONA's program."""
+    head = create_loss("separable", site((64, 16, 16)), head_layers=3)
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+    narrow, depthwise = layers[:2]
+    assert (narrow.in_channels, narrow.out_channels, narrow.kernel_size) == (64, 16, (1, 1))
+    assert (depthwise.in_channels, depthwise.groups, depthwise.stride) == (16, 16, (2, 2))
+    ends = [layer.out_channels for layer in layers if layer.kernel_size == (1, 1)]
+    assert ends == [16, 64, 16, 64, 24, 96, 24, 512]
+    assert [layer.stride[0] for layer in layers if layer.groups > 1] == [2, 1, 2, 1]
 
 
 # ---- infopro ----
