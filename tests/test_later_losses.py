@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from layerwise.core.localize import localize
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Site, Targets, create_loss
-from layerwise.losses.auglocal import chosen_blocks, pyramid_depth
+from layerwise.losses.auglocal import Single, chosen_blocks, pyramid_depth
+from layerwise.models import create_model
 from layerwise.training.prepare import registries
 from layerwise.utils.options import options_of
 from tests.helpers import CLASSES, PreActivation, learner, narrow, network
@@ -437,6 +438,23 @@ def test_auglocals_blocks_are_those_published() -> None:
     assert depths[-1] == round(0.5 * 6 + 0.5)
     assert depths == sorted(depths, reverse=True)
     assert pyramid_depth(3, 9, 4, 0.0) == 4
+
+
+def test_a_block_that_does_not_fit_gives_way_to_the_first_of_its_stage() -> None:
+    """As in the published heads, whose blocks halve the maps where the width doubles."""
+    model = create_model("resnet32", [2, 2, 2], width=1 / 8, in_chans=1, image_size=8)
+    local = localize(model, torch.zeros(2, 1, 8, 8), CLASSES, "auglocal", at="block", head_depth=3)
+    # behind the stem are six blocks, of which the second, fourth and last are chosen
+    head = local.units[0].loss.head
+    pieces = [layer.piece for layer in head if isinstance(layer, Single)]
+    assert [shapes_of(piece) for piece in pieces[:3]] == [
+        shapes_of(model.get_submodule(name)) for name in ("stages.0.1", "stages.1.0", "stages.2.0")
+    ]
+    assert not any(isinstance(layer, nn.Sequential) for layer in head)  # no projection
+
+
+def shapes_of(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(weight.shape) for weight in module.parameters()]
 
 
 @pytest.mark.parametrize("name", ["plain", "vgg8b", "resnet50", "branches"])

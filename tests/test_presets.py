@@ -1,7 +1,6 @@
 """Published settings: each is a run with the units that its program trains; options override it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from math import cos, pi
 from pathlib import Path
@@ -25,7 +24,7 @@ SMALL = ImageFormat(tuple("0123456789"), 1, PIXELS, normalization=((0.5,), (0.25
 DIGITS = ["--data", "digits", "--train-images", "40", "--batch-size", "20", "--epochs", "1"]
 # a preset of each loss and each cut into many units
 BUILT = (
-    *("pred-vgg8b", "sim-vgg8b", "predsim-vgg11b", "greedy-resnet32-k16", "infopro-resnet32-k8"),
+    *("pred-vgg8b", "sim-vgg8b", "predsim-vgg11b", "greedy-sl-resnet32-k16", "infopro-resnet32-k8"),
     *("auglocal-resnet32-k16-d2", "dgl-resnet32-k16", "dgl-resnet50-k4", "sedona-resnet50-k4"),
 )
 
@@ -39,8 +38,8 @@ def run_of(*words: str) -> Run:
 
 
 def refusal(*words: str) -> str:
+    parsed = parse(list(words))
     with pytest.raises(InvalidInput) as refused:
-        parsed = parse(list(words))
         parsed.run(parsed)
     return str(refused.value)
 
@@ -55,7 +54,9 @@ def test_every_preset_is_a_run_of_its_network() -> None:
 
 def paths_in_order(network: nn.Module) -> list[str]:
     """Paths of stem and blocks as they follow each other."""
-    blocks = [f"stages.{n}.{m}" for n, stage in enumerate(network.stages) for m in range(len(stage))]
+    blocks = [
+        f"stages.{n}.{m}" for n, stage in enumerate(network.stages) for m in range(len(stage))
+    ]
     return ["stem", *blocks]
 
 
@@ -94,15 +95,15 @@ def test_its_network_may_be_named() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def test_the_record_holds_what_was_published_and_what_was_changed(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = "greedy-resnet32-k2"
+    name = "greedy-sl-resnet32-k2"
     words = ["--width", "0.125", "--hierarchy", "1,2,1", "--device", "cpu"]
     main(["train", "--preset", name, *DIGITS, *words, "--output", "run"])
     record: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text())

@@ -294,7 +294,7 @@ def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
 def without_options_of_others(run: Run, base: Run) -> Run:
     """The run without options of the base's network, rule or loss where it has another."""
     kinds = [item.metadata["of"] for item in fields(Run) if "of" in item.metadata]
-    left = {
+    left: dict[str, Any] = {
         f"{kind}_options": NO_OPTIONS for kind in kinds if getattr(run, kind) != getattr(base, kind)
     }
     return replace(run, **left)

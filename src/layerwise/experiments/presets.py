@@ -1,4 +1,4 @@
-"""Published settings by name: what a program trained, what was published of it, how ours differs."""
+"""Published settings by name: what a program trains, what was published, how ours differs."""
 
 import re
 import tomllib
