@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
-from math import cos, pi
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from layerwise.models import MODELS, create_model, hierarchical, published_hiera
 from layerwise.rules import RULES, Keeping, Rule, Schedule
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
+from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
 from layerwise.utils.device import device_of
@@ -37,8 +37,6 @@ from layerwise.utils.sizes import format_size, parse_size
 
 SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
 MOST_DIGITS = 10  # of a number of units
-COSINE = "cosine"  # in place of milestones
-RISES_FROM = 0.0125  # of the rate, as in InfoPro's program: 0.01 of 0.8
 FEATURES = "features.cache"  # a file of features; it loses its name as soon as it is made
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -239,50 +237,6 @@ def build_network(run: Run, images: ImageFormat) -> nn.Module:
         run.downsample_after,
         **run.model_options,
     )
-
-
-def decay(run: Run) -> Schedule:
-    """The run's schedule: the rate is multiplied by ``decay_rate`` at every milestone, or a cosine.
-
-    Raises:
-        InvalidInput: a milestone, or the share over which the rate rises, is not from 0 to 1.
-    """
-    begins, _, rise = run.decay_milestones.partition(":")
-    if begins.strip() == COSINE:
-        (share,) = shares(run, [rise or "0"])
-        return partial(cosine, rise=share)
-    milestones = shares(run, [text for text in run.decay_milestones.split(",") if text.strip()])
-    return lambda done: run.decay_rate ** sum(done >= share for share in milestones)
-
-
-def shares(run: Run, texts: list[str]) -> list[float]:
-    """Shares of training from the run's text.
-
-    Raises:
-        InvalidInput: one is not a number from 0 to 1.
-    """
-    try:
-        values = [float(text) for text in texts]
-    except ValueError:
-        values = [-1.0]
-    if not all(0 <= value <= 1 for value in values):
-        raise InvalidInput(
-            f"Cannot use decay_milestones {brief(repr(run.decay_milestones))}: they are not "
-            "shares of training. Give numbers from 0 to 1, such as 0.5,0.75, or cosine, or "
-            "cosine:0.1."
-        )
-    return values
-
-
-def cosine(done: float, rise: float) -> float:
-    """Half a cosine from 1 to 0; over a share of training, the rate rises to it in a line.
-
-    Args:
-        done: share of training that is done.
-        rise: the share over which it rises; 0: none.
-    """
-    risen = min(done / rise, 1.0) if rise else 1.0
-    return risen * (1 + cos(pi * done)) / 2 + (1 - risen) * RISES_FROM
 
 
 def parse_cut(at: str) -> str | int | list[str]:
