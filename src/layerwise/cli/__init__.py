@@ -34,7 +34,7 @@ COMMANDS = {
     "separability": "measure where in depth the classes become separable",
     "accelerate": "find hierarchies that learn better layer-wise in a budget",
     "predict": "print the five likeliest classes of images",
-    "list": "print the networks, losses, rules, data sets or measures",
+    "list": "print the networks, losses, rules, data sets, measures or presets",
 }
 MODULES = {"list": "listing"}  # where a module of the command's name would hide a builtin
 

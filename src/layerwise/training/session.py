@@ -159,6 +159,7 @@ def describe_session(
         "imported": dict(IMPORTED),
         "layouts": formats,
         "execution": asdict(prepared.execution),
+        **({"preset": prepared.preset} if prepared.preset else {}),
         **describe_machine(prepared.device),
     }
 
