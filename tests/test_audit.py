@@ -89,11 +89,11 @@ def test_a_whole_network_of_windows_is_one_part() -> None:
 
 
 def test_exponents_tell_all_losses_apart() -> None:
-    for count in (1, 64, 65, 200):
+    for count in (1, 120, 121, 200):
         rounds = audit_module.distinct_exponents(range(count))
         codes = [tuple(exponents[k] for exponents in rounds) for k in range(count)]
         assert len(set(codes)) == count
-        assert min(map(min, codes)) >= 1
+        assert all(0 not in code for code in codes)
 
 
 # ---- cheats ----
@@ -151,7 +151,8 @@ class Backward(Whole):
     """A loss that differentiates the network by itself and returns something harmless."""
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
-        F.cross_entropy(Whole.model(targets.images), targets.labels).backward()
+        if torch.is_grad_enabled():
+            F.cross_entropy(Whole.model(targets.images), targets.labels).backward()
         return self.loss(features, targets)
 
 
@@ -168,7 +169,7 @@ def cheating(loss: type[nn.Module]) -> tuple[Learner, Audit]:
     """A learner whose losses cheat from the time that it is made, and its audit."""
     model = network("plain")
     Whole.model = Shared.model = model
-    learner = make(model, loss)
+    learner = make(model, loss, output_layer="separate")
     return learner, audit(learner)
 
 
@@ -203,7 +204,7 @@ def test_learning_from_something_else_than_the_losses_is_found(loss: type[nn.Mod
     assert "something else than the losses" in found.problem
     assert "out.weight" in str(found) or "conv1.weight" in str(found)
     before = copy.deepcopy(learner.model.state_dict())
-    audit(learner)
+    assert audit(learner) == found
     assert all(torch.equal(before[key], value) for key, value in learner.model.state_dict().items())
 
 

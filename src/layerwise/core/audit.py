@@ -6,6 +6,9 @@ backward pass alone. A weight that follows a single loss then has its gradients 
 loss's factor, which is exact for powers of two; one that follows none of those that count has
 gradients of 0. So a few steps show whether every weight follows the losses that it should. Where
 one does not, each loss is let count alone, which shows what it reaches.
+
+A head or a normalisation that starts at 0 passes no gradient back until its first update, so small
+random numbers stand in the place of zeros while steps are repeated.
 """
 
 import math
@@ -27,7 +30,9 @@ from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 
 ANY_SEED = 0  # of draws from the global generators, so that every repetition has the same
-LARGEST = 64  # exponent of a loss's factor; gradients of up to 1e19 stay finite in float32
+# exponents of losses' factors: gradients of up to 1e14 stay finite in float32
+EXPONENTS = [*range(1, 81), *range(-1, -41, -1)]
+SMALL = 0.01  # what stands in the place of 0 in weights
 ROUNDING = 1e-4  # relative, of two equal computations on a GPU; on a CPU they are equal to the bit
 MOST_NAMED = 20  # parameters in a summary
 
@@ -284,19 +289,24 @@ class Probe:
     @contextmanager
     def entered(self) -> Iterator["Probe"]:
         """Watch the weights, whose values and gradients are given back at the end."""
-        values = [parameter.detach().clone() for parameter in self.parameters]
+        own = [parameter.detach().clone() for parameter in self.parameters]
         gradients = [parameter.grad for parameter in self.parameters]
-        self._values = values
         handles = [
             parameter.register_hook(lambda gradient, p=parameter: self.note(p, None, gradient))
             for parameter in self.parameters
         ]
         try:
+            self._values = [
+                without_zeros(parameter, value)
+                for parameter, value in zip(self.parameters, own, strict=True)
+            ]
             yield self
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            for parameter, value, gradient in zip(self.parameters, own, gradients, strict=True):
+                with torch.no_grad():
+                    parameter.copy_(value)
                 parameter.grad = gradient
 
     def note(self, weight: Tensor, unit: int | None, gradient: Tensor) -> None:
@@ -366,6 +376,18 @@ class Probe:
                     self.stray.add(number)
 
 
+@torch.no_grad()
+def without_zeros(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """The parameter's values after its zeros have become small random numbers."""
+    zeros = value == 0
+    if not bool(zeros.any()):
+        return value
+    generator = torch.Generator().manual_seed(ANY_SEED)
+    drawn = SMALL * (torch.rand(value.shape, generator=generator) - 0.5)
+    parameter.copy_(torch.where(zeros, drawn.to(value), value))
+    return parameter.detach().clone()
+
+
 def trainable(learner: Learner) -> Iterator[tuple[Weight, nn.Parameter]]:
     """The trainable parameters of the network, then those of heads, each once."""
     owners = {id(p): unit.index for unit in learner.units for p in unit.piece.parameters()}
@@ -408,11 +430,11 @@ def as_declared(probe: Probe) -> list[set[int]] | None:
 
 
 def distinct_exponents(losses: Sequence[int]) -> list[dict[int, int]]:
-    """Exponents of losses from 1 to ``LARGEST``, in as many rounds as tell all of them apart."""
+    """Exponents of losses, none of them 0, in as many rounds as tell all losses apart."""
     rounds, scale = list[dict[int, int]](), 1
     while not rounds or scale < len(losses):
-        rounds.append({k: 1 + n // scale % LARGEST for n, k in enumerate(losses)})
-        scale *= LARGEST
+        rounds.append({k: EXPONENTS[n // scale % len(EXPONENTS)] for n, k in enumerate(losses)})
+        scale *= len(EXPONENTS)
     return rounds
 
 
