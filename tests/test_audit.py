@@ -202,6 +202,7 @@ def test_learning_from_something_else_than_the_losses_is_found(loss: type[nn.Mod
     names = {found.weights[number].name for number in found.stray}
     assert "out.weight" in names
     assert "something else than the losses" in found.problem
+    assert found.isolated == 1
     assert "out.weight" in str(found) or "conv1.weight" in str(found)
     before = copy.deepcopy(learner.model.state_dict())
     assert audit(learner) == found

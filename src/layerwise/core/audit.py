@@ -96,7 +96,13 @@ class Audit:
 
     @property
     def isolated(self) -> int:
-        """Number of parts of the network between which no gradient passes."""
+        """Number of parts of the network between which no gradient passes.
+
+        It is 1 where weights learn from something else than the losses that units return, since
+        nothing is known of where that comes from.
+        """
+        if self.stray:
+            return 1
         crossed = set()
         for loss in range(len(self.units)):
             touched = [loss, *self.reaches(loss)]
