@@ -13,8 +13,9 @@ from torch.nn import functional as F
 import layerwise
 from layerwise.cli import main
 from layerwise.core import audit as audit_module
-from layerwise.core.audit import Audit, audit_steps
+from layerwise.core.audit import audit_steps
 from layerwise.core.learner import Learner
+from layerwise.core.locality import Audit
 from layerwise.core.localize import localize
 from layerwise.core.windows import step_windows
 from layerwise.errors import InvalidInput

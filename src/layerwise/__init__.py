@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerwise.analysis.separability import separability, separability_over_epochs
-    from layerwise.core.audit import Audit
     from layerwise.core.cuda_graphs import CapturedSteps
     from layerwise.core.learner import Learner
+    from layerwise.core.locality import Audit
     from layerwise.core.localize import localize
     from layerwise.core.memory_format import lay_out, set_memory_format
     from layerwise.core.result import StepResult
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 HOMES = {
     "analysis.separability": ("separability", "separability_over_epochs"),
-    "core.audit": ("Audit",),
     "core.cuda_graphs": ("CapturedSteps",),
     "core.learner": ("Learner",),
+    "core.locality": ("Audit",),
     "core.localize": ("localize",),
     "core.memory_format": ("lay_out", "set_memory_format"),
     "core.result": ("StepResult",),

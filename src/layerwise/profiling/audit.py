@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from layerwise.core.audit import Audit, audit_steps
+from layerwise.core.audit import audit_steps
 from layerwise.core.learner import Learner
+from layerwise.core.locality import Audit
 from layerwise.errors import InvalidInput, choose
 from layerwise.profiling.predict import predict_steps
 from layerwise.rules import RULES
