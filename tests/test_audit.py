@@ -224,11 +224,12 @@ def test_windows_beyond_the_declared_span_are_found() -> None:
 
 def test_dead_parameters_are_found() -> None:
     model = network("plain")
-    model.unused = nn.Linear(2, 2)
     with torch.no_grad():
         model.conv2.weight.zero_()
         model.conv2.bias.fill_(-1.0)  # behind a ReLU, so that nothing passes
-    found = audit(make(model, at="layer", output_layer="separate"))
+    learner = make(model, output_layer="separate")
+    model.unused = nn.Linear(2, 2)
+    found = audit(learner)
     names = {found.weights[number].name for number in found.dead}
     assert {"unused.weight", "unused.bias", "conv2.weight", "conv2.bias"} <= names
     assert "conv1.weight" not in names
