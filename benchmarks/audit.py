@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from layerwise.core.audit import labels_in_pairs
 from layerwise.core.memory_format import set_memory_format
 from layerwise.losses import LOSSES
 from layerwise.profiling.audit import audit
-from layerwise.profiling.trial_steps import RandomBatches, trial_learner, trial_options
+from layerwise.profiling.trial_steps import trial_learner, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from layerwise.utils.options import Options
@@ -28,7 +29,8 @@ def row(run: Run) -> dict[str, Any]:
     torch.manual_seed(0)
     learner = trial_learner(prepared, 10)
     set_memory_format(learner, "auto")
-    images, labels = next(RandomBatches(learner, IMAGES).batches(0))
+    images = torch.rand(IMAGES, *learner.image_shape)
+    labels = labels_in_pairs(IMAGES, 10)
     found = audit(learner, images, labels, run.rule, BATCH, **trial_options(prepared.run))
     memory = found.kept_bytes or 0, found.peak_bytes or 0
     return {

@@ -21,9 +21,10 @@ def add_arguments(parser: Parser) -> None:
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
     import torch
 
+    from layerwise.core.audit import labels_in_pairs
     from layerwise.core.memory_format import set_memory_format
     from layerwise.profiling.audit import audit
-    from layerwise.profiling.trial_steps import RandomBatches, trial_learner, trial_options
+    from layerwise.profiling.trial_steps import trial_learner, trial_options
     from layerwise.training.prepare import prepare
 
     prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
@@ -31,7 +32,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     learner = trial_learner(prepared, parsed.classes)
     set_memory_format(learner, prepared.execution.memory_format)
     torch.manual_seed(described.seed)
-    images, labels = next(RandomBatches(learner, IMAGES).batches(0))
+    images = torch.rand(IMAGES, *learner.image_shape, dtype=learner.image_type)
+    labels = labels_in_pairs(IMAGES, learner.num_classes)
     options = trial_options(described)
     found = audit(learner, images, labels, described.rule, described.batch_size, **options)
     print(found)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from layerwise.core.learner import Learner
@@ -63,6 +64,15 @@ def audit_steps(
         frozenset(probe.stray),
         probe.statistics_updates,
     )
+
+
+def labels_in_pairs(count: int, num_classes: int) -> Tensor:
+    """Labels of which two in turn are equal: some losses need examples of one and of two classes.
+
+    Returns:
+        (count,) integers.
+    """
+    return torch.arange(count) // 2 % num_classes
 
 
 def as_declared(probe: Probe) -> list[set[int]] | None:

@@ -31,7 +31,8 @@ def audit(
 
     Args:
         images: (B, ...) with B ≥ 2, on the model's device; a few are enough.
-        labels: (B,), integers from 0 to num_classes − 1.
+        labels: (B,), integers from 0 to num_classes − 1; a contrastive loss has gradients only
+            where some are equal and some are not.
         rule: a name in ``RULES``.
         batch_size: number of images in the batch that memory is predicted for; None: B.
         options: of the rule; the span is the learner's.

@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from layerwise.core.audit import audit_steps
+from layerwise.core.audit import audit_steps, labels_in_pairs
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
@@ -35,7 +35,7 @@ from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
 from layerwise.utils.plugins import IMPORTED
 
-AUDITED_IMAGES = 2  # of the first batch
+AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,10 @@ def describe_session(
 
 def audit_session(data: Splits, learner: Learner) -> dict[str, Any] | None:
     """What the units' losses really reach, on a few images; None where a loss is not finite."""
-    indices = data.train.order(0)[0][:AUDITED_IMAGES]
+    images = data.train.images(data.train.order(0)[0][:AUDITED_IMAGES], 0)
+    labels = labels_in_pairs(len(images), learner.num_classes).to(images.device)
     try:
-        found = audit_steps(learner, data.train.images(indices, 0), data.train.labels[indices])
+        found = audit_steps(learner, images, labels)
     except Diverged:  # of so few images; the first step says so if it is of a batch too
         return None
     return found.summary()
