@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.core.split import split
-from layerwise.data import DATASETS
+from layerwise.data import DATASETS, Splits
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets, predsim_lite
 from layerwise.measures import MEASURES, heading_of
@@ -50,6 +50,11 @@ class Kernels:
 
 
 PLAIN = Kernels()
+
+
+def few_digits(views: int | None = None) -> Splits:
+    """Three batches of one size, which are computed to the same bits."""
+    return digits(train_images=48, batch_size=16, views=views)
 
 
 @contextmanager
@@ -115,7 +120,7 @@ def units_compose_the_network(name: str, at: Any, training: bool, kernels: Kerne
 
 
 def one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels = PLAIN) -> None:
-    data = digits()
+    data = few_digits()
     local = learner(name, loss, at=RULES["global"].at, seed=None, amp=kernels.amp)
     torch.manual_seed(5)
     ticks("global", local, data.train, epochs=2)
@@ -136,7 +141,7 @@ def one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels = 
 
 
 def parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels = PLAIN) -> None:
-    data = digits()
+    data = digits()  # five batches: more than wait between two groups
     together, in_groups = (learner(name, loss, amp=kernels.amp) for _ in range(2))
     ticks("simultaneous", together, data.train, epochs=2)
     results = ticks("parallel", in_groups, data.train, epochs=2, threads=threads)
@@ -147,8 +152,7 @@ def parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernel
 def cached_features_change_nothing(
     name: str, loss: str, folder: Path, kernels: Kernels = PLAIN
 ) -> None:
-    data = digits(views=2)
-    # batches of one size are computed to the same bits
+    data = few_digits(views=2)
     assert {len(indices) for indices in data.train.order(0)} == {16}
     plain = learner(name, loss, amp=kernels.amp)
     without = ticks("sequential", plain, data.train, epochs=2)
@@ -165,7 +169,7 @@ def cached_features_change_nothing(
 def resumed_is_uninterrupted(
     name: str, rule: str, loss: Any, kernels: Kernels = PLAIN, span: int = 1
 ) -> None:
-    data = digits()
+    data = few_digits()
     choices = {"at": RULES[rule].at or "layer", "amp": kernels.amp, "span": span}
     whole = learner(name, loss, **choices)
     history = ticks(rule, whole, data.train, epochs=2)
@@ -236,9 +240,10 @@ def no_gradient_crosses_a_border(
 ) -> None:
     """A loss reaches its own unit and those of its window before it, and no others."""
     images, labels = next(digits().train.batches(0))
+    unchanged = learner(name, loss, optimizer=Recorder, amp=kernels.amp, span=span)
 
     def gradients(changed: int | None) -> list[list[Tensor]]:
-        local = learner(name, loss, optimizer=Recorder, amp=kernels.amp, span=span)
+        local = copy.deepcopy(unchanged)
         for unit in local.units:
             if unit.index == changed:
                 unit.loss = Scaled(unit.loss)
@@ -290,7 +295,7 @@ def noisy_digits() -> tuple[Tensor, Tensor]:
 
 def measure_keeps_its_promises(name: str) -> None:
     """The same number twice, nothing changed, nothing drawn; numbers where numbers can be."""
-    features, labels = noisy_digits()
+    features, labels = (values[:900] for values in noisy_digits())
     before, state = features.clone(), (torch.get_rng_state(), np.random.get_state()[1].copy())
     value = MEASURES[name](features, labels)
     assert isinstance(value, float)

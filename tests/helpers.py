@@ -18,9 +18,13 @@ from layerwise.rules.base import Position, Tick
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 
-# losses that are tested on every network; the others, whose heads are of PyTorch's layers, on few
+# losses with fast layers of this library, tested by every rule and with forced kernels
 EVERYWHERE = ("pred", "sim", "predsim", "predsim-lite")
+# of them those tested on every network; predsim is made of pred and sim, and computes both
+WHOLE = ("predsim", "predsim-lite")
+# losses whose heads are of PyTorch's layers, tested on few networks
 ON_FEW = tuple(loss for loss in LOSSES if loss not in EVERYWHERE)
+READING = ("auglocal", "infopro")  # beside features: blocks behind the unit, and images
 
 # a network that is one unit learns from its output, whatever the local loss
 RULES_AND_LOSSES = [

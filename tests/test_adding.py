@@ -3,6 +3,7 @@
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 import layerwise
 from layerwise.cli import main
 from layerwise.errors import InvalidInput
+from layerwise.utils import plugins
 from layerwise.utils.options import options_of
 from layerwise.utils.plugins import import_file, import_files
 from tests import contract
@@ -39,6 +41,7 @@ REGISTRIES = (
     layerwise.MEASURES,
     layerwise.DATASETS,
     layerwise.MODELS,
+    plugins.IMPORTED,
 )
 OWN = ("loss.py", "measure.py")
 BY_LOSS = (
@@ -66,15 +69,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NO_TERMS = {"transport": 0.0, "own_input": 0.0}  # which any loss can carry
 
 
-def command(*arguments: str, imports: tuple[str, ...]) -> list[str]:
-    given = [word for name in imports for word in ("--import", name)]
-    return [sys.executable, "-m", "layerwise", *arguments, *given]
+def words(*arguments: str, imports: tuple[str, ...] = FILES) -> list[str]:
+    return [*arguments, *(word for name in imports for word in ("--import", name))]
+
+
+def program(*arguments: str, imports: tuple[str, ...] = FILES) -> list[str]:
+    return [sys.executable, "-m", "layerwise", *words(*arguments, imports=imports)]
 
 
 def ended(folder: Path, *arguments: str, imports: tuple[str, ...] = FILES) -> Any:
-    """A command that has ended, in the user's folder."""
+    """A program that has ended, in the user's folder."""
     return subprocess.run(
-        command(*arguments, imports=imports),
+        program(*arguments, imports=imports),
         cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,
@@ -84,10 +90,33 @@ def ended(folder: Path, *arguments: str, imports: tuple[str, ...] = FILES) -> An
     )
 
 
+@contextmanager
+def registries_kept() -> Iterator[None]:
+    """What is registered and imported in here is forgotten."""
+    before = [dict(registry) for registry in REGISTRIES]
+    modules, places = set(sys.modules), list(sys.path)
+    try:
+        yield
+    finally:
+        for registry, entries in zip(REGISTRIES, before, strict=True):
+            registry.clear()
+            registry.update(entries)
+        for name in {Path(name).stem for name in FILES} & (set(sys.modules) - modules):
+            del sys.modules[name]
+        sys.path[:] = places
+
+
 def output(folder: Path, *arguments: str, imports: tuple[str, ...] = FILES) -> str:
-    done = ended(folder, *arguments, imports=imports)
-    assert done.returncode == 0, done.stderr
-    return str(done.stdout)
+    """What a command prints in the user's folder; this process knows nothing of his before."""
+    printed = io.StringIO()
+    with registries_kept(), pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", ENVIRONMENT["COLUMNS"])
+        try:
+            main(words(*arguments, imports=imports))
+        except SystemExit as leaving:  # of --help
+            assert not leaving.code  # noqa: PT017
+    return printed.getvalue()
 
 
 def written(path: Path) -> Any:
@@ -97,7 +126,9 @@ def written(path: Path) -> Any:
 @pytest.fixture(scope="module")
 def by_loss(folder: Path) -> Path:
     """A run on digits by the loss alone, watched by the measure."""
-    output(folder, *BY_LOSS, "--temperature", "2", "--output", "runs/loss", *WATCHED, imports=OWN)
+    chosen = ("--temperature", "2", "--output", "runs/loss")
+    done = ended(folder, *BY_LOSS, *chosen, *WATCHED, imports=OWN)
+    assert done.returncode == 0, done.stderr
     return folder / "runs" / "loss"
 
 
@@ -107,7 +138,7 @@ def by_all(folder: Path) -> Path:
     arguments = ("train", "mine", "--channels", "8", "--data", "mine", "--epochs", "20")
     chosen = ("--rule", "mine", "--repeats", "3", "--loss", "mine", "--output", "runs/all")
     run = folder / "runs" / "all"
-    given = command(*arguments, *chosen, "--batch-size", "32", *WATCHED, imports=FILES)
+    given = program(*arguments, *chosen, "--batch-size", "32", *WATCHED)
     training = subprocess.Popen(given, cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     while not (run / "last.pt").exists():
         assert training.poll() is None
@@ -152,10 +183,10 @@ def test_the_name_is_listed(kind: str, name: str, line: str, folder: Path) -> No
 
 
 def test_help_has_the_options_with_their_texts(folder: Path) -> None:
-    words = " ".join(output(folder, "train", "--help").split())
-    assert "--temperature X mine: what the logits are divided by (default: 1.0)" in words
-    assert "--repeats N mine: steps on each batch (default: 2)" in words
-    assert "--channels N mine: of each convolution (default: 16)" in words
+    text = " ".join(output(folder, "train", "--help").split())
+    assert "--temperature X mine: what the logits are divided by (default: 1.0)" in text
+    assert "--repeats N mine: steps on each batch (default: 2)" in text
+    assert "--channels N mine: of each convolution (default: 16)" in text
 
 
 def test_the_record_has_the_options(by_loss: Path, by_all: Path) -> None:
@@ -301,17 +332,6 @@ def test_an_option_is_what_the_signature_says(declared: str, option: Any) -> Non
 
 
 # ---- the contract ----
-
-
-@contextmanager
-def registries_kept() -> Iterator[None]:
-    before = [dict(registry) for registry in REGISTRIES]
-    try:
-        yield
-    finally:
-        for registry, entries in zip(REGISTRIES, before, strict=True):
-            registry.clear()
-            registry.update(entries)
 
 
 @pytest.fixture(scope="module")

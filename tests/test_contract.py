@@ -27,14 +27,17 @@ from tests.helpers import (
     NETWORKS,
     ON_FEW,
     OTHERS,
+    READING,
     RULES_AND_LOSSES,
     SOME_NETWORKS,
+    WHOLE,
     digits,
     learner,
     ticks,
 )
 
 LOCAL_RULES = [name for name, rule in RULES.items() if rule.at is None]
+OTHER_RULES = [name for name in LOCAL_RULES if name != "simultaneous"]
 FORCED_NETWORKS = ("vgg8b", "resnet18")  # they have all of the layers that have fast kernels
 FEW, RESIDUAL = "plain", "resnet18"  # the networks of losses that are tested on few
 
@@ -44,12 +47,18 @@ def carrying_terms(site: Site) -> torch.nn.Module:
     return create_loss("pred", site, transport=0.1, own_input=0.1)
 
 
-# every loss on every network, plain and forced; newer losses and terms on one network
+NEWER = (*ON_FEW, carrying_terms)
+READERS = (*READING, carrying_terms)  # terms read what entered the unit
+RESUMED = ("vgg8b", "resnet18", *OTHERS)
+UNPLANNED = [rule for rule in RULES if rule != "checkpointed"]  # its plan takes a second
+
+# the whole losses on every network, every loss on one; forced, every loss on one with shortcuts
+PLAIN_PAIRS: list[tuple[str, Any]] = [(name, loss) for loss in WHOLE for name in SOME_NETWORKS]
+PLAIN_PAIRS += [(FEW, loss) for loss in (*EVERYWHERE, *NEWER) if loss not in WHOLE]
+FORCED_PAIRS = [(RESIDUAL, loss) for loss in EVERYWHERE] + [("vgg8b", loss) for loss in WHOLE]
 KERNELS = pytest.mark.parametrize(
     ("name", "loss", "kernels"),
-    [(name, loss, "plain") for loss in EVERYWHERE for name in SOME_NETWORKS]
-    + [(name, loss, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
-    + [(FEW, loss, "plain") for loss in (*ON_FEW, carrying_terms)],
+    [(*pair, "plain") for pair in PLAIN_PAIRS] + [(*pair, "forced") for pair in FORCED_PAIRS],
     indirect=["kernels"],
 )
 
@@ -112,21 +121,24 @@ def test_units_composed_are_the_network_by_forced_kernels(name: str, at: Any) ->
         contract.units_compose_the_network(name, at, True, kernels)
 
 
-@KERNELS
+# of its only unit a loss gives what the output is weighed by, the same on every network
+@pytest.mark.parametrize(
+    ("name", "loss", "kernels"),
+    [(name, "predsim", "plain") for name in SOME_NETWORKS]
+    + [(name, "predsim", "forced") for name in FORCED_NETWORKS]
+    + [(FEW, loss, "plain") for loss in (*EVERYWHERE, *NEWER) if loss != "predsim"],
+    indirect=["kernels"],
+)
 def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kernels) -> None:
     contract.one_unit_is_global_backpropagation(name, loss, kernels)
 
 
 @pytest.mark.parametrize(
     ("name", "loss", "threads", "kernels"),
-    [
-        (name, loss, threads, "plain")
-        for loss in EVERYWHERE
-        for name in SOME_NETWORKS
-        for threads in (2, 3)
-    ]
-    + [(name, loss, 2, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
-    + [(RESIDUAL, loss, 2, "plain") for loss in (*ON_FEW, carrying_terms)],
+    [(*pair, 2, "plain") for pair in PLAIN_PAIRS]
+    + [(name, "predsim", 3, "plain") for name in SOME_NETWORKS]
+    + [(*pair, 2, "forced") for pair in FORCED_PAIRS]
+    + [(RESIDUAL, loss, 2, "plain") for loss in READERS],
     indirect=["kernels"],
 )
 def test_parallel_is_simultaneous(name: str, loss: Any, threads: int, kernels: Kernels) -> None:
@@ -140,22 +152,20 @@ def test_sequential_with_cached_features_is_sequential_without(
     contract.cached_features_change_nothing(name, loss, tmp_path, kernels)
 
 
-@pytest.mark.parametrize(("rule", "loss"), RULES_AND_LOSSES)
 @pytest.mark.parametrize(
-    ("name", "kernels"),
-    [*((name, "plain") for name in ("vgg8b", "resnet18", "plain", *OTHERS)), ("vgg8b", "forced")],
+    ("name", "rule", "loss", "kernels"),
+    [(FEW, rule, loss, "plain") for rule, loss in RULES_AND_LOSSES]
+    + [(name, rule, "predsim", "plain") for name in RESUMED for rule in UNPLANNED]
+    + [("vgg8b", rule, "predsim", "forced") for rule in RULES]
+    + [("vgg8b", "simultaneous", loss, "forced") for loss in EVERYWHERE if loss != "predsim"]
+    + [(FEW, "simultaneous", loss, "plain") for loss in NEWER]
+    + [(FEW, rule, loss, "plain") for rule in OTHER_RULES for loss in READERS],
     indirect=["kernels"],
 )
 def test_interrupted_and_resumed_is_uninterrupted(
-    name: str, rule: str, loss: str, kernels: Kernels
+    name: str, rule: str, loss: Any, kernels: Kernels
 ) -> None:
     contract.resumed_is_uninterrupted(name, rule, loss, kernels)
-
-
-@pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
-@pytest.mark.parametrize("rule", LOCAL_RULES)
-def test_interrupted_and_resumed_is_uninterrupted_by_newer_losses(rule: str, loss: Any) -> None:
-    contract.resumed_is_uninterrupted("plain", rule, loss)
 
 
 @pytest.mark.parametrize("loss", ["pred", "auglocal"])
@@ -173,22 +183,20 @@ def test_no_gradient_crosses_a_windows_border(loss: str) -> None:
     contract.no_gradient_crosses_a_border(RESIDUAL, loss, span=2)
 
 
-@pytest.mark.parametrize("loss", EVERYWHERE)
-@pytest.mark.parametrize("rule", LOCAL_RULES)
-def test_every_rule_and_loss_learns(rule: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "loss"),
+    [("simultaneous", loss) for loss in (*EVERYWHERE, *NEWER)]
+    + [(rule, loss) for rule in OTHER_RULES for loss in WHOLE],
+)
+def test_every_rule_and_loss_learns(rule: str, loss: Any) -> None:
     contract.rule_and_loss_learn(rule, loss)
-
-
-@pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
-def test_every_newer_loss_learns(loss: Any) -> None:
-    contract.rule_and_loss_learn("simultaneous", loss)
 
 
 def test_windows_learn() -> None:
     contract.rule_and_loss_learn("simultaneous", "pred", span=2)
 
 
-@pytest.mark.parametrize("rule", [name for name in LOCAL_RULES if name != "simultaneous"])
+@pytest.mark.parametrize("rule", OTHER_RULES)
 def test_other_orders_of_updates_refuse_windows(rule: str) -> None:
     local = learner("plain", "pred", span=2)
     with pytest.raises(InvalidInput, match=f"by the rule '{rule}' with span 2"):

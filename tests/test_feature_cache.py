@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from layerwise.cli import main
 from layerwise.core.memory_format import set_memory_format
 from layerwise.errors import InvalidInput
 from layerwise.rules import RULES
@@ -60,6 +61,14 @@ def carry_out(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     return train(prepare(run, execution), RunFolder(path), resume, progress or Progress())
+
+
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that kept its features in memory, and was not stopped."""
+    path = tmp_path_factory.mktemp("two") / "run"
+    carry_out(SMALL, path, Execution(device="cpu"))
+    return path
 
 
 def keeping_of(execution: Execution, path: Path) -> Keeping:
@@ -129,7 +138,7 @@ def size_of(name: str, batches: Any) -> int:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "pre-activation"])
 @pytest.mark.parametrize("share", [0.9, 0.3, 0.0])
 def test_what_exceeds_the_limit_is_computed(name: str, share: float, tmp_path: Path) -> None:
-    data, lines = digits(views=2), list[str]()
+    data, lines = digits(train_images=48, views=2), list[str]()
     whole = size_of(name, data.train)
     limit = int(share * whole) + 1
     plain, limited = learner(name), learner(name)
@@ -255,7 +264,7 @@ class Watch(Progress):
             raise OverflowError("stop here")
 
 
-def test_the_file_is_never_seen_and_always_freed(tmp_path: Path) -> None:
+def test_the_file_is_never_seen_and_always_freed(two_epochs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "features"
     folder.mkdir()
     execution = Execution(device="cpu", cache_dir=str(folder))
@@ -268,8 +277,7 @@ def test_the_file_is_never_seen_and_always_freed(tmp_path: Path) -> None:
     assert not any(FEATURES in name for name in watched | watch.seen)
     assert not list(folder.iterdir())
     assert not still_mapped()
-    plain = carry_out(SMALL, tmp_path / "memory", Execution(device="cpu"))
-    assert plain["sha256"] == result["sha256"]
+    assert RunFolder(two_epochs).result()["sha256"] == result["sha256"]
 
 
 def test_a_leftover_in_a_shared_folder_goes_with_its_run_alone(tmp_path: Path) -> None:
@@ -297,7 +305,7 @@ def full(*_: object) -> None:
 
 @pytest.mark.parametrize("damage", ["full", "gone", "folder"])
 def test_features_that_cannot_be_written_are_refused_and_the_run_goes_on_elsewhere(
-    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, two_epochs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, elsewhere = tmp_path / "features", tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -314,8 +322,7 @@ def test_features_that_cannot_be_written_are_refused_and_the_run_goes_on_elsewhe
     assert not still_mapped()
     moved = Execution(device="cpu", cache_dir=str(elsewhere))
     carry_out(SMALL, tmp_path / "run", moved, True)
-    carry_out(SMALL, tmp_path / "whole", Execution(device="cpu"))
-    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert digest(tmp_path / "run") == digest(two_epochs)
 
 
 def start(path: Path, *more: str) -> "subprocess.Popen[str]":
@@ -330,8 +337,19 @@ def start(path: Path, *more: str) -> "subprocess.Popen[str]":
     return process
 
 
+@pytest.fixture(scope="module")
+def six_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not stopped."""
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("whole") / "run"
+    carry_out(replace(SMALL, epochs=6), path, Execution(device="cpu"))
+    return path
+
+
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_program_leaves_no_features(stop: signal.Signals, tmp_path: Path) -> None:
+def test_a_stopped_program_leaves_no_features(
+    stop: signal.Signals, six_epochs: Path, tmp_path: Path
+) -> None:
     folder, path = tmp_path / "features", tmp_path / "run"
     folder.mkdir()
     options = ["--cache-dir", str(folder), "--epochs", "6"]
@@ -348,15 +366,14 @@ def test_a_stopped_program_leaves_no_features(stop: signal.Signals, tmp_path: Pa
     torch.set_num_threads(1)
     run = replace(SMALL, epochs=6)
     carry_out(run, path, RunFolder(path).execution(), True)
-    carry_out(run, tmp_path / "whole", Execution(device="cpu"))
-    assert digest(path) == digest(tmp_path / "whole")
+    assert digest(path) == digest(six_epochs)
     assert not list(folder.iterdir())
 
 
-def test_a_limit_is_said_on_stderr(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "--epochs", "1", "--cache-limit", "20kB")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_a_limit_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--output", str(tmp_path / "run"), "--epochs", "1", "--cache-limit", "20kB"]
+    main([*COMMAND.split(), *options])
+    errors = capsys.readouterr().err
     assert errors.count("\n") == 1
     assert "of features exceed the limit of 20 kB: units 1 to" in errors
 

@@ -42,8 +42,15 @@ def learned(module: nn.Module, before: list[Tensor]) -> list[bool]:
     ]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["plain", "vgg8b", "resnet18"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("plain", optimizer) for optimizer in OPTIMIZERS]
+    + [
+        (name, optimizer)
+        for name in ("vgg8b", "resnet18")
+        for optimizer in ("momentum", "fused momentum", "fused adam")
+    ],
+)
 def test_every_layer_thaws_and_freezes(name: str, optimizer: str) -> None:
     """Each weighted layer alone, the last one too, frozen from the start, thawed, frozen again."""
     layers = [

@@ -25,6 +25,7 @@ BASES = {
     "reproduce": ["1", "--dry-run"],
     "report": ["nowhere"],
     "show": ["vgg8", *TINY],
+    "audit": ["vgg8", *TINY, "--rule", "global"],
     "profile": ["vgg8", *TINY, "--predict", "--rules", "global"],
     "evaluate": ["nowhere"],
     "separability": ["nowhere"],

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from layerwise.core.localize import localize
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Site, Targets, create_loss
-from layerwise.losses.auglocal import chosen_blocks, pyramid_depth
+from layerwise.losses.auglocal import Single, chosen_blocks, pyramid_depth
+from layerwise.models import create_model
 from layerwise.training.prepare import registries
 from layerwise.utils.options import options_of
 from tests.helpers import CLASSES, PreActivation, learner, narrow, network
@@ -179,13 +180,11 @@ def slow_separable(residuals: int, loss: nn.Module, features: Tensor, targets: T
 
     if values.dim() == 2:
         return slow_entropy(classified(block(values, layers), layers))
-    values = step(step(values)).clamp(min=0)
-    for number in range(residuals):
+    values = step(step(values).clamp(min=0)).clamp(min=0)
+    for _ in range(residuals):
         before = values
         values = step(step(step(values).clamp(min=0)).clamp(min=0))
-        if number % 2 == 0:
-            shared = before.shape[1]
-            values = torch.cat([values[:, :shared] + before, values[:, shared:]], 1)
+        values = values + before if values.shape == before.shape else values
     values = step(values).clamp(min=0)
     return slow_entropy(classified(values.mean((2, 3)), layers))
 
@@ -195,6 +194,18 @@ def slow_separable(residuals: int, loss: nn.Module, features: Tensor, targets: T
 def test_separable_head(residuals: int, shape: tuple[int, ...]) -> None:
     head = create_loss("separable", site(shape), head_layers=residuals)
     compare(head, partial(slow_separable, residuals), shape)
+
+
+def test_separable_head_is_narrow_from_its_first_layer() -> None:
+    """Its channels and strides are those of SEDONA's program."""
+    head = create_loss("separable", site((64, 16, 16)), head_layers=3)
+    layers = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+    narrow, depthwise = layers[:2]
+    assert (narrow.in_channels, narrow.out_channels, narrow.kernel_size) == (64, 16, (1, 1))
+    assert (depthwise.in_channels, depthwise.groups, depthwise.stride) == (16, 16, (2, 2))
+    ends = [layer.out_channels for layer in layers if layer.kernel_size == (1, 1)]
+    assert ends == [16, 64, 16, 64, 24, 96, 24, 512]
+    assert [layer.stride[0] for layer in layers if layer.groups > 1] == [2, 1, 2, 1]
 
 
 # ---- infopro ----
@@ -427,6 +438,23 @@ def test_auglocals_blocks_are_those_published() -> None:
     assert depths[-1] == round(0.5 * 6 + 0.5)
     assert depths == sorted(depths, reverse=True)
     assert pyramid_depth(3, 9, 4, 0.0) == 4
+
+
+def test_a_block_that_does_not_fit_gives_way_to_the_first_of_its_stage() -> None:
+    """As in the published heads, whose blocks halve the maps where the width doubles."""
+    model = create_model("resnet32", [2, 2, 2], width=1 / 8, in_chans=1, image_size=8)
+    local = localize(model, torch.zeros(2, 1, 8, 8), CLASSES, "auglocal", at="block", head_depth=3)
+    # behind the stem are six blocks, of which the second, fourth and last are chosen
+    head = local.units[0].loss.head
+    pieces = [layer.piece for layer in head if isinstance(layer, Single)]
+    assert [shapes_of(piece) for piece in pieces[:3]] == [
+        shapes_of(model.get_submodule(name)) for name in ("stages.0.1", "stages.1.0", "stages.2.0")
+    ]
+    assert not any(isinstance(layer, nn.Sequential) for layer in head)  # no projection
+
+
+def shapes_of(module: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(weight.shape) for weight in module.parameters()]
 
 
 @pytest.mark.parametrize("name", ["plain", "vgg8b", "resnet50", "branches"])

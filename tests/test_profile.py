@@ -4,6 +4,7 @@ is refused.
 
 import gc
 import json
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,16 @@ from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import checkpointed_piece
-from tests.helpers import SOME_NETWORKS, digits, learner, same_weights, ticks
+from tests.helpers import (
+    ON_FEW,
+    READING,
+    SOME_NETWORKS,
+    WHOLE,
+    digits,
+    learner,
+    same_weights,
+    ticks,
+)
 
 FLOAT = 4  # bytes
 
@@ -35,10 +45,13 @@ def fused(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
-def quarter(name: str, rule: str, **options: Any) -> Learner:
+SHALLOW = "1,1,1,1"  # a hierarchy of few layers
+
+
+def quarter(name: str, rule: str, hierarchy: str | None = None, **options: Any) -> Learner:
     torch.manual_seed(0)
     options = {"optimizer": fused, "output_layer": "separate", "memory_format": None} | options
-    model = create_model(name, width=0.25)
+    model = create_model(name, hierarchy, width=0.25)
     return localize(
         model, torch.zeros(2, 3, 32, 32), 10, at=RULES[rule].at or "layer", seed=0, **options
     )
@@ -48,10 +61,15 @@ def peak(steps: Any) -> int:
     return max(max(step.peaks().values()) for step in steps)
 
 
-@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [*SOME_NETWORKS, "branches"])
+@pytest.mark.parametrize(
+    ("name", "amp"),
+    [
+        *((name, None) for name in (*SOME_NETWORKS, "branches")),
+        *((name, torch.bfloat16) for name in ("vgg8b", "resnet18", "plain")),
+    ],
+)
 def test_checkpointed_is_global(name: str, amp: torch.dtype | None) -> None:
-    data = digits()
+    data = digits(train_images=48)
     plain = learner(name, at=1, amp=amp)
     ticks("global", plain, data.train, epochs=2)
     for segments in (None, 1, 2) if amp is None else (None,):
@@ -108,14 +126,20 @@ def test_too_many_segments_are_refused_before_anything_is_trained() -> None:
         )
 
 
-@pytest.mark.parametrize("memory_format", ["contiguous", "channels-last"])
-@pytest.mark.parametrize("name", ["resnet18", "vgg8b"])
-@pytest.mark.parametrize("way", profiled())
+@pytest.mark.parametrize(
+    ("way", "name", "memory_format"),
+    [
+        *product(profiled(), ["resnet18"], ["contiguous"]),
+        *product(profiled(), ["vgg8b"], ["channels-last"]),
+        ("simultaneous", "resnet18", "channels-last"),
+        ("simultaneous", "vgg8b", "contiguous"),
+    ],
+)
 def test_prediction_is_close_to_measurement(name: str, way: str, memory_format: str) -> None:
     """Within 2 % for global training; elsewhere convolutions' workspaces can set the peak: 10 %."""
     options = dict(profiled()[way])
     rule = options.pop("rule")
-    local = quarter(name, rule)
+    local = quarter(name, rule, SHALLOW)
     set_memory_format(local, memory_format)
     predicted = peak(predict_steps(rule, local, 32, options))
     found = 0
@@ -131,9 +155,12 @@ def test_prediction_is_close_to_measurement(name: str, way: str, memory_format: 
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
-        pair
-        for pair in product([*SOME_NETWORKS, "branches"], LOSSES)
-        if pair != ("pre-activation", "auglocal")  # it has no block that could be copied
+        *(("plain", loss) for loss in LOSSES if loss not in (*WHOLE, *READING)),
+        *(
+            pair
+            for pair in product([*SOME_NETWORKS, "branches"], (*WHOLE, *READING))
+            if pair != ("pre-activation", "auglocal")  # it has no block that could be copied
+        ),
     ],
 )
 def test_any_network_and_loss_can_be_predicted(name: str, loss: str) -> None:
@@ -176,19 +203,18 @@ def test_a_tiny_network_by_hand() -> None:
 
 
 def test_only_one_units_memory_is_alive_at_a_time() -> None:
-    def activations(name: str, rule: str) -> int:
-        [step] = predict_steps(rule, quarter(name, rule, loss="predsim"), 64, {})
+    def activations(blocks: int, rule: str) -> int:
+        local = quarter("resnet32", rule, f"{blocks},{blocks},{blocks}", loss="predsim")
+        [step] = predict_steps(rule, local, 64, {})
         return max(size for _, size in step.timeline.points)
 
-    assert activations("resnet110", "simultaneous") <= 1.02 * activations(
-        "resnet32", "simultaneous"
-    )
-    assert activations("resnet110", "global") > 2 * activations("resnet32", "global")
+    assert activations(9, "simultaneous") <= 1.02 * activations(3, "simultaneous")
+    assert activations(9, "global") > 2 * activations(3, "global")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_nothing_but_state_outlives_a_step(loss: str) -> None:
-    local = learner("resnet18", loss)
+    local = learner("plain" if loss in ON_FEW and loss not in READING else "resnet18", loss)
     with pretended(local) as copied, Footprint(copied) as footprint:
         gc.disable()
         try:
@@ -222,8 +248,9 @@ def test_largest_batch() -> None:
 
 
 def test_largest_batch_of_a_network() -> None:
-    local = quarter("vgg8b", "simultaneous")
+    local = quarter("vgg8b", "simultaneous", SHALLOW)
 
+    @cache
     def need(batch: int) -> int:
         return peak(predict_steps("simultaneous", local, batch, {}))
 
@@ -233,7 +260,7 @@ def test_largest_batch_of_a_network() -> None:
 
 
 def test_predict_peak_is_for_any_batch() -> None:
-    model = create_model("resnet18")
+    model = create_model("resnet18", SHALLOW)
     small = predict_peak(model, (64, 3, 32, 32), 10, optimizer=fused, loss="pred")
     large = predict_peak(model, (4096, 3, 32, 32), 10, optimizer=fused, loss="pred")
     assert 5 * small < large < 64 * small
@@ -246,6 +273,8 @@ def test_predict_peak_is_for_any_batch() -> None:
 SMALL = [
     "profile",
     "vgg8b",
+    "--hierarchy",
+    SHALLOW,
     "--width",
     "0.0625",
     "--image-size",
@@ -306,7 +335,7 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--memory 1kB --predict", "even the rule"),
+        ("--memory 1kB --predict --rules global,simultaneous", "even the rule"),
         ("--memory lots", "'lots': it is not a size. Give a number above 0"),
         ("--memory 0GB", "it is not a size"),
         ("--rules global,simultanous", "Did you mean 'simultaneous'"),
@@ -540,7 +569,7 @@ def test_a_copy_in_another_layout_keeps_gradients_and_kinds() -> None:
 
 @pytest.mark.parametrize("loss", ["predsim", "predsim-lite"])
 def test_contiguous_maps_need_more(loss: str) -> None:
-    model, shape = create_model("vgg8b", width=0.25), (64, 3, 32, 32)
+    model, shape = create_model("vgg8b", SHALLOW, width=0.25), (64, 3, 32, 32)
     contiguous, other = (
         predict_peak(model, shape, 10, loss=loss, memory_format=name)
         for name in ("contiguous", "channels-last")

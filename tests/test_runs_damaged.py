@@ -107,13 +107,17 @@ def an_image(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("execution", [{"eval_every": 3}, {"save_every": 2}, {"eval_every": 4}])
+@pytest.mark.parametrize("execution", [{}, {"eval_every": 3}, {"save_every": 2}, {"eval_every": 4}])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_killed_between_the_best_weights_and_the_state_it_can_always_be_finished(
-    execution: dict[str, int], earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    execution: dict[str, int],
+    earlier: bool,
+    bases: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = go(tmp_path / "whole")
-    log = RunFolder(tmp_path / "whole").log()
+    uninterrupted = RunFolder(bases / "finished")
+    whole, log = uninterrupted.result(), uninterrupted.log()
     last_best = max(record["epoch"] for record in log if record["best"])
     assert last_best > 1
     save = training.save
@@ -136,6 +140,8 @@ def test_killed_between_the_best_weights_and_the_state_it_can_always_be_finished
     result = go(tmp_path / "run", changed)
     assert result["sha256"][WEIGHTS] == whole["sha256"][WEIGHTS]
     assert not (tmp_path / "run" / NEXT_BEST).exists()
+    if not execution:
+        assert result["sha256"] == whole["sha256"]
     if BEST in result["sha256"]:
         assert evaluate(RunFolder(tmp_path / "run"), CPU, True)["val_accuracy"] == pytest.approx(
             result["best_val_accuracy"]
@@ -147,9 +153,9 @@ def test_killed_between_the_best_weights_and_the_state_it_can_always_be_finished
 
 
 def test_killed_after_the_state_the_better_weights_get_their_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = go(tmp_path / "whole")
+    whole = RunFolder(bases / "finished").result()
 
     def killed(*_: object) -> None:
         raise MemoryError

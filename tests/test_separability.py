@@ -273,9 +273,10 @@ def test_measuring_leaves_weights_modes_and_generators_as_they_were(at: Any) -> 
 
 
 def test_a_resumed_run_keeps_one_line_per_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = carry_out(SMALL, tmp_path / "whole", WATCHING)
+    whole = RunFolder(runs["simultaneous"])
+    assert whole.run() == SMALL
     assert [record["epoch"] for record in whole.log(SEPARABILITY)] == [2, 3]  # and at the end
     folder = RunFolder(tmp_path / "run")
     with monkeypatch.context() as patch:
@@ -497,15 +498,10 @@ def test_bad_input_is_refused(
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "run.json").write_bytes((runs["simultaneous"] / "run.json").read_bytes())
-    other = carry_out(
-        replace(SMALL, hierarchy="1,1,1,2", epochs=1), tmp_path / "other", Execution(device="cpu")
-    ).path
-    small = carry_out(
-        replace(SMALL, image_size=4, epochs=1), tmp_path / "small", Execution(device="cpu")
-    ).path
-    open_run = carry_out(
-        replace(SMALL, val_fraction=0.0, epochs=1), tmp_path / "open", Execution(device="cpu")
-    ).path
+    short, cpu = replace(SMALL, epochs=1, train_images=100), Execution(device="cpu")
+    other = carry_out(replace(short, hierarchy="1,1,1,2"), tmp_path / "other", cpu).path
+    small = carry_out(replace(short, image_size=4), tmp_path / "small", cpu).path
+    open_run = carry_out(replace(short, val_fraction=0.0), tmp_path / "open", cpu).path
     for arguments, sentence in (
         ([str(begun)], "it has no saved state"),
         ([str(tmp_path / "absent")], "it is not a run"),

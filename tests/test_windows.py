@@ -142,7 +142,7 @@ def test_windows_follow_the_sum_of_the_losses_that_reach_a_unit(
     follows_the_sum(make(model, at=at, loss="pred", span=span, **cut), span)
 
 
-@pytest.mark.parametrize("options", [{"transport": 0.5}, {"own_input": 0.5}, {}])
+@pytest.mark.parametrize("options", [{"transport": 0.5, "own_input": 0.5}, {}])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_can_be_windowed(loss: str, options: dict[str, float]) -> None:
     model = without_dropout("resnet18")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layerwise.analysis.separability import separability, separability_over_epochs
     from layerwise.core.cuda_graphs import CapturedSteps
     from layerwise.core.learner import Learner
+    from layerwise.core.locality import Audit
     from layerwise.core.localize import localize
     from layerwise.core.memory_format import lay_out, set_memory_format
     from layerwise.core.result import StepResult
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     )
     from layerwise.measures import MEASURES, linear_cka
     from layerwise.models import MODELS, create_model, list_models
+    from layerwise.profiling.audit import audit
     from layerwise.profiling.profile import predict_peak
     from layerwise.rules import RULES, Position, Rule, Tick
     from layerwise.utils.allocator import keep_freed_memory
@@ -42,6 +44,7 @@ HOMES = {
     "analysis.separability": ("separability", "separability_over_epochs"),
     "core.cuda_graphs": ("CapturedSteps",),
     "core.learner": ("Learner",),
+    "core.locality": ("Audit",),
     "core.localize": ("localize",),
     "core.memory_format": ("lay_out", "set_memory_format"),
     "core.result": ("StepResult",),
@@ -55,6 +58,7 @@ HOMES = {
     ),
     "measures": ("MEASURES", "linear_cka"),
     "models": ("MODELS", "create_model", "list_models"),
+    "profiling.audit": ("audit",),
     "profiling.profile": ("predict_peak",),
     "rules": ("RULES", "Position", "Rule", "Tick"),
     "utils.allocator": ("keep_freed_memory",),
@@ -67,6 +71,7 @@ __all__ = [
     "MODELS",
     "RULES",
     "Arrays",
+    "Audit",
     "CannotSplit",
     "CapturedSteps",
     "Chain",
@@ -89,6 +94,7 @@ __all__ = [
     "Targets",
     "Tick",
     "Unit",
+    "audit",
     "create_model",
     "keep_freed_memory",
     "lay_out",

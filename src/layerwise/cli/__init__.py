@@ -1,7 +1,9 @@
 """The command line: a file per command, and the options they share.
 
 A command's module has ``add_arguments(parser)`` and ``run(parsed)``, which returns what ``--json``
-prints. Only the module of the command that is given is imported, so that help comes at once.
+prints. A command that checks something also has ``problem(result)``: a sentence on what the check
+found wrong, or None. Only the module of the command that is given is imported, so that help comes
+at once.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED, import_files
 from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
 
-REFUSED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141  # exit codes
+FAILED, REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # exit codes
 
 COMMANDS = {
     "train": "train a network by local losses, or globally",
@@ -29,22 +31,24 @@ COMMANDS = {
     "reproduce": "train the rows of the paper's tables",
     "report": "write a page of runs beside the paper's numbers",
     "show": "print the units of a network with their heads and losses",
+    "audit": "check by differentiating what the loss of each unit reaches",
     "profile": "predict and measure the cost of a step by several rules",
     "evaluate": "measure the accuracy of a trained network and of its units",
     "separability": "measure where in depth the classes become separable",
     "accelerate": "find hierarchies that learn better layer-wise in a budget",
     "predict": "print the five likeliest classes of images",
-    "list": "print the networks, losses, rules, data sets or measures",
+    "list": "print the networks, losses, rules, data sets, measures or presets",
 }
 MODULES = {"list": "listing"}  # where a module of the command's name would hide a builtin
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 refused, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 a check failed, 2 refused, 130 interrupted."""
     set_environment()
     with visible_streams():
         try:
-            run_command(list(sys.argv[1:] if arguments is None else arguments))
+            if problem := run_command(list(sys.argv[1:] if arguments is None else arguments)):
+                leave(f"layerwise: {problem}", FAILED)
         except (InvalidInput, CannotSplit, Diverged) as error:
             leave(f"layerwise: {spelled_as_option(str(error))}", REFUSED)
         except KeyboardInterrupt as interruption:
@@ -68,13 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
 
-def run_command(arguments: list[str]) -> None:
-    """Run the command that the arguments name, and print its result if they ask for it."""
+def run_command(arguments: list[str]) -> str | None:
+    """Run the command that the arguments name, and print its result if they ask for it.
+
+    Returns:
+        What the command's check found wrong.
+    """
     try:
         parsed = parse(arguments)
         result = parsed.run(parsed)
         if parsed.json:
             print(json.dumps(result, allow_nan=False))
+        problem: str | None = parsed.problem(result) if parsed.problem else None
+        return problem
     finally:
         sys.stdout.flush()  # here, since Python's own at exit ends in a traceback if it fails
 
@@ -185,7 +195,8 @@ def build_parser(chosen: str | None) -> Parser:
             module = import_module(f"layerwise.cli.{MODULES.get(name, name)}")
             add_common(command)
             module.add_arguments(command)
-            command.set_defaults(run=module.run, command=command)
+            problem = getattr(module, "problem", None)
+            command.set_defaults(run=module.run, command=command, problem=problem)
     return parser
 
 

@@ -69,7 +69,7 @@ CONDITIONS = (
     ),
     Condition(
         ("decay_rate",),
-        lambda run, _: bool(run.decay_milestones.strip(", ")),
+        lambda run, _: run.decay_milestones.strip(", ").partition(":")[0] not in ("", "cosine"),
         "--decay-milestones names no milestone",
     ),
     Condition(

@@ -8,7 +8,7 @@ from layerwise.cli.options import Parser
 from layerwise.errors import choose
 from layerwise.utils.options import as_flag, first_line, options_of
 
-LISTS = ("models", "losses", "rules", "datasets", "measures")
+LISTS = ("models", "losses", "rules", "datasets", "measures", "presets")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,6 +34,10 @@ def entries(what: str) -> dict[str, str]:
         from layerwise.measures import MEASURES
 
         return {name: with_options(measure) for name, measure in MEASURES.items()}
+    if what == "presets":
+        from layerwise.experiments.presets import presets
+
+        return {name: preset.text for name, preset in presets().items()}
     from layerwise.training.prepare import registries
 
     kind = {"models": "model", "losses": "loss", "rules": "rule"}[what]

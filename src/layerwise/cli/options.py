@@ -8,16 +8,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from layerwise.cli.effects import check_effects
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run, check_value, field_type, flat, run_from
+from layerwise.runs.run import NO_OPTIONS, Execution, Run, check_value, field_type, flat, run_from
 from layerwise.utils.bounded import read_options, refuse_strange
 from layerwise.utils.options import Option, Options, as_flag, options_of, positional_options
 from layerwise.utils.terminal import in_one_line
+
+if TYPE_CHECKING:
+    from layerwise.experiments.presets import Preset
 
 Kind = TypeVar("Kind", Run, Execution)
 Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
@@ -75,6 +78,29 @@ def add_config(parser: Parser) -> None:
         metavar="FILE",
         help="YAML file of options, which the command line overrides",
     )
+
+
+def add_preset(parser: Parser) -> None:
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="published settings as defaults, which all other options override; see `layerwise "
+        "list presets`",
+    )
+
+
+def preset_of(parsed: argparse.Namespace) -> "Preset | None":
+    """The preset that a command names, if it names one.
+
+    Raises:
+        InvalidInput: it is unknown, or was published for another network.
+    """
+    name = getattr(parsed, "preset", None)
+    if name is None:
+        return None
+    from layerwise.experiments.presets import choose_preset
+
+    return choose_preset(name, parsed.model or read_config(parsed.config).get("model"))
 
 
 def add_fields(
@@ -212,7 +238,9 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
     Raises:
         InvalidInput: an option would change nothing, or a file cannot be read.
     """
-    run, execution = collect(parsed, Run()), collect(parsed, Execution())
+    preset = preset_of(parsed)
+    run = collect(parsed, preset.run if preset else Run())
+    execution = collect(parsed, Execution())
     runs = [replace(run, rule=rule) for rule in rules] or [run]
     defaults = {item.name: item.default for kind in (Run, Execution) for item in fields(kind)}
     config = read_config(getattr(parsed, "config", None))
@@ -258,8 +286,18 @@ def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
     for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
         if values.get(name):
             values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
-    collected = replace(base, **values)
-    return with_declared(collected, options) if isinstance(collected, Run) else collected  # type: ignore[return-value]
+    if isinstance(base, Execution):
+        return replace(base, **values)
+    return with_declared(without_options_of_others(replace(base, **values), base), options)
+
+
+def without_options_of_others(run: Run, base: Run) -> Run:
+    """The run without options of the base's network, rule or loss where it has another."""
+    kinds = [item.metadata["of"] for item in fields(Run) if "of" in item.metadata]
+    left: dict[str, Any] = {
+        f"{kind}_options": NO_OPTIONS for kind in kinds if getattr(run, kind) != getattr(base, kind)
+    }
+    return replace(run, **left)
 
 
 def with_declared(run: Run, options: Mapping[str, Any]) -> Run:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields, add_preset, collect_both
 from layerwise.runs.run import Execution, Run
 
 # fields that say nothing about what a step costs
@@ -19,6 +19,7 @@ NOT_EXECUTED = {
 
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
+    add_preset(parser)
     parser.add_argument(
         "--rules",
         metavar="A,B",

@@ -3,13 +3,14 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields, add_preset, collect_both
 from layerwise.cli.profile import NOT_PROFILED
 from layerwise.runs.run import Execution, Run
 
 
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
+    add_preset(parser)
     parser.add_argument(
         "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
     )

@@ -2,27 +2,33 @@
 
 import argparse
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerwise.cli.options import (
     DECLARED,
     Parser,
     add_config,
     add_fields,
+    add_preset,
     collect_both,
     collect_execution,
     given_options,
+    preset_of,
 )
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.options import as_flag
 
+if TYPE_CHECKING:
+    from layerwise.experiments.presets import Preset
+
 
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
+    add_preset(parser)
     parser.add_argument(
         "--output", "-o", metavar="FOLDER", help="folder for the run (default: runs/ and its name)"
     )
@@ -48,9 +54,10 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     refuse_finished(parsed)
     if not isinstance(parsed.resume, str):
         described, execution = collect_both(parsed)
-        return train_one(described, parsed.output, execution, bool(parsed.resume))
+        preset = preset_of(parsed)
+        return train_one(described, parsed.output, execution, bool(parsed.resume), preset)
     folder = RunFolder(parsed.resume)
-    names = [*(item.name for item in fields(Run)), "output", "config"]
+    names = [*(item.name for item in fields(Run)), "output", "config", "preset"]
     changed = [name for name in names if getattr(parsed, name, None) is not None]
     changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
     if changed:
@@ -77,15 +84,26 @@ def refuse_finished(parsed: argparse.Namespace) -> None:
 
 
 def train_one(
-    described: Run, output: str | None, execution: Execution, resume: bool
+    described: Run,
+    output: str | None,
+    execution: Execution,
+    resume: bool,
+    preset: "Preset | None" = None,
 ) -> dict[str, Any]:
-    """Train a run in a folder; None: in ``runs``, under the run's name."""
+    """Train a run in a folder; None: in ``runs``, under the run's name.
+
+    Args:
+        preset: whose settings it began from; it is recorded beside the run.
+    """
     from layerwise.experiments.sweep import folder_of
     from layerwise.training.loop import Interrupted, train
     from layerwise.training.prepare import prepare
     from layerwise.training.progress import shown
 
     prepared = prepare(described, execution)
+    if preset:
+        prepared = replace(prepared, preset=preset.record(prepared.run))
+        print("\n".join(words_of(preset)), flush=True)
     folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
     try:
         with shown() as progress:
@@ -96,6 +114,12 @@ def train_one(
         ) from None
     print(summary(result), flush=True)
     return result
+
+
+def words_of(preset: "Preset") -> list[str]:
+    """What was published with a preset's settings, and what they leave out, in lines."""
+    began = f"preset {preset.name}: {preset.units} units, {preset.published}; {preset.source}"
+    return [began, *(f"  differs: {words}" for words in preset.differs)]
 
 
 def summary(result: dict[str, Any]) -> str:

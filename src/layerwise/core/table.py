@@ -42,15 +42,7 @@ def table_of_units(units: Sequence[Unit], span: int | Sequence[int] = 1) -> str:
     rows = [HEADINGS, *(cells(row) for row in describe_units(units))]
     total = sum(count(unit.piece) for unit in units), sum(count(unit.loss) for unit in units)
     rows.append(("", "all", "", "", "", *(f"{number:,}" for number in total)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    right = (0, 5, 6)
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = [aligned(rows, right=(0, 5, 6))]
     if not isinstance(span, int):
         lines.append(
             f"span {span_text(span)}: units that the loss of each reaches, its own counted"
@@ -58,6 +50,19 @@ def table_of_units(units: Sequence[Unit], span: int | Sequence[int] = 1) -> str:
     elif span > 1:
         lines.append(f"span {span}: a loss reaches its own unit and {span - 1} before it")
     return "\n".join(lines)
+
+
+def aligned(rows: Sequence[Sequence[str]], right: Sequence[int]) -> str:
+    """Rows of cells as text, in columns, some of which end at their right edge."""
+    columns = range(len(rows[0]))
+    widths = [max(len(row[column]) for row in rows) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """AugLocal: heads made of later blocks of the network itself (Ma et al. 2024, arXiv:2402.17318)."""
 
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from layerwise.losses.heads import HeadLoss
 from layerwise.losses.site import Site
 
 if TYPE_CHECKING:
-    from layerwise.core.later import Place
+    from layerwise.core.later import Block, Place
 
 DEPTH = 4  # of a head, where a network has so many later blocks
 
@@ -20,9 +21,10 @@ class AugLocal(HeadLoss):
 
     The blocks are chosen uniformly: of L blocks, unit l has those at round(l + i · (L − 1 − l) / d)
     for i = 1 … d; all later ones where there are fewer. Deeper units have fewer: with a pyramid c,
-    d falls linearly from the first unit to the last, to (1 − c) · d + c. A projection (a 1×1
-    convolution with a stride, or a linear layer) stands where the channels or sizes of two
-    neighbours do not meet.
+    d falls linearly from the first unit to the last, to (1 − c) · d + c. A block that the features
+    before it do not fit gives way to the latest one before it, behind the unit, that leads from
+    their shape to the same shape: in a residual network, to the first of its stage. Where there is
+    none, a projection (a 1×1 convolution with a stride, or a linear layer) stands before the block.
 
     Args:
         site: place in the chain of a network.
@@ -58,15 +60,14 @@ class AugLocal(HeadLoss):
             )
         last = place.passed - 1  # index of the block that the unit ends in or behind
         depth = pyramid_depth(site.index, site.count, head_depth, pyramid)
-        chosen = [place.blocks[index] for index in chosen_blocks(last, count, depth)]
         shape, layers = site.shape, list[nn.Module]()
-        for block in (*chosen, place.output):
-            if shape != block.entering:
-                layers.append(projection(shape, block.entering))
-            if block is place.output:
-                layers.append(Contiguous())  # it may begin with .view
-            layers.append(Single(block.new_copy()))
+        for index in chosen_blocks(last, count, depth):
+            block = fitting_block(shape, place.blocks[last + 1 : index + 1])
+            layers += [*joint(shape, block.entering), Single(block.new_copy())]
             shape = block.leaving
+        layers += joint(shape, place.output.entering)
+        layers.append(Contiguous())  # the output's block may begin with .view
+        layers.append(Single(place.output.new_copy()))
         super().__init__(nn.Sequential(*layers))
 
 
@@ -99,6 +100,13 @@ def chosen_blocks(last: int, count: int, depth: int) -> list[int]:
     return [round(last + number * later / depth) for number in range(1, depth + 1)]
 
 
+def fitting_block(shape: tuple[int, ...], blocks: "Sequence[Block]") -> "Block":
+    """The last block, or the latest that leads from features of a shape to what it leads to."""
+    *_, chosen = blocks
+    wanted = shape, chosen.leaving
+    return next((b for b in reversed(blocks) if (b.entering, b.leaving) == wanted), chosen)
+
+
 class Contiguous(nn.Module):
     """Maps in PyTorch's default memory format."""
 
@@ -116,6 +124,11 @@ class Single(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         (result,) = self.piece(features)
         return result
+
+
+def joint(shape: tuple[int, ...], wanted: tuple[int, ...]) -> list[nn.Module]:
+    """What stands between features of one shape and a block that takes another."""
+    return [] if shape == wanted else [projection(shape, wanted)]
 
 
 def projection(shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:

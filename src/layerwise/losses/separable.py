@@ -13,14 +13,14 @@ EXPANSION = 4  # of an inverted residual
 class Separable(HeadLoss):
     """Cross-entropy of a head whose cost grows little with the number of channels.
 
-    A separable convolution with stride 2 to a quarter of the channels, inverted residuals, a 1×1
-    convolution to 512 channels, global average pooling, a linear classifier. On vectors: a linear
-    layer to 512 numbers and the classifier.
+    A 1×1 convolution to a quarter of the channels, a depthwise 3×3 one with stride 2, inverted
+    residuals, a 1×1 convolution to 512 channels, global average pooling, a linear classifier. On
+    vectors: a linear layer to 512 numbers and the classifier.
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        head_layers: number of inverted residuals; every second one halves the maps, and each adds
-            an eighth of the features' channels.
+        head_layers: number of inverted residuals. Every second one halves the maps and adds an
+            eighth of the features' channels, until a map is one pixel.
 
     Raises:
         InvalidInput: ``head_layers`` is below 0, or the features are of another shape.
@@ -37,15 +37,19 @@ class Separable(HeadLoss):
         if len(site.shape) == 1:
             super().__init__(nn.Sequential(linear(channels, EMBEDDING), classifier))
             return
-        width, step = max(channels // 4, 1), max(channels // 8, 1)
+        width, step = max(channels // 4, 1), max(channels // 4 // 2, 1)
+        side = min(site.shape[1:]) // 2
         layers: list[nn.Module] = [
-            depthwise(channels, stride=2),
             pointwise(channels, width),
+            nn.ReLU(),
+            depthwise(width, stride=2),
             nn.ReLU(),
         ]
         for number in range(head_layers):
-            layers.append(InvertedResidual(width, width + step, stride=1 + number % 2))
-            width += step
+            stride = 2 if number % 2 and side > 1 else 1
+            wider = width + step * (stride - 1)
+            layers.append(InvertedResidual(width, wider, stride))
+            width, side = wider, side // stride
         super().__init__(
             nn.Sequential(
                 *layers,
@@ -61,14 +65,14 @@ class Separable(HeadLoss):
 class InvertedResidual(nn.Module):
     """1×1 convolution to four times the channels, depthwise 3×3, 1×1 back (MobileNetV2).
 
-    Shapes: (B, inputs, H, W) -> (B, outputs, ⌈H / stride⌉, ⌈W / stride⌉). What the input and the
-    output share is added where stride is 1.
+    Shapes: (B, inputs, H, W) -> (B, outputs, ⌈H / stride⌉, ⌈W / stride⌉). The input is added where
+    it has the output's shape.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         expanded = EXPANSION * inputs
-        self.shared = inputs if stride == 1 else 0
+        self.residual = stride == 1 and inputs == outputs
         self.layers = nn.Sequential(
             pointwise(inputs, expanded),
             nn.ReLU(),
@@ -78,12 +82,8 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        result = self.layers(maps)
-        if self.shared:
-            result = nn.functional.pad(maps, (0, 0, 0, 0, 0, result.shape[1] - maps.shape[1])) + (
-                result
-            )
-        return result
+        result: Tensor = self.layers(maps)
+        return maps + result if self.residual else result
 
 
 def depthwise(channels: int, stride: int) -> nn.Sequential:

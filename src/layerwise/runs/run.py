@@ -77,13 +77,15 @@ class Run:
     )
     epochs: int = option(400, "passes over the training images; by a sequential rule, of each unit")
     batch_size: int = option(128, "images in a batch", short="-b")
-    optimizer: str = option("adam", "optimizer: adam, adamw or sgd", also=("--opt",))
+    optimizer: str = option("adam", "optimizer: adam, adamw, sgd or nesterov", also=("--opt",))
     lr: float = option(5e-4, "learning rate", also=("--learning-rate",))
-    momentum: float = option(0.9, "momentum of sgd")
+    momentum: float = option(0.9, "momentum of sgd and nesterov")
     weight_decay: float = option(0.0, "weight decay")
     decay_rate: float = option(0.25, "factor of the learning rate at every milestone")
     decay_milestones: str = option(
-        "0.5,0.75,0.89,0.94", "shares of training after which the rate decays; empty: never"
+        "0.5,0.75,0.89,0.94",
+        "shares of training after which the rate decays; empty: never; cosine: it follows half a "
+        "cosine to 0; cosine:0.1: it first rises over a tenth of training",
     )
     clip_grad: float | None = option(None, "largest norm of a unit's gradient (default: no limit)")
     augment: bool = option(True, "crop and flip training images as the data set allows")

@@ -28,6 +28,7 @@ from layerwise.models import MODELS, create_model, hierarchical, published_hiera
 from layerwise.rules import RULES, Keeping, Rule, Schedule
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
+from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
 from layerwise.utils.device import device_of
@@ -55,6 +56,14 @@ OPTIMIZERS: dict[str, Callable[[Run], OptimizerFactory]] = {
         momentum=run.momentum,
         fused=True,
     ),
+    "nesterov": lambda run: partial(
+        torch.optim.SGD,
+        lr=run.lr,
+        weight_decay=run.weight_decay,
+        momentum=run.momentum,
+        nesterov=run.momentum > 0,  # which PyTorch refuses otherwise
+        fused=True,
+    ),
 }
 
 
@@ -69,6 +78,7 @@ class Prepared:
         schedule: share of the training done, 0 to 1 -> factor of the learning rate.
         augmentation: of the training images.
         device: where it trains.
+        preset: record of the published settings that it began from, if it did.
     """
 
     run: Run
@@ -83,6 +93,7 @@ class Prepared:
     augmentation: Augmentation
     device: torch.device
     measures: tuple[str, ...]
+    preset: Mapping[str, Any] | None = None
 
     @property
     def own_cut(self) -> str | int | list[str]:
@@ -226,24 +237,6 @@ def build_network(run: Run, images: ImageFormat) -> nn.Module:
         run.downsample_after,
         **run.model_options,
     )
-
-
-def decay(run: Run) -> Schedule:
-    """The paper's schedule: the rate is multiplied by ``decay_rate`` at every milestone.
-
-    Raises:
-        InvalidInput: a milestone is not a number from 0 to 1.
-    """
-    try:
-        milestones = [float(share) for share in run.decay_milestones.split(",") if share.strip()]
-    except ValueError:
-        milestones = [-1.0]
-    if not all(0 <= share <= 1 for share in milestones):
-        raise InvalidInput(
-            f"Cannot use decay_milestones {brief(repr(run.decay_milestones))}: they are not "
-            "shares of training. Give numbers from 0 to 1, such as 0.5,0.75."
-        )
-    return lambda done: run.decay_rate ** sum(done >= share for share in milestones)
 
 
 def parse_cut(at: str) -> str | int | list[str]:

@@ -5,11 +5,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from layerwise.core.audit import audit_steps, labels_in_pairs
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
-from layerwise.errors import InvalidInput
+from layerwise.errors import Diverged, InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
@@ -33,6 +34,8 @@ from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
 from layerwise.utils.plugins import IMPORTED
+
+AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
 
 @dataclass(frozen=True)
@@ -154,13 +157,26 @@ def describe_session(
     return {
         "data": data.facts(),
         "units": [unit.name for unit in learner.units],
+        "audit": audit_session(data, learner),
         "local": len(learner.units) > 1,
         "options": options_in_full(prepared.run),
         "imported": dict(IMPORTED),
         "layouts": formats,
         "execution": asdict(prepared.execution),
+        **({"preset": prepared.preset} if prepared.preset else {}),
         **describe_machine(prepared.device),
     }
+
+
+def audit_session(data: Splits, learner: Learner) -> dict[str, Any] | None:
+    """What the units' losses really reach, on a few images; None where a loss is not finite."""
+    images = data.train.images(data.train.order(0)[0][:AUDITED_IMAGES], 0)
+    labels = labels_in_pairs(len(images), learner.num_classes).to(images.device)
+    try:
+        found = audit_steps(learner, images, labels)
+    except Diverged:  # of so few images; the first step says so if it is of a batch too
+        return None
+    return found.summary()
 
 
 def options_in_full(run: Run) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,47 @@
+"""``layerwise audit``: which weights the loss of each unit really reaches."""
+
+import argparse
+from typing import Any
+
+from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.profile import NOT_PROFILED
+from layerwise.runs.run import Execution, Run
+
+IMAGES = 8  # in the batch that is differentiated
+
+
+def add_arguments(parser: Parser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
+    )
+    add_fields(parser, Run, skip={"model", "train_images", *NOT_PROFILED} - {"rule"})
+
+
+def run(parsed: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from layerwise.core.audit import labels_in_pairs
+    from layerwise.core.memory_format import set_memory_format
+    from layerwise.profiling.audit import audit
+    from layerwise.profiling.trial_steps import trial_learner, trial_options
+    from layerwise.training.prepare import prepare
+
+    prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
+    described = prepared.run
+    learner = trial_learner(prepared, parsed.classes)
+    set_memory_format(learner, prepared.execution.memory_format)
+    torch.manual_seed(described.seed)
+    images = torch.rand(IMAGES, *learner.image_shape, dtype=learner.image_type)
+    labels = labels_in_pairs(IMAGES, learner.num_classes)
+    options = trial_options(described)
+    found = audit(learner, images, labels, described.rule, described.batch_size, **options)
+    print(found)
+    memory = {"kept_bytes": found.kept_bytes, "peak_bytes": found.peak_bytes}
+    return {**found.summary(), **memory, "losses": found.rows()}
+
+
+def problem(result: dict[str, Any]) -> str | None:
+    """A sentence on why the locality is not as declared; None: it is."""
+    sentence: str | None = result["problem"]
+    return sentence
