@@ -12,7 +12,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.locality import Weight
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.unit import Activations, Unit
-from layerwise.losses import Evaluated, Targets
+from layerwise.losses import Evaluated
 from layerwise.utils.device import device_of
 
 ANY_SEED = 0  # of draws from the global generators, so that every repetition has the same
@@ -126,8 +126,8 @@ class Probe:
         """Attributes of a unit whose loss counts with a factor and that updates nothing."""
         evaluate = unit.evaluate
 
-        def scaled(activations: Activations, targets: Targets) -> tuple[Activations, Evaluated]:
-            passed, evaluated = evaluate(activations, targets)
+        def scaled(*given: Any) -> tuple[Activations, Evaluated]:
+            passed, evaluated = evaluate(*given)
             if evaluated.loss.requires_grad:
                 evaluated.loss.register_hook(lambda gradient: gradient * factor)
             return passed, evaluated
