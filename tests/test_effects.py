@@ -33,6 +33,9 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
         "--rule global --at block",
         "--rule checkpointed --at 3",
         "--rule global --output-layer separate",
+        "--rule global --loss-from 4=pred",
+        "--at 1 --head-lr-factor 2",
+        "--rule checkpointed --last-lr-factor 2",
     ],
 )
 def test_options_of_what_is_trained_are_refused(words: str) -> None:

@@ -74,6 +74,7 @@ def unit_after_unit(
         for epoch in range(max(start.epoch, index * epochs), (index + 1) * epochs):
             learner.train(only=unit)
             set_rates([unit], schedule((epoch - index * epochs) / epochs))
+            learner.set_progress((epoch - index * epochs) / epochs)
             first = start.batch if epoch == start.epoch else 0
             number = first
             # a list to pop from, so that the unit alone keeps its activations alive

@@ -58,6 +58,7 @@ def every_batch(
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
+        learner.set_progress(epoch / epochs)
         first = start.batch if epoch == start.epoch else 0
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
             result = step_in_parts(learner, images, labels, micro_batches)
