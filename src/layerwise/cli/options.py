@@ -193,7 +193,7 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
                 text = f"{', '.join(owners)}: {words}{changes}{defaults_in_words(owners)}"
                 flag = as_flag(name)
                 try:
-                    common_kind = first.kind if len(plain) == 1 else str
+                    common_kind: Callable[[str], Any] = first.kind if len(plain) == 1 else str
                     if changing and common_kind is float:
                         common_kind = number_or_change
                     add_option(group, [flag], DECLARED + name, common_kind, text)

@@ -1,7 +1,7 @@
 """Losses, optimizers and schedules of units, made by what the user gives ``localize``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
 Given = TypeVar("Given")
 # one for all units, one per unit in order, by name, or by the number of the unit it begins at
-PerUnit = Given | Sequence[Given] | Mapping[str, Given] | Mapping[int, Given]
+PerUnit: TypeAlias = Given | Sequence[Given] | Mapping[str, Given] | Mapping[int, Given]
 
 
 def made_optimizer(maker: OptimizerFactory, weights: list[nn.Parameter], name: str) -> Optimizer:
@@ -119,13 +119,13 @@ def is_loss(given: Any) -> bool:
     return isinstance(given, str) or callable(given)
 
 
-def scale_rate(optimizer: Optimizer | None, weights: Iterable[nn.Parameter], factor: float) -> None:
+def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: float) -> None:
     """Let some of an optimizer's weights learn at a multiple of its rate, in groups of their own.
 
     Schedules multiply the rate that each group begins with, so they keep the factor.
     """
     chosen = set(map(id, weights))
-    for group in list(optimizer.param_groups) if optimizer is not None else ():
+    for group in list(optimizer.param_groups):
         apart = [weight for weight in group["params"] if id(weight) in chosen]
         others = [weight for weight in group["params"] if id(weight) not in chosen]
         if apart and others:

@@ -135,7 +135,7 @@ class Prepared:
             **self.run.loss_options,
         )
         *others, last = learner.units
-        if others:
+        if others and last.optimizer is not None:
             scale_rate(last.optimizer, last.weights(), self.run.last_lr_factor)
         return learner
 
