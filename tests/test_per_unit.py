@@ -151,7 +151,8 @@ def test_an_annealed_weight_is_that_of_a_loop_by_hand() -> None:
         sim, pred = unit.loss.sim(features, targets), unit.loss.pred(features, targets)
         return beta * sim.loss + (1 - beta) * pred.loss
 
-    assert_close(learned(local, lambda number: number / 2), by_hand(local, loss_of))
+    twin = by_hand(local, loss_of)
+    assert_close(learned(local, lambda number: number / 2), twin)
 
 
 @pytest.mark.parametrize(("loss", "name"), CHANGING)
@@ -301,6 +302,7 @@ def test_the_last_unit_learns_at_its_own_rate() -> None:
 
 ALL = replace(
     SMALL,
+    model="vgg8b",
     loss_from="2=predsim,3=infopro",
     at="5",
     loss="dgl-mlp",

@@ -104,13 +104,15 @@ class InfoPro(nn.Module):
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
         task, correct = self.classify(features, targets)
-        first = self.weight_here(self.reconstruction, self.reconstruction_last)
-        second = self.weight_here(self.task, self.task_last)
+        first, second = self.weights()
         return Evaluated(first * self.reconstruct(features, targets) + second * task, correct)
 
-    def weight_here(self, first: float, last: float | None) -> float:
-        """A weight at this unit, linear from the first unit to the last but one."""
-        return first if last is None else first + (last - first) * self.depth
+    def weights(self) -> list[float]:
+        """λ₁ and λ₂ of this unit, linear from the first unit to the last but one."""
+        both = (self.reconstruction, self.reconstruction_last), (self.task, self.task_last)
+        return [
+            first if last is None else first + (last - first) * self.depth for first, last in both
+        ]
 
 
 class InfoProContrast(InfoPro):

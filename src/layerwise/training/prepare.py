@@ -92,6 +92,13 @@ class Prepared:
         """Where the run's units would end if its rule did not train the network as one."""
         return parse_cut(self.run.at)
 
+    def loss_options(self) -> dict[str, Any]:
+        """The run's options of those losses that units have: of one unit, the first's."""
+        declared = {
+            name for loss in self.losses.values() for name in options_of(declaring_terms(loss))
+        }
+        return {name: value for name, value in self.run.loss_options.items() if name in declared}
+
     def load_data(self, say: Callable[[str], None] = lambda line: None) -> Splits:
         """The run's images, read, split and on the device.
 
@@ -132,7 +139,7 @@ class Prepared:
             span=self.run.rule_options.get("span", 1),
             normalization=images.normalization,
             head_lr_factor=self.run.head_lr_factor,
-            **self.run.loss_options,
+            **self.loss_options(),
         )
         *others, last = learner.units
         if others and last.optimizer is not None:
