@@ -344,7 +344,7 @@ def test_a_run_goes_on_through_changes_to_the_same_bits(rule: str, tmp_path: Pat
     assert losses[0] == losses[1]
 
 
-def test_a_run_is_that_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_that_of_the_command(tmp_path: Path) -> None:
     words = ["--loss", "pred", "--loss-from", "2=predsim", "--loss-from", "3 = dgl-mlp"]
     words += ["--beta", "0.9..0.5", "--epochs", "1", "--train-images", "40", "--device", "cpu"]
     words += ["--output", str(tmp_path / "run"), "--batch-size", "16", "--json"]
@@ -358,7 +358,8 @@ def test_a_run_is_that_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixt
     assert code is None, printed
     units = json.loads(printed.splitlines()[-1])["units"]
     assert [unit["loss"] for unit in units[:4]] == ["Pred", "Pred", "PredSim", "DglMlp"]
-    code, printed = run_program("profile", "--predict", "--json", *VGG, *words[:8])
+    profile = ["profile", "--predict", "--rules", "simultaneous,global", "--json"]
+    code, printed = run_program(*profile, *VGG, *words[:8])
     assert code is None, printed
     heads = json.loads(printed.splitlines()[-1])["rules"]["simultaneous"]["head_parameters"]
     assert heads == sum(unit["head_parameters"] for unit in units)
