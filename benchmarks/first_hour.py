@@ -203,7 +203,7 @@ def build(task: Task, prepared: Prepared, data: Splits, loss: str, way: str, see
     )
     last: Any = learner.units[-1]
     if way == "unscaled":
-        last.loss.scale = 1.0
+        last.loss.beta = 0.0
     if way == "joined-scaled":
         hidden_loss: Any = learner.units[-2].loss
         last.loss.scale = 1 - hidden_loss.beta

@@ -36,6 +36,9 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
         "--rule checkpointed --at 3",
         "--rule global --output-layer separate",
         "--rule growing --groups-first 2 --groups-last 2 --growth 0.5",
+        "--rule global --loss-from 4=pred",
+        "--at 1 --head-lr-factor 2",
+        "--rule checkpointed --last-lr-factor 2",
     ],
 )
 def test_options_of_what_is_trained_are_refused(words: str) -> None:

@@ -284,8 +284,7 @@ def test_infopro(shape: tuple[int, ...], normalised_by: Any, contrast: bool) -> 
 def test_infopros_weights_are_linear_up_to_the_last_unit_but_one() -> None:
     options = {"reconstruction": 6.0, "reconstruction_last": 0.0, "task": 0.0, "task_last": 3.0}
     heads = [create_loss("infopro", site((4, 3, 3), index, 5), **options) for index in range(4)]
-    assert [head.reconstruction for head in heads] == [6.0, 4.0, 2.0, 0.0]
-    assert [head.task for head in heads] == [0.0, 1.0, 2.0, 3.0]
+    assert [head.weights() for head in heads] == [[6.0, 0.0], [4.0, 1.0], [2.0, 2.0], [0.0, 3.0]]
 
 
 # ---- biological ----

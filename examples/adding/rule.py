@@ -13,6 +13,7 @@ def mine(learner, batches, epochs, schedule, start=START, *, repeats: int = 2):
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
+        learner.set_progress(epoch / epochs)
         first = start.batch if epoch == start.epoch else 0
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):
             for _ in range(repeats):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
     from layerwise.losses import (
         LOSSES,
+        Changing,
         Evaluated,
         Output,
         Pred,
@@ -53,8 +54,8 @@ HOMES = {
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
     "losses": (
-        *("LOSSES", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim", "Site"),
-        "Targets",
+        *("LOSSES", "Changing", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim"),
+        *("Site", "Targets"),
     ),
     "measures": ("MEASURES", "linear_cka"),
     "models": ("MODELS", "create_model", "list_models"),
@@ -75,6 +76,7 @@ __all__ = [
     "CannotSplit",
     "CapturedSteps",
     "Chain",
+    "Changing",
     "DataSet",
     "Diverged",
     "Evaluated",

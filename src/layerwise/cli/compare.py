@@ -106,6 +106,11 @@ def run_methods(
     if len(parsed.hierarchies or ()) > 1:
         refuse_hierarchies()
     base, execution = collect_both(parsed, list(dict.fromkeys(["simultaneous", *rules])))
+    if base.loss_from:
+        raise InvalidInput(
+            "Cannot use --loss-from where losses or spans are compared: all units have one loss "
+            "there. Leave it out."
+        )
     if parsed.hierarchies:
         base = replace(base, hierarchy=stages_of(base, parsed.hierarchies)[0])
     comparison = Comparison(

@@ -73,7 +73,7 @@ CONDITIONS = (
         "--decay-milestones names no milestone",
     ),
     Condition(
-        ("loss", "loss_options"),
+        ("loss", "loss_options", "loss_from", "head_lr_factor", "last_lr_factor"),
         lambda run, _: not run.is_global,
         "the network is trained as one unit, whose loss is the cross-entropy of its output (rule "
         "{rule}, at {at})",

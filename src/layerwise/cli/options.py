@@ -14,8 +14,10 @@ from layerwise.cli.effects import check_effects
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.losses import format_later_losses, parse_later_losses
 from layerwise.runs.run import NO_OPTIONS, Execution, Run, check_value, field_type, flat, run_from
 from layerwise.utils.bounded import read_options, refuse_strange
+from layerwise.utils.changing import BETWEEN
 from layerwise.utils.options import Option, Options, as_flag, options_of, positional_options
 from layerwise.utils.terminal import in_one_line
 
@@ -29,10 +31,16 @@ Registries = Mapping[str, Mapping[str, Callable[..., Any]]]
 SHARED = ("hierarchy", "width", "dropout", "downsample_after")
 # words under the headings of help
 GROUPS: dict[type, str] = {Run: "What is trained.", Execution: "Where and how it is trained."}
-NUMBERS: dict[type, str] = {int: "N", float: "X"}  # as help shows values of a type
+NUMBERS: dict[Any, str] = {int: "N", float: "X"}  # as help shows values of a type
 MOST_DIGITS = 30  # of a whole number
 # arguments that a network, a rule and a loss are called with, before their options
 GIVEN = {"model": 3, "rule": 5, "loss": 1}
+# one spelling, one run
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "hierarchy": lambda text: ",".join(map(str, parse_hierarchy(text))),
+    "downsample_after": lambda text: ",".join(map(str, parse_downsampling(text))),
+    "loss_from": lambda text: format_later_losses(parse_later_losses(text)),
+}
 DECLARED = "declared:"  # begins the names of declared options among parsed arguments
 
 
@@ -127,7 +135,10 @@ def add_fields(
         text = item.metadata["help"]
         if item.default is not None and "default" not in text:
             text = f"{text} (default: {default_text(item.default)})"
-        add_option(group, names, item.name, field_type(item), text)
+        others: dict[str, Any] = {}
+        if "repeated" in item.metadata:
+            others = {"action": Joined, "metavar": item.metadata["metavar"]}
+        add_option(group, names, item.name, field_type(item), text, **others)
     if kind is Run:
         add_declared(parser, skip, declared)
 
@@ -137,7 +148,35 @@ def default_text(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -> None:
+class Joined(argparse.Action):
+    """An option that may be repeated: its values, joined by commas."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
+def number_or_change(text: str) -> float | str:
+    """A number, or the text of a linear change such as ``0.99..0.5``, whose owner checks it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return text if BETWEEN in text else float(text)
+
+
+number_or_change.__name__ = "number"  # as argparse names it in refusals
+
+
+def add_option(
+    group: Any, names: list[str], dest: str, kind: Callable[[str], Any], text: str, **others: Any
+) -> None:
     text = text.replace("%", "%%")
     if kind is bool:
         group.add_argument(
@@ -150,9 +189,8 @@ def add_option(group: Any, names: list[str], dest: str, kind: type, text: str) -
         return
     metavar = names[-1].lstrip("-").replace("-", "_").upper() if len(names) == 1 else None
     metavar = NUMBERS.get(kind) or metavar or dest.removeprefix(DECLARED).upper()
-    group.add_argument(
-        *names, dest=dest, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=text
-    )
+    described = {"type": kind, "default": argparse.SUPPRESS, "metavar": metavar, "help": text}
+    group.add_argument(*names, dest=dest, **{**described, **others})
 
 
 def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> None:
@@ -176,10 +214,14 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
                 first = next(iter(owners.values()))
                 plain = {option.kind for option in owners.values()}
                 words = (first.text or name).rstrip(".")
-                text = f"{', '.join(owners)}: {words}{defaults_in_words(owners)}"
+                changing = any(option.changing for option in owners.values())
+                changes = "; X..Y goes from X to Y over training" if changing else ""
+                text = f"{', '.join(owners)}: {words}{changes}{defaults_in_words(owners)}"
                 flag = as_flag(name)
                 try:
-                    common_kind = first.kind if len(plain) == 1 else str
+                    common_kind: Callable[[str], Any] = first.kind if len(plain) == 1 else str
+                    if changing and common_kind is float:
+                        common_kind = number_or_change
                     add_option(group, [flag], DECLARED + name, common_kind, text)
                 except argparse.ArgumentError:
                     refuse_name(kind, name, owners)
@@ -283,9 +325,9 @@ def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
         if value is not None and (name in accepted or name.startswith(DECLARED))
     }
     values = {name: value for name, value in options.items() if name in accepted}
-    for name, parse in (("hierarchy", parse_hierarchy), ("downsample_after", parse_downsampling)):
+    for name, spell in SPELLINGS.items():
         if values.get(name):
-            values[name] = ",".join(map(str, parse(values[name])))  # one spelling, one run
+            values[name] = spell(values[name])
     if isinstance(base, Execution):
         return replace(base, **values)
     return with_declared(without_options_of_others(replace(base, **values), base), options)
@@ -306,7 +348,7 @@ def with_declared(run: Run, options: Mapping[str, Any]) -> Run:
     An option that no choice of the run declares goes to a kind of which some entry does: there it
     is refused in words.
     """
-    from layerwise.training.prepare import registries
+    from layerwise.training.prepare import choices, registries
 
     own = {item.name for item in fields(Run)} | {item.name for item in fields(Execution)}
     taken: dict[str, dict[str, Any]] = {kind: {} for kind in registries()}
@@ -314,7 +356,9 @@ def with_declared(run: Run, options: Mapping[str, Any]) -> Run:
         if name not in own:
             kinds = [kind for kind, registry in registries().items() if name in by_option(registry)]
             chosen = [
-                kind for kind in kinds if declares(registries()[kind], getattr(run, kind), name)
+                kind
+                for kind in kinds
+                if any(declares(registries()[kind], entry, name) for entry in choices(run)[kind])
             ]
             for kind in chosen or kinds[:1]:
                 taken[kind][name] = value

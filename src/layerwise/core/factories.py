@@ -1,16 +1,20 @@
-"""Optimizers and schedules of units, made by what the user gives ``localize``."""
+"""Losses, optimizers and schedules of units, made by what the user gives ``localize``."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from layerwise.errors import InvalidInput
+from layerwise.losses import LossFactory
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], Any]
+Given = TypeVar("Given")
+# one for all units, one per unit in order, by name, or by the number of the unit it begins at
+PerUnit: TypeAlias = Given | Sequence[Given] | Mapping[str, Given] | Mapping[int, Given]
 
 
 def made_optimizer(maker: OptimizerFactory, weights: list[nn.Parameter], name: str) -> Optimizer:
@@ -35,6 +39,55 @@ def made_optimizer(maker: OptimizerFactory, weights: list[nn.Parameter], name: s
     return optimizer
 
 
+def one_per_unit(
+    argument: str, given: Any, names: Sequence[str], is_one: Callable[[Any], bool], words: str
+) -> list[Any]:
+    """An argument of ``localize`` for each unit, from one of the forms in which it is given.
+
+    Args:
+        argument: its name.
+        given: one for all units, a sequence with one per unit, a dictionary by the names of units,
+            or a dictionary by the numbers of the units that each is for, from there on.
+        names: names of the units.
+        is_one: whether something is one of them; words: such a thing, in words.
+
+    Raises:
+        InvalidInput: some unit has none, or there is no unit of such a number.
+    """
+    if is_one(given):
+        return [given] * len(names)
+    each: list[Any] = []
+    if isinstance(given, Mapping) and given and all(isinstance(key, int) for key in given):
+        each = from_each_on(argument, given, len(names))
+    elif isinstance(given, Mapping):
+        each = [given.get(name) for name in names]
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        each = list(given)
+    if len(each) != len(names) or not all(map(is_one, each)):
+        raise InvalidInput(
+            f"Cannot use {argument}=: it does not give each of the {len(names)} units {words}. "
+            f"Give {words} for all, a list with one per unit, or a dictionary with the names "
+            f"{', '.join(names[:3])} …"
+        )
+    return each
+
+
+def from_each_on(argument: str, given: Mapping[int, Any], count: int) -> list[Any]:
+    """For each of a number of units, what is given for the last unit up to it.
+
+    Raises:
+        InvalidInput: there is no unit of such a number.
+    """
+    for unit in given:
+        if not 0 <= unit < count:
+            raise InvalidInput(
+                f"Cannot begin another {argument} at unit {unit}: the network has {count} units. "
+                f"Give 0 to {count - 1}."
+            )
+    starts = [[unit for unit in given if unit <= index] for index in range(count)]
+    return [given[max(units)] if units else None for units in starts]
+
+
 def optimizer_makers(optimizer: Any, names: Sequence[str]) -> list[OptimizerFactory]:
     """One optimizer factory per unit.
 
@@ -45,22 +98,41 @@ def optimizer_makers(optimizer: Any, names: Sequence[str]) -> list[OptimizerFact
     Raises:
         InvalidInput: some unit has no callable.
     """
-    if optimizer is None:
-        optimizer = default_optimizer
-    if callable(optimizer):
-        return [optimizer] * len(names)
-    makers: list[Any] = []
-    if isinstance(optimizer, Mapping):
-        makers = [optimizer.get(name) for name in names]
-    elif isinstance(optimizer, Sequence):
-        makers = list(optimizer)
-    if len(makers) != len(names) or not all(callable(maker) for maker in makers):
-        raise InvalidInput(
-            f"Cannot use optimizer=: it does not give each of the {len(names)} units a callable. "
-            "Give one callable for all, a list with one per unit, or a dictionary with the names "
-            f"{', '.join(names[:3])} …"
-        )
-    return makers
+    chosen = default_optimizer if optimizer is None else optimizer
+    return one_per_unit("optimizer", chosen, names, callable, "a callable")
+
+
+def losses_of_units(loss: Any, names: Sequence[str]) -> list[str | LossFactory]:
+    """One loss per unit, a name or a callable.
+
+    Args:
+        loss: see ``localize``.
+        names: names of the units.
+
+    Raises:
+        InvalidInput: some unit has none.
+    """
+    return one_per_unit("loss", loss, names, is_loss, "a name or a callable")
+
+
+def is_loss(given: Any) -> bool:
+    return isinstance(given, str) or callable(given)
+
+
+def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: float) -> None:
+    """Let some of an optimizer's weights learn at a multiple of its rate, in groups of their own.
+
+    Schedules multiply the rate that each group begins with, so they keep the factor.
+    """
+    chosen = set(map(id, weights))
+    for group in list(optimizer.param_groups):
+        apart = [weight for weight in group["params"] if id(weight) in chosen]
+        others = [weight for weight in group["params"] if id(weight) not in chosen]
+        if apart and others:
+            group["params"] = others
+            optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
+        elif apart:
+            group["lr"] *= factor
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:

@@ -26,6 +26,7 @@ from layerwise.core.unit import Unit, step_units
 from layerwise.core.windows import step_windows
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
+from layerwise.utils.changing import Change, set_values
 
 # (units, images, targets, steps made before) -> each unit's loss and number of correct examples
 MakeStep = Callable[[Sequence[Unit], Tensor, Targets, int], list[Evaluated]]
@@ -45,6 +46,8 @@ class Learner:
         steps: number of steps made; those on parts of a batch count too.
         make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
             steps.
+        changes: options of the losses that change over training.
+        progress: share of training at which their values are those of now.
         structure: the modules and weights that the learner was made of.
     """
 
@@ -62,6 +65,8 @@ class Learner:
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps, self._reach, self._recompute = 0, local_reach(len(self.units)), 0
+        self.changes: Sequence[Change] = ()
+        self.progress = 0.0
         self.plain_step: Callable[..., list[Evaluated]] = step_units
         self.make_step: MakeStep = step_units
         self.training = model.training
@@ -302,6 +307,25 @@ class Learner:
         """Advance schedules that count steps, such as ``OneCycleLR``, instead of ``end_epoch``."""
         self.end_epoch()
 
+    def set_progress(self, progress: float) -> None:
+        """Give options of losses that change over training their values of a moment.
+
+        Args:
+            progress: share of training that is done, from 0 to 1. The rules set it at the beginning
+                of every epoch.
+
+        Raises:
+            InvalidInput: it is no share, or a value is out of its option's range.
+        """
+        if not 0 <= progress <= 1:
+            raise InvalidInput(
+                f"Cannot set progress {progress}: it is no share of training. Give 0 to 1."
+            )
+        values = {change.name: change.at(progress) for change in self.changes}
+        for unit in self.units:  # recorded steps see that these numbers changed
+            set_values(unit.loss.modules(), values)
+        self.progress = progress
+
     def zero_grad(self) -> None:
         """Forget the gradients of parts of a batch that wait for an update."""
         for unit in self.units:
@@ -315,7 +339,8 @@ class Learner:
         Raises:
             InvalidInput: gradients of parts of a batch wait for their update.
         """
-        return state_of(self.model, self.units, self.steps)
+        state = state_of(self.model, self.units, self.steps)
+        return {**state, "progress": self.progress} if self.changes else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state that ``state_dict`` returned.
@@ -326,5 +351,6 @@ class Learner:
         """
         load_state(self.model, self.units, state)
         self.steps = state["steps"]
+        self.set_progress(state.get("progress", 0.0))
         if self.captured is not None:
             self.captured.forget()  # they read the optimizers' state where it was before

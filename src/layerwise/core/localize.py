@@ -1,7 +1,7 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch.nn.parameter import is_lazy
 from layerwise.core.check import compare_with_network
 from layerwise.core.factories import (
     OptimizerFactory,
+    PerUnit,
     SchedulerFactory,
     checked_scheduler,
+    losses_of_units,
     made_optimizer,
     optimizer_makers,
+    scale_rate,
 )
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
@@ -26,8 +29,16 @@ from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
 from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput
-from layerwise.losses import LossFactory, Site, Targets, create_loss
+from layerwise.losses import (
+    LossFactory,
+    Site,
+    Targets,
+    create_loss,
+    options_of_each,
+    with_changes,
+)
 from layerwise.losses.terms import refuse_idle_terms
+from layerwise.utils.changing import Change
 from layerwise.utils.seeds import seeded
 
 # what may pass from a unit to the next: tensors, and facts about them
@@ -38,12 +49,9 @@ def localize(
     model: nn.Module,
     sample: Tensor,
     num_classes: int,
-    loss: str | LossFactory = "predsim",
+    loss: PerUnit[str | LossFactory] = "predsim",
     at: str | int | Sequence[str] = "layer",
-    optimizer: OptimizerFactory
-    | Sequence[OptimizerFactory]
-    | Mapping[str, OptimizerFactory]
-    | None = None,
+    optimizer: PerUnit[OptimizerFactory] | None = None,
     scheduler: SchedulerFactory | None = None,
     clip_grad: float | None = None,
     amp: torch.dtype | None = None,
@@ -54,6 +62,7 @@ def localize(
     span: Span = 1,
     check: bool = True,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
+    head_lr_factor: float = 1.0,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -64,10 +73,12 @@ def localize(
         sample: a batch of images (B, ...), from which the shapes of the features are read; it is
             moved to the model's device.
         num_classes: number of classes, which is that of the network's logits.
-        loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``.
+        loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``; one for all
+            units, one per unit in order, one per unit name, or one per number of the unit from
+            which on it is used, ``{0: "dgl-cnn", 4: "pred"}``.
         at: where to cut; see ``split``.
         optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
-            one per unit in order, or one per unit name. Default: fused Adam with rate 5e-4. It is
+            or one per unit in the forms of ``loss``. Default: fused Adam with rate 5e-4. It is
             given frozen parameters too, which learn once they are thawed.
         scheduler: a callable that makes a learning-rate schedule from an optimizer;
             ``Learner.end_epoch`` or ``end_step`` advances the schedules.
@@ -92,7 +103,11 @@ def localize(
             the network; False leaves it out.
         normalization: mean and standard deviation of each channel that images were normalised by,
             of values from 0 to 1, for losses that reconstruct images as they were stored.
-        loss_options: keyword arguments of the loss, such as ``beta`` of predsim.
+        head_lr_factor: rate at which heads learn, relative to their units' own; their weights are
+            then groups of their own in the optimizers.
+        loss_options: keyword arguments of the losses that declare them, such as ``beta`` of
+            predsim. One that may change over training can be a function of progress, from 0 to 1;
+            see ``Learner.set_progress``.
 
     Returns:
         The learner, whose ``step`` trains all units on a batch.
@@ -101,7 +116,7 @@ def localize(
         CannotSplit: the network cannot be cut so, or its units do not compute what it computes.
         InvalidInput: an argument does not fit the network.
     """
-    check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler)
+    check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:
         raise InvalidInput(
@@ -122,6 +137,9 @@ def localize(
         ) from error
     refuse_other_output(shapes[-1], num_classes)
     makers = optimizer_makers(optimizer, chain.names)
+    losses = losses_of_units(loss, chain.names)
+    changing = with_changes(losses, loss_options)
+    options = options_of_each(losses, changing)
     if check:
         compare_with_network(model, chain, sample)
     place = places(model, list(chain.pieces), sample, tuple(leaves))
@@ -141,7 +159,7 @@ def localize(
                 normalization=normalization,
                 place=partial(place, index),
             )
-            head = create_loss(loss, site, **loss_options)
+            head = create_loss(losses[index], site, **options[index])
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(
             model.training
         )
@@ -150,12 +168,17 @@ def localize(
             unit.scaler = torch.amp.GradScaler(tensor.device.type)
         if weights := unit.weights():
             unit.optimizer = made_optimizer(makers[index], weights, name)
+            if head_lr_factor != 1.0:
+                scale_rate(unit.optimizer, head.parameters(), head_lr_factor)
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     refuse_idle_terms([unit.loss for unit in units])
     learner = Learner(model, units, num_classes, sample, leaves)
     learner.span = span
+    learner.changes = [value for value in changing.values() if isinstance(value, Change)]
+    for progress in (1.0, 0.5, 0.0):  # what is out of range is refused before training
+        learner.set_progress(progress)
     with states_kept(model):
         try_losses(learner, sample)
         if memory_format is not None:
@@ -223,6 +246,7 @@ def check_arguments(
     amp: Any,
     seed: int | None,
     scheduler: Any,
+    head_lr_factor: Any,
 ) -> None:
     """Refuse arguments of ``localize`` that would fail later or silently do something else."""
     if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
@@ -272,6 +296,12 @@ def check_arguments(
             scheduler,
             scheduler is None or callable(scheduler),
             "a callable that makes one of an optimizer",
+        ),
+        (
+            "head_lr_factor",
+            head_lr_factor,
+            isinstance(head_lr_factor, int | float) and 0 < head_lr_factor < float("inf"),
+            "a number above 0",
         ),
     ):
         if not valid:

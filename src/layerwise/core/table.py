@@ -111,7 +111,7 @@ def name_of_layer(module: nn.Module) -> str:
 
 def name_of_loss(loss: nn.Module) -> str:
     if isinstance(loss, WithTerms):
-        terms = [f"{loss.weights[name]:g} {name}" for name in loss.applied()]
+        terms = [f"{getattr(loss, name):g} {name}" for name in loss.applied()]
         return " + ".join([name_of_loss(loss.loss), *terms])
     return "cross-entropy" if isinstance(loss, Output) else type(loss).__name__
 

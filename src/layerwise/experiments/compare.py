@@ -88,7 +88,7 @@ def check_rule_options(base: Run, rules: Sequence[str]) -> None:
     """
     declared = {name for rule in rules for name in options_of(RULES[rule].order)}
     strange = {name: value for name, value in base.rule_options.items() if name not in declared}
-    checked_options("rule", rules[0], registries()["rule"], strange)
+    checked_options("rule", rules[:1], registries()["rule"], strange)
 
 
 def stages_of(base: Run, hierarchies: Sequence[str] | None) -> list[str | None]:

@@ -6,7 +6,8 @@ differently from plain cross-entropy has a static method ``output``.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -23,8 +24,9 @@ from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.losses.separable import Separable
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
-from layerwise.losses.terms import WithTerms, split_terms
-from layerwise.utils.options import keyword_only
+from layerwise.losses.terms import TERMS, WithTerms, declaring_terms, split_terms
+from layerwise.utils.changing import BETWEEN, Change, Changing, linear_change, value_at
+from layerwise.utils.options import changing_options, keyword_only, plain_type_of
 
 LossFactory = Callable[..., nn.Module]
 
@@ -52,6 +54,7 @@ PROTOCOL = (
 
 __all__ = [
     "LOSSES",
+    "Changing",
     "Evaluated",
     "LossFactory",
     "Output",
@@ -62,6 +65,8 @@ __all__ = [
     "Site",
     "Targets",
     "create_loss",
+    "options_of_each",
+    "with_changes",
 ]
 
 
@@ -78,19 +83,10 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
         InvalidInput: the loss is unknown, has no such option, or cannot read features of such a
             shape.
     """
-    if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
-        raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
-    factory = LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
-    parameters = list(inspect.signature(factory).parameters.values())[1:]  # behind the site
-    weights, options = split_terms(options, [parameter.name for parameter in parameters])
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    unknown = sorted(set(options) - {parameter.name for parameter in parameters})
-    if unknown and not takes_any:
-        accepted = ", ".join(parameter.name for parameter in parameters) or "none"
-        raise InvalidInput(
-            f"Cannot use option {unknown[0]!r} with loss {name_of(loss)!r}: it is unknown. "
-            f"Accepted: {accepted}."
-        )
+    factory = factory_of(loss)
+    options_of_each([loss], options)
+    weights, options = split_terms(options, [parameter.name for parameter in arguments(factory)])
+    options = {name: value_at(value, 0.0) for name, value in options.items()}
     if site.last:
         output = getattr(factory, "output", Output)
         return output(
@@ -103,6 +99,75 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
             f"Cannot use loss {name_of(loss)!r}: it made {type(head).__name__}. {PROTOCOL}"
         )
     return WithTerms(head, site, weights) if weights else head
+
+
+def factory_of(loss: str | LossFactory) -> LossFactory:
+    """The callable that a loss is made by.
+
+    Raises:
+        InvalidInput: the name is unknown, or it is no callable.
+    """
+    if isinstance(loss, nn.Module) or not (isinstance(loss, str) or callable(loss)):
+        raise InvalidInput(f"Cannot use loss {type(loss).__name__}: it makes no module. {PROTOCOL}")
+    return LOSSES[choose("loss", loss, LOSSES)] if isinstance(loss, str) else loss
+
+
+def arguments(factory: LossFactory) -> list[inspect.Parameter]:
+    """Arguments of a loss behind the site."""
+    return list(inspect.signature(factory).parameters.values())[1:]
+
+
+def options_of_each(
+    losses: Sequence[str | LossFactory], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The options that each of several losses takes: those that it declares, and terms' weights.
+
+    Raises:
+        InvalidInput: a loss is unknown, or none of them has such an option.
+    """
+    taken = []
+    for loss in losses:
+        parameters = arguments(factory_of(loss))
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        names = {*TERMS, *(options if takes_any else ()), *(item.name for item in parameters)}
+        taken.append({name: value for name, value in options.items() if name in names})
+    for name in sorted(options):
+        if not any(name in given for given in taken):
+            parameters = [item for loss in losses for item in arguments(factory_of(loss))]
+            accepted = ", ".join(dict.fromkeys(item.name for item in parameters)) or "none"
+            words = ", ".join(dict.fromkeys(repr(name_of(loss)) for loss in losses))
+            raise InvalidInput(
+                f"Cannot use option {name!r} with loss {words}: it is unknown. "
+                f"Accepted: {accepted}."
+            )
+    return taken
+
+
+def with_changes(losses: Sequence[str | LossFactory], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, of which those given as functions of progress or as text are a ``Change``.
+
+    Raises:
+        InvalidInput: an option cannot change over training, or its text is no linear change.
+    """
+    factories = [declaring_terms(factory_of(loss)) for loss in losses]
+    changing = list(dict.fromkeys(chain(*map(changing_options, factories))))
+    changed = dict(options)
+    for name, value in options.items():
+        is_text = isinstance(value, str) and BETWEEN in value
+        if name in changing and (is_text or callable(value)):
+            changed[name] = Change(name, linear_change(name, value) if is_text else value)
+        elif (is_text or callable(value)) and any(is_number(item, name) for item in factories):
+            raise InvalidInput(
+                f"Cannot change {name} over training: it is read when the loss is made. Give a "
+                f"number; {', '.join(changing)} may change."
+            )
+    return changed
+
+
+def is_number(factory: LossFactory, name: str) -> bool:
+    """Whether a loss declares an option that is a number."""
+    types = {parameter.name: plain_type_of(parameter) for parameter in arguments(factory)}
+    return (types.get(name) or (str,))[0] in (int, float)
 
 
 def name_of(loss: str | LossFactory) -> str:

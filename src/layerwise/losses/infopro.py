@@ -13,6 +13,7 @@ from layerwise.losses.heads import convolution, linear
 from layerwise.losses.pred import cross_entropy
 from layerwise.losses.sim import count_nearest
 from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
+from layerwise.losses.terms import term_weight
 
 WIDTH = 12  # channels of the decoder
 EMBEDDING = 128  # numbers of an example before the classifier, and those that are contrasted
@@ -39,6 +40,8 @@ class InfoPro(nn.Module):
     """
 
     reads_images = True
+    reconstruction, reconstruction_last = term_weight(), term_weight(optional=True)
+    task, task_last = term_weight(), term_weight(optional=True)
     mean: Tensor | None
     std: Tensor | None
 
@@ -58,8 +61,9 @@ class InfoPro(nn.Module):
                 f"Cannot use infopro at unit {site.index}: it reconstructs images (C, H, W), and "
                 f"these have shape {site.image_shape}. Use another loss, such as dgl-cnn."
             )
-        self.reconstruction = weight_at(site, "reconstruction", reconstruction, reconstruction_last)
-        self.task = weight_at(site, "task", task, task_last)
+        self.reconstruction, self.reconstruction_last = reconstruction, reconstruction_last
+        self.task, self.task_last = task, task_last
+        self.depth = min(site.index / max(site.count - 2, 1), 1.0)  # 0 first, 1 last but one
         self.keep_normalization(site)
         self.decoder = decoder(site)
         self.embedding = embedding(site)
@@ -100,9 +104,15 @@ class InfoPro(nn.Module):
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
         task, correct = self.classify(features, targets)
-        return Evaluated(
-            self.reconstruction * self.reconstruct(features, targets) + self.task * task, correct
-        )
+        first, second = self.weights()
+        return Evaluated(first * self.reconstruct(features, targets) + second * task, correct)
+
+    def weights(self) -> list[float]:
+        """λ₁ and λ₂ of this unit, linear from the first unit to the last but one."""
+        both = (self.reconstruction, self.reconstruction_last), (self.task, self.task_last)
+        return [
+            first if last is None else first + (last - first) * self.depth for first, last in both
+        ]
 
 
 class InfoProContrast(InfoPro):
@@ -138,22 +148,6 @@ def contrast(similarity: Tensor, labels: Tensor) -> Tensor:
     positive = (labels[:, None] == labels) & ~itself
     counts = positive.sum(1)
     return -((log_shares * positive).sum(1) / counts.clamp(min=1)).mean()
-
-
-def weight_at(site: Site, name: str, first: float, last: float | None) -> float:
-    """A weight that is linear over the units, from the first to the last but one.
-
-    Raises:
-        InvalidInput: a weight is below 0.
-    """
-    for option, value in ((name, first), (f"{name}_last", last)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise InvalidInput(
-                f"Cannot use {option} {value}: it is out of range. Give a number, 0 or more."
-            )
-    end = first if last is None else last
-    share = site.index / max(site.count - 2, 1)
-    return first + (end - first) * min(share, 1.0)
 
 
 def decoder(site: Site) -> nn.Module:

@@ -50,14 +50,15 @@ class Output(nn.Module):
 
     Args:
         site: place in the chain, the last.
-        scale: factor of the cross-entropy of a separate output layer; 1 − β under predsim.
+        scale: factor of the cross-entropy of a separate output layer.
     """
 
     def __init__(self, site: Site, *, scale: float = 1.0) -> None:
         super().__init__()
         # A single unit is plain global backpropagation. In a joined unit the layer before the
         # output learns from the cross-entropy alone: scaled, it would slow that layer under SGD.
-        self.scale = 1.0 if site.joined or site.count == 1 else scale
+        self.plain = site.joined or site.count == 1
+        self.scale = 1.0 if self.plain else scale
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         """Shapes: logits (B, num_classes)."""

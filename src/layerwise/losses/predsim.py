@@ -2,10 +2,32 @@
 
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.utils.changing import Changing
+
+
+def weight_of_similarity() -> Changing:
+    return Changing(
+        lambda beta: 0 <= beta < 1,
+        "a number from 0 up to but not including 1, or use the loss 'sim'",
+    )
+
+
+class PredSimOutput(Output):
+    """Cross-entropy of the network's own logits; that of a separate output layer times 1 − β."""
+
+    beta = weight_of_similarity()
+
+    def __init__(self, site: Site, *, beta: float = 0.99) -> None:
+        super().__init__(site)
+        self.beta = beta
+
+    def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: logits (B, num_classes)."""
+        loss, correct = super().forward(logits, targets)
+        return Evaluated(loss if self.plain else (1 - self.beta) * loss, correct)
 
 
 class PredSim(nn.Module):
@@ -25,6 +47,8 @@ class PredSim(nn.Module):
             shape.
     """
 
+    beta = weight_of_similarity()
+
     def __init__(
         self,
         site: Site,
@@ -35,21 +59,13 @@ class PredSim(nn.Module):
         similarity_channels: int | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= beta < 1:
-            raise InvalidInput(
-                f"Cannot use beta {beta}: it is out of range. Give a number from 0 up to but not "
-                "including 1, or use the loss 'sim'."
-            )
         self.beta = beta
         self.pred = Pred(site, decoder_dim=decoder_dim)
         self.sim = Sim(
             site, similarity_size=similarity_size, similarity_channels=similarity_channels
         )
 
-    @staticmethod
-    def output(site: Site, *, beta: float = 0.99) -> Output:
-        """The loss of the network's output: cross-entropy scaled by 1 − β."""
-        return Output(site, scale=1 - beta)
+    output = PredSimOutput
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.errors import InvalidInput
 from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32
+from layerwise.utils.changing import Change, Changing, value_at
+from layerwise.utils.options import changing_options
 
 NARROW = 4  # the hidden layer of a decoder has so many times fewer channels
 
@@ -79,19 +80,30 @@ DESCRIPTIONS = """\
 """
 
 
+def term_weight(optional: bool = False) -> Changing:
+    """The weight of a term, which may change over training; None too where it is optional."""
+    return Changing(
+        lambda value: (optional and value is None) or 0 <= value < float("inf"),
+        "a number, 0 or more",
+    )
+
+
 class WithTerms(nn.Module):
     """A local loss and weighted terms: the sum of both.
 
     Attributes:
         loss: the local loss.
-        weights: weight of each term.
+        terms: by name; the weight of each is the attribute of its name.
     """
 
     reads_input = True
+    transport, own_input = term_weight(), term_weight()
 
-    def __init__(self, loss: nn.Module, site: Site, weights: dict[str, float]) -> None:
+    def __init__(self, loss: nn.Module, site: Site, weights: dict[str, Any]) -> None:
         super().__init__()
-        self.loss, self.weights = loss, weights
+        self.loss = loss
+        for name, value in weights.items():
+            setattr(self, name, value_at(value, 0.0))
         self.terms = nn.ModuleDict({name: TERMS[name](site) for name in weights})
         self.reads_images = getattr(loss, "reads_images", False)
 
@@ -104,7 +116,7 @@ class WithTerms(nn.Module):
         read = (entered,) if getattr(self.loss, "reads_input", False) else ()
         value, correct = self.loss(features, targets, *read)
         for name, term in self.terms.items():
-            value = value + self.weights[name] * term(features, entered)
+            value = value + getattr(self, name) * term(features, entered)
         return Evaluated(value, correct)
 
 
@@ -119,7 +131,7 @@ def refuse_idle_terms(losses: Sequence[nn.Module]) -> None:
     """
     carriers = [loss for loss in losses if isinstance(loss, WithTerms)]
     applied = {name for loss in carriers for name in loss.applied()}
-    for name in dict.fromkeys(name for loss in carriers for name in loss.weights):
+    for name in dict.fromkeys(name for loss in carriers for name in loss.terms):
         if name not in applied:
             raise InvalidInput(
                 f"Cannot use {name.replace('_', '-')}: it would change nothing, for no unit's "
@@ -130,8 +142,10 @@ def refuse_idle_terms(losses: Sequence[nn.Module]) -> None:
 
 def split_terms(
     options: dict[str, Any], own: Collection[str] = ()
-) -> tuple[dict[str, float], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The weights of terms among options of a loss, and the other options.
+
+    A term whose weight is 0 is left out, unless its weight changes over training.
 
     Args:
         own: names of options that the loss itself declares; they are its own, whatever they are.
@@ -140,12 +154,11 @@ def split_terms(
         InvalidInput: a weight is below 0.
     """
     names = [name for name in TERMS if name in options and name not in own]
-    weights = {name: options[name] for name in names if options[name]}
-    for name, weight in weights.items():
-        if not 0 <= weight < float("inf"):
-            raise InvalidInput(
-                f"Cannot use {name} {weight}: it is out of range. Give a number, 0 or more."
-            )
+    weights = {
+        name: options[name] for name in names if options[name] or isinstance(options[name], Change)
+    }
+    for name, value in weights.items():
+        getattr(WithTerms, name).check(value_at(value, 0.0))
     return weights, {name: value for name, value in options.items() if name not in names}
 
 
@@ -169,4 +182,8 @@ def declaring_terms(factory: Callable[..., nn.Module]) -> Callable[..., nn.Modul
     before, found, after = (inspect.getdoc(factory) or "").partition("Args:\n")
     before = before if found else f"{before}\n\n"
     declared.__doc__ = f"{before}Args:\n{DESCRIPTIONS}{after}"
+    for name in changing_options(factory):
+        setattr(declared, name, getattr(factory, name))
+    for parameter in weights:
+        setattr(declared, parameter.name, getattr(WithTerms, parameter.name))
     return declared

@@ -190,7 +190,15 @@ def plain(run: Run) -> Run:
 
     So one that is trained beside ``pred`` is the one beside ``predsim``.
     """
-    return replace(run, loss=Run.loss, loss_options=NO_OPTIONS, output_layer="separate")
+    return replace(
+        run,
+        loss=Run.loss,
+        loss_options=NO_OPTIONS,
+        loss_from=Run.loss_from,
+        head_lr_factor=Run.head_lr_factor,
+        last_lr_factor=Run.last_lr_factor,
+        output_layer="separate",
+    )
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
     works: dict[tuple[object, ...], float] = {}
     seconds = {}
     for run in runs:
-        kind = (run.model, run.rule, run.loss, run.width, run.image_size, run.batch_size, run.amp)
+        losses = (run.loss, run.loss_from)
+        kind = (run.model, run.rule, losses, run.width, run.image_size, run.batch_size, run.amp)
         design = (run.hierarchy, run.downsample_after, run.model_options)
         shape = (run.model, run.width, run.image_size, *design)
         if shape not in works:

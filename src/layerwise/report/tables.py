@@ -14,6 +14,7 @@ from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
 from layerwise.runs.headings import HEADINGS, headings_of
+from layerwise.runs.losses import loss_in_words
 from layerwise.runs.records import Record
 from layerwise.runs.run import command
 from layerwise.utils.csv_text import csv_text
@@ -97,7 +98,7 @@ def run_line(record: Record) -> dict[str, Any]:
         "hierarchy": hierarchy(record),
         "data": Path(run.data).name,
         "rule": run.rule,
-        "loss": run.loss if is_local(record) else "cross-entropy",
+        "loss": loss_in_words(run) if is_local(record) else "cross-entropy",
         "seed": run.seed,
         "epochs": run.epochs,
         "test_accuracy": result.get("test_accuracy"),

@@ -190,6 +190,7 @@ def parallel_epochs(
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
+        learner.set_progress(epoch / epochs)
         first = start.batch if epoch == start.epoch else 0
         with Pipeline(groups, learner, batches.batches(epoch, first)) as results:
             for number, result in enumerate(results, start=first + 1):

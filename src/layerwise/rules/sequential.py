@@ -127,6 +127,7 @@ def unit_after_unit(
                 continue
             learner.train(only=unit)
             set_rates([unit], schedule(own / epochs))
+            learner.set_progress(own / epochs)
             first = start.batch if epoch == start.epoch else 0
             number = first
             # a list to pop from, so that the unit alone keeps its activations alive

@@ -95,6 +95,7 @@ def every_batch(
     for epoch in range(start.epoch, epochs):
         learner.train()
         set_rates(learner.units, schedule(epoch / epochs))
+        learner.set_progress(epoch / epochs)
         begin_epoch(epoch)
         first = start.batch if epoch == start.epoch else 0
         for number, (images, labels) in enumerate(batches.batches(epoch, first), start=first + 1):

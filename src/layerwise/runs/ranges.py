@@ -51,6 +51,8 @@ RANGES: dict[str, Range] = {
     "epochs": Range(1, MOST_EPOCHS),
     "batch_size": Range(2, 10**6, "2 or more, since local losses compare images"),
     "lr": Range(0, 10**9, above=True),
+    "head_lr_factor": Range(0, 10**9, above=True),
+    "last_lr_factor": Range(0, 10**9, above=True),
     "momentum": Range(0, 1, "0 up to but not including 1", below=True),
     "weight_decay": Range(0, 10**9),
     "decay_rate": Range(0, 1, "above 0", above=True),

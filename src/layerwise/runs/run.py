@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from layerwise.errors import InvalidInput, brief
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.runs.losses import losses_of
 from layerwise.utils.bounded import refuse_strange
 from layerwise.utils.options import Options
 
@@ -66,6 +67,13 @@ class Run:
     rule_options: Options = declared("rule")
     loss: str = option("predsim", "local loss; see `layerwise list losses`")
     loss_options: Options = declared("loss")
+    loss_from: str = option(
+        "",
+        "local loss of a unit and those behind it, such as 4=pred; may be repeated (default: all "
+        "units have --loss)",
+        repeated=True,
+        metavar="UNIT=LOSS",
+    )
     at: str = option(
         "layer",
         "where units end: layer, block, a number of units, or module paths joined by commas",
@@ -79,6 +87,10 @@ class Run:
     batch_size: int = option(128, "images in a batch", short="-b")
     optimizer: str = option("adam", "optimizer: adam, adamw, sgd or nesterov", also=("--opt",))
     lr: float = option(5e-4, "learning rate", also=("--learning-rate",))
+    head_lr_factor: float = option(1.0, "learning rate of heads, relative to their units'")
+    last_lr_factor: float = option(
+        1.0, "learning rate of the last unit, relative to that of the others"
+    )
     momentum: float = option(0.9, "momentum of sgd and nesterov")
     weight_decay: float = option(0.0, "weight decay")
     decay_rate: float = option(0.25, "factor of the learning rate at every milestone")
@@ -180,7 +192,7 @@ def run_words(run: Run) -> str:
     hierarchy = format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "default"
     halvings = f"-halved-{run.downsample_after}" if run.downsample_after else ""
     shape = (hierarchy.strip("[]") + halvings).replace(",", "-")
-    loss = [] if run.is_global else [run.loss]
+    loss = [] if run.is_global else losses_of(run).values()
     data = Path(run.data).name
     return "-".join([run.model, shape, data, run.rule, *loss, f"seed{run.seed}"])
 
@@ -192,9 +204,23 @@ def run_digest(run: Run) -> str:
 def described(run: Run) -> dict[str, Any]:
     """A run as files hold it: plain values, options as tables."""
     return {
+        name: value
+        for name, value in plain_values(run).items()
+        if name not in ADDED or value != getattr(Run, name)
+    }
+
+
+def plain_values(run: Run) -> dict[str, Any]:
+    """The value of every field, options as tables."""
+    return {
         name: dict(value) if isinstance(value, Options) else value
         for name, value in asdict(run).items()
     }
+
+
+# Fields that format 3 did not have at first. Files leave them out at their default, so that runs
+# without them are read, named and found again as before.
+ADDED = ("loss_from", "head_lr_factor", "last_lr_factor")
 
 
 # Format 2 had the options of all losses and rules as fields of the run, with these defaults.
@@ -220,6 +246,7 @@ def run_from(values: Mapping[str, Any], file_format: int, source: str | Path) ->
     if file_format == 2:
         values = from_format_2(values, source)
     accepted = {item.name: item for item in fields(Run)}
+    values = {**{name: getattr(Run, name) for name in ADDED}, **values}
     for name in sorted(values.keys() ^ accepted.keys()):
         entry = f"unknown entry {name!r}" if name in values else f"no entry {name!r}"
         raise InvalidInput(
@@ -256,7 +283,7 @@ def differences(run: Run, reference: Run) -> list[str]:
 
 def flat(run: Run) -> dict[str, Any]:
     """A run's values by the names of the command line's options."""
-    values = described(run)
+    values = plain_values(run)
     for item in fields(Run):
         if "of" in item.metadata:
             values |= values.pop(item.name)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerwise.core.cuda_graphs import CapturedSteps
+from layerwise.core.factories import scale_rate
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import MEMORY_FORMATS
@@ -26,6 +27,7 @@ from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
 from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
 from layerwise.training.schedule import decay
@@ -73,6 +75,7 @@ class Prepared:
 
     Attributes:
         run: with its options as their owners declare them.
+        losses: by the unit that each is for, from there on.
         cut: where units end, as ``localize`` takes it.
         amp: number type of forward passes, or None for the weights' own.
         schedule: share of the training done, 0 to 1 -> factor of the learning rate.
@@ -85,7 +88,7 @@ class Prepared:
     execution: Execution
     dataset: DataSet
     rule: Rule
-    loss: LossFactory
+    losses: dict[int, LossFactory]
     cut: str | int | list[str]
     optimizer: OptimizerFactory
     schedule: Schedule
@@ -99,6 +102,13 @@ class Prepared:
     def own_cut(self) -> str | int | list[str]:
         """Where the run's units would end if its rule did not train the network as one."""
         return parse_cut(self.run.at)
+
+    def loss_options(self) -> dict[str, Any]:
+        """The run's options of those losses that units have: of one unit, the first's."""
+        declared = {
+            name for loss in self.losses.values() for name in options_of(declaring_terms(loss))
+        }
+        return {name: value for name, value in self.run.loss_options.items() if name in declared}
 
     def load_data(self, say: Callable[[str], None] = lambda line: None) -> Splits:
         """The run's images, read, split and on the device.
@@ -124,11 +134,11 @@ class Prepared:
             CannotSplit: the network cannot be cut where the run says.
         """
         torch.manual_seed(self.run.seed)
-        return localize(
+        learner = localize(
             build_network(self.run, images).to(self.device),
             torch.zeros(2, images.channels, images.image_size, images.image_size),
             num_classes=images.num_classes,
-            loss=self.loss,
+            loss=self.losses,
             at=self.cut,
             output_layer=self.run.output_layer,
             optimizer=self.optimizer,
@@ -139,8 +149,13 @@ class Prepared:
             check=check,
             span=self.run.rule_options.get("span", 1),
             normalization=images.normalization,
-            **self.run.loss_options,
+            head_lr_factor=self.run.head_lr_factor,
+            **self.loss_options(),
         )
+        *others, last = learner.units
+        if others and last.optimizer is not None:
+            scale_rate(last.optimizer, last.weights(), self.run.last_lr_factor)
+        return learner
 
 
 def prepare(run: Run, execution: Execution) -> Prepared:
@@ -152,6 +167,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     """
     check_ranges(run, execution)
     run = with_own_options(run)
+    losses = {0: run.loss} if run.is_global else losses_of(run)
     rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
     size = run.image_size or dataset.format.image_size
     choose("output layer", run.output_layer, OUTPUT_LAYERS)
@@ -169,7 +185,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         execution,
         dataset,
         rule,
-        LOSSES[run.loss],
+        {unit: LOSSES[name] for unit, name in losses.items()},
         rule.at or parse_cut(run.at),
         OPTIMIZERS[run.optimizer](run),
         decay(run),
@@ -187,6 +203,12 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     return {"model": MODELS, "rule": orders, "loss": losses}
 
 
+def choices(run: Run) -> dict[str, list[str]]:
+    """The entries of ``registries`` that a run names, of each kind."""
+    losses = list(dict.fromkeys(losses_of(run).values()))
+    return {"model": [run.model], "rule": [run.rule], "loss": losses}
+
+
 def with_own_options(run: Run) -> Run:
     """The run with the options of its network, loss and rule, each checked by its owner.
 
@@ -195,7 +217,7 @@ def with_own_options(run: Run) -> Run:
     """
     checked: dict[str, Any] = {
         f"{kind}_options": checked_options(
-            kind, getattr(run, kind), registry, getattr(run, f"{kind}_options")
+            kind, choices(run)[kind], registry, getattr(run, f"{kind}_options")
         )
         for kind, registry in registries().items()
     }

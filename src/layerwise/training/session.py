@@ -16,6 +16,7 @@ from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
 from layerwise.rules import Tick
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Execution, Run, differences
 from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.machine import describe_device, describe_machine
@@ -23,6 +24,7 @@ from layerwise.training.meter import Meter
 from layerwise.training.prepare import (
     Prepared,
     apply_execution,
+    choices,
     feature_keeping,
     hierarchy_of,
     record_steps,
@@ -180,15 +182,22 @@ def audit_session(data: Splits, learner: Learner) -> dict[str, Any] | None:
 
 
 def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
-    """The value of every option of the run's network, rule and loss, defaults among them."""
-    return {
-        kind: {
-            **{name: option.default for name, option in options_of(registry[chosen]).items()},
-            **getattr(run, f"{kind}_options"),
-        }
-        for kind, registry in registries().items()
-        for chosen in [getattr(run, kind)]
-    }
+    """The value of every option of the run's network, rule and loss, defaults among them.
+
+    Those of several losses are tables by the name of the loss.
+    """
+    full: dict[str, dict[str, Any]] = {}
+    for kind, names in choices(run).items():
+        tables = {name: all_values(run, kind, name) for name in names}
+        full[kind] = tables if len(names) > 1 else tables[names[0]]
+    return full
+
+
+def all_values(run: Run, kind: str, name: str) -> dict[str, Any]:
+    """The value of every option that an entry of a registry declares."""
+    given = getattr(run, f"{kind}_options")
+    declared = options_of(registries()[kind][name])
+    return {option: given.get(option, declared[option].default) for option in declared}
 
 
 def describe_steps(learner: Learner) -> str:
@@ -212,7 +221,7 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
         else None,
         "data": run.data,
         "rule": run.rule,
-        "loss": run.loss if local else "cross-entropy",
+        "loss": loss_in_words(run) if local else "cross-entropy",
         "local": local,
         "span": learner.span,
         "head_parameters": sum(count(unit.loss) for unit in learner.units),

@@ -51,6 +51,8 @@ def check_learner_state(state: Mapping[str, Any], learner: Learner) -> None:
         ValueError, KeyError, TypeError: naming the entry.
     """
     demand(type(state["steps"]) is int and state["steps"] >= 0, "steps")
+    progress = state.get("progress", 0.0)
+    demand(is_number(progress) and 0 <= progress <= 1, "progress")
     check_tensors(state["model"], learner.model, "model")
     for unit, saved in zip(learner.units, state["losses"], strict=True):
         check_tensors(saved, unit.loss, "losses")

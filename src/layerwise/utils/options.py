@@ -10,11 +10,13 @@ import inspect
 import re
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Union, get_args, get_origin
 
 from layerwise.errors import InvalidInput, brief, choose
+from layerwise.utils.changing import BETWEEN, Changing
 
 LARGEST = 2**31 - 1  # of whole numbers
 MOST_DIGITS = 9  # of a whole number in place of text
@@ -43,6 +45,7 @@ class Option:
         text: its description in the docstring, or nothing.
         numbers: whether a whole number is a value too, beside text such as a list of them: declared
             as ``int | str``.
+        changing: whether it may change over training: ``0.99..0.5`` is then a value too.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Option:
     default: Any
     text: str
     numbers: bool = False
+    changing: bool = False
 
     def check(self, value: Any, source: str) -> Any:
         """A value of the option's type; an integer passes for a float.
@@ -60,6 +64,9 @@ class Option:
         """
         if value is None and self.optional:
             return None
+        if self.changing and isinstance(value, str) and BETWEEN in value:
+            first, _, last = value.partition(BETWEEN)
+            return f"{self.check(first, source)}{BETWEEN}{self.check(last, source)}"
         number: Any = self.converted(value)
         if type(number) is not self.kind and not (self.numbers and type(number) is int):
             raise InvalidInput(
@@ -112,24 +119,21 @@ def options_of(factory: Callable[..., Any]) -> dict[str, Option]:
     Raises:
         InvalidInput: one of them has no default.
     """
-    texts = described(inspect.getdoc(factory) or "")
+    texts, changing = described(inspect.getdoc(factory) or ""), changing_options(factory)
     options = {}
     for parameter in inspect.signature(factory).parameters.values():
         name, default = parameter.name, parameter.default
-        annotated = parameter.annotation is not parameter.empty
-        numbers = parameter.annotation in NUMBERS
-        plain = (
-            (str, False)
-            if numbers
-            else plain_type(parameter.annotation if annotated else type(default))
-        )
+        plain = plain_type_of(parameter)
         if parameter.kind is parameter.KEYWORD_ONLY and plain is not None:
             if default is parameter.empty:
                 raise InvalidInput(
                     f"Cannot offer the option {name} of {factory}: it has no default. Give one."
                 )
             text = texts.get(name, "")
-            options[name] = Option(name, *plain, default=default, text=text, numbers=numbers)
+            numbers = parameter.annotation in NUMBERS
+            options[name] = Option(
+                name, *plain, default, text, numbers=numbers, changing=name in changing
+            )
     return options
 
 
@@ -153,10 +157,24 @@ def keyword_only(factory: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
+def changing_options(factory: Callable[..., Any]) -> list[str]:
+    """Names of the options of a loss that may change over training; see ``Changing``."""
+    names = keyword_only(factory)
+    return [name for name in names if isinstance(getattr(factory, name, None), Changing)]
+
+
 def first_line(thing: Any) -> str:
     """Short description of something: its ``text``, else its docstring's first line."""
     text = getattr(thing, "text", None) or thing.__doc__ or ""
     return str(text).strip().partition("\n\n")[0].replace("\n", " ").replace("    ", "")
+
+
+def plain_type_of(parameter: inspect.Parameter) -> tuple[type, bool] | None:
+    """As ``plain_type``, of an argument's annotation, or of its default where it has none."""
+    if parameter.annotation in NUMBERS:
+        return str, False
+    annotated = parameter.annotation is not parameter.empty
+    return plain_type(parameter.annotation if annotated else type(parameter.default))
 
 
 def plain_type(annotation: Any) -> tuple[type, bool] | None:
@@ -192,29 +210,34 @@ def as_flag(name: str) -> str:
 
 
 def checked_options(
-    kind: str, name: str, registry: Mapping[str, Callable[..., Any]], values: Mapping[str, Any]
+    kind: str,
+    names: Sequence[str],
+    registry: Mapping[str, Callable[..., Any]],
+    values: Mapping[str, Any],
 ) -> Options:
-    """The options given to a registered factory, without those that are at their default.
+    """The options given to registered factories, without those that are at their default.
 
     Args:
         kind: what the registry holds, for messages: ``loss``, ``rule``, ``measure``, ``model``.
-        name: which of its entries.
+        names: which of its entries; an option belongs to those that declare it.
 
     Raises:
-        InvalidInput: the entry is unknown or has no such option, or a value is of another type.
+        InvalidInput: an entry is unknown, none has such an option, or a value is of another type.
     """
-    declared = options_of(registry[choose(kind, name, registry)])
+    declared = [options_of(registry[choose(kind, name, registry)]) for name in names]
+    words = f"the {kind} {', '.join(map(repr, names))}"
     changed = {}
     for option, value in values.items():
-        if option not in declared:
+        owned = [options[option] for options in declared if option in options]
+        if not owned:
             owners = [owner for owner in registry if option in options_of(registry[owner])]
             belongs = f"It belongs to {', '.join(owners)}." if owners else "No other has it either."
-            accepted = ", ".join(map(as_flag, declared)) or "no options"
+            accepted = ", ".join(map(as_flag, dict.fromkeys(chain(*declared)))) or "no options"
             raise InvalidInput(
-                f"Cannot use {as_flag(option)} with the {kind} {name!r}, which accepts "
+                f"Cannot use {as_flag(option)} with {words}, which accepts "
                 f"{accepted}. {belongs} Leave it out."
             )
-        value = declared[option].check(value, f"option of the {kind} {name!r}")
-        if value != declared[option].default:
-            changed[option] = value
+        checked = [owner.check(value, f"option of {words}") for owner in owned]
+        if any(owner.default != checked[0] for owner in owned):
+            changed[option] = checked[0]
     return Options(changed)

@@ -96,7 +96,7 @@ def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
     registry: Mapping[str, Callable[..., Any]] = registries()["loss"]
     declared = {name for loss in losses for name in options_of(registry[loss])}
     strange = {name: value for name, value in base.loss_options.items() if name not in declared}
-    checked_options("loss", losses[0], registry, strange)
+    checked_options("loss", losses[:1], registry, strange)
 
 
 def refuse_one_unit(methods: Sequence[Method], costs: Mapping[str, StepCosts]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from layerwise.paper.rows import match
 from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
 from layerwise.report.tables import hierarchy, is_local
+from layerwise.runs.losses import loss_in_words
 from layerwise.runs.records import Record
 from layerwise.runs.run import Run
 
@@ -52,7 +53,7 @@ def loss_text(run: Run) -> str:
     options = ", ".join(
         f"{name.replace('_', '-')} {value}" for name, value in run.loss_options.items()
     )
-    return f"{run.loss} ({options})" if options else run.loss
+    return f"{loss_in_words(run)} ({options})" if options else loss_in_words(run)
 
 
 def score(record: Record) -> str:

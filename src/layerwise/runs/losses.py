@@ -1,0 +1,52 @@
+"""Local losses of a run: one from the first unit on, and others from later units on. No torch."""
+
+from typing import TYPE_CHECKING
+
+from layerwise.errors import InvalidInput, brief
+
+if TYPE_CHECKING:
+    from layerwise.runs.run import Run
+
+MOST_DIGITS = 9  # of a unit's number
+
+
+def parse_later_losses(text: str) -> dict[int, str]:
+    """Local losses by the unit that each begins at, from ``4=pred,8=sim``.
+
+    Raises:
+        InvalidInput: the text is of another form, or the units do not increase from 1 on.
+    """
+    losses: dict[int, str] = {}
+    for part in text.split(","):
+        unit, _, loss = (word.strip() for word in part.partition("="))
+        if not (unit.isascii() and unit.isdigit() and len(unit) <= MOST_DIGITS and loss):
+            raise InvalidInput(
+                f"Cannot use loss_from {brief(repr(part))}: it is no unit and loss. Give the "
+                "number of the unit from which on a loss is used, such as 4=pred."
+            )
+        if int(unit) <= max(losses, default=0):
+            raise InvalidInput(
+                f"Cannot use loss_from {brief(repr(text))}: its units do not increase. Give them "
+                "in order, from unit 1 on; --loss is that of unit 0."
+            )
+        losses[int(unit)] = loss
+    return losses
+
+
+def format_later_losses(losses: dict[int, str]) -> str:
+    return ",".join(f"{unit}={loss}" for unit, loss in losses.items())
+
+
+def losses_of(run: "Run") -> dict[int, str]:
+    """The run's local losses by the unit that each begins at; that of ``--loss`` at 0.
+
+    Raises:
+        InvalidInput: see ``parse_later_losses``.
+    """
+    return {0: run.loss, **(parse_later_losses(run.loss_from) if run.loss_from else {})}
+
+
+def loss_in_words(run: "Run") -> str:
+    """The run's local losses, such as ``dgl-cnn, from unit 4 pred``."""
+    later = list(losses_of(run).items())[1:]
+    return ", ".join([run.loss, *(f"from unit {unit} {loss}" for unit, loss in later)])
