@@ -24,6 +24,7 @@ from tests import contract
 from tests.contract import PLAIN, Kernels
 from tests.helpers import (
     EVERYWHERE,
+    IN_THREADS,
     NETWORKS,
     ON_FEW,
     OTHERS,
@@ -126,7 +127,7 @@ def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kerne
         for threads in (2, 3)
     ]
     + [(name, loss, 2, "forced") for loss in EVERYWHERE for name in FORCED_NETWORKS]
-    + [(RESIDUAL, loss, 2, "plain") for loss in (*ON_FEW, carrying_terms)],
+    + [(RESIDUAL, loss, 2, "plain") for loss in (*IN_THREADS, carrying_terms)],
     indirect=["kernels"],
 )
 def test_parallel_is_simultaneous(name: str, loss: Any, threads: int, kernels: Kernels) -> None:
@@ -152,13 +153,19 @@ def test_interrupted_and_resumed_is_uninterrupted(
     contract.resumed_is_uninterrupted(name, rule, loss, kernels)
 
 
-@pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
-@pytest.mark.parametrize("rule", LOCAL_RULES)
+@pytest.mark.parametrize(
+    ("rule", "loss"),
+    [
+        (rule, loss)
+        for rule in LOCAL_RULES
+        for loss in (*(IN_THREADS if rule == "parallel" else ON_FEW), carrying_terms)
+    ],
+)
 def test_interrupted_and_resumed_is_uninterrupted_by_newer_losses(rule: str, loss: Any) -> None:
     contract.resumed_is_uninterrupted("plain", rule, loss)
 
 
-@pytest.mark.parametrize("loss", ["pred", "auglocal"])
+@pytest.mark.parametrize("loss", ["pred", "auglocal", "look-ahead"])
 def test_interrupted_and_resumed_is_uninterrupted_in_windows(loss: str) -> None:
     contract.resumed_is_uninterrupted(RESIDUAL, "simultaneous", loss, span=2)
 

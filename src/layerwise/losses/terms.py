@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32
+from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, end_update
 
 NARROW = 4  # the hidden layer of a decoder has so many times fewer channels
 
@@ -94,10 +94,14 @@ class WithTerms(nn.Module):
         self.loss, self.weights = loss, weights
         self.terms = nn.ModuleDict({name: TERMS[name](site) for name in weights})
         self.reads_images = getattr(loss, "reads_images", False)
+        self.reads_later_weights = getattr(loss, "reads_later_weights", False)
 
     def applied(self) -> list[str]:
         """Names of the terms that compare something at this unit."""
         return [name for name, term in self.terms.items() if getattr(term, "fits", True)]
+
+    def end_update(self) -> None:
+        end_update(self.loss)
 
     def forward(self, features: Tensor, targets: Targets, entered: Tensor) -> Evaluated:
         """Shapes: features and entered (B, C, H, W) or (B, C)."""
