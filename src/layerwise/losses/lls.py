@@ -1,5 +1,7 @@
 """LLS: a head of fixed sinusoids, without anything to learn (Apolinario et al., WACV 2025)."""
 
+from math import prod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,9 +38,9 @@ class Lls(nn.Module):
             )
         check_shape(site)
         channels, *sides = site.shape
-        self.pooled = tuple(min(side, head_size) for side in sides)
-        numbers = channels * int(torch.Size(self.pooled).numel())
-        self.register_buffer("basis", sinusoids(site.num_classes, numbers), persistent=False)
+        self.pooled = [min(side, head_size) for side in sides]
+        basis = sinusoids(site.num_classes, channels * prod(self.pooled))
+        self.register_buffer("basis", basis, persistent=False)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

@@ -14,7 +14,12 @@ from layerwise.errors import InvalidInput, choose
 from layerwise.losses.auglocal import Contiguous, Single, place_of, projection
 from layerwise.losses.site import Evaluated, Site, Targets, end_update
 
-BRANCHES = ("both", "sum", "copy", "average")
+BRANCHES = {
+    "both": ("copy", "average"),
+    "sum": ("copy", "average"),
+    "copy": ("copy",),
+    "average": ("average",),
+}
 
 
 class LookAhead(nn.Module):
@@ -64,25 +69,24 @@ class LookAhead(nn.Module):
             self.entrance.append(projection(site.shape, block.entering))
         if block is place.output:
             self.entrance.append(Contiguous())  # it may begin with .view
-        copied, averaged = branches != "average", branches != "copy"
-        self.copy = Single(block.exact_copy(), block.changes_input) if copied else None
-        self.average = Single(block.exact_copy(), block.changes_input) if averaged else None
+        self.blocks = nn.ModuleDict(
+            {name: Single(block.exact_copy(), block.changes_input) for name in BRANCHES[branches]}
+        )
         self.scale = nn.Parameter(torch.ones(())) if branches == "both" else None
         self.average_momentum = average_momentum
         # in lists, so that the network's own weights are no parameters of this module
         self.averages, self.followed = list[Tensor](), list[Tensor]()
-        if self.average is not None:
-            self.follow(self.average.piece, block.module)
+        if "average" in self.blocks:
+            self.follow(block.module)
         behind = replace(site, shape=block.leaving, entering=site.shape, place=None)
         self.loss = create_loss(head_loss, behind, **options)
         self.reads_images = getattr(self.loss, "reads_images", False)
-        self.reads_later_weights = averaged or getattr(self.loss, "reads_later_weights", False)
+        self.reads_later_weights = bool(self.followed)
 
-    def follow(self, average: nn.Module, block: nn.Module) -> None:
-        """Let the weights of a copy follow those that the block has in the network."""
-        own = dict(
-            block.named_parameters(remove_duplicate=False)
-        )  # a copy may order them otherwise
+    def follow(self, block: nn.Module) -> None:
+        """Let the weights of the average follow those that a block has in the network."""
+        own = dict(block.named_parameters(remove_duplicate=False))
+        average = self.blocks["average"].get_submodule("piece")  # it may order them otherwise
         for name, weight in average.named_parameters():
             weight.requires_grad_(False)
             if weight.is_floating_point() or weight.is_complex():
@@ -101,11 +105,11 @@ class LookAhead(nn.Module):
         Shapes: (B, C, H, W) or (B, C) -> (B, ...), as what leaves that block in the network.
         """
         entering = self.entrance(features)
-        if self.copy is None or self.average is None:
-            (branch,) = filter(None, (self.copy, self.average))
-            return branch(entering)
-        scale = 1.0 if self.scale is None else self.scale
-        return scale * self.copy(entering) + (2 - scale) * self.average(entering)
+        outputs = [block(entering) for block in self.blocks.values()]
+        if self.scale is None:
+            return sum(outputs[1:], start=outputs[0])
+        copied, averaged = outputs
+        return self.scale * copied + (2 - self.scale) * averaged
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
