@@ -517,8 +517,8 @@ def ahead_of_stem(branches: str = "both", **options: Any) -> tuple[nn.Module, An
 @pytest.mark.parametrize("branches", ["both", "sum", "copy", "average"])
 def test_look_ahead_mixes_a_trained_and_an_averaged_copy(branches: str) -> None:
     model, loss = ahead_of_stem(branches)
-    shares = {"both": (float(loss.scale or 0), 2 - float(loss.scale or 0)), "sum": (1, 1)}
-    shares |= {"copy": (1, 0), "average": (0, 1)}
+    scale = 1.0 if loss.scale is None else loss.scale.item()
+    shares = {"both": (scale, 2 - scale), "sum": (1, 1), "copy": (1, 0), "average": (0, 1)}
     features = torch.randn(6, 4, 8, 8, dtype=torch.float64, requires_grad=True)
     blocks, outputs = [], []
     for share, name in zip(shares[branches], ("copy", "average"), strict=True):
@@ -642,8 +642,8 @@ class Dropping(nn.Module):
         self.dropout, self.out = nn.Dropout2d(0.5, inplace=True), nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.two(self.dropout(F.relu(self.one(x)))))
-        return self.out(x.mean((2, 3)))
+        x = self.dropout(F.leaky_relu(self.one(x)))
+        return self.out(F.relu(self.two(x)).mean((2, 3)))
 
 
 @pytest.mark.parametrize("loss", LOOKING_AHEAD)
@@ -652,7 +652,9 @@ def test_copies_of_blocks_leave_the_features_as_they_are(loss: str) -> None:
     local = localize(Dropping(), torch.rand(2, 1, 8, 8), CLASSES, loss, **cut)
     features = torch.rand(6, 4, 8, 8)
     before = features.clone()
-    local.units[0].loss.train()(features, Targets(LABELS, CLASSES))
+    head = local.units[0].loss.train()
+    assert any(getattr(part, "changes_input", False) for part in head.modules())
+    head(features, Targets(LABELS, CLASSES))
     assert torch.equal(features, before)
 
 

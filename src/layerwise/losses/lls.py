@@ -1,7 +1,5 @@
 """LLS: a head of fixed sinusoids, without anything to learn (Apolinario et al., WACV 2025)."""
 
-from math import prod
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,14 +35,16 @@ class Lls(nn.Module):
                 f"Cannot use head_size {head_size}: it is too small. Give 1 pixel or more."
             )
         check_shape(site)
-        channels, *sides = site.shape
-        self.pooled = [min(side, head_size) for side in sides]
-        basis = sinusoids(site.num_classes, channels * prod(self.pooled))
-        self.register_buffer("basis", basis, persistent=False)
+        self.size: tuple[int, int] | None = None
+        numbers = site.shape[0]
+        if len(site.shape) == 3:
+            height, width = (min(side, head_size) for side in site.shape[1:])
+            self.size, numbers = (height, width), numbers * height * width
+        self.register_buffer("basis", sinusoids(site.num_classes, numbers), persistent=False)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        pooled = F.adaptive_avg_pool2d(features, self.pooled) if self.pooled else features
+        pooled = features if self.size is None else F.adaptive_avg_pool2d(features, self.size)
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(at_least_float32(pooled.flatten(1)), dim=1)
             return cross_entropy(unit @ self.basis.T.to(unit.dtype), targets)
