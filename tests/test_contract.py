@@ -188,7 +188,8 @@ def test_every_rule_and_loss_learns(rule: str, loss: str) -> None:
 
 @pytest.mark.parametrize("loss", [*ON_FEW, carrying_terms])
 def test_every_newer_loss_learns(loss: Any) -> None:
-    contract.rule_and_loss_learn("simultaneous", loss)
+    # products with fixed sinusoids are small, so the loss of such a head falls slowly
+    contract.rule_and_loss_learn("simultaneous", loss, epochs=24 if loss == "lls" else 8)
 
 
 def test_windows_learn() -> None:

@@ -20,7 +20,8 @@ class Lls(nn.Module):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        head_size: largest side of the pooled maps, in pixels. The published program used 4 or 2.
+        head_size: largest side of the pooled maps, in pixels. The published program used 4 in the
+            first layer of VGG and 2 in the others.
 
     Raises:
         InvalidInput: ``head_size`` is below 1, or the features are of another shape.
@@ -28,7 +29,7 @@ class Lls(nn.Module):
 
     basis: Tensor
 
-    def __init__(self, site: Site, *, head_size: int = 4) -> None:
+    def __init__(self, site: Site, *, head_size: int = 2) -> None:
         super().__init__()
         if head_size < 1:
             raise InvalidInput(
