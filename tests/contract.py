@@ -258,14 +258,12 @@ def no_gradient_crosses_a_border(
             )
 
 
-def rule_and_loss_learn(
-    rule: str, loss: Any, name: str = "plain", span: int = 1, epochs: int = 8
-) -> None:
+def rule_and_loss_learn(rule: str, loss: Any, name: str = "plain", span: int = 1) -> None:
     data = digits(train_images=400, batch_size=40)
     local = learner(
         name, loss, span=span, optimizer=lambda weights: torch.optim.Adam(weights, lr=5e-3)
     )
-    history = ticks(rule, local, data.train, epochs)
+    history = ticks(rule, local, data.train, epochs=8)
     for unit in range(len(local.units)):
         curve = [
             tick.result.losses[unit - tick.first]
