@@ -293,7 +293,9 @@ def test_compare_trains_all_and_skips_what_is_done(
 )
 def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     main(["list", what, "--json"])
-    assert set(names) <= set(last_json(capsys)[what])
+    output = capsys.readouterr().out
+    assert set(names) <= set(json.loads(output.splitlines()[-1])[what])
+    assert output.count("--own-input") == (what == "losses")  # said once of all
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kerne
 
 @pytest.mark.parametrize(
     ("name", "loss", "threads", "kernels"),
-    [(*pair, 2, "plain") for pair in PLAIN_PAIRS]
+    [(*pair, 2, "plain") for pair in PLAIN_PAIRS if pair[1] != "look-ahead"]
     + [(name, "predsim", 3, "plain") for name in SOME_NETWORKS]
     + [(*pair, 2, "forced") for pair in FORCED_PAIRS]
     + [(RESIDUAL, loss, 2, "plain") for loss in READERS],
@@ -168,7 +168,7 @@ def test_interrupted_and_resumed_is_uninterrupted(
     contract.resumed_is_uninterrupted(name, rule, loss, kernels)
 
 
-@pytest.mark.parametrize("loss", ["pred", "auglocal"])
+@pytest.mark.parametrize("loss", ["pred", "auglocal", "look-ahead"])
 def test_interrupted_and_resumed_is_uninterrupted_in_windows(loss: str) -> None:
     contract.resumed_is_uninterrupted(RESIDUAL, "simultaneous", loss, span=2)
 
@@ -189,7 +189,8 @@ def test_no_gradient_crosses_a_windows_border(loss: str) -> None:
     + [(rule, loss) for rule in OTHER_RULES for loss in WHOLE],
 )
 def test_every_rule_and_loss_learns(rule: str, loss: Any) -> None:
-    contract.rule_and_loss_learn(rule, loss)
+    # one does not see how large features are, and needs a network that normalises them
+    contract.rule_and_loss_learn(rule, loss, "vgg8b" if loss == "lls" else FEW)
 
 
 def test_windows_learn() -> None:

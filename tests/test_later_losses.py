@@ -1,9 +1,10 @@
 """Losses beyond the contract against slow formulations: equal values and gradients, in float64."""
 
 import copy
+import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
-from math import exp, log
+from math import exp, log, sin
 from typing import Any
 
 import pytest
@@ -15,14 +16,17 @@ from layerwise.core.localize import localize
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Site, Targets, create_loss
 from layerwise.losses.auglocal import Single, chosen_blocks, pyramid_depth
+from layerwise.memory.accounting import persistent_bytes
 from layerwise.models import create_model
+from layerwise.rules import RULES
 from layerwise.training.prepare import registries
 from layerwise.utils.options import options_of
-from tests.helpers import CLASSES, PreActivation, learner, narrow, network
+from tests.helpers import CLASSES, PreActivation, digits, learner, narrow, network, ticks
 
 LABELS = torch.tensor([0, 1, 1, 3, 0, 2])
 SHAPES = [(8, 4, 4), (8, 1, 1), (3, 5, 3), (2, 6, 6), (12,), (1,)]
 IMAGE = (3, 6, 6)
+LOOKING_AHEAD = "auglocal", "look-ahead"  # losses made of later blocks of a network
 
 
 @pytest.fixture(autouse=True)
@@ -206,6 +210,27 @@ def test_separable_head_is_narrow_from_its_first_layer() -> None:
     ends = [layer.out_channels for layer in layers if layer.kernel_size == (1, 1)]
     assert ends == [16, 64, 16, 64, 24, 96, 24, 512]
     assert [layer.stride[0] for layer in layers if layer.groups > 1] == [2, 1, 2, 1]
+
+
+def slow_lls(loss: nn.Module, features: Tensor, targets: Targets) -> Tensor:
+    values = features
+    if values.dim() == 4:
+        values = pooled(values, (min(values.shape[2], 2), min(values.shape[3], 2)))
+    rows = []
+    for row in values.flatten(1):
+        unit = row / (row**2).sum() ** 0.5
+        frequencies = [50 + 462 * number / 3 for number in range(4)]
+        rows.append(
+            torch.stack([sum(x * sin(f * t) for t, x in enumerate(unit)) for f in frequencies])
+        )
+    return slow_entropy(torch.stack(rows))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 9, 3)], ids=str)
+def test_lls(shape: tuple[int, ...]) -> None:
+    loss = create_loss("lls", site(shape))
+    assert not [*loss.parameters(), *loss.state_dict()]
+    compare(loss, slow_lls, shape)
 
 
 # ---- infopro ----
@@ -501,10 +526,169 @@ def test_auglocals_heads_are_drawn_anew_and_learn_where_the_network_is_frozen() 
     assert all(w.requires_grad and w.std() > 0 for w in matrices)
 
 
+# ---- look-ahead ----
+
+
+def ahead_of_stem(branches: str = "both", **options: Any) -> tuple[nn.Module, Any]:
+    """A network, and the loss of its first unit, whose copies have weights of their own by now."""
+    model = narrow("resnet18", 0.0).double()
+    sample = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    options = {"at": "block", "branches": branches, **options}
+    loss: Any = localize(model, sample, CLASSES, "look-ahead", **options).units[0].loss
+    with torch.no_grad():
+        for weight in loss.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return model, loss.train()
+
+
+@pytest.mark.parametrize("branches", ["both", "sum", "copy", "average"])
+def test_look_ahead_mixes_a_trained_and_an_averaged_copy(branches: str) -> None:
+    model, loss = ahead_of_stem(branches)
+    scale = 1.0 if loss.scale is None else loss.scale.item()
+    shares = {"both": (scale, 2 - scale), "sum": (1, 1), "copy": (1, 0), "average": (0, 1)}
+    features = torch.randn(6, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    blocks, outputs = [], []
+    for share, name in zip(shares[branches], ("copy", "average"), strict=True):
+        assert (name in loss.blocks) == (share != 0)
+        if share:
+            block = copy.deepcopy(model.stages[0][0]).train()  # behind the stem
+            for own, theirs in zip(loss.blocks[name].parameters(), block.parameters(), strict=True):
+                theirs.data.copy_(own)
+            outputs.append(block(features))
+            blocks.append((share, block))
+    mixed = sum(share * output for (share, _), output in zip(blocks, outputs, strict=True))
+    (classifier,) = layers_of(loss.loss)
+    expected = F.cross_entropy(mixed.flatten(1) @ classifier.weight.T + classifier.bias, LABELS)
+    value = loss(features, Targets(LABELS, CLASSES)).loss
+    assert value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+    trained = [*loss.blocks["copy"].parameters()] if "copy" in loss.blocks else []
+    theirs = [*blocks[0][1].parameters()] if trained else []
+    ours = torch.autograd.grad(value, [features, *trained], retain_graph=True)
+    slow = torch.autograd.grad(expected, [features, *theirs], retain_graph=True)
+    torch.testing.assert_close(ours, slow, rtol=1e-7, atol=1e-10)
+    assert {id(weight) for weight in loss.parameters() if weight.requires_grad} == {
+        id(weight)
+        for weight in (*trained, *loss.loss.parameters(), loss.scale)
+        if weight is not None
+    }
+    if branches == "both":
+        of_mixed = torch.autograd.grad(expected, mixed, retain_graph=True)[0]
+        by_hand = (of_mixed * (outputs[0] - outputs[1])).sum()
+        torch.testing.assert_close(torch.autograd.grad(value, loss.scale)[0], by_hand)
+
+
+def test_the_average_follows_the_network_once_per_update() -> None:
+    local = learner("vgg8b", "look-ahead", at="block", average_momentum=0.9)
+    units = [unit.loss for unit in local.units[:-1]]
+    expected = [[weight.clone() for weight in loss.averages] for loss in units]
+    for loss in units:
+        assert all(map(torch.equal, loss.averages, loss.followed))
+        assert all(map(torch.equal, loss.blocks["copy"].parameters(), loss.followed))
+    for number, (images, labels) in enumerate(digits().train.batches(0)):
+        before = [[weight.clone() for weight in loss.followed] for loss in units]
+        update = number != 1  # the second batch is a part of the third
+        local.step(images, labels, update=update)
+        if update:  # a unit is updated before the next one is
+            expected = [
+                [0.9 * average + 0.1 * weight for average, weight in zip(*pair, strict=True)]
+                for pair in zip(expected, before, strict=True)
+            ]
+    for loss, averages in zip(units, expected, strict=True):
+        assert not all(map(torch.equal, loss.averages, loss.followed))
+        torch.testing.assert_close([w.detach() for w in loss.averages], averages)
+
+
+def test_the_average_of_a_block_that_does_not_learn_stays() -> None:
+    local = learner("plain", "look-ahead")
+    first: Any = local.units[0].loss
+    before = [weight.clone() for weight in first.averages]
+    trained = [weight.clone() for weight in first.blocks["copy"].parameters()]
+    ticks("sequential", local, digits().train, epochs=1)
+    assert all(map(torch.equal, before, first.averages))
+    assert not any(map(torch.equal, trained, first.blocks["copy"].parameters()))
+    assert not any(map(torch.equal, before, first.followed))  # trained later
+
+
+def test_the_networks_weights_are_none_of_a_look_ahead() -> None:
+    keys = list(network("resnet18").state_dict())
+    local = learner("resnet18", "look-ahead", at="block", transport=0.1)
+    own = {id(weight) for weight in local.model.parameters()}
+    assert list(local.model.state_dict()) == keys
+    for unit in local.units:
+        held = {id(weight) for weight in unit.piece.parameters()}
+        assert {id(weight) for weight in unit.held()} & own == held
+        assert not own & {id(weight) for weight in unit.loss.parameters()}
+    # a copy of all follows itself, and so does one that was written and read
+    for other in (copy.deepcopy(local), pickle.loads(pickle.dumps(local.units))):
+        copied = getattr(other, "units", other)
+        weights = {id(weight) for unit in copied for weight in unit.piece.parameters()}
+        heads = {id(weight) for unit in copied for weight in unit.loss.parameters()}
+        for unit in copied[:-1]:
+            assert {id(weight) for weight in unit.loss.loss.followed} <= weights - own
+            assert {id(weight) for weight in unit.loss.loss.averages} <= heads
+
+
+def test_both_copies_count_as_memory() -> None:
+    size = {
+        branches: persistent_bytes(learner("plain", "look-ahead", branches=branches))
+        for branches in ("both", "sum", "copy", "average")
+    }
+    block = 4 * (6 * 6 * 9 + 6 + CLASSES * 97)  # conv2 and out, in float32
+    assert size["sum"] - size["copy"] == block
+    assert size["sum"] - size["average"] == block
+    assert size["both"] - size["sum"] == 4 * 2  # two numbers s
+
+
+@pytest.mark.parametrize("head_loss", ["dgl-mlp-sr", "infopro", "predsim", "lls"])
+def test_any_loss_can_be_the_head_of_a_look_ahead(head_loss: str) -> None:
+    local = learner("resnet18", "look-ahead", at="block", head_loss=head_loss)
+    assert local.units[0].reads_images == (head_loss == "infopro")
+    local.step(torch.rand(6, 1, 8, 8), LABELS)
+    local = learner("plain", "look-ahead", head_loss="greedy", head_depth=1)
+    assert len([*local.units[0].loss.loss.parameters()]) == 4
+
+
+def test_threads_refuse_to_look_ahead_at_weights_that_another_changes() -> None:
+    with pytest.raises(
+        InvalidInput, match=r"the loss of unit 0 \(conv1\) reads weights of a later"
+    ):
+        RULES["parallel"].order(
+            learner("plain", "look-ahead", transport=0.1), digits().train, 1, lambda done: 1.0
+        )
+    local = learner("plain", "look-ahead", branches="copy")
+    assert ticks("parallel", local, digits().train, epochs=1)
+
+
+class Dropping(nn.Module):
+    """Its second block begins with a change of its input in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.dropout, self.out = nn.Dropout2d(0.5, inplace=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(F.leaky_relu(self.one(x)))
+        return self.out(F.relu(self.two(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("loss", LOOKING_AHEAD)
+def test_copies_of_blocks_leave_the_features_as_they_are(loss: str) -> None:
+    cut = {"at": "block", "output_layer": "separate", "seed": 0}
+    local = localize(Dropping(), torch.rand(2, 1, 8, 8), CLASSES, loss, **cut)
+    features = torch.rand(6, 4, 8, 8)
+    before = features.clone()
+    head = local.units[0].loss.train()
+    assert any(getattr(part, "changes_input", False) for part in head.modules())
+    head(features, Targets(LABELS, CLASSES))
+    assert torch.equal(features, before)
+
+
 # ---- at the edges ----
 
 
-@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "auglocal"])
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name not in LOOKING_AHEAD])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 3), (2, 1, 4), (1,)], ids=str)
 @pytest.mark.parametrize("labels", [[0, 1], [1, 1]], ids=str)
 def test_batches_of_two_and_small_features_in_bfloat16(
@@ -539,6 +723,10 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("pred", {"own_input": float("inf")}, "own_input inf"),
         ("auglocal", {}, "auglocal at unit 0: nothing is known of what follows it"),
         ("auglocal", {"pyramid": 1.5}, "pyramid 1.5: it is out of range"),
+        ("look-ahead", {}, "look-ahead at unit 0: nothing is known of what follows it"),
+        ("look-ahead", {"branches": "none"}, "branches 'none': it is unknown"),
+        ("look-ahead", {"average_momentum": 1.5}, "average_momentum 1.5: it is out of range"),
+        ("lls", {"head_size": 0}, "head_size 0: it is too small. Give 1 pixel or more"),
     ],
 )
 def test_refusals(loss: str, options: dict[str, Any], words: str) -> None:
@@ -552,9 +740,22 @@ def test_heads_deeper_than_the_network_are_refused(depth: int) -> None:
         learner("plain", "auglocal", head_depth=depth)
 
 
-def test_a_unit_inside_the_last_block_has_no_later_ones() -> None:
-    with pytest.raises(InvalidInput, match="auglocal at unit 0: it ends inside the last block"):
-        localize(PreActivation(), torch.rand(2, 1, 8, 8), CLASSES, "auglocal")
+@pytest.mark.parametrize("loss", LOOKING_AHEAD)
+def test_a_unit_inside_the_last_block_has_no_later_ones(loss: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{loss} at unit 0: it ends inside the last block"):
+        localize(PreActivation(), torch.rand(2, 1, 8, 8), CLASSES, loss)
+
+
+@pytest.mark.parametrize(
+    ("head_loss", "words"),
+    [
+        ("auglocal", "auglocal at unit 0: .* make it the head of no other loss"),
+        ("perd", "Did you mean 'pred'"),
+    ],
+)
+def test_heads_that_a_look_ahead_cannot_have(head_loss: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        learner("plain", "look-ahead", head_loss=head_loss)
 
 
 def test_infopro_refuses_what_is_no_image() -> None:

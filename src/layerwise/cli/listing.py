@@ -21,6 +21,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     width = max(map(len, rows))
     for name, text in rows.items():
         print(f"{name:<{width}}  {text}")
+    if parsed.what == "losses":
+        print(f"Any loss also carries terms: {' '.join(map(as_flag, terms()))}")
     return {parsed.what: list(rows)}
 
 
@@ -38,11 +40,21 @@ def entries(what: str) -> dict[str, str]:
         from layerwise.experiments.presets import presets
 
         return {name: preset.text for name, preset in presets().items()}
+    if what == "losses":
+        from layerwise.losses import LOSSES
+
+        return {name: with_options(loss) for name, loss in LOSSES.items()}
     from layerwise.training.prepare import registries
 
-    kind = {"models": "model", "losses": "loss", "rules": "rule"}[what]
-    registry: Mapping[str, Any] = registries()[kind]
+    registry: Mapping[str, Any] = registries()[{"models": "model", "rules": "rule"}[what]]
     return {name: with_options(factory) for name, factory in registry.items()}
+
+
+def terms() -> list[str]:
+    """Names of the terms that any loss can carry, which are options too."""
+    from layerwise.losses.terms import TERMS
+
+    return list(TERMS)
 
 
 def with_options(factory: Any) -> str:

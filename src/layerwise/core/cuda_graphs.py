@@ -64,7 +64,7 @@ class CapturedSteps:
         learner: a learner on a GPU.
         streams: number of streams over which the units take turns. With 2 or more, a unit's
             backward pass and update overlap with the next units' passes, and every unit's features
-            stay until the step ends.
+            stay until the step ends. Units do not overlap where a loss reads weights of later ones.
 
     Raises:
         InvalidInput: the learner is not on a GPU, or ``streams`` is below 1.
@@ -79,9 +79,8 @@ class CapturedSteps:
             )
         if streams < 1:
             raise InvalidInput(f"Cannot use streams {streams}: it is too small. Give 1 or more.")
-        self.streams = (
-            [torch.cuda.Stream(self.device) for _ in range(streams)] if streams > 1 else []
-        )
+        overlap = streams > 1 and not any(unit.reads_later_weights for unit in learner.units)
+        self.streams = [torch.cuda.Stream(self.device) for _ in range(streams)] if overlap else []
         self.recorder = torch.cuda.Stream(self.device)
         self.seed: int | None = next(
             (unit.seed for unit in learner.units if unit.seed is not None), None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.order import changes_input
 from layerwise.core.settings import Check, Settings
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import Chain, split
@@ -20,7 +21,8 @@ class Block:
 
     Attributes:
         name: path of the block.
-        module: the network's own, from a tensor to a tuple of one; copy it with ``new_copy``.
+        module: the network's own, from a tensor to a tuple of one; copy it with ``new_copy`` or
+            ``exact_copy``.
         entering, leaving: shapes of the tensors without the batch.
     """
 
@@ -29,24 +31,34 @@ class Block:
     entering: tuple[int, ...]
     leaving: tuple[int, ...]
 
+    @property
+    def changes_input(self) -> bool:
+        """Whether the block may change the tensor that enters it in place."""
+        return changes_input(self.module)
+
+    def exact_copy(self) -> nn.Module:
+        """The block with weights of its own, which start as the network has them, and learn."""
+        settings = [each.settings for each in self.module.modules() if isinstance(each, Check)]
+        # the copy relies on nothing of the network
+        block = copy.deepcopy(self.module, {id(each): Settings() for each in settings})
+        for parameter in block.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(True)
+        return block
+
     def new_copy(self) -> nn.Module:
         """The block with weights of its own, drawn anew where its layers can draw them.
 
         Parameters of a user's own module that has no ``reset_parameters`` start as the network has
         them.
         """
-        settings = [each.settings for each in self.module.modules() if isinstance(each, Check)]
-        # the copy relies on nothing of the network
-        block = copy.deepcopy(self.module, {id(each): Settings() for each in settings})
+        block = self.exact_copy()
         for layer in block.modules():
             reset = getattr(layer, "reset_parameters", None) or getattr(
                 layer, "_reset_parameters", None
             )
             if callable(reset):
                 reset()
-        for parameter in block.parameters():
-            if parameter.is_floating_point() or parameter.is_complex():
-                parameter.requires_grad_(True)
         return block
 
 

@@ -16,6 +16,7 @@ from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.losses import Evaluated, Targets
+from layerwise.losses.site import end_update
 from layerwise.utils.seeds import seeded
 
 # the values that pass between two units: tensors, the feature first; rarely a number such as a size
@@ -88,6 +89,11 @@ class Unit:
     def reads_images(self) -> bool:
         """Whether its loss compares something with the images."""
         return getattr(self.loss, "reads_images", False)
+
+    @property
+    def reads_later_weights(self) -> bool:
+        """Whether its loss reads weights of later units when this one has updated its own."""
+        return getattr(self.loss, "reads_later_weights", False)
 
     def held(self) -> list[nn.Parameter]:
         """The parameters that the optimizer holds, in its order."""
@@ -229,6 +235,7 @@ class Unit:
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        end_update(self.loss)
 
     def zero_grad(self) -> None:
         """Forget the gradients of parts that wait for an update."""

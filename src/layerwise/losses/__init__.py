@@ -18,6 +18,8 @@ from layerwise.losses.biological import BiologicalPred, BiologicalSim
 from layerwise.losses.dgl import DglCnn, DglMlp, DglMlpSr
 from layerwise.losses.greedy import Greedy
 from layerwise.losses.infopro import InfoPro, InfoProContrast
+from layerwise.losses.lls import Lls
+from layerwise.losses.look_ahead import LookAhead
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
@@ -40,7 +42,9 @@ LOSSES: dict[str, LossFactory] = {
     "dgl-mlp": DglMlp,
     "dgl-mlp-sr": DglMlpSr,
     "separable": Separable,
+    "lls": Lls,
     "auglocal": AugLocal,
+    "look-ahead": LookAhead,
     "infopro": InfoPro,
     "infopro-contrast": InfoProContrast,
     "biological-pred": BiologicalPred,

@@ -42,14 +42,8 @@ class AugLocal(HeadLoss):
             raise InvalidInput(
                 f"Cannot use pyramid {pyramid}: it is out of range. Give a number from 0 to 1."
             )
-        if site.place is None:
-            raise InvalidInput(
-                f"Cannot use auglocal at unit {site.index}: nothing is known of what follows it. "
-                "Let layerwise.localize make its site."
-            )
-        place = site.place()
+        place = place_of(site, "auglocal")
         count = len(place.blocks)
-        refuse_inside_output(site, place)
         most = max(count - 1, 1)
         if head_depth is None:
             head_depth = min(DEPTH, most)
@@ -63,27 +57,38 @@ class AugLocal(HeadLoss):
         shape, layers = site.shape, list[nn.Module]()
         for index in chosen_blocks(last, count, depth):
             block = fitting_block(shape, place.blocks[last + 1 : index + 1])
-            layers += [*joint(shape, block.entering), Single(block.new_copy())]
+            layers += [
+                *joint(shape, block.entering),
+                Single(block.new_copy(), block.changes_input),
+            ]
             shape = block.leaving
         layers += joint(shape, place.output.entering)
         layers.append(Contiguous())  # the output's block may begin with .view
-        layers.append(Single(place.output.new_copy()))
+        layers.append(Single(place.output.new_copy(), place.output.changes_input))
         super().__init__(nn.Sequential(*layers))
 
 
-def refuse_inside_output(site: Site, place: "Place") -> None:
-    """Refuse a unit that ends inside the block of the output layer, since no whole one follows.
+def place_of(site: Site, loss: str) -> "Place":
+    """The place of a unit behind which a whole block of the network follows.
 
     Raises:
-        InvalidInput: naming the unit.
+        InvalidInput: nothing is known of what follows the unit, or it ends inside the block of the
+            output layer, behind which there is none.
     """
+    if site.place is None:
+        raise InvalidInput(
+            f"Cannot use {loss} at unit {site.index}: nothing is known of what follows it. "
+            "Let layerwise.localize make its site, and make it the head of no other loss."
+        )
+    place = site.place()
     if place.passed > len(place.blocks):
         able = f"Units that end in {place.blocks[-1].name} or before can. " if place.blocks else ""
         raise InvalidInput(
-            f"Cannot use auglocal at unit {site.index}: it ends inside the last block, "
+            f"Cannot use {loss} at unit {site.index}: it ends inside the last block, "
             f"{place.output.name}, and none follows that could be copied: between blocks, a single "
             f"tensor passes. {able}Cut at='block', or use another loss, such as dgl-cnn."
         )
+    return place
 
 
 def pyramid_depth(unit: int, units: int, depth: int, pyramid: float) -> int:
@@ -115,14 +120,20 @@ class Contiguous(nn.Module):
 
 
 class Single(nn.Module):
-    """A piece of a network, from a tensor to a tensor."""
+    """A piece of a network, from a tensor to a tensor.
 
-    def __init__(self, piece: nn.Module) -> None:
+    Args:
+        piece: from a tensor to a tuple of one.
+        changes_input: whether it may change what enters it, of which it is then given a copy:
+            others read it too.
+    """
+
+    def __init__(self, piece: nn.Module, changes_input: bool) -> None:
         super().__init__()
-        self.piece = piece
+        self.piece, self.changes_input = piece, changes_input
 
     def forward(self, features: Tensor) -> Tensor:
-        (result,) = self.piece(features)
+        (result,) = self.piece(features.clone() if self.changes_input else features)
         return result
 
 

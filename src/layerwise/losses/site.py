@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
@@ -67,6 +67,12 @@ def check_shape(site: Site) -> None:
             "without the batch, and the loss reads maps (C, H, W) or vectors (C,). Cut the "
             "network where its features have such a shape, or give a loss of your own."
         )
+
+
+def end_update(loss: nn.Module) -> None:
+    """Tell a loss that has a method ``end_update`` that its unit has updated its weights."""
+    if end := getattr(loss, "end_update", None):
+        end()
 
 
 class Evaluated(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32
+from layerwise.errors import InvalidInput
+from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, end_update
 from layerwise.utils.changing import Change, Changing, value_at
 from layerwise.utils.options import changing_options
 
@@ -106,10 +107,14 @@ class WithTerms(nn.Module):
             setattr(self, name, value_at(value, 0.0))
         self.terms = nn.ModuleDict({name: TERMS[name](site) for name in weights})
         self.reads_images = getattr(loss, "reads_images", False)
+        self.reads_later_weights = getattr(loss, "reads_later_weights", False)
 
     def applied(self) -> list[str]:
         """Names of the terms that compare something at this unit."""
         return [name for name, term in self.terms.items() if getattr(term, "fits", True)]
+
+    def end_update(self) -> None:
+        end_update(self.loss)
 
     def forward(self, features: Tensor, targets: Targets, entered: Tensor) -> Evaluated:
         """Shapes: features and entered (B, C, H, W) or (B, C)."""

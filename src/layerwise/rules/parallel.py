@@ -168,13 +168,30 @@ def parallel(
         threads: number of groups of neighbouring units, one thread each.
 
     Raises:
-        InvalidInput: ``threads`` is below 1, or the learner has windows.
+        InvalidInput: ``threads`` is below 1, the learner has windows, or a loss reads weights of
+            later units.
     """
     if threads < 1:
         raise InvalidInput(f"Cannot use threads {threads}: it is too small. Give 1 or more.")
     learner.refuse_windows("parallel")
+    refuse_reading_ahead(learner.units)
     learner.step_singly()
     return parallel_epochs(learner, batches, epochs, schedule, start, threads)
+
+
+def refuse_reading_ahead(units: Sequence[Unit]) -> None:
+    """Refuse losses that read weights of later units, which other threads change meanwhile.
+
+    Raises:
+        InvalidInput: naming the first unit.
+    """
+    for unit in units:
+        if unit.reads_later_weights:
+            raise InvalidInput(
+                f"Cannot train by the rule 'parallel': the loss of unit {unit.index} ({unit.name}) "
+                "reads weights of a later unit, which another thread may be changing. Use the rule "
+                "'simultaneous', or another loss."
+            )
 
 
 def parallel_epochs(
