@@ -14,10 +14,8 @@ from layerwise.core.localize import localize
 from layerwise.core.reach import reach_of_span
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Targets
-from layerwise.models import create_model, list_models
-from layerwise.profiling.predict import predict_steps
-from layerwise.rules import RULES
-from tests.helpers import CLASSES, digits, narrow, network, same_weights
+from layerwise.models import list_models
+from tests.helpers import CLASSES, narrow, network, same_weights
 
 IMAGES = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(8) % CLASSES
@@ -180,66 +178,6 @@ def test_a_window_beside_units_alone() -> None:
     for index, (ours, theirs) in enumerate(zip(windowed.units, plain.units, strict=True)):
         assert same_weights(ours.piece, theirs.piece) == (index != 2)
         assert same_weights(ours.loss, theirs.loss)
-
-
-@pytest.mark.parametrize("seed", [0, None])
-@pytest.mark.parametrize("span", [2, 3, "1,3=4"])
-def test_graphs_that_are_computed_again_change_nothing(span: int | str, seed: int | None) -> None:
-    """Neither weights, nor running statistics, nor dropout that follows."""
-    learners = []
-    for count in (0, 3):
-        torch.manual_seed(0)
-        model = narrow("resnet18", dropout=0.5)
-        learner = localize(model, IMAGES, CLASSES, "pred", seed=seed, span=span, check=False)
-        learner.recompute = count
-        learner.train()
-        for _ in range(3):
-            learner.step(IMAGES, LABELS)
-        learners.append(learner)
-    kept, computed = learners
-    assert same_weights(kept.model, computed.model)
-    assert all(map(same_weights, *([unit.loss for unit in x.units] for x in learners)))
-
-
-def test_graphs_that_are_computed_again_read_the_buffers_of_the_first_time() -> None:
-    class Counts(Changes):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.BatchNorm2d(4, momentum=None)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.scale(self.one(x)) * (1 + self.scale.running_mean.view(1, -1, 1, 1))
-            return self.out(self.relu(self.two(x)).mean((2, 3)))
-
-    learner = make(Counts(), at="layer", loss="pred", span=2)
-    learner.recompute = 1
-    follows_the_sum(learner, 2)
-
-
-def test_less_memory_where_graphs_are_computed_again() -> None:
-    peaks = []
-    for count in (0, 2):
-        model = create_model("vgg8b", [2, 2, 1, 1], width=1 / 16, in_chans=1, image_size=8)
-        learner = make(model, loss="pred", at="layer")
-        options = {"span": 2, "recompute": count}
-        (step,) = predict_steps("simultaneous", learner, 256, options, None)
-        peaks.append((max(step.peaks().values()), sum(step.multiply_adds.values())))
-    (kept, once), (computed, twice) = peaks
-    assert computed < 0.9 * kept
-    assert once < twice < 1.34 * once
-
-
-@pytest.mark.parametrize("count", [-1, 5])
-def test_units_beyond_the_chain_are_not_computed_again(count: int) -> None:
-    learner = make(narrow("resnet18"), at="block", span=2)
-    with pytest.raises(InvalidInput, match=r"Give 0 to 4\."):
-        learner.recompute = count
-
-
-def test_nothing_is_computed_again_without_a_window() -> None:
-    learner = make(narrow("resnet18"), at="block")
-    with pytest.raises(InvalidInput, match="with span 1"):
-        RULES["simultaneous"](learner, digits().train, 1, lambda done: 1.0, recompute=2)
 
 
 def test_gradients_have_the_memory_format_of_their_weights() -> None:

@@ -64,7 +64,7 @@ class Learner:
         self.num_classes = num_classes
         self.leaves = tuple(leaves)
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
-        self.steps, self._reach, self._recompute = 0, local_reach(len(self.units)), 0
+        self.steps, self._reach = 0, local_reach(len(self.units))
         self.changes: Sequence[Change] = ()
         self.progress = 0.0
         self.plain_step: Callable[..., list[Evaluated]] = step_units
@@ -145,31 +145,8 @@ class Learner:
         reach = tuple(reach)
         check_reach(reach, self.units)
         self._reach = reach
-        self.plain_step = (
-            partial(step_windows, reach=reach, recompute=self._recompute)
-            if self.windowed
-            else step_units
-        )
+        self.plain_step = partial(step_windows, reach=reach) if self.windowed else step_units
         self.step_singly()
-
-    @property
-    def recompute(self) -> int:
-        """Number of first units whose graphs in windows are computed again instead of kept.
-
-        Raises:
-            InvalidInput: it is set to a number that the chain does not have.
-        """
-        return self._recompute
-
-    @recompute.setter
-    def recompute(self, count: int) -> None:
-        if not 0 <= count < len(self.units):
-            raise InvalidInput(
-                f"Cannot recompute {count} units: the chain has {len(self.units)}, and the last "
-                f"never waits. Give 0 to {len(self.units) - 1}."
-            )
-        self._recompute = count
-        self.reach = self._reach
 
     @property
     def windowed(self) -> bool:

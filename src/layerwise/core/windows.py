@@ -10,25 +10,21 @@ summed gradient of all losses; only the gradient that goes on to the unit before
 apart for each loss that reaches further. So a step of span 2 costs little more than a third above
 one of global backpropagation, beside the heads. A unit that a single loss reaches is differentiated
 once, as in global backpropagation. A unit's graph is freed as soon as no later loss reaches it.
-The first ``recompute`` units, whose maps are the largest, free theirs at once and compute it again
-for each later loss that reaches them: the graph of one unit is alive instead of those of a window,
-for a third of those units' arithmetic more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.buffers import buffers_replaced, copied_buffers
 from layerwise.core.order import changes_input
 from layerwise.core.reach import Reach, last_losses
 from layerwise.core.unit import Activations, Unit, depends_on_weights, detached, refuse_divergence
 from layerwise.losses import Evaluated, Targets
 from layerwise.ops.batch_norm import gradients_asked_for
 from layerwise.ops.windowed_gradient import made_whole
-from layerwise.utils.seeds import drawn_again, generator_of, seeded
+from layerwise.utils.seeds import seeded
 
 Gradients = list[Tensor | None]
 
@@ -45,8 +41,6 @@ class Pass:
         loss: its own loss, until that is differentiated.
         gradients: sum of the gradients of the losses so far, one per activation in ``passed``.
         head: gradient of each of the head's weights.
-        again: function that computes what left the unit again, without side effects; None: the
-            graph is kept.
     """
 
     unit: Unit
@@ -55,17 +49,6 @@ class Pass:
     loss: Tensor | None
     gradients: Gradients = field(default_factory=list)
     head: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    again: Callable[[], Activations] | None = None
-
-    def free(self) -> None:
-        """Free the graph, if it can be computed again."""
-        if self.again is not None:
-            self.passed = ()
-
-    def restore(self) -> None:
-        """Compute a graph that was freed again."""
-        if self.again is not None and not self.passed:
-            self.passed = self.again()
 
     def begin(self, alone: bool) -> Gradients:
         """Differentiate the unit's own loss: its head and, unless alone, what leaves the unit."""
@@ -137,7 +120,6 @@ def step_windows(
     update: bool = True,
     *,
     reach: Reach,
-    recompute: int = 0,
 ) -> list[Evaluated]:
     """Let every unit learn from a batch, by all losses that reach it.
 
@@ -146,7 +128,6 @@ def step_windows(
         step: number of steps that the units have made before.
         update: False: the gradients wait for those of the batch's other parts.
         reach: index of the first unit that each unit's loss reaches.
-        recompute: number of first units whose graphs are computed again for later losses.
 
     Returns:
         The loss and the number of correct examples of each unit.
@@ -167,7 +148,7 @@ def step_windows(
             results.append(evaluated)
             del passed
             continue
-        current, evaluated = forward(unit, entering.pop(), targets, step, reach, recompute)
+        current, evaluated = forward(unit, entering.pop(), targets, step, reach)
         entering.append(detached(current.passed))
         waiting.append(current)
         results.append(evaluated)
@@ -185,12 +166,7 @@ def step_windows(
 
 
 def forward(
-    unit: Unit,
-    activations: Activations,
-    targets: Targets,
-    step: int,
-    reach: Reach,
-    recompute: int,
+    unit: Unit, activations: Activations, targets: Targets, step: int, reach: Reach
 ) -> tuple[Pass, Evaluated]:
     """The forward pass of a unit in a window, with its loss; and the result, detached."""
     index = unit.index
@@ -199,43 +175,16 @@ def forward(
     entered = tuple(map(as_leaf, activations)) if further else activations
     given = tuple(map(copied, entered)) if changes_input(unit.piece) else entered
     alone = reach[index] > index
-    device = targets.labels.device
-    several = further and len(reaching) > 1
-    stays = any(behind > index for behind in reaching)
-    again = (
-        forward_again(unit, entered, step, device, several) if index < recompute and stays else None
-    )
-    with seeded(unit.seed, index, step, device), gradients_asked_for(several):
+    with (
+        seeded(unit.seed, index, step, targets.labels.device),
+        gradients_asked_for(several=further and len(reaching) > 1),
+    ):
         passed, (loss, correct) = unit.evaluate(given, targets, alone)
     if loss.device.type == "cpu":
         refuse_divergence(unit, step, loss)
     if not alone:
         depends_on_weights(unit, loss)
-    return Pass(unit, entered, passed, loss, again=again), Evaluated(loss.detach(), correct)
-
-
-def forward_again(
-    unit: Unit, entered: Activations, step: int, device: torch.device, several: bool
-) -> Callable[[], Activations]:
-    """A function that computes a unit's forward pass again, with the same draws and buffers.
-
-    Args:
-        several: the gradient of what entered is asked for more than once.
-    """
-    state, buffers = generator_of(device).get_state(), copied_buffers(unit.piece)
-
-    def again() -> Activations:
-        given = tuple(map(copied, entered)) if changes_input(unit.piece) else entered
-        values = [(module, name, value.clone()) for module, name, value in buffers]
-        with (
-            drawn_again(state, device),
-            seeded(unit.seed, unit.index, step, device),
-            gradients_asked_for(several),
-            buffers_replaced(values),
-        ):
-            return unit.forward(given)
-
-    return again
+    return Pass(unit, entered, passed, loss), Evaluated(loss.detach(), correct)
 
 
 def reach_back(
@@ -262,7 +211,6 @@ def reach_back(
         index = current.unit.index
         further, once = index > first, not current.reached and current.unit.optimizer is not None
         current.add(gradients)
-        current.restore()
         if last[index] == own and once:
             gradients = []  # the pass alone keeps them
             gradients = current.finish(examples, update, further)
@@ -271,7 +219,6 @@ def reach_back(
         if last[index] == own:
             current.finish(examples, update)
         else:
-            current.free()
             staying.append(current)
     waiting += reversed(staying)
 

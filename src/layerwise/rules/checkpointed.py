@@ -6,7 +6,7 @@ keeps everything, since it would be recomputed at once.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.core.buffers import buffers_replaced, copied_buffers
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, balances, split
 from layerwise.core.unit import Activations, Unit, precision
@@ -75,7 +74,26 @@ def contexts(
     segment: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of a segment's first and second computation."""
-    return nullcontext(), buffers_replaced(copied_buffers(segment))
+    values = [
+        (module, name, buffer.clone())
+        for module in segment.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    return nullcontext(), buffers_replaced(values)
+
+
+@contextmanager
+def buffers_replaced(values: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let modules read and change other buffers than their own."""
+    own = [module._buffers[name] for module, name, _ in values]
+    for module, name, value in values:
+        module._buffers[name] = value
+    try:
+        yield
+    finally:
+        for (module, name, _), buffer in zip(values, own, strict=True):
+            module._buffers[name] = buffer
 
 
 def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[Any]:

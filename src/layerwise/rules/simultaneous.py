@@ -26,7 +26,6 @@ def simultaneous(
     *,
     micro_batches: int = 1,
     span: int | str = 1,
-    recompute: int = 0,
 ) -> Iterator[Tick]:
     """Every unit learns from every batch.
 
@@ -34,36 +33,17 @@ def simultaneous(
         span: number of units that a loss reaches: 2 lets a unit also learn through the next one's
             loss; one for each unit, such as 1,1,2; or 1,4=3, from unit 4 on 3; 1: as the learner
             has it.
-        recompute: with a span above 1, number of first units whose graph is freed and computed
-            again for the losses of later units: it takes less memory and more time.
         micro_batches: number of parts that a batch is computed in, one after the other, before its
             one update: it takes less memory. Batch normalisation and similarities are of a part.
 
     Raises:
-        InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span`` or no so many
-            units.
+        InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span``.
     """
     reach = reach_of_span(span, len(learner.units))
     if span != 1 and reach != learner.reach:  # setting it ends recorded steps
         learner.reach = reach
-    if recompute:
-        refuse_recompute_alone(learner)
-        learner.recompute = recompute
     check_micro_batches(micro_batches)
     return every_batch(learner, batches, epochs, schedule, start, micro_batches)
-
-
-def refuse_recompute_alone(learner: Learner) -> None:
-    """Refuse to recompute units of which none waits for another's loss.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    if not learner.windowed:
-        raise InvalidInput(
-            "Cannot use recompute with span 1: no unit waits for a later loss, so no graph is "
-            "kept. Leave it out, or give a span of 2 or more."
-        )
 
 
 def check_micro_batches(count: int) -> None:

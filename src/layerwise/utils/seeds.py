@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 
 def derived_seed(seed: int, purpose: object, number: int) -> int:
@@ -30,32 +29,14 @@ def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iter
         yield
         return
     with _generator_locks[device]:
-        generator = generator_of(device)
+        generator = (
+            torch.default_generator
+            if device.type == "cpu"
+            else torch.cuda.default_generators[device.index or 0]
+        )
         state = generator.get_state()
         generator.manual_seed(derived_seed(seed, unit, step))
         try:
             yield
         finally:
             generator.set_state(state)
-
-
-@contextmanager
-def drawn_again(state: Tensor, device: torch.device) -> Iterator[None]:
-    """Draw the random numbers that followed a state of the device's generator.
-
-    The generator is left as it was.
-    """
-    generator = generator_of(device)
-    present = generator.get_state()
-    generator.set_state(state)
-    try:
-        yield
-    finally:
-        generator.set_state(present)
-
-
-def generator_of(device: torch.device) -> torch.Generator:
-    """The generator that a device's random numbers come from."""
-    if device.type == "cpu":
-        return torch.default_generator
-    return torch.cuda.default_generators[device.index or 0]
