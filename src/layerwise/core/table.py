@@ -11,7 +11,7 @@ from layerwise.core.unit import Unit
 from layerwise.losses import Output
 from layerwise.losses.terms import WithTerms
 
-HEADINGS = ("unit", "name", "layers", "local loss", "head", "parameters", "in head")
+HEADINGS = ("unit", "name", "layers", "feature", "local loss", "head", "parameters", "in head")
 
 
 def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
@@ -19,7 +19,8 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
 
     Returns:
         ``index``, ``name``, ``layers`` (classes of its weighted layers, in the order they are
-        called), ``loss``, ``head`` (weighted layers of its auxiliary head), ``parameters`` and
+        called), ``feature`` (its shape without the batch, and where its channels are if not
+        first), ``loss``, ``head`` (weighted layers of its auxiliary head), ``parameters`` and
         ``head_parameters``. A layer that derives from one of PyTorch's has that one's name.
     """
     return [
@@ -27,6 +28,7 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
             "index": unit.index,
             "name": unit.name,
             "layers": [name_of_layer(module) for module in called(unit.piece)],
+            "feature": str(unit.feature),
             "loss": name_of_loss(unit.loss),
             "head": [name_of_layer(module) for module in leaves(unit.loss)],
             "parameters": count(unit.piece),
@@ -40,9 +42,9 @@ def table_of_units(units: Sequence[Unit], span: int = 1) -> str:
     """The rows of ``describe_units`` as text, with sums, and the span of losses above 1."""
     rows = [HEADINGS, *(cells(row) for row in describe_units(units))]
     total = sum(count(unit.piece) for unit in units), sum(count(unit.loss) for unit in units)
-    rows.append(("", "all", "", "", "", *(f"{number:,}" for number in total)))
+    rows.append(("", "all", "", "", "", "", *(f"{number:,}" for number in total)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    right = (0, 5, 6)
+    right = (0, 6, 7)
     lines = [
         "  ".join(
             cell.rjust(width) if column in right else cell.ljust(width)
@@ -60,6 +62,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         str(row["index"]),
         row["name"],
         shortened(row["layers"]),
+        row["feature"],
         row["loss"],
         shortened(row["head"]) or "none",
         f"{row['parameters']:,}",
