@@ -203,8 +203,8 @@ def layouts(learner: Learner) -> dict[str, str]:
 
 # ---- where channels and cuts are ----
 
-MAPS, SMALL, TOKENS = "8 × 4 × 4", "4 × 4 × 8, channels last", "17 × 8, channels last"
-WIDE, MERGED = "4 × 4 × 16, channels last", "2 × 2 × 16, channels last"
+MAPS, SMALL, TOKENS = "8×4×4", "4×4×8, channels last", "17×8, channels last"
+WIDE, MERGED = "4×4×16, channels last", "2×2×16, channels last"
 LAYOUTS = {
     ("convnext-like", "block"): {"stem": MAPS, "one": MAPS},
     ("convnext-like", "layer"): {
@@ -214,18 +214,18 @@ LAYOUTS = {
     },
     ("swin-like", "block"): {
         **{"embed": SMALL, "first.0": SMALL, "first.1": SMALL, "first.2": SMALL},
-        **{"first.3": "2 × 2 × 32, channels last", "merge.reduce": MERGED, "second.0": MERGED},
+        **{"first.3": "2×2×32, channels last", "merge.reduce": MERGED, "second.0": MERGED},
     },
     ("vit-like", "block"): {"embed": TOKENS, "attention": TOKENS, "mlp": TOKENS},
     ("vit-like", "layer"): {
         **{"embed": TOKENS, "attention.qkv": TOKENS, "attention.proj": TOKENS},
-        **{"mlp.up": "17 × 16, channels last", "mlp.down": TOKENS},
+        **{"mlp.up": "17×16, channels last", "mlp.down": TOKENS},
     },
     ("mixer-like", "layer"): {
-        "embed": "8 × 16",
-        "up": "8 × 12, channels last",
-        "down": "16 × 8, channels last",
-        "mlp.up": "16 × 16, channels last",
+        "embed": "8×16",
+        "up": "8×12, channels last",
+        "down": "16×8, channels last",
+        "mlp.up": "16×16, channels last",
     },
 }
 
@@ -258,8 +258,8 @@ def test_a_layer_inside_of_windows_shares_the_unit_of_the_next() -> None:
 
 def test_the_batch_behind_another_axis() -> None:
     local = localize(Sequences(everywhere=False), IMAGES, CLASSES, "pred", at="layer")
-    last = "16 × 8, channels last"
-    wide = "16 × 16, channels last"
+    last = "16×8, channels last"
+    wide = "16×16, channels last"
     assert layouts(local) == {"embed": MAPS, "attention": last, "mlp.up": wide}
     for at in CUTS[:2]:
         with pytest.raises(CannotSplit, match=r"behind 'attention': .* \(16, 2, 8\) for 2 images"):
@@ -296,7 +296,7 @@ def test_what_no_layer_shows_can_be_said() -> None:
     assert opaque().units[0].feature == Feature((5, 8, 3), 1)
     assert opaque(channels={"own": 2}).units[0].feature.read == (8, 5, 3)
     assert opaque(channels={"own": -1}).units[0].feature.read == (3, 5, 8)
-    assert "5 × 8 × 3, channels in axis 2" in str(opaque(channels={"own": 2}))
+    assert "5×8×3, channels in axis 2" in str(opaque(channels={"own": 2}))
     for channels, words in (
         ({"own": 0}, r"channels= of unit 'own': .* \(B, 5, 8, 3\)\. Give an axis from 1 to 3"),
         ({"own": 4}, "from 1 to 3"),

@@ -2,9 +2,8 @@
 
 The batch's axis is found by two batches, of 2 and of 3 images. The channels' axis is the one that
 the last layer wrote channels to: the last of a linear layer and of attention, the one behind the
-batch of a convolution. Operations without weights carry it on, by the shapes before and after. Where
-they do not say, such as behind attention with several heads, it is the axis that the next layer
-reads.
+batch of a convolution. Operations without weights carry it on, by the shapes before and after.
+Where they do not say, such as where two branches disagree, it is what the next layer reads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -53,7 +53,7 @@ class Feature:
 
     def __str__(self) -> str:
         """The shape, and where its channels are if that is not the first axis behind the batch."""
-        sizes = " × ".join(map(str, self.shape))
+        sizes = "×".join(map(str, self.shape))
         if self.channels == 1:
             return sizes
         where = "last" if self.channels == len(self.shape) else f"in axis {self.channels}"
@@ -63,7 +63,7 @@ class Feature:
 AS_IT_IS = Feature(())  # of an image, and where nothing is known
 
 
-def features_of(
+def unit_features(
     names: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     axes: Sequence[int],
@@ -101,11 +101,7 @@ def checked_axis(name: str, shape: tuple[int, ...], axis: Any) -> int:
         InvalidInput: the feature has no such axis.
     """
     count = len(shape)
-    if not isinstance(axis, int) or isinstance(axis, bool) or not 1 <= axis % (count + 1) <= count:
-        axis = None
-    elif not -count <= axis <= count:
-        axis = None
-    if axis is None:
+    if not isinstance(axis, int) or isinstance(axis, bool) or not 1 <= abs(axis) <= count:
         raise InvalidInput(
             f"Cannot use channels= of unit {name!r}: its feature has shape (B, "
             f"{', '.join(map(str, shape))}). Give an axis from 1 to {count}, or −1 for the last."

@@ -17,7 +17,7 @@ from layerwise.core.factories import (
     made_optimizer,
     optimizer_makers,
 )
-from layerwise.core.feature import AS_IT_IS, features_of
+from layerwise.core.feature import AS_IT_IS, unit_features
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
@@ -123,7 +123,7 @@ def localize(
             "it is trained on, (B, channels, height, width)."
         ) from error
     refuse_other_output(shapes[-1], num_classes)
-    features = features_of(chain.names, shapes, chain.channels, channels)
+    features = unit_features(chain.names, shapes, chain.channels, channels)
     makers = optimizer_makers(optimizer, chain.names)
     if check:
         compare_with_network(model, chain, sample)

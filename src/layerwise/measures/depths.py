@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.feature import Feature, features_of
+from layerwise.core.feature import Feature, unit_features
 from layerwise.core.learner import Learner
 from layerwise.core.localize import feature_shapes
 from layerwise.core.side_effects import modes_kept
@@ -152,7 +152,7 @@ def network_depths(
     """The units that ``split`` cuts a network into, to be passed forward only."""
     chain = split(model, at, sample, leaves, output_layer)
     shapes = feature_shapes(chain.pieces, chain.names, sample[:2], amp)
-    features = features_of(chain.names, shapes, chain.channels)
+    features = unit_features(chain.names, shapes, chain.channels)
     units = [
         Unit(
             index,
@@ -211,7 +211,7 @@ def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
     pieces = [unit.piece for unit in depths.units]
     shapes = feature_shapes(pieces, names[1:], image, depths.units[0].amp)
     axes = [unit.feature.channels for unit in depths.units]
-    features = features_of(names, [tuple(image.shape[1:]), *shapes], [1, *axes])
+    features = unit_features(names, [tuple(image.shape[1:]), *shapes], [1, *axes])
     return [
         Place(index - 1, name, feature, kernel_of(feature.read, pooled_to))
         for index, (name, feature) in enumerate(zip(names, features, strict=True))
