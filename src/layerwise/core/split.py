@@ -194,10 +194,12 @@ def layer_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
     A layer whose feature does not have the batch first, such as one inside of windows, shares the
     unit of the next.
     """
-    segments = separable_segments(network, joined)
-    for layer, *_, end in ((segment[0], *segment) for segment in segments):
-        network.axes.refuse_batch_later(end, owner(layer))
-    return [segment[-1] for segment in segments if network.axes.batch_first(segment[-1])]
+    cuts = []
+    for segment in separable_segments(network, joined):
+        network.axes.refuse_batch_later(segment[-1], owner(segment[0]))
+        if network.axes.batch_first(segment[-1]):
+            cuts.append(segment[-1])
+    return cuts
 
 
 def block_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
