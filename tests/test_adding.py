@@ -252,7 +252,9 @@ def test_every_command_that_reads_a_run_knows_it(folder: Path, by_all: Path) -> 
 
 def test_every_command_that_makes_a_run_knows_it(folder: Path) -> None:
     chosen = ("mine", "--channels", "4", "--loss", "mine", "--temperature", "2")
-    assert re.search(r"^ +0 +0 +Conv2d +Mine ", output(folder, "show", *chosen), re.MULTILINE)
+    assert re.search(
+        r"^ +0 +0 +Conv2d +4×32×32 +Mine ", output(folder, "show", *chosen), re.MULTILINE
+    )
 
     options = ("--image-size", "8", "--rules", "mine", "--batch-size", "16", "--json")
     profiled = json.loads(output(folder, "profile", *chosen, *options).splitlines()[-1])

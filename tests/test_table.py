@@ -12,7 +12,7 @@ from layerwise.cli import main
 from layerwise.core.table import describe_units, shortened
 from tests.helpers import NETWORKS, learner
 
-WIDEST = 110  # columns
+WIDEST = 112  # columns
 
 
 def resnet18(**options: Any) -> layerwise.Learner:

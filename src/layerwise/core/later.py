@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.feature import AS_IT_IS, Feature
 from layerwise.core.order import changes_input
 from layerwise.core.settings import Check, Settings
 from layerwise.core.side_effects import modes_kept
@@ -22,7 +23,7 @@ class Block:
     Attributes:
         name: path of the block.
         module: the network's own, from a tensor to a tuple of one; copy it with ``new_copy`` or
-            ``exact_copy``.
+            ``exact_copy``. The tensors are as losses read them.
         entering, leaving: shapes of the tensors without the batch.
     """
 
@@ -113,19 +114,39 @@ class Joined(nn.Module):
         return activations
 
 
+class Turned(nn.Module):
+    """A piece of a network between features as losses read them.
+
+    Args:
+        piece: from a tensor to a tuple of one.
+        entering, leaving: the features as the network has them.
+    """
+
+    def __init__(self, piece: nn.Module, entering: Feature, leaving: Feature) -> None:
+        super().__init__()
+        self.piece, self.entering, self.leaving = piece, entering, leaving
+
+    def forward(self, feature: Tensor) -> tuple[Tensor]:
+        (result,) = self.piece(self.entering.restored(feature))
+        return (self.leaving.turned(result),)
+
+
 @torch.no_grad()
 def blocks_of(chain: Chain, sample: Tensor) -> list[Block]:
     """The blocks of a chain; pieces are joined where a number passes beside the tensor."""
     activations: tuple[Any, ...] = (sample,)
-    blocks, held, entering = list[Block](), list[nn.Module](), tuple(sample.shape[1:])
+    blocks, held, entering = list[Block](), list[nn.Module](), AS_IT_IS
+    shape = tuple(sample.shape[1:])
     with modes_kept(chain):
         chain.eval()
-        for name, piece in zip(chain.names, chain.pieces, strict=True):
+        for name, piece, axis in zip(chain.names, chain.pieces, chain.channels, strict=True):
             activations = piece(*activations)
             held.append(piece)
             if len(activations) == 1:
-                leaving = tuple(activations[0].shape[1:])
+                leaving = Feature(tuple(activations[0].shape[1:]), axis)
                 module = piece if len(held) == 1 else Joined(held)
-                blocks.append(Block(name, module, entering, leaving))
-                held, entering = [], leaving
+                if not (entering.as_it_is and leaving.as_it_is):
+                    module = Turned(module, entering, leaving)
+                blocks.append(Block(name, module, shape, leaving.read))
+                held, entering, shape = [], leaving, leaving.read
     return blocks

@@ -5,13 +5,15 @@ Each layer has a segment of the path; what lies beside the path goes to one of t
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from layerwise.core.axes import Axes, is_turn
+from layerwise.core.trace import owner
 from layerwise.core.tracer import FLAG, without_gradient
 from layerwise.errors import CannotSplit
 
@@ -74,10 +76,12 @@ class Network:
         root: where the graph's targets are found.
         main_path: nodes from the first operation to the last, in order.
         layers: the weighted layers among them.
+        axes: which axes of a node's tensor are the batch and the channels, where it is known.
     """
 
     root: nn.Module
     graph: fx.Graph
+    axes: Axes = field(default_factory=Axes)
 
     def __post_init__(self) -> None:
         self.main_path = self.find_main_path()
@@ -167,16 +171,38 @@ class Network:
         position = {node: number for number, node in enumerate(self.main_path)}
         segments = []
         for layer, following in pairwise(self.layers):
-            segment = self.main_path[position[layer] : position[following]]
-            while self.is_deferred(segment[-1]) or gives_several(segment[-1]):
-                segment.pop()
-            segments.append(segment)
+            stretch = self.main_path[position[layer] : position[following]]
+            end = self.axes.readable_end(stretch, self.feature_end(stretch))
+            segments.append(stretch[:end])
         return segments
 
+    def feature_end(self, stretch: Sequence[fx.Node]) -> int:
+        """Number of nodes, on the way from a layer to the next, up to the layer's feature."""
+        end = len(stretch)
+        while self.is_deferred(stretch[end - 1]) or gives_several(stretch[end - 1]):
+            end -= 1
+        # a feature whose axes are put back in order ends behind that
+        for node in stretch[end:]:
+            if not is_turn(node) or self.leads_to_several(node):
+                break
+            end += 1
+        return end
+
     def block_end(self, segment: Sequence[fx.Node]) -> fx.Node | None:
-        """The last node of a segment that all paths pass, if there is one."""
+        """The last node of a segment that all paths pass, if there is one with the batch first.
+
+        Raises:
+            CannotSplit: the batch is another axis of theirs.
+        """
         tensors = (node for node in reversed(segment) if not self.leads_to_several(node))
-        return next(filter(self.is_bottleneck, tensors), None)
+        last = None
+        for node in filter(self.is_bottleneck, tensors):
+            if self.axes.batch_first(node):
+                return node
+            last = last or node
+        if last is not None:
+            self.axes.refuse_batch_later(last, owner(segment[0]))
+        return None
 
     def leads_to_several(self, node: fx.Node) -> bool:
         """Whether a node gives several tensors, or only prepares its input for one that does."""

@@ -1,7 +1,7 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from layerwise.core.factories import (
     optimizer_makers,
     scale_rate,
 )
+from layerwise.core.feature import AS_IT_IS, unit_features
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
@@ -63,6 +64,7 @@ def localize(
     check: bool = True,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     head_lr_factor: float = 1.0,
+    channels: Mapping[str, int] | None = None,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -105,6 +107,9 @@ def localize(
             of values from 0 to 1, for losses that reconstruct images as they were stored.
         head_lr_factor: rate at which heads learn, relative to their units' own; their weights are
             then groups of their own in the optimizers.
+        channels: axis of a unit's feature that holds its channels, by the name of the unit, the
+            batch counted as axis 0; −1 is the last. Units that are left out have the axis that the
+            network's graph says (docs/networks.md).
         loss_options: keyword arguments of the losses that declare them, such as ``beta`` of
             predsim. One that may change over training can be a function of progress, from 0 to 1;
             see ``Learner.set_progress``.
@@ -136,6 +141,7 @@ def localize(
             "it is trained on, (B, channels, height, width)."
         ) from error
     refuse_other_output(shapes[-1], num_classes)
+    features = unit_features(chain.names, shapes, chain.channels, channels)
     makers = optimizer_makers(optimizer, chain.names)
     losses = losses_of_units(loss, chain.names)
     changing = with_changes(losses, loss_options)
@@ -144,18 +150,19 @@ def localize(
         compare_with_network(model, chain, sample)
     place = places(model, list(chain.pieces), sample, tuple(leaves))
     units = []
-    for index, (piece, name, shape) in enumerate(
-        zip(chain.pieces, chain.names, shapes, strict=True)
+    for index, (piece, name, feature) in enumerate(
+        zip(chain.pieces, chain.names, features, strict=True)
     ):
+        entering = features[index - 1] if index else AS_IT_IS
         with seeded(seed, index, -1, torch.device("cpu")):
             site = Site(
                 index,
                 len(chain),
-                shape,
+                feature.read,
                 num_classes,
                 joined=output_layer == "joined",
                 image_shape=tuple(sample.shape[1:]),
-                entering=shapes[index - 1] if index else tuple(sample.shape[1:]),
+                entering=entering.read if index else tuple(sample.shape[1:]),
                 normalization=normalization,
                 place=partial(place, index),
             )
@@ -163,7 +170,18 @@ def localize(
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(
             model.training
         )
-        unit = Unit(index, name, piece, head, None, clip_grad=clip_grad, amp=amp, seed=seed)
+        unit = Unit(
+            index,
+            name,
+            piece,
+            head,
+            None,
+            clip_grad=clip_grad,
+            amp=amp,
+            seed=seed,
+            feature=feature,
+            entering=entering,
+        )
         if amp is torch.float16:
             unit.scaler = torch.amp.GradScaler(tensor.device.type)
         if weights := unit.weights():
@@ -224,10 +242,10 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
             loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
             with modes_kept(unit.piece), precision(activations, unit.amp):
                 unit.piece.eval()
-                entered = entered_feature(unit.piece, loss, activations)
+                entered = entered_feature(unit, activations)
                 activations = unit.piece(*activations)
                 try:
-                    checked_result(loss(activations[0], targets, *entered))
+                    checked_result(loss(unit.feature.turned(activations[0]), targets, *entered))
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised

@@ -44,7 +44,8 @@ def set_memory_format(
 
     Returns:
         The name of each unit's format. A unit stays contiguous if it cannot compute in
-        channels-last, such as one that begins with ``.view``, or if a CPU cannot do so safely.
+        channels-last, such as one that begins with ``.view``, if what enters it is no maps (B, C,
+        H, W), or if a CPU cannot do so safely.
 
     Raises:
         InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
@@ -127,6 +128,10 @@ def memory_formats(learner: Learner, memory_format: str, before: Any = None) -> 
         names = tried(learner)
     else:
         names = [by_rule(unit, device) for unit in learner.units]
+    names = [
+        "contiguous" if unit.entering.channels != 1 else name
+        for unit, name in zip(learner.units, names, strict=True)
+    ]
     if device.type == "cpu":
         names = [
             "contiguous" if endangered(unit) else name
@@ -247,7 +252,13 @@ def trial_seconds(
 def copy_in(memory_format: torch.memory_format, unit: Unit) -> Unit:
     """A copy of a unit in a memory format, without an optimizer."""
     copied = Unit(
-        unit.index, unit.name, *copy.deepcopy((unit.piece, unit.loss)), None, amp=unit.amp
+        unit.index,
+        unit.name,
+        *copy.deepcopy((unit.piece, unit.loss)),
+        None,
+        amp=unit.amp,
+        feature=unit.feature,
+        entering=unit.entering,
     )
     copied.train()
     copied.set_memory_format(memory_format)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from layerwise.core.axes import Axes, find_axes
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.settings import Check
@@ -73,12 +74,19 @@ class Chain(nn.Module):
             with the feature first.
         names: a name per piece: its layer's path, the path of the block that holds its layers, or
             its first and last layer.
+        channels: axis of each feature that holds its channels, the batch counted as axis 0.
     """
 
-    def __init__(self, pieces: Sequence[nn.Module], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        pieces: Sequence[nn.Module],
+        names: Sequence[str],
+        channels: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.names = tuple(names)
+        self.channels = tuple(channels or [1] * len(self.pieces))
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -104,7 +112,9 @@ def split(
         at: ``"layer"``, a unit per weighted layer, also inside residual blocks; ``"block"``, the
             finest units between which a single tensor passes; a number K, K units of about equal
             multiply-adds; or the paths of the modules that end a unit.
-        sample: a batch of images, needed when ``at`` is a number above 1, to count multiply-adds.
+        sample: a batch of images, from which the axes of features are found; None: all features are
+            taken for vectors or maps (B, C, H, W). It is needed when ``at`` is a number above 1, to
+            count multiply-adds.
         leaves: paths of modules to keep whole inside one unit, without looking inside.
         output_layer: ``"separate"``, it is a unit of its own; or ``"joined"``, it shares the unit
             of the weighted layer before it. Where ``at`` is a list of paths, they decide.
@@ -119,6 +129,8 @@ def split(
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
     network = Network(*trace_network(model, leaves))
+    if sample is not None:
+        network.axes = axes_of(network, sample)
     cuts = choose_cuts(network, at, sample, joined)
     place = network.place(cuts)
     refuse_empty_units(network, place)
@@ -128,11 +140,20 @@ def split(
     chain = Chain(
         [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
         name_units(network, place),
+        [*map(network.axes.channels_or_guess, cuts), 1],
     )
     # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):
         module.training = model.training
     return chain
+
+
+def axes_of(network: Network, sample: Tensor) -> Axes:
+    """The axes of what the network computes, found on a sample; the network stays as it is."""
+    with modes_kept(network.root):
+        network.root.eval()
+        targets = piece_root(network, network.graph.nodes)
+        return find_axes(network.root, network.graph, targets, sample)
 
 
 def choose_cuts(
@@ -168,8 +189,17 @@ def separable_segments(network: Network, joined: bool) -> list[list[fx.Node]]:
 
 
 def layer_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
-    """Cuts behind the feature of every layer."""
-    return [segment[-1] for segment in separable_segments(network, joined)]
+    """Cuts behind the feature of every layer.
+
+    A layer whose feature does not have the batch first, such as one inside of windows, shares the
+    unit of the next.
+    """
+    cuts = []
+    for segment in separable_segments(network, joined):
+        network.axes.refuse_batch_later(segment[-1], owner(segment[0]))
+        if network.axes.batch_first(segment[-1]):
+            cuts.append(segment[-1])
+    return cuts
 
 
 def block_cuts(network: Network, joined: bool = False) -> list[fx.Node]:
@@ -281,9 +311,19 @@ def path_cuts(network: Network, paths: Sequence[str]) -> list[fx.Node]:
             holds_layer = owner(layers[-1]) != path
             last = (network.block_end(segment) if holds_layer else None) or segment[-1]
         if last is not network.main_path[-1] and network.layers[-1] not in inside:
+            network.axes.refuse_folded(last, path, able_after(network, last))
             cuts.append(last)
     order = {node: number for number, node in enumerate(network.main_path)}
     return sorted(set(cuts), key=lambda node: order[node])
+
+
+def able_after(network: Network, node: fx.Node) -> str:
+    """Path of the next layer behind a node whose feature has the batch first; empty: none has."""
+    behind = set(network.main_path[network.main_path.index(node) :])
+    ends = zip(network.layers, network.segments(), strict=False)
+    able = (owner(layer) for layer, (*_, end) in ends if network.axes.batch_first(end))
+    later = {owner(layer) for layer in network.layers if layer in behind}
+    return next((path for path in able if path in later), "")
 
 
 def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:

@@ -12,7 +12,7 @@ from layerwise.core.unit import Unit
 from layerwise.losses import Output
 from layerwise.losses.terms import WithTerms
 
-HEADINGS = ("unit", "name", "layers", "local loss", "head", "parameters", "in head")
+HEADINGS = ("unit", "name", "layers", "feature", "local loss", "head", "parameters", "in head")
 
 
 def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
@@ -20,7 +20,8 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
 
     Returns:
         ``index``, ``name``, ``layers`` (classes of its weighted layers, in the order they are
-        called), ``loss``, ``head`` (weighted layers of its auxiliary head), ``parameters`` and
+        called), ``feature`` (its shape without the batch, and where its channels are if not
+        first), ``loss``, ``head`` (weighted layers of its auxiliary head), ``parameters`` and
         ``head_parameters``. A layer that derives from one of PyTorch's has that one's name.
     """
     return [
@@ -28,6 +29,7 @@ def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
             "index": unit.index,
             "name": unit.name,
             "layers": [name_of_layer(module) for module in called(unit.piece)],
+            "feature": str(unit.feature),
             "loss": name_of_loss(unit.loss),
             "head": [name_of_layer(module) for module in leaves(unit.loss)],
             "parameters": count(unit.piece),
@@ -41,8 +43,8 @@ def table_of_units(units: Sequence[Unit], span: int | Sequence[int] = 1) -> str:
     """The rows of ``describe_units`` as text, with sums, and the span of losses unless it is 1."""
     rows = [HEADINGS, *(cells(row) for row in describe_units(units))]
     total = sum(count(unit.piece) for unit in units), sum(count(unit.loss) for unit in units)
-    rows.append(("", "all", "", "", "", *(f"{number:,}" for number in total)))
-    lines = [aligned(rows, right=(0, 5, 6))]
+    rows.append(("", "all", "", "", "", "", *(f"{number:,}" for number in total)))
+    lines = [aligned(rows, right=(0, 6, 7))]
     if not isinstance(span, int):
         lines.append(
             f"span {span_text(span)}: units that the loss of each reaches, its own counted"
@@ -70,6 +72,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         str(row["index"]),
         row["name"],
         shortened(row["layers"]),
+        row["feature"],
         row["loss"],
         shortened(row["head"]) or "none",
         f"{row['parameters']:,}",

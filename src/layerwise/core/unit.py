@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.feature import AS_IT_IS, Feature
 from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
@@ -40,6 +41,8 @@ class Unit:
         memory_format: memory format of maps while the unit computes, or None: as they come.
         seed: seed from which, with unit and step, the random draws of a step are made; None: they
             come from the global generator.
+        feature: shape and layout of its feature, which its loss reads turned; see ``Feature``.
+        entering: shape and layout of the feature that enters it.
         scaler: scaling of the loss, so that gradients of float16 do not underflow, or None.
         parts: numbers of examples of the parts of a batch whose gradients wait for an update.
         sums: sum of these gradients, each times its part's size relative to the first part's.
@@ -55,6 +58,8 @@ class Unit:
     amp: torch.dtype | None = None
     seed: int | None = None
     memory_format: torch.memory_format | None = None
+    feature: Feature = AS_IT_IS
+    entering: Feature = AS_IT_IS
     scaler: torch.amp.GradScaler | None = None
     parts: list[int] = field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
@@ -139,10 +144,11 @@ class Unit:
         """
         with precision(activations, self.amp):
             entered = in_memory_format(activations, self.memory_format)
-            read = entered_feature(self.piece, self.loss, entered)
+            read = entered_feature(self, entered)
             passed = self.piece(*entered)
             del entered
-            feature = passed[0].detach() if alone else passed[0]
+            feature = self.feature.turned(passed[0])
+            feature = feature.detach() if alone else feature
             return passed, checked_result(self.loss(feature, targets, *read))
 
     def step(
@@ -297,14 +303,12 @@ def step_units(
     return results
 
 
-def entered_feature(
-    piece: nn.Module, loss: nn.Module, entered: Activations
-) -> tuple[Tensor] | tuple[()]:
+def entered_feature(unit: Unit, entered: Activations) -> tuple[Tensor] | tuple[()]:
     """The feature that enters a unit, for a loss that says ``reads_input``; else nothing."""
-    if not getattr(loss, "reads_input", False):
+    if not getattr(unit.loss, "reads_input", False):
         return ()
-    feature: Tensor = entered[0].detach()
-    return (feature.clone() if changes_input(piece) else feature,)
+    feature = unit.entering.turned(entered[0].detach())
+    return (feature.clone() if changes_input(unit.piece) else feature,)
 
 
 def detached(activations: Activations) -> Activations:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.feature import Feature, unit_features
 from layerwise.core.learner import Learner
 from layerwise.core.localize import feature_shapes
 from layerwise.core.side_effects import modes_kept
@@ -80,22 +81,27 @@ class Place:
     Attributes:
         index: index of the unit.
         name: name of the unit.
-        shape: shape of its features, (C, H, W) or (C,).
+        feature: shape and layout of its features, which are measured as losses read them.
         kernel: kernel of the average pooling; None: features stay as they are.
     """
 
     index: int
     name: str
-    shape: tuple[int, ...]
+    feature: Feature
     kernel: tuple[int, int] | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of its features as they are read, (C, H, W) or (C,)."""
+        return self.feature.read
 
     @property
     def pooled(self) -> tuple[int, ...]:
         return self.shape if self.kernel is None else averaged(self.shape, self.kernel)
 
     def pool(self, features: Tensor) -> Tensor:
-        """Features pooled and flattened: (B, *shape) -> (B, F), float32."""
-        return average(features, self.kernel).flatten(1).float()
+        """Features turned, pooled and flattened: (B, *feature.shape) -> (B, F), float32."""
+        return average(self.feature.turned(features), self.kernel).flatten(1).float()
 
 
 def depths_of(
@@ -127,6 +133,7 @@ def without_heads(depths: Depths) -> Depths:
             None,
             amp=unit.amp,
             memory_format=unit.memory_format,
+            feature=unit.feature,
         )
         for unit in depths.units
     ]
@@ -144,10 +151,22 @@ def network_depths(
 ) -> Depths:
     """The units that ``split`` cuts a network into, to be passed forward only."""
     chain = split(model, at, sample, leaves, output_layer)
-    pairs = enumerate(zip(chain.names, chain.pieces, strict=True))
+    shapes = feature_shapes(chain.pieces, chain.names, sample[:2], amp)
+    features = unit_features(chain.names, shapes, chain.channels)
     units = [
-        Unit(i, name, piece, nn.Identity(), None, amp=amp, memory_format=memory_format)
-        for i, (name, piece) in pairs
+        Unit(
+            index,
+            name,
+            piece,
+            nn.Identity(),
+            None,
+            amp=amp,
+            memory_format=memory_format,
+            feature=feature,
+        )
+        for index, (name, piece, feature) in enumerate(
+            zip(chain.names, chain.pieces, features, strict=True)
+        )
     ]
     return Depths(model, units, heads=False)
 
@@ -187,15 +206,22 @@ def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
         raise InvalidInput(
             f"Cannot use pooled_to {pooled_to}: it is too small. Give 1 or more numbers an image."
         )
-    image, names = next(sample.batches())[:2], [unit.name for unit in depths.units]
+    image = next(sample.batches())[:2]
+    names = ["input", *(unit.name for unit in depths.units)]
     pieces = [unit.piece for unit in depths.units]
-    shapes = [tuple(image.shape[1:]), *feature_shapes(pieces, names, image, depths.units[0].amp)]
-    kernels = [pooling_kernel(shape, pooled_to) if len(shape) == 3 else None for shape in shapes]
-    named = zip(("input", *names), shapes, kernels, strict=True)
+    shapes = feature_shapes(pieces, names[1:], image, depths.units[0].amp)
+    axes = [unit.feature.channels for unit in depths.units]
+    features = unit_features(names, [tuple(image.shape[1:]), *shapes], [1, *axes])
     return [
-        Place(i - 1, name, shape, None if kernel == (1, 1) else kernel)
-        for i, (name, shape, kernel) in enumerate(named)
+        Place(index - 1, name, feature, kernel_of(feature.read, pooled_to))
+        for index, (name, feature) in enumerate(zip(names, features, strict=True))
     ]
+
+
+def kernel_of(shape: tuple[int, ...], pooled_to: int) -> tuple[int, int] | None:
+    """The kernel that pools maps (C, H, W) to at most so many numbers; None: they stay."""
+    kernel = pooling_kernel(shape, pooled_to) if len(shape) == 3 else (1, 1)
+    return None if kernel == (1, 1) else kernel
 
 
 def measure_depths(
