@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
+from layerwise.core.cuts import balance, block_cuts, multiply_adds
 from layerwise.core.layers import Network
-from layerwise.core.split import Chain, balance, block_cuts, multiply_adds, split
+from layerwise.core.split import Chain, split
 from layerwise.core.trace import trace_network
 from layerwise.errors import CannotSplit
 from layerwise.models import create_model

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.pieces import follow_network
 from layerwise.core.result import StepResult
-from layerwise.core.split import follow_network
 from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units

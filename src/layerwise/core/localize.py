@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from layerwise.core.check import compare_with_network
+from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
     OptimizerFactory,
     SchedulerFactory,
@@ -17,9 +18,11 @@ from layerwise.core.factories import (
     made_optimizer,
     optimizer_makers,
 )
+from layerwise.core.head_memory import refuse_large_heads
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.outputs import Key
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
@@ -48,6 +51,7 @@ def localize(
     seed: int | None = None,
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
+    output: Key = None,
     memory_format: str | None = "auto",
     span: int = 1,
     check: bool = True,
@@ -79,6 +83,8 @@ def localize(
             learns from the network's plain cross-entropy (docs/output.md); or ``"separate"``, the
             published way: the output layer is a unit of its own, and the local loss weighs its
             cross-entropy (1 − β under predsim).
+        output: key, attribute or index of the logits in what the network returns; see ``split``.
+            Parameters that only other outputs depend on stay untrained, and a warning names them.
         memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
@@ -106,7 +112,8 @@ def localize(
             "round to nothing. Give a network of float32 weights, model.float()."
         )
     sample = sample[:2].to(tensor.device)
-    chain = split(model, at, sample, leaves, output_layer)
+    chain = split(model, at, sample, leaves, output_layer, output)
+    warn_of_untrained(chain)
     try:
         with states_kept(model):
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
@@ -121,7 +128,9 @@ def localize(
     makers = optimizer_makers(optimizer, chain.names)
     if check:
         compare_with_network(model, chain, sample)
-    place = places(model, list(chain.pieces), sample, tuple(leaves))
+        warn_of_constant_features(model, chain, sample)
+    place = places(model, list(chain.pieces), sample, tuple(leaves), output)
+    refuse_large_heads(shapes, num_classes, loss, loss_options, tensor)
     units = []
     for index, (piece, name, shape) in enumerate(
         zip(chain.pieces, chain.names, shapes, strict=True)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from layerwise.core.cuts import balances
 from layerwise.core.learner import Learner
-from layerwise.core.split import Chain, balances, split
+from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import storage_bytes
