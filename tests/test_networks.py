@@ -289,6 +289,7 @@ class Shuffled(nn.Module):
 @pytest.mark.parametrize("at", ["layer", "block", "module", 2])
 @pytest.mark.parametrize("way", ["chunk", "split", "unbind"])
 def test_no_cut_lies_behind_parts(way: str, at: Any) -> None:
+    torch.manual_seed(1)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3), Shuffled(way), Shuffled(way), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(4, CLASSES),
@@ -366,7 +367,7 @@ def test_logits_are_taken_out_of_an_object(kind: str) -> None:
     model = Auxiliary(give, always=True)
     with pytest.raises(CannotSplit, match=r"several values.*output="):
         localize(model)
-    with pytest.raises(InvalidInput, match=r"output='scores': the network returns"):
+    with pytest.raises(InvalidInput, match=r"output='scores': .* has no such part"):
         localize(model, output="scores")
     learner = localize(model, output=output)
     learner.step(IMAGES, LABELS)
@@ -409,7 +410,7 @@ class Wrapped(nn.Module):
 
 
 def test_module_cuts_end_with_blocks_and_not_inside_them() -> None:
-    blocks = ("stem..stages.0.blocks.0.layers.2", "stages.0.blocks.1")
+    blocks = ("stem..stages.0.blocks.0.layers.2", "stages.0.blocks.1.layers")
     assert split(Wrapped(), "module").names == (*blocks, "stages.0.down", "out")
     lone = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(CannotSplit, match=r"at='module'.*Give at='layer'"):
@@ -449,7 +450,7 @@ def test_heads_that_outgrow_memory_are_refused_before_they_are_made(
     options: dict[str, Any] = {"loss": "predsim", "output_layer": "separate", "check": False}
     localize(model, **options)
     monkeypatch.setattr(head_memory, "device_memory", lambda device: 10**7)
-    with pytest.raises(InvalidInput, match=r"heads of loss 'predsim'.*13.* MB.*loss='predsim-lite"):
+    with pytest.raises(InvalidInput, match=r"heads of loss 'predsim'.*13.* MB.*loss='pred'"):
         localize(model, **options)
     monkeypatch.setattr(head_memory, "device_memory", lambda device: 10**3)
     with pytest.raises(InvalidInput, match="Cut fewer units"):

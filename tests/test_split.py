@@ -622,7 +622,7 @@ class Noise(Net):
         (
             Net,
             "layers",
-            "Cannot split at='layers': it names no place to cut. Give 'layer', 'block', a number",
+            "at='layers': it names no place to cut. Give 'layer', 'block', 'module', a number",
         ),
         (Net, "a", "at='a': it names no place"),
         (Net, [], r"at=\[\]: it names no place"),

@@ -26,12 +26,11 @@ def warn_of_untrained(chain: Chain) -> None:
     )
 
 
-@torch.no_grad()
 def warn_of_constant_features(model: nn.Module, chain: Chain, sample: Tensor) -> None:
     """Name the units whose feature is the same for all images, from which no loss can learn."""
     images = varied(sample)
     activations, constant = (images,), []
-    with modes_kept(model, chain), states_kept(model):
+    with torch.no_grad(), modes_kept(model, chain), states_kept(model):
         chain.eval()
         for name, piece in zip(chain.names[:-1], chain.pieces, strict=False):
             activations = piece(*activations)

@@ -15,6 +15,10 @@ from layerwise.errors import CannotSplit, InvalidInput
 Key = str | int | None
 
 
+class NoSuchOutput(InvalidInput):
+    """An ``output=`` that a network's result does not have."""
+
+
 def parts_of_output(result: Any) -> dict[Key, Any]:
     """The values that a result is made of, by key, attribute or index; empty if it is one value."""
     if isinstance(result, Tensor | fx.Proxy):
@@ -37,7 +41,7 @@ def main_output(result: Any, output: Key) -> Any:
         output: key, attribute or index; None: it is not looked into.
 
     Raises:
-        InvalidInput: the result has no such part; the message names those that it has.
+        NoSuchOutput: the result has no such part; the message names those that it has.
     """
     parts = parts_of_output(result)
     if output is None or not parts:
@@ -45,15 +49,11 @@ def main_output(result: Any, output: Key) -> Any:
     if isinstance(output, int) and -len(parts) <= output < len(parts):
         return list(parts.values())[output]
     if output not in parts:
-        raise InvalidInput(
-            f"Cannot use output={output!r}: the network returns {named(result, parts)}. Give one "
-            "of them."
+        raise NoSuchOutput(
+            f"Cannot use output={output!r}: what the network returns has no such part, but "
+            f"{', '.join(map(repr, parts))}. Give one of them."
         )
     return parts[output]
-
-
-def named(result: Any, parts: Mapping[Key, Any]) -> str:
-    return f"{type(result).__name__} of {', '.join(map(repr, parts))}"
 
 
 def take_main(training: fx.Graph, evaluation: fx.Graph, keys: Sequence[Key]) -> Key:

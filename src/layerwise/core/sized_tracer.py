@@ -164,7 +164,10 @@ class SizedTracer(Tracer):
             return getattr(self.root.get_submodule(path), name)
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
-            with generators_kept(), attributes_kept(module):  # buffers are not written to
+            buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+            with generators_kept(), attributes_kept(module):
+                if buffers:  # a normalisation counts batches in its own
+                    return torch.func.functional_call(module, buffers, args, kwargs)
                 return module.forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)

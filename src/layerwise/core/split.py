@@ -140,7 +140,8 @@ def refuse_several_outputs(root: SingleInput) -> None:
         raise CannotSplit(
             "Cannot split the network: it does not return one tensor that depends on its input, "
             f"but several values, {', '.join(map(repr, root.parts))}. Say which holds the logits "
-            f"(B, classes) with output=, such as output={root.parts[0]!r}."
+            f"with output=, such as output={root.parts[0]!r}, or let it return the logits alone, "
+            "(B, classes)."
         )
 
 

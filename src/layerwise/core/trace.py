@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from layerwise.core.outputs import Key, main_output, parts_of_output, take_main
+from layerwise.core.outputs import Key, NoSuchOutput, main_output, parts_of_output, take_main
 from layerwise.core.settings import Settings, keep_whole, words
 from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
 from layerwise.core.sized_tracer import CHECKS, SizedTracer
@@ -227,7 +227,7 @@ def trace_in_mode(root: SingleInput, tracer: Tracer, training: bool) -> fx.Graph
 def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
     try:
         return tracer.trace(root)
-    except CannotSplit:
+    except (CannotSplit, NoSuchOutput):
         raise
     except Exception as error:  # the user's forward runs here: anything can be raised
         buffer = re.search(r"to buffer '(\w+)'", str(error))
