@@ -26,7 +26,6 @@ from torch import Tensor, nn
 import layerwise
 from layerwise.core.outputs import main_output
 from layerwise.core.side_effects import states_kept
-from layerwise.core.split import split
 from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.losses import Targets
 from layerwise.models import create_model
@@ -252,7 +251,7 @@ def checked(
         model, sample, CLASSES, optimizer=partial(torch.optim.SGD, lr=0.01), seed=0, **options
     )
     faults = [
-        *other_batch(model, cut, sample, leaves, output, side),
+        *other_batch(learner, output, side),
         *crossing_gradients(learner, sample),
         *([] if list(model.state_dict()) == keys else ["keys of the state_dict changed"]),
     ]
@@ -272,23 +271,17 @@ class pooled_loss(nn.Module):
         return layerwise.losses.Evaluated(loss, torch.zeros((), dtype=torch.long))
 
 
-def other_batch(
-    model: nn.Module, cut: Any, sample: Tensor, leaves: list[str], output: str | None, side: int
-) -> list[str]:
+def other_batch(learner: Any, output: str | None, side: int) -> list[str]:
     """Compare the composed units with the network at another batch size, in evaluation mode."""
-    chain, images = (
-        split(model, cut, sample, leaves, "joined", output),
-        torch.randn(3, 3, side, side),
-    )
-    faults = []
-    with torch.no_grad(), states_kept(model):
-        model.eval()
-        chain.eval()
-        expected, activations = main_output(model(images), chain.output), (images,)
-        for name, piece in zip(chain.names, chain.pieces, strict=True):
-            activations = piece(*activations)
+    images, faults = torch.randn(3, 3, side, side), []
+    with torch.no_grad(), states_kept(learner.model):
+        learner.train(False)
+        expected, activations = main_output(learner.model(images), output), (images,)
+        for unit in learner.units:
+            activations = unit.piece(*activations)
             if len(activations[0]) != len(images):
-                faults.append(f"the feature of {name} has {len(activations[0])} rows for 3 images")
+                rows = len(activations[0])
+                faults.append(f"the feature of {unit.name} has {rows} rows for 3 images")
         if not torch.allclose(expected, activations[0], rtol=1e-4, atol=1e-5):
             faults.append("another output for 3 images")
     return faults[:2]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.outputs import Key
 from layerwise.core.pieces import follow_network
 from layerwise.core.result import StepResult
 from layerwise.core.state import load_state, state_of
@@ -32,6 +33,7 @@ class Learner:
         units: its units, in order.
         num_classes: number of classes.
         leaves: paths of the network's modules that are kept whole.
+        output: where the network's result holds its logits; see ``split``.
         image_shape, image_type: shape of an image and its number type, as the sample had them.
         steps: number of steps made; those on parts of a batch count too.
         make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
@@ -46,11 +48,12 @@ class Learner:
         num_classes: int,
         sample: Tensor,
         leaves: Iterable[str] = (),
+        output: Key = None,
     ) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
-        self.leaves = tuple(leaves)
+        self.leaves, self.output = tuple(leaves), output
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps, self._span = 0, 1
         self.plain_step: Callable[..., list[Evaluated]] = step_units

@@ -159,7 +159,7 @@ def localize(
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
-    learner = Learner(model, units, num_classes, sample, leaves)
+    learner = Learner(model, units, num_classes, sample, leaves, output)
     learner.span = span
     with states_kept(model):
         try_losses(learner, sample)

@@ -37,6 +37,8 @@ class Sized(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(self.examples[0], name):
             raise AttributeError(name)
+        if self.node.op == "get_attr" and name in ("dtype", "device"):
+            return getattr(self.examples[0], name)  # a node would bring the weight where it is read
         if callable(getattr(self.examples[0], name)):
             return fx.proxy.Attribute(self, name)
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
@@ -131,6 +133,8 @@ class SizedTracer(Tracer):
         """Plain numbers where both examples agree; a stand-in for all else."""
         first, second = self.examples[node]
         if type(first) in NUMBERS and first == second:
+            return first
+        if type(first) in (list, tuple) and first == second and set(map(type, first)) <= {int}:
             return first
         if type(first) is torch.Size:
             return tuple(
