@@ -13,8 +13,7 @@ from layerwise.core.layers import Network
 from layerwise.core.module_ends import ends_of_children, ends_of_lists
 from layerwise.core.pieces import piece_root
 from layerwise.core.side_effects import modes_kept, states_kept
-from layerwise.core.trace import owner
-from layerwise.core.tracer import ROOT
+from layerwise.core.tracer import ROOT, owner
 from layerwise.errors import CannotSplit
 
 COARSEST = 2.0  # times the costliest unit between layers, above which blocks are cut inside

@@ -19,7 +19,8 @@ from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.outputs import Key
 from layerwise.core.pieces import build_piece
-from layerwise.core.trace import SingleInput, owner, trace_network
+from layerwise.core.trace import SingleInput, trace_network
+from layerwise.core.tracer import owner
 from layerwise.errors import CannotSplit, choose
 
 OUTPUT_LAYERS = ("separate", "joined")

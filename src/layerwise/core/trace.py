@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from layerwise.core.modes import merge_modes
 from layerwise.core.outputs import Key, NoSuchOutput, main_output, parts_of_output, take_main
 from layerwise.core.settings import Settings, keep_whole, words
 from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
 from layerwise.core.sized_tracer import CHECKS, SizedTracer
 from layerwise.core.tracer import (
-    FLAG,
     CannotTrace,
     Tracer,
+    caller,
     changes_in_place,
+    owner,
     refuse_lazy,
     strip_root,
 )
 from layerwise.errors import CannotSplit, choose
 
-SLICE_ENDS = ("start", "stop", "step")
 # methods that leave something with a tensor for the backward pass
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 
@@ -325,80 +326,3 @@ def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
                 "result, such as x = F.relu_(x).",
                 owner(node),
             )
-
-
-def by_mode(flag: bool, training: Any, evaluation: Any) -> Any:
-    """The value of an argument in the mode of the unit."""
-    return training if flag else evaluation
-
-
-def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
-    """Return the training graph with a flag node for every argument that depends on the mode."""
-    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
-    if len(training.nodes) != len(evaluation.nodes):
-        differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
-        raise mode_refusal(*differing)
-    for node, twin in pairs:
-        if (node.op, node.target) != (twin.op, twin.target):
-            raise mode_refusal(node, twin)
-        node.args = merge_argument(training, node, node.args, twin.args)
-        node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
-    return training
-
-
-def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: Any) -> Any:
-    """One argument that serves ``user`` in both modes, from its arguments in each."""
-    same_type = type(training) is type(evaluation)
-    if isinstance(training, fx.Node) and same_type and training.name == evaluation.name:
-        return training
-    if isinstance(training, tuple | list) and same_type and len(training) == len(evaluation):
-        pairs = zip(training, evaluation, strict=True)
-        merged = [merge_argument(graph, user, *pair) for pair in pairs]
-        return merged if isinstance(training, list) else tuple(merged)
-    if isinstance(training, slice) and same_type:
-        ends = [(getattr(training, end), getattr(evaluation, end)) for end in SLICE_ENDS]
-        return slice(*(merge_argument(graph, user, *pair) for pair in ends))
-    if isinstance(training, dict) and same_type and training.keys() == evaluation.keys():
-        keys = training.keys()
-        return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
-    if fx.Node in (type(training), type(evaluation)):
-        raise mode_refusal(user)
-    if same_type and isinstance(training, bool | int | float) and training != evaluation:
-        with graph.inserting_before(user):
-            flag = graph.call_module(FLAG)
-            return graph.call_function(by_mode, (flag, training, evaluation))
-    if training != evaluation:
-        raise mode_refusal(user)
-    return training
-
-
-def mode_refusal(node: fx.Node | None, twin: fx.Node | None = None) -> CannotTrace:
-    """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
-    path = caller(node) if node is not None else ""
-    if twin is not None and (not path or caller(twin).startswith(path + ".")):
-        path = caller(twin)
-    where = f"in module {path!r}" if path else "somewhere"
-    whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
-    return CannotTrace(
-        "Cannot split the network: its forward pass takes another way in training than in "
-        f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
-        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
-        f"{whole or ', or move that part into a module of its own and name it in leaves='}.",
-        path,
-    )
-
-
-def owner(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node, or of the leaf that it calls."""
-    if node.op in ("call_module", "get_attr"):
-        return strip_root(str(node.target))
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return strip_root(str(stack[-1][0])) if stack else ""
-
-
-def caller(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node, also where it calls a leaf."""
-    stack = [strip_root(str(path)) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    if node.op == "call_module" and stack and stack[-1] == owner(node):
-        stack.pop()
-    return stack[-1] if stack else ""
