@@ -59,7 +59,7 @@ class Sized(fx.Proxy):
 
     def __bool__(self) -> bool:
         value = self.same(bool)
-        self.tracer.create_proxy("call_function", refuse_other_way, (self, value), {})
+        self.tracer.create_proxy("call_function", refuse_other_decision, (self, value), {})
         return bool(value)
 
     def __len__(self) -> int:
@@ -197,7 +197,7 @@ class SizedTracer(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def refuse_other_way(decision: Any, expected: bool) -> None:
+def refuse_other_decision(decision: Any, expected: bool) -> None:
     """Refuse a batch for which forward would decide otherwise than when it was traced.
 
     Raises:
@@ -226,4 +226,4 @@ def refuse_other_size(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-CHECKS = (refuse_other_way, refuse_other_size)  # nodes that have no result and are no dead code
+CHECKS = (refuse_other_decision, refuse_other_size)  # nodes that have no result and are no dead code
