@@ -68,7 +68,7 @@ class Run:
     loss_options: Options = declared("loss")
     at: str = option(
         "layer",
-        "where units end: layer, block, module, a number of units, or module paths joined by commas",
+        "where units end: layer, block, module, a number of units, or module paths with commas",
     )
     output_layer: str = option(
         "joined",
