@@ -6,6 +6,7 @@ number to forward; all others, such as the batch's size, stay open and are nodes
 forward decides something by an open number, the graph checks that later batches decide alike.
 """
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ class SizedTracer(Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
-        with self.factories_traced():
+        with self.factories_traced(), unlogged("torch._subclasses.fake_tensor"):
             graph = super().trace(root, concrete_args)
         images = next(iter(graph.nodes))
         with graph.inserting_after(images):
@@ -134,7 +135,7 @@ class SizedTracer(Tracer):
         first, second = self.examples[node]
         if type(first) in NUMBERS and first == second:
             return first
-        if type(first) in (list, tuple) and first == second and set(map(type, first)) <= {int}:
+        if type(first) in (list, tuple) and set(map(type, first)) <= {int} and first == second:
             return first
         if type(first) is torch.Size:
             return tuple(
@@ -197,6 +198,18 @@ class SizedTracer(Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
+@contextmanager
+def unlogged(name: str) -> Iterator[None]:
+    """Leave out what is logged of errors, which are raised too and then refused in words."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def refuse_other_decision(decision: Any, expected: bool) -> None:
     """Refuse a batch for which forward would decide otherwise than when it was traced.
 
@@ -226,4 +239,7 @@ def refuse_other_size(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-CHECKS = (refuse_other_decision, refuse_other_size)  # nodes that have no result and are no dead code
+CHECKS = (
+    refuse_other_decision,
+    refuse_other_size,
+)  # nodes that have no result and are no dead code
