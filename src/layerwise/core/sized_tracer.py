@@ -239,7 +239,5 @@ def refuse_other_size(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-CHECKS = (refuse_other_decision, refuse_other_size)  # nodes without a result, yet no dead code
-    refuse_other_decision,
-    refuse_other_size,
-)  # nodes that have no result and are no dead code
+# nodes that have no result, and yet are no dead code
+CHECKS = (refuse_other_decision, refuse_other_size)
