@@ -49,7 +49,7 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
         InvalidInput: the network cannot process the sample in training mode.
     """
     images = varied(sample)
-    network, buffers = Whole(model, chain.output), buffers_of(model, chain)
+    network, buffers = Whole(model, chain.output), compared_buffers(model, chain)
     with modes_kept(model, chain), precision_as_stored(images), torch.enable_grad():
         for training in (True, False):
             chain.train(training)
@@ -66,7 +66,7 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
                     f"({' '.join(str(error).split())[:200]}). Keep its modules whole with leaves=, "
                     "or cut elsewhere with at=."
                 ) from error
-            part = parting(chain, weights, buffers, expected, computed)
+            part = parting(model, chain, weights, buffers, expected, computed)
             if part is not None:
                 refuse_other_each_time(network, model, images, weights, expected)
                 raise CannotSplit(message(model, chain, images, part, training))
@@ -87,11 +87,11 @@ class Whole(nn.Module):
         return main_output(self.network(images), self.output)
 
 
-def buffers_of(model: nn.Module, chain: Chain) -> list[Tensor]:
-    """The buffers of a network that its units write to, and not those of auxiliary heads."""
-    untrained = {name.rpartition(".")[0] for name in chain.untrained}
+def compared_buffers(model: nn.Module, chain: Chain) -> list[str]:
+    """Names of a network's buffers, without those of auxiliary heads, which units leave alone."""
+    held = {id(buffer) for buffer in chain.buffers()}
     return [
-        buffer for name, buffer in model.named_buffers() if name.rpartition(".")[0] not in untrained
+        name for name, buffer in model.named_buffers() if not chain.untrained or id(buffer) in held
     ]
 
 
@@ -137,7 +137,7 @@ def result_of(
     model: nn.Module,
     images: Tensor,
     weights: Sequence[Tensor],
-    buffers: Sequence[Tensor],
+    buffers: Sequence[str],
 ) -> Result:
     """Output, gradients of the weights, and what buffers hold after a pass.
 
@@ -162,7 +162,7 @@ def result_of(
             generator = torch.Generator().manual_seed(ANY_SEED)
             direction = torch.rand(output.shape, generator=generator).to(output) + 0.5
             gradients = gradients_of(output, weights, direction)
-        return output.detach(), gradients, [buffer.clone() for buffer in buffers]
+        return output.detach(), gradients, [model.get_buffer(name).clone() for name in buffers]
 
 
 def gradients_of(
@@ -191,9 +191,10 @@ def kept(model: nn.Module) -> Iterator[None]:
 
 
 def parting(
+    model: nn.Module,
     chain: Chain,
     weights: Sequence[Tensor],
-    buffers: Sequence[Tensor],
+    buffers: Sequence[str],
     expected: Result,
     computed: Result,
 ) -> tuple[str, int] | None:
@@ -208,9 +209,9 @@ def parting(
         scale = max(largest(gradient) for gradient, _ in pairs)
         if not all(same(ours, theirs, scale) for ours, theirs in pairs):
             return "other gradients", index
-    for buffer, ours, theirs in zip(buffers, expected[2], computed[2], strict=True):
+    for name, ours, theirs in zip(buffers, expected[2], computed[2], strict=True):
         if not same(ours, theirs, largest(ours)):
-            return "other values of a buffer", unit_of(chain, buffer)
+            return "other values of a buffer", unit_of(chain, model.get_buffer(name))
     return None
 
 
