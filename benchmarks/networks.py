@@ -276,7 +276,8 @@ def other_batch(learner: Any, output: str | None, side: int) -> list[str]:
     images, faults = torch.randn(3, 3, side, side), []
     with torch.no_grad(), states_kept(learner.model):
         learner.train(False)
-        expected, activations = main_output(learner.model(images), output), (images,)
+        expected = main_output(learner.model(images), output)
+        activations: tuple[Any, ...] = (images,)
         for unit in learner.units:
             activations = unit.piece(*activations)
             if len(activations[0]) != len(images):

@@ -41,9 +41,8 @@ def is_stage(module: nn.Module) -> bool:
     """Whether a module has a list of several blocks of one kind."""
     for child in module.children():
         blocks = list(child.children()) if isinstance(child, LISTS) else []
-        kinds = {type(block) for block in blocks}
-        alike = len(blocks) > 1 and len(kinds) == 1 and not issubclass(*kinds, LISTS)
-        if alike and any(True for _ in blocks[0].children()):
+        alike = len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+        if alike and not isinstance(blocks[0], LISTS) and any(True for _ in blocks[0].children()):
             return True
     return False
 

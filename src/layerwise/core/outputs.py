@@ -71,8 +71,9 @@ def take_main(training: fx.Graph, evaluation: fx.Graph, keys: Sequence[Key]) -> 
         CannotSplit: none of the outputs is computed as in evaluation.
     """
     last = training.output_node()
+    values: Any = last.args[0]
     expected = leading_to(evaluation.output_node())[:-1]
-    for key, value in zip(keys, last.args[0], strict=True):
+    for key, value in zip(keys, values, strict=True):
         nodes = leading_to(value) if isinstance(value, fx.Node) else []
         if [node.target for node in nodes] == [node.target for node in expected]:
             last.args = (value,)

@@ -33,7 +33,7 @@ class Sized(fx.Proxy):
 
     @property
     def examples(self) -> tuple[Any, Any]:
-        return self.tracer.examples[self.node]  # type: ignore[attr-defined,no-any-return]
+        return self.tracer.examples[self.node]  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(self.examples[0], name):
@@ -67,7 +67,7 @@ class Sized(fx.Proxy):
         return int(self.same(len))
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[index] for index in range(len(self)))
+        return (self[index] for index in range(len(self)))  # type: ignore[index]
 
     def __int__(self) -> int:
         return int(self.same(int))
