@@ -292,7 +292,8 @@ def crossing_gradients(learner: Any, sample: Tensor) -> list[str]:
     """Units whose loss reaches weights of another unit, and weights in two units."""
     faults, seen = [], dict[int, str]()
     learner.train()
-    model, activations = learner.model, (sample,)
+    model = learner.model
+    activations: tuple[Any, ...] = (sample,)
     targets = Targets(torch.arange(len(sample)), CLASSES, sample)
     with states_kept(model):
         for unit in learner.units:

@@ -488,20 +488,6 @@ class Constant(Net):
         return self.out.bias
 
 
-class Auxiliary(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.aux = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.a(x)
-        return (
-            (self.out(self.b(x).mean((2, 3))), self.aux(x.mean((2, 3))))
-            if self.training
-            else self.out(self.b(x).mean((2, 3)))
-        )
-
-
 class OtherLayerInTraining(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
@@ -590,11 +576,6 @@ class Noise(Net):
         (Tuple, "layer", "does not return one tensor .* return the logits alone"),
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
-        (
-            Auxiliary,
-            "layer",
-            "takes another way in training than in evaluation.*such as auxiliary outputs",
-        ),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
         (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),
         (
@@ -917,11 +898,7 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "dense": (Dense, ["layers.0", "layers.1", "layers.2", "layers.3", "out"]),
     "squeeze and excitation": (
         SqueezeExcitation,
-        [
-            "stem",
-            *(f"blocks.{i}.{layer}" for i in range(2) for layer in ("conv", "squeeze", "excite")),
-            "out",
-        ],
+        ["stem", "blocks.0", "blocks.1", "out"],  # a gate belongs to the unit that it scales
     ),
     "mobilenet": (
         MobileNet,
