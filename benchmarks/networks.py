@@ -47,7 +47,7 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any]]] = {
     "densenet121": (32, {}),
     "squeezenet1_1": (32, {}),
     "googlenet": (64, {"init_weights": False}),
-    "inception_v3": (96, {"init_weights": False}),
+    "inception_v3": (299, {"init_weights": False}),
     "mobilenet_v2": (32, {}),
     "mobilenet_v3_small": (32, {}),
     "shufflenet_v2_x0_5": (64, {}),
