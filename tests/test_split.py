@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
+from layerwise.core.cuts import balance, block_cuts, multiply_adds
 from layerwise.core.layers import Network
-from layerwise.core.split import Chain, balance, block_cuts, multiply_adds, split
+from layerwise.core.split import Chain, split
 from layerwise.core.trace import trace_network
 from layerwise.errors import CannotSplit
 from layerwise.models import create_model
@@ -487,20 +488,6 @@ class Constant(Net):
         return self.out.bias
 
 
-class Auxiliary(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.aux = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Any:
-        x = self.a(x)
-        return (
-            (self.out(self.b(x).mean((2, 3))), self.aux(x.mean((2, 3))))
-            if self.training
-            else self.out(self.b(x).mean((2, 3)))
-        )
-
-
 class OtherLayerInTraining(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
@@ -589,11 +576,6 @@ class Noise(Net):
         (Tuple, "layer", "does not return one tensor .* return the logits alone"),
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
-        (
-            Auxiliary,
-            "layer",
-            "takes another way in training than in evaluation.*such as auxiliary outputs",
-        ),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
         (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),
         (
@@ -621,7 +603,7 @@ class Noise(Net):
         (
             Net,
             "layers",
-            "Cannot split at='layers': it names no place to cut. Give 'layer', 'block', a number",
+            "at='layers': it names no place to cut. Give 'layer', 'block', 'module', a number",
         ),
         (Net, "a", "at='a': it names no place"),
         (Net, [], r"at=\[\]: it names no place"),
@@ -916,11 +898,7 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "dense": (Dense, ["layers.0", "layers.1", "layers.2", "layers.3", "out"]),
     "squeeze and excitation": (
         SqueezeExcitation,
-        [
-            "stem",
-            *(f"blocks.{i}.{layer}" for i in range(2) for layer in ("conv", "squeeze", "excite")),
-            "out",
-        ],
+        ["stem", "blocks.0", "blocks.1", "out"],  # a gate belongs to the unit that it scales
     ),
     "mobilenet": (
         MobileNet,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
-from layerwise.core.split import Reused, split
+from layerwise.core.pieces import Reused
+from layerwise.core.split import split
 from layerwise.errors import CannotSplit, InvalidInput
 from tests.helpers import CLASSES
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layerwise.core.outputs import Key, main_output
+from layerwise.core.pieces import follow_network
 from layerwise.core.settings import keep_whole
 from layerwise.core.side_effects import modes_kept, states_kept
-from layerwise.core.split import Chain, follow_network
+from layerwise.core.split import Chain
 from layerwise.errors import CannotSplit, InvalidInput
 
 ANY_SEED = 0  # of each draw, so that it does not matter which layer draws first
@@ -47,15 +49,16 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
         InvalidInput: the network cannot process the sample in training mode.
     """
     images = varied(sample)
+    network, buffers = Whole(model, chain.output), compared_buffers(model, chain)
     with modes_kept(model, chain), precision_as_stored(images), torch.enable_grad():
         for training in (True, False):
             chain.train(training)
             model.train(training)  # last, as in a learner: it may keep parts of itself frozen
             follow_network(chain)
             weights = [weight for weight in model.parameters() if weight.requires_grad]
-            expected = result_of(model, model, images, weights)
+            expected = result_of(network, model, images, weights, buffers)
             try:
-                computed = result_of(chain, model, images, weights)
+                computed = result_of(chain, model, images, weights, buffers)
             except (RuntimeError, TypeError) as error:
                 raise CannotSplit(
                     "Cannot split the network: it can process the sample, but its unit "
@@ -63,17 +66,44 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
                     f"({' '.join(str(error).split())[:200]}). Keep its modules whole with leaves=, "
                     "or cut elsewhere with at=."
                 ) from error
-            part = parting(model, chain, weights, expected, computed)
+            part = parting(model, chain, weights, buffers, expected, computed)
             if part is not None:
-                refuse_other_each_time(model, images, weights, expected)
+                refuse_other_each_time(network, model, images, weights, expected)
                 raise CannotSplit(message(model, chain, images, part, training))
 
 
+class Whole(nn.Module):
+    """A network whose result is its logits alone.
+
+    Args:
+        output: where they are in what the network returns; see ``main_output``.
+    """
+
+    def __init__(self, network: nn.Module, output: Key) -> None:
+        super().__init__()
+        self.network, self.output = network, output
+
+    def forward(self, images: Tensor) -> Any:
+        return main_output(self.network(images), self.output)
+
+
+def compared_buffers(model: nn.Module, chain: Chain) -> list[str]:
+    """Names of a network's buffers, without those of auxiliary heads, which units leave alone."""
+    held = {id(buffer) for buffer in chain.buffers()}
+    return [
+        name for name, buffer in model.named_buffers() if not chain.untrained or id(buffer) in held
+    ]
+
+
 def refuse_other_each_time(
-    model: nn.Module, images: Tensor, weights: Sequence[Tensor], expected: "Result"
+    network: nn.Module,
+    model: nn.Module,
+    images: Tensor,
+    weights: Sequence[Tensor],
+    expected: "Result",
 ) -> None:
     """Refuse to compare with a network that differs from itself when it runs again."""
-    again = result_of(model, model, images, weights)
+    again = result_of(network, model, images, weights, [])
     pairs = [(expected[0], again[0]), *zip(expected[1], again[1], strict=True)]
     if not all(same(one, other, largest(one)) for one, other in pairs):
         raise CannotSplit(
@@ -103,7 +133,11 @@ def precision_as_stored(images: Tensor) -> torch.autocast:
 
 
 def result_of(
-    network: nn.Module, model: nn.Module, images: Tensor, weights: Sequence[Tensor]
+    network: nn.Module,
+    model: nn.Module,
+    images: Tensor,
+    weights: Sequence[Tensor],
+    buffers: Sequence[str],
 ) -> Result:
     """Output, gradients of the weights, and what buffers hold after a pass.
 
@@ -115,7 +149,7 @@ def result_of(
             with SameDraws():
                 output = network(images.clone())
         except Exception as error:
-            if network is not model:
+            if not isinstance(network, Whole) or isinstance(error, InvalidInput):
                 raise
             raise InvalidInput(
                 "Cannot localize the network: in "
@@ -128,7 +162,7 @@ def result_of(
             generator = torch.Generator().manual_seed(ANY_SEED)
             direction = torch.rand(output.shape, generator=generator).to(output) + 0.5
             gradients = gradients_of(output, weights, direction)
-        return output.detach(), gradients, [buffer.clone() for buffer in model.buffers()]
+        return output.detach(), gradients, [model.get_buffer(name).clone() for name in buffers]
 
 
 def gradients_of(
@@ -160,6 +194,7 @@ def parting(
     model: nn.Module,
     chain: Chain,
     weights: Sequence[Tensor],
+    buffers: Sequence[str],
     expected: Result,
     computed: Result,
 ) -> tuple[str, int] | None:
@@ -174,10 +209,9 @@ def parting(
         scale = max(largest(gradient) for gradient, _ in pairs)
         if not all(same(ours, theirs, scale) for ours, theirs in pairs):
             return "other gradients", index
-    buffers = zip(model.buffers(), expected[2], computed[2], strict=True)
-    for buffer, ours, theirs in buffers:
+    for name, ours, theirs in zip(buffers, expected[2], computed[2], strict=True):
         if not same(ours, theirs, largest(ours)):
-            return "other values of a buffer", unit_of(chain, buffer)
+            return "other values of a buffer", unit_of(chain, model.get_buffer(name))
     return None
 
 

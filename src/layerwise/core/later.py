@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.core.feature import AS_IT_IS, Feature
 from layerwise.core.order import changes_input
+from layerwise.core.outputs import Key
 from layerwise.core.settings import Check, Settings
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import Chain, split
@@ -79,18 +80,23 @@ class Place:
 
 
 def places(
-    model: nn.Module, pieces: Sequence[nn.Module], sample: Tensor, leaves: Sequence[str]
+    model: nn.Module,
+    pieces: Sequence[nn.Module],
+    sample: Tensor,
+    leaves: Sequence[str],
+    output: Key = None,
 ) -> Callable[[int], Place]:
     """A function that gives the place of a unit by its index; the network is cut when it is called.
 
     Args:
         pieces: what the units hold of the network, in order.
         sample: a batch of images (B, ...).
+        output: where the network's result holds its logits; see ``split``.
     """
 
     @cache
     def blocks() -> list[Block]:
-        return blocks_of(split(model, "block", sample, leaves), sample)
+        return blocks_of(split(model, "block", sample, leaves, output=output), sample)
 
     def place(index: int) -> Place:
         held = {id(p) for piece in pieces[: index + 1] for p in piece.parameters()}

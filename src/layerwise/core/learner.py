@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.outputs import Key
+from layerwise.core.pieces import follow_network
 from layerwise.core.reach import (
     Reach,
     Span,
@@ -18,7 +20,6 @@ from layerwise.core.reach import (
     span_text,
 )
 from layerwise.core.result import StepResult
-from layerwise.core.split import follow_network
 from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
@@ -42,6 +43,7 @@ class Learner:
         units: its units, in order.
         num_classes: number of classes.
         leaves: paths of the network's modules that are kept whole.
+        output: where the network's result holds its logits; see ``split``.
         image_shape, image_type: shape of an image and its number type, as the sample had them.
         steps: number of steps made; those on parts of a batch count too.
         make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
@@ -58,11 +60,12 @@ class Learner:
         num_classes: int,
         sample: Tensor,
         leaves: Iterable[str] = (),
+        output: Key = None,
     ) -> None:
         self.model = model
         self.units = list(units)
         self.num_classes = num_classes
-        self.leaves = tuple(leaves)
+        self.leaves, self.output = tuple(leaves), output
         self.image_shape, self.image_type = sample.shape[1:], sample.dtype
         self.steps, self._reach = 0, local_reach(len(self.units))
         self.changes: Sequence[Change] = ()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from layerwise.core.check import compare_with_network
+from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
     OptimizerFactory,
     PerUnit,
@@ -21,9 +22,11 @@ from layerwise.core.factories import (
     scale_rate,
 )
 from layerwise.core.feature import AS_IT_IS, unit_features
+from layerwise.core.head_memory import refuse_large_heads
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.outputs import Key
 from layerwise.core.reach import Span
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
@@ -59,6 +62,7 @@ def localize(
     seed: int | None = None,
     leaves: Iterable[str] = (),
     output_layer: str = "joined",
+    output: Key = None,
     memory_format: str | None = "auto",
     span: Span = 1,
     check: bool = True,
@@ -94,6 +98,8 @@ def localize(
             learns from the network's plain cross-entropy (docs/output.md); or ``"separate"``, the
             published way: the output layer is a unit of its own, and the local loss weighs its
             cross-entropy (1 − β under predsim).
+        output: key, attribute or index of the logits in what the network returns; see ``split``.
+            Parameters that only other outputs depend on stay untrained, and a warning names them.
         memory_format: memory format of maps while a unit computes: ``"auto"``, a fixed rule by unit
             and device; ``"channels-last"``, ``"contiguous"``; or None: as they come. Weights stay
             as they are.
@@ -129,7 +135,8 @@ def localize(
             "round to nothing. Give a network of float32 weights, model.float()."
         )
     sample = sample[:2].to(tensor.device)
-    chain = split(model, at, sample, leaves, output_layer)
+    chain = split(model, at, sample, leaves, output_layer, output)
+    warn_of_untrained(chain)
     try:
         with states_kept(model):
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
@@ -148,7 +155,9 @@ def localize(
     options = options_of_each(losses, changing)
     if check:
         compare_with_network(model, chain, sample)
-    place = places(model, list(chain.pieces), sample, tuple(leaves))
+        warn_of_constant_features(model, chain, sample)
+    place = places(model, list(chain.pieces), sample, tuple(leaves), output)
+    refuse_large_heads([each.read for each in features], num_classes, losses, options, tensor)
     units = []
     for index, (piece, name, feature) in enumerate(
         zip(chain.pieces, chain.names, features, strict=True)
@@ -192,7 +201,7 @@ def localize(
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     refuse_idle_terms([unit.loss for unit in units])
-    learner = Learner(model, units, num_classes, sample, leaves)
+    learner = Learner(model, units, num_classes, sample, leaves, output)
     learner.span = span
     learner.changes = [value for value in changing.values() if isinstance(value, Change)]
     for progress in (1.0, 0.5, 0.0):  # what is out of range is refused before training

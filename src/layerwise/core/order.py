@@ -4,8 +4,7 @@ from torch import fx, nn
 
 from layerwise.core.layers import Network
 from layerwise.core.settings import keep_whole, words
-from layerwise.core.trace import caller, owner
-from layerwise.core.tracer import FLAG, changes_in_place, operation_name
+from layerwise.core.tracer import FLAG, caller, changes_in_place, operation_name, owner
 from layerwise.errors import CannotSplit
 
 # methods and functions whose result may be a view of their first input

@@ -6,25 +6,29 @@ ends up in. Where they differ in more, the network is refused.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from layerwise.core.modes import merge_modes
+from layerwise.core.outputs import Key, NoSuchOutput, main_output, parts_of_output, take_main
 from layerwise.core.settings import Settings, keep_whole, words
 from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
+from layerwise.core.sized_tracer import CHECKS, SizedTracer
 from layerwise.core.tracer import (
-    FLAG,
     CannotTrace,
     Tracer,
+    caller,
     changes_in_place,
+    owner,
     refuse_lazy,
     strip_root,
 )
 from layerwise.errors import CannotSplit, choose
 
-SLICE_ENDS = ("start", "stop", "step")
 # methods that leave something with a tensor for the backward pass
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 
@@ -36,16 +40,32 @@ class TrainingFlag(nn.Module):
         return self.training
 
 
-class SingleInput(nn.Module):
-    """The user's model called with one tensor, its other arguments at their defaults."""
+MakeTracer = Callable[[Iterable[str], Settings], Tracer]
 
-    def __init__(self, network: nn.Module) -> None:
+
+class CannotFollow(CannotTrace):
+    """A refusal of a forward pass whose way depends on sizes or values that are not known."""
+
+
+class SingleInput(nn.Module):
+    """The user's model called with one tensor, its other arguments at their defaults.
+
+    Attributes:
+        output: where its result holds the logits; None: it is the logits.
+        parts: keys of the values that its result is made of, if it is made of several.
+    """
+
+    def __init__(self, network: nn.Module, output: Key = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.output = network, output
         self.settings = Settings()
+        self.parts: list[Key] = []
 
     def forward(self, images: Tensor) -> Any:
-        return self.network(images)
+        result = main_output(self.network(images), self.output)
+        parts = parts_of_output(result)
+        self.parts = list(parts)
+        return tuple(parts.values()) if parts else result
 
 
 def settings_of(root: nn.Module) -> Settings:
@@ -55,18 +75,26 @@ def settings_of(root: nn.Module) -> Settings:
     return settings
 
 
-def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Module, fx.Graph]:
+def trace_network(
+    model: nn.Module,
+    leaves: Iterable[str] = (),
+    sample: Tensor | None = None,
+    output: Key = None,
+) -> tuple[SingleInput, fx.Graph]:
     """Trace a model of one tensor into a graph without dead nodes.
 
     Modules without weights that cannot be traced, such as drop path, are kept whole without being
-    asked.
+    asked. Where a network cannot be traced without knowing its sizes, those of the sample are used.
 
     Args:
         leaves: paths of modules to treat as one operation, without looking inside.
+        sample: a batch of images (B, ...), for forward passes that compute with its size.
+        output: key, attribute or index of the logits in what the network returns; see ``split``.
 
     Returns:
         The root in which the graph's targets are found, whose ``settings`` say what the graph
-        relies on; and the graph.
+        relies on, and whose ``output`` says what of the network's result the graph computes; and
+        the graph.
 
     Raises:
         CannotSplit: the forward pass cannot be traced, does something that no graph shows, or
@@ -77,13 +105,26 @@ def trace_network(model: nn.Module, leaves: Iterable[str] = ()) -> tuple[nn.Modu
         for path in leaves
     }
     refuse_lazy(model)
+    try:
+        return trace_keeping_whole(model, whole, output, Tracer)
+    except CannotFollow:
+        if sample is None:
+            raise
+    return trace_keeping_whole(model, whole, output, partial(SizedTracer, sample=sample))
+
+
+def trace_keeping_whole(
+    model: nn.Module, leaves: Iterable[str], output: Key, make_tracer: MakeTracer
+) -> tuple[SingleInput, fx.Graph]:
+    """``trace_network`` by one tracer."""
+    whole = set(leaves)
     while True:
         try:
-            return trace_in_both_modes(model, whole)
+            return trace_in_both_modes(model, whole, output, make_tracer)
         except CannotTrace as refusal:
             alike = without_weights_like(model, refusal.path) - whole
             if not alike:
-                raise
+                raise naming_all(model, refusal) from refusal.__cause__
             whole |= alike  # such as drop path: nothing inside would be a unit
 
 
@@ -99,37 +140,62 @@ def without_weights_like(model: nn.Module, path: str) -> set[str]:
     }
 
 
-def trace_in_both_modes(model: nn.Module, leaves: Iterable[str]) -> tuple[nn.Module, fx.Graph]:
+def naming_all(model: nn.Module, refusal: CannotTrace) -> CannotTrace:
+    """A refusal whose remedy names all modules of the class that it is about."""
+    kind = type(model.get_submodule(refusal.path)) if refusal.path else nn.Module
+    if not kind.__module__.startswith("torch."):
+        alike = [name for name, module in model.named_modules() if type(module) is kind]
+        words_before, words_now = f"leaves=[{refusal.path!r}]", f"leaves={alike}"
+        refusal.args = (str(refusal).replace(words_before, words_now),)
+    return refusal
+
+
+def trace_in_both_modes(
+    model: nn.Module, leaves: Iterable[str], output: Key, make_tracer: MakeTracer
+) -> tuple[SingleInput, fx.Graph]:
     """``trace_network`` with the modules that are kept whole."""
     # a root for each, since tracing keeps constant tensors there
-    root, twin, again = SingleInput(model), SingleInput(model), SingleInput(model)
+    root, twin, again = (SingleInput(model, output) for _ in range(3))
     with modes_kept(model), outside_autocast(False):
-        in_training = trace_in_mode(root, leaves, True)
-        in_evaluation = trace_in_mode(twin, leaves, False)
+        in_training = trace_in_mode(root, make_tracer(leaves, root.settings), True)
+        in_evaluation = trace_in_mode(twin, make_tracer(leaves, twin.settings), False)
         # also for a context that changes nothing unless mixed precision is on
         with outside_autocast(True):
-            repeated = trace_in_mode(again, leaves, True)
+            repeated = trace_in_mode(again, make_tracer(leaves, again.settings), True)
     refuse_other_way(in_training, repeated)
+    if root.parts and not twin.parts:
+        refuse_lost_changes(root, in_training)
+        root.output = take_main(in_training, in_evaluation, root.parts)
+        for mode in (in_training, in_evaluation):
+            without_dead_nodes(mode)
+        # names were numbered with those of the auxiliary outputs
+        for node, alike in zip(in_training.nodes, in_evaluation.nodes, strict=False):
+            node.name = alike.name
     graph = merge_modes(in_training, in_evaluation)
     refuse_changing_constants(root, twin)
     refuse_changing_constants(root, again)
     refuse_lost_changes(root, graph)
-    graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    without_dead_nodes(graph)
     for read in (twin.settings, again.settings):
         root.settings.include(read)
     root.training = model.training
     return root, graph
 
 
+def without_dead_nodes(graph: fx.Graph) -> None:
+    graph.eliminate_dead_code(
+        lambda node: node.op in ("placeholder", "output") or node.target in CHECKS
+    )
+
+
 def outside_autocast(enabled: bool) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
-def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> fx.Graph:
+def trace_in_mode(root: SingleInput, tracer: Tracer, training: bool) -> fx.Graph:
     """Trace in a mode, and refuse what forward does beside computing its result."""
     for module in root.modules():
         module.training = training
-    tracer = Tracer(leaves, root.settings)
     network = root.network
     with (
         generators_kept(),
@@ -162,7 +228,7 @@ def trace_in_mode(root: SingleInput, leaves: Iterable[str], training: bool) -> f
 def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
     try:
         return tracer.trace(root)
-    except CannotSplit:
+    except (CannotSplit, NoSuchOutput):
         raise
     except Exception as error:  # the user's forward runs here: anything can be raised
         buffer = re.search(r"to buffer '(\w+)'", str(error))
@@ -181,7 +247,7 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
             if place
             else "move it into a module named in leaves="
         )
-        raise CannotTrace(
+        raise CannotFollow(
             f"Cannot split the network: {where} cannot be traced: {reason}. Its forward pass "
             "depends on the values or the sizes of its input, or needs more than one tensor, so no "
             "fixed chain of units exists. Rewrite that part without control flow on tensors, "
@@ -260,80 +326,3 @@ def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
                 "result, such as x = F.relu_(x).",
                 owner(node),
             )
-
-
-def by_mode(flag: bool, training: Any, evaluation: Any) -> Any:
-    """The value of an argument in the mode of the unit."""
-    return training if flag else evaluation
-
-
-def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
-    """Return the training graph with a flag node for every argument that depends on the mode."""
-    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
-    if len(training.nodes) != len(evaluation.nodes):
-        differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
-        raise mode_refusal(*differing)
-    for node, twin in pairs:
-        if (node.op, node.target) != (twin.op, twin.target):
-            raise mode_refusal(node, twin)
-        node.args = merge_argument(training, node, node.args, twin.args)
-        node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
-    return training
-
-
-def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: Any) -> Any:
-    """One argument that serves ``user`` in both modes, from its arguments in each."""
-    same_type = type(training) is type(evaluation)
-    if isinstance(training, fx.Node) and same_type and training.name == evaluation.name:
-        return training
-    if isinstance(training, tuple | list) and same_type and len(training) == len(evaluation):
-        pairs = zip(training, evaluation, strict=True)
-        merged = [merge_argument(graph, user, *pair) for pair in pairs]
-        return merged if isinstance(training, list) else tuple(merged)
-    if isinstance(training, slice) and same_type:
-        ends = [(getattr(training, end), getattr(evaluation, end)) for end in SLICE_ENDS]
-        return slice(*(merge_argument(graph, user, *pair) for pair in ends))
-    if isinstance(training, dict) and same_type and training.keys() == evaluation.keys():
-        keys = training.keys()
-        return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
-    if fx.Node in (type(training), type(evaluation)):
-        raise mode_refusal(user)
-    if same_type and isinstance(training, bool | int | float) and training != evaluation:
-        with graph.inserting_before(user):
-            flag = graph.call_module(FLAG)
-            return graph.call_function(by_mode, (flag, training, evaluation))
-    if training != evaluation:
-        raise mode_refusal(user)
-    return training
-
-
-def mode_refusal(node: fx.Node | None, twin: fx.Node | None = None) -> CannotTrace:
-    """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
-    path = caller(node) if node is not None else ""
-    if twin is not None and (not path or caller(twin).startswith(path + ".")):
-        path = caller(twin)
-    where = f"in module {path!r}" if path else "somewhere"
-    whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
-    return CannotTrace(
-        "Cannot split the network: its forward pass takes another way in training than in "
-        f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
-        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
-        f"{whole or ', or move that part into a module of its own and name it in leaves='}.",
-        path,
-    )
-
-
-def owner(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node, or of the leaf that it calls."""
-    if node.op in ("call_module", "get_attr"):
-        return strip_root(str(node.target))
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return strip_root(str(stack[-1][0])) if stack else ""
-
-
-def caller(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node, also where it calls a leaf."""
-    stack = [strip_root(str(path)) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    if node.op == "call_module" and stack and stack[-1] == owner(node):
-        stack.pop()
-    return stack[-1] if stack else ""

@@ -290,3 +290,19 @@ def refuse_opaque(module: nn.Module, path: str) -> None:
 
 def strip_root(path: str) -> str:
     return path.removeprefix(ROOT).removeprefix(".")
+
+
+def owner(node: fx.Node) -> str:
+    """Path of the module whose forward pass made this node, or of the leaf that it calls."""
+    if node.op in ("call_module", "get_attr"):
+        return strip_root(str(node.target))
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return strip_root(str(stack[-1][0])) if stack else ""
+
+
+def caller(node: fx.Node) -> str:
+    """Path of the module whose forward pass made this node, also where it calls a leaf."""
+    stack = [strip_root(str(path)) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if node.op == "call_module" and stack and stack[-1] == owner(node):
+        stack.pop()
+    return stack[-1] if stack else ""

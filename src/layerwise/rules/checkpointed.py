@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from layerwise.core.cuts import balances
 from layerwise.core.learner import Learner
-from layerwise.core.split import Chain, balances, split
+from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import storage_bytes
@@ -157,7 +158,9 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
     """
     plans = []
     for at in ("block", "layer"):
-        joints = find_joints(split(learner.model, at, leaves=learner.leaves), learner, batch_size)
+        sample, _ = blank_batch(learner, 2)  # only its size is used
+        chain = split(learner.model, at, sample, learner.leaves, output=learner.output)
+        joints = find_joints(chain, learner, batch_size)
         costs = [sum(joint.inside.values()) for joint in joints]
         for number, lasts in enumerate(balances(costs), 1):
             if count in (None, number):

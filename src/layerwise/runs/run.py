@@ -76,7 +76,7 @@ class Run:
     )
     at: str = option(
         "layer",
-        "where units end: layer, block, a number of units, or module paths joined by commas",
+        "where units end: layer, block, module, a number of units, or module paths with commas",
     )
     output_layer: str = option(
         "joined",

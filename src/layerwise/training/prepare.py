@@ -262,8 +262,8 @@ def build_network(run: Run, images: ImageFormat) -> nn.Module:
 
 
 def parse_cut(at: str) -> str | int | list[str]:
-    """``layer``, ``block``, a number of units, or module paths joined by commas."""
-    if at in ("layer", "block"):
+    """``layer``, ``block``, ``module``, a number of units, or module paths joined by commas."""
+    if at in ("layer", "block", "module"):
         return at
     number = at.isascii() and at.isdigit() and len(at) < MOST_DIGITS
     return int(at) if number else [path.strip() for path in at.split(",")]

@@ -1,0 +1,53 @@
+"""Warnings of what a learner may do otherwise than its owner expects."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.core.check import varied
+from layerwise.core.side_effects import modes_kept, states_kept
+from layerwise.core.split import Chain
+
+MOST_NAMED = 5  # names in a warning
+LEVEL = 3  # of the stack: the caller of ``localize``
+
+
+def warn_of_untrained(chain: Chain) -> None:
+    """Name the modules that only auxiliary outputs depend on."""
+    if not chain.untrained:
+        return
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in chain.untrained))
+    warnings.warn(
+        f"Units train the network's output {chain.output!r} alone: {in_words(modules)} "
+        f"({len(chain.untrained)} parameters), on which only its other outputs depend, stay "
+        "untrained.",
+        stacklevel=LEVEL,
+    )
+
+
+def warn_of_constant_features(model: nn.Module, chain: Chain, sample: Tensor) -> None:
+    """Name the units whose feature is the same for all images, from which no loss can learn."""
+    images = varied(sample)
+    activations, constant = (images,), []
+    with torch.no_grad(), modes_kept(model, chain), states_kept(model):
+        chain.eval()
+        for name, piece in zip(chain.names[:-1], chain.pieces, strict=False):
+            activations = piece(*activations)
+            feature = activations[0]
+            if isinstance(feature, Tensor) and bool((feature == feature[:1]).all()):
+                constant.append(name)
+    if constant:
+        raised = "feature of unit" if len(constant) == 1 else "features of units"
+        warnings.warn(
+            f"The {raised} {in_words(constant)} {'is' if len(constant) == 1 else 'are'} the same "
+            "for all images of the sample, so a local loss can learn nothing from it: such as "
+            "where the last normalisation of a block starts at zero. Cut elsewhere with at=, such "
+            "as at='block', or give these weights another start.",
+            stacklevel=LEVEL,
+        )
+
+
+def in_words(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(map(repr, names[:MOST_NAMED])) + more

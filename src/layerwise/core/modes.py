@@ -1,0 +1,70 @@
+"""Merge the graphs of a network's two modes into one that asks for the mode of its unit."""
+
+from typing import Any
+
+from torch import fx
+
+from layerwise.core.tracer import FLAG, CannotTrace, caller
+
+SLICE_ENDS = ("start", "stop", "step")
+
+
+def by_mode(flag: bool, training: Any, evaluation: Any) -> Any:
+    """The value of an argument in the mode of the unit."""
+    return training if flag else evaluation
+
+
+def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
+    """Return the training graph with a flag node for every argument that depends on the mode."""
+    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
+    if len(training.nodes) != len(evaluation.nodes):
+        differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
+        raise mode_refusal(*differing)
+    for node, twin in pairs:
+        if (node.op, node.target) != (twin.op, twin.target):
+            raise mode_refusal(node, twin)
+        node.args = merge_argument(training, node, node.args, twin.args)
+        node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
+    return training
+
+
+def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: Any) -> Any:
+    """One argument that serves ``user`` in both modes, from its arguments in each."""
+    same_type = type(training) is type(evaluation)
+    if isinstance(training, fx.Node) and same_type and training.name == evaluation.name:
+        return training
+    if isinstance(training, tuple | list) and same_type and len(training) == len(evaluation):
+        pairs = zip(training, evaluation, strict=True)
+        merged = [merge_argument(graph, user, *pair) for pair in pairs]
+        return merged if isinstance(training, list) else tuple(merged)
+    if isinstance(training, slice) and same_type:
+        ends = [(getattr(training, end), getattr(evaluation, end)) for end in SLICE_ENDS]
+        return slice(*(merge_argument(graph, user, *pair) for pair in ends))
+    if isinstance(training, dict) and same_type and training.keys() == evaluation.keys():
+        keys = training.keys()
+        return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
+    if fx.Node in (type(training), type(evaluation)):
+        raise mode_refusal(user)
+    if same_type and isinstance(training, bool | int | float) and training != evaluation:
+        with graph.inserting_before(user):
+            flag = graph.call_module(FLAG)
+            return graph.call_function(by_mode, (flag, training, evaluation))
+    if training != evaluation:
+        raise mode_refusal(user)
+    return training
+
+
+def mode_refusal(node: fx.Node | None, twin: fx.Node | None = None) -> CannotTrace:
+    """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
+    path = caller(node) if node is not None else ""
+    if twin is not None and (not path or caller(twin).startswith(path + ".")):
+        path = caller(twin)
+    where = f"in module {path!r}" if path else "somewhere"
+    whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
+    return CannotTrace(
+        "Cannot split the network: its forward pass takes another way in training than in "
+        f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
+        "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
+        f"{whole or ', or move that part into a module of its own and name it in leaves='}.",
+        path,
+    )
