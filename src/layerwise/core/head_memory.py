@@ -53,7 +53,8 @@ def refuse_large_heads(
     )
     raise InvalidInput(
         f"Cannot make the heads of loss {in_words(losses)}: with their gradients and Adam's state "
-        f"they would take {format_size(needed)}, and {weight.device} has {format_size(limit)}. {remedy}."
+        f"they would take {format_size(needed)}, and {weight.device} has {format_size(limit)}. "
+        f"{remedy}."
     )
 
 
