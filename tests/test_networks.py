@@ -460,3 +460,38 @@ def test_heads_that_outgrow_memory_are_refused_before_they_are_made(
     monkeypatch.setattr(head_memory, "device_memory", lambda device: 10**3)
     with pytest.raises(InvalidInput, match="Cut fewer units"):
         localize(model, **options)
+
+
+def test_a_sample_that_does_not_fit_is_refused_where_work_is_counted() -> None:
+    with pytest.raises(InvalidInput, match=r"Cannot count multiply-adds.*\(6, 3, 8, 8\)"):
+        split(Parallel(), 3, IMAGES.expand(-1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("of_tensors", [False, True])
+def test_lists_of_numbers_pass_between_units_and_lists_of_tensors_do_not(of_tensors: bool) -> None:
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor, sizes: Any) -> tuple[Tensor, Any]:
+            x = self.conv(x)
+            return x, [x] if of_tensors else [*x.shape[2:]]
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(1, 4, 1), Sizes(), Sizes()
+            self.out = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x, sizes = self.one(self.stem(x), None)
+            x, sizes = self.two(x, sizes)
+            return self.out(x.mean((2, 3)) / sizes[0])
+
+    options: dict[str, Any] = {"leaves": ["one", "two"], "output_layer": "separate"}
+    if of_tensors:
+        with pytest.raises(InvalidInput, match="would pass"):
+            localize(Listed(), **options)
+    else:
+        localize(Listed(), **options).step(IMAGES, LABELS)

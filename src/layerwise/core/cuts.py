@@ -14,7 +14,7 @@ from layerwise.core.module_ends import ends_of_children, ends_of_lists
 from layerwise.core.pieces import piece_root
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.tracer import ROOT, owner
-from layerwise.errors import CannotSplit
+from layerwise.errors import CannotSplit, InvalidInput
 
 COARSEST = 2.0  # times the costliest unit between layers, above which blocks are cut inside
 
@@ -184,7 +184,11 @@ def balances(costs: Sequence[float]) -> Iterator[list[int]]:
 
 
 def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
-    """Multiply-adds of every node's forward pass on a sample, counted by PyTorch."""
+    """Multiply-adds of every node's forward pass on a sample, counted by PyTorch.
+
+    Raises:
+        InvalidInput: the network cannot process the sample.
+    """
     counts: dict[fx.Node, float] = {}
 
     class Counting(fx.Interpreter):
@@ -197,7 +201,14 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
     root, graph = piece_root(network, network.graph.nodes), network.graph
     with torch.no_grad(), modes_kept(network.root), states_kept(network.root):
         network.root.eval()
-        Counting(fx.GraphModule(root, graph)).run(sample[:2])
+        try:
+            Counting(fx.GraphModule(root, graph)).run(sample[:2])
+        except (RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InvalidInput(
+                "Cannot count multiply-adds: the network cannot process the sample of shape "
+                f"{tuple(sample.shape)} ({reason}). Give a batch of images as it is trained on."
+            ) from error
     return counts
 
 

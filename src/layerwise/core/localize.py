@@ -335,6 +335,16 @@ def check_arguments(
             raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
 
 
+def can_pass(value: Any) -> bool:
+    """Whether a value may pass from a unit to the next; of lists those of numbers, such as sizes.
+
+    A tensor in a list would keep its history.
+    """
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | float) for item in value)
+    return isinstance(value, PASSED)
+
+
 @torch.no_grad()
 def feature_shapes(
     pieces: Iterable[nn.Module], names: Sequence[str], sample: Tensor, amp: torch.dtype | None
@@ -349,9 +359,7 @@ def feature_shapes(
         with modes_kept(piece), precision(activations, amp):
             piece.eval()
             activations = piece(*activations)
-        if not isinstance(activations[0], Tensor) or not all(
-            isinstance(value, PASSED) for value in activations
-        ):
+        if not isinstance(activations[0], Tensor) or not all(map(can_pass, activations)):
             kinds = ", ".join(type(value).__name__ for value in activations)
             raise InvalidInput(
                 f"Cannot cut behind unit {name!r}: {kinds} would pass from it to the next, and "
