@@ -118,6 +118,8 @@ def follows_the_reach(
     for unit, sums, moved in zip(slow.units, expected, moves, strict=True):
         scale = max((float(gradient.abs().max()) for gradient in sums.values()), default=1.0)
         for weight, update in zip(unit.weights(), moved, strict=True):
+            if not weight.requires_grad and unit.reads_later_weights:
+                continue  # an average of other weights
             wanted = sums.get(weight, torch.zeros_like(weight))
             torch.testing.assert_close(update, wanted, atol=1e-4 * max(scale, 1e-2), rtol=1e-3)
 

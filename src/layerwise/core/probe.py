@@ -56,6 +56,10 @@ class Probe:
         pairs = list(trainable(learner))
         self.weights = [weight for weight, _ in pairs]
         self.parameters = [parameter for _, parameter in pairs]
+        parts = [learner.model, *(unit.loss for unit in learner.units)]
+        everything = [parameter for part in parts for parameter in part.parameters()]
+        # a loss may change some, such as an average of other weights
+        self.frozen = [parameter for parameter in everything if not parameter.requires_grad]
         self.updated, self.stray = set[int](), set[int]()
         self.statistics_updates = 0
         self.exact = device_of(learner.model).type == "cpu"
@@ -66,6 +70,7 @@ class Probe:
     def entered(self) -> Iterator["Probe"]:
         """Watch the weights, whose values and gradients are given back at the end."""
         own = [parameter.detach().clone() for parameter in self.parameters]
+        self._frozen_values = [parameter.detach().clone() for parameter in self.frozen]
         gradients = [parameter.grad for parameter in self.parameters]
         handles = [
             parameter.register_hook(lambda gradient, p=parameter: self.note(p, None, gradient))
@@ -145,6 +150,8 @@ class Probe:
     @torch.no_grad()
     def restore_values(self) -> None:
         """Give weights that something has changed their values back, and note which."""
+        for parameter, value in zip(self.frozen, self._frozen_values, strict=True):
+            parameter.copy_(value)
         pairs = zip(self.parameters, self._values, strict=True)
         for number, (parameter, value) in enumerate(pairs):
             if not torch.equal(parameter, value):
