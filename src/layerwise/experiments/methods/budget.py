@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from layerwise.errors import InvalidInput
@@ -68,13 +69,11 @@ def digest(methods: Sequence[Method], execution: Execution) -> str:
 
 
 def kept_times(path: Path, names: Sequence[str]) -> Mapping[str, float]:
-    try:
+    with suppress(ValueError, TypeError, LookupError, OverflowError):
         value = read_json(path)
         seconds = {name: float(value["seconds"][name]) for name in names}
         if value["what"] == WHAT and all(0 < number < float("inf") for number in seconds.values()):
             return seconds
-    except (ValueError, TypeError, LookupError, OverflowError):
-        pass
     raise InvalidInput(
         f"Cannot use {path}: it does not hold the times of these methods. Move it away, and they "
         "are measured again."
