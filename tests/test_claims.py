@@ -20,12 +20,14 @@ from layerwise.cli.options import collect
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
 from layerwise.paper.numbers import Setting, measured, settings
+from layerwise.paper.over_scales import Standing, standings
 from layerwise.paper.rows import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
 from layerwise.paper.statistics import Comparison, Scores, compare
 from layerwise.paper.verdicts import (
     CLAIMS,
     INCONSISTENCIES,
     Claim,
+    Evidence,
     judge,
     judge_all,
     rank_correlation,
@@ -46,6 +48,7 @@ from layerwise.utils.options import Options
 
 PAPER = Setting("paper", "predsim", 400, False)
 SMALL = Setting("small", "predsim", 20, True)
+R4 = ("resnet18_r4", "resnet18")
 
 
 def row(table: int, name: str) -> Row:
@@ -671,3 +674,52 @@ def test_global_numbers_alone_say_nothing_of_a_local_loss():
     runs += seeded(row(1, "vgg8"), "layerwise", 50.0, 51.0, scale="small", loss="pred")
     assert judge(claim("vgg11-vgg8"), runs, replace(SMALL, loss="pred")).verdict == "not measured"
     assert judge(claim("vgg11-vgg8"), runs, SMALL).measured == 1
+
+
+def of_scale(scale: str, accelerated: float, base: float, **changes) -> list[Record]:
+    """ResNet18_r4 and ResNet18 with three seeds that differ by 0.1 points, at a scale."""
+    return [
+        run
+        for name, accuracy in (("resnet18_r4", accelerated), ("resnet18", base))
+        for run in seeded(
+            row(5, name),
+            "layerwise",
+            *(accuracy + 0.1 * step for step in (0, 1, 2 if name == "resnet18" else 1)),
+            scale=scale,
+            **changes,
+        )
+    ]
+
+
+def over_scales(runs: list[Record], key: str) -> Standing:
+    return next(item for item in standings(Evidence(runs, ())) if item.claim.key == key)
+
+
+@pytest.mark.parametrize(
+    ("middle", "small", "trend"),
+    [
+        ((73.0, 70.0), (52.0, 51.0), "nearer to the paper"),  # whose difference is 2.83
+        ((70.0, 75.0), (53.0, 50.0), "farther from the paper"),
+        ((72.0, 70.0), (52.0, 50.0), "no clear change"),
+    ],
+)
+def test_a_claim_over_scales_rests_on_the_largest_that_decides_it(middle, small, trend):
+    standing = over_scales(of_scale("small", *small) + of_scale("middle", *middle), "acceleration")
+    assert [setting.scale for setting in standing.verdicts] == ["middle", "small"]
+    assert standing.rests_on.scale == "middle"
+    assert (standing.shared, standing.paper) == (1, pytest.approx(2.83))
+    assert [round(point.difference, 1) for point in standing.points.values()] == pytest.approx(
+        [round(pair[0] - pair[1] - 0.1 / 3, 1) for pair in (middle, small)]
+    )
+    assert standing.trend == trend
+    assert standing.disagree == (middle[0] < middle[1])
+
+
+def test_a_scale_that_is_departed_from_or_decides_nothing_goes_behind():
+    short = of_scale("paper", 60.0, 50.0, epochs=20)
+    undecided = [record(row(5, name), "layerwise", 70.0, scale="middle") for name in R4]
+    runs = short + undecided + of_scale("small", 53.0, 50.0)
+    standing = over_scales(runs, "acceleration")
+    assert [setting.scale for setting in standing.verdicts] == ["middle", "small", "paper"]
+    assert (standing.rests_on.scale, standing.verdict) == ("small", "holds")
+    assert standing.trend == ""  # one seed has no error to judge a change by

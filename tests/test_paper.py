@@ -243,7 +243,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
         (["5", "--rows", "vgg*"], "no row of these tables matches"),
         (["5", "--rows", "resnet18_r4", "resnet19"], "no row of these tables matches 'resnet19'"),
         (["5", "--rule", "local"], "Accepted: layerwise, global, both"),
-        (["5", "--scale", "medium"], "Accepted: paper, small"),
+        (["5", "--scale", "medium"], "Accepted: paper, middle, small"),
         (["5", "--seeds", "0"], "Cannot use seeds 0: it is out of range. Give 1 or more"),
         (["5", "--loss", "predsym"], "Did you mean 'predsim'"),
         (["five"], "invalid int value"),

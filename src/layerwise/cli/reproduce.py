@@ -20,7 +20,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--scale",
         default="paper",
-        help="paper: as published; small: for two CPU cores (default: paper)",
+        help="paper: as published; middle: half the width, for two CPU cores over days; small: for "
+        "two CPU cores (default: paper)",
     )
     parser.add_argument(
         "--rows",

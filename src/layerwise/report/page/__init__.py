@@ -41,6 +41,7 @@ def render(evidence: Evidence) -> str:
             overview=story.overview(evidence),
             problems=story.problems(evidence),
             claims=list(results.claims(evidence)),
+            claims_over_scales=results.claims_over_scales(evidence),
             paper_tables=results.paper_tables(evidence),
             figures=figures,
             hierarchies=results.hierarchies(),

@@ -5,6 +5,7 @@ from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.numbers import Measured, Setting, own_columns
+from layerwise.paper.over_scales import Standing, by_weight, standings
 from layerwise.paper.rows import ROMAN, ROWS, TABLES, Row
 from layerwise.paper.verdicts import Evidence, Verdict, gap, rank_correlation
 from layerwise.report.page.cells import (
@@ -148,6 +149,53 @@ def claims(evidence: Evidence) -> Iterator[dict[str, Any]]:
             "measured": [claim_row(item) for item in verdicts if item.verdict != "not measured"],
             "missing": [item for item in verdicts if item.verdict == "not measured"],
         }
+
+
+def claims_over_scales(evidence: Evidence) -> Table | None:
+    """The claims with a column for each scale; None where fewer than two scales were run."""
+    settings = by_weight(evidence.settings)
+    if len(settings) < 2:
+        return None
+    columns = (
+        Column("claim"),
+        Column("verdict"),
+        Column("rests on"),
+        *(Column(setting.title, "mean difference, points") for setting in settings),
+        Column("paper", "mean difference, points"),
+        Column("comparisons", note="that all of these settings have"),
+        Column("with scale", note="from the last of these settings to the first"),
+    )
+    caption = (
+        "The paper's claims over the scales. The verdict is that of the first setting that decides "
+        "the claim. Differences are means over the comparisons that all settings have."
+    )
+    return Table(caption, columns, [scale_row(item, settings) for item in standings(evidence)])
+
+
+def scale_row(standing: Standing, settings: Sequence[Setting]) -> tuple[object, ...]:
+    said = f"{MARKS[standing.verdict]} {standing.verdict}"
+    return (
+        standing.claim.meaning,
+        f"{said}; the scales disagree" if standing.disagree else said,
+        standing.rests_on.title,
+        *(scale_cell(standing, setting) for setting in settings),
+        points(standing.paper),
+        whole(standing.shared),
+        standing.trend,
+    )
+
+
+def scale_cell(standing: Standing, setting: Setting) -> Number:
+    """A setting's mean difference ± its standard error, behind the mark of its verdict."""
+    verdict, point = standing.verdicts.get(setting), standing.points.get(setting)
+    if verdict is None:
+        return Number(None, NOTHING)
+    if point is None:
+        return Number(None, MARKS[verdict.verdict])
+    error = "" if point.error is None else f" ± {point.error:.2f}"
+    return Number(
+        point.difference, f"{MARKS[verdict.verdict]} {points(point.difference).text}{error}"
+    )
 
 
 def claim_row(verdict: Verdict) -> tuple[Verdict, Sequence[Number], Sequence[str]]:
