@@ -22,3 +22,53 @@ def test_help(
         module.main()
     assert left.value.code == 0
     assert f"usage: {name}.py" in capsys.readouterr().out
+
+
+def alike(devices, **changes):
+    """Units of a network that all cost the same: 1 s forward, 2 s back, 4 s a local step."""
+    numbers = {
+        "forward": 1.0,
+        "backward": 2.0,
+        "local": 4.0,
+        "update": 0.0,
+        "feature": 100,
+        "saved": 10,
+        "local_saved": 12,
+        "weights": 8,
+        "head": 4,
+    }
+    return devices.Cost(**{**numbers, **changes})
+
+
+def test_devices_are_simulated_as_counted_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    devices = importlib.import_module("devices")
+    fast, costs = devices.Link(1e12, 0.0), [alike(devices)] * 4
+    images = {
+        way: [outcome(costs, count, 16, fast).images for count in (1, 2, 4)]
+        for way, outcome in devices.WAYS.items()
+    }
+    # four units of 3 s, or 4 s with their heads
+    assert images["data parallel"] == pytest.approx([1 / 12, 2 / 12, 4 / 12])
+    assert images["replicas"] == pytest.approx([1 / 16, 2 / 16, 4 / 16])
+    assert images["units"] == pytest.approx([1 / 16, 2 / 16, 4 / 16])  # no bubble
+    bubble = [micro / (micro + stages - 1) for stages, micro in ((2, 8), (4, 16))]
+    expected = [1 / 12, *(n * share / 12 for n, share in zip((2, 4), bubble, strict=True))]
+    assert images["gpipe"] == pytest.approx(expected)
+    assert images["1f1b"] == pytest.approx(expected)  # as fast, with fewer batches under way
+    held = {way: outcome(costs, 2, 16, fast).memory for way, outcome in devices.WAYS.items()}
+    assert held["gpipe"] == 4 * 2 * 8 + 16 * 2 * 10
+    assert held["1f1b"] == 4 * 2 * 8 + 16 * 2 / 8 * 2 * 10
+    assert held["units"] == 4 * 2 * 12 + 16 * 12 + 2 * 16 * 100
+    assert held["data parallel"] == 4 * 4 * 8 + 8 * 4 * 10
+
+
+def test_links_of_devices_carry_one_message_at_a_time(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    devices = importlib.import_module("devices")
+    slow = devices.Link(bandwidth=10.0, latency=0.0)  # a batch's feature of 1,600 bytes takes 160 s
+    costs = [alike(devices)] * 2
+    assert devices.units_on_devices(costs, 2, 16, slow).images == pytest.approx(16 / 160)
+    parts = devices.partition([1, 1, 1, 5, 1, 1], 3)
+    assert [list(part) for part in parts] == [[0, 1, 2], [3], [4, 5]]
+    assert devices.Link(100.0, 1.0).average(800, 4) == pytest.approx(6 * (1 + 2))
