@@ -1,6 +1,6 @@
 """Trained networks as files that others load, each compared with the network before it is kept."""
 
-import json
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from layerwise.training.export_formats import Compute, Format, choose_format, qu
 from layerwise.training.prepare import prepare
 from layerwise.training.saved import load_network, trained_learner
 from layerwise.utils.files import replacing
+from layerwise.utils.printable import decodable
 from layerwise.utils.version import version
 
 TOLERANCE = 1e-5  # largest difference of logits, relative to the largest logit where it is above 1
+READ = ("mean", "std", "class_names", "image_size", "channels")  # facts of the data, in each file
 MOST_IMAGES = 10_000  # that outputs are compared on
 
 
@@ -60,23 +62,35 @@ def export(
     if units is not None:
         network = trained_learner(folder, prepared, data).early_exit(units)
     sample = first_images(data.test, images)
-    facts = {
-        **{"version": version(), "model": prepared.run.model, "units": units},
-        **{name: known[name] for name in ("mean", "std", "class_names", "image_size", "channels")},
+    model = {"version": version(), "model": prepared.run.model, "units": units}
+    difference = write_compared(
+        chosen, network, sample, {**model, **{name: known[name] for name in READ}}, path
+    )
+    say(path, difference, sample, known)
+    return {
+        "run": str(folder.path),
+        "weights": "best" if best else "last",
+        "units": units,
+        "format": format_name,
+        "file": decodable(str(path)),
+        "bytes": path.stat().st_size,
+        "largest_difference": difference,
+        "images": len(sample),
     }
-    difference = write_compared(chosen, network, sample, facts, path)
-    result = {
-        **{"run": str(folder.path), "weights": "best" if best else "last", "units": units},
-        **{"format": format_name, "file": str(path), "bytes": path.stat().st_size},
-        **{"largest_difference": difference, "images": len(sample)},
-    }
+
+
+def say(path: Path, difference: float, images: Tensor, known: Mapping[str, Any]) -> None:
+    """Print what was written, and what the network takes."""
+    shape = "×".join(map(str, images.shape[1:]))
+    mean, std = ([round(value, 2) for value in known[name]] for name in ("mean", "std"))
     print(
         f"written: {path} ({path.stat().st_size / 1e6:.2f} MB); largest difference from the "
-        f"network's outputs on {len(sample)} test images: {difference:.1e}"
+        f"network's outputs on {len(images)} test images: {difference:.1e}"
     )
-    print(f"it takes images of any number, {shape_in_words(sample)}: (pixel − mean) / std of")
-    print(f"  pixels 0 … 255, mean {rounded(known['mean'])}, std {rounded(known['std'])}")
-    return result
+    print(
+        f"it takes batches of any size of images of {shape}, (pixel − mean) / std with pixels from "
+        f"0 to 255, mean {mean}, std {std}"
+    )
 
 
 def output_path(folder: RunFolder, chosen: Format, output: str | None, units: int | None) -> Path:
@@ -174,17 +188,8 @@ def largest_difference(network: nn.Module, compute: Compute, images: Tensor) -> 
 
     They are compared on batches of two sizes: all images, and one alone.
     """
-    difference, largest = 0.0, 1.0
-    for batch in (images, images[:1]):
-        wanted, computed = network(batch), compute(batch)
-        difference = max(difference, float((computed - wanted).abs().max()))
-        largest = max(largest, float(wanted.abs().max()))
-    return difference, TOLERANCE * largest
-
-
-def shape_in_words(images: Tensor) -> str:
-    return "×".join(map(str, images.shape[1:]))
-
-
-def rounded(values: Any) -> str:
-    return json.dumps([round(value, 2) for value in values])
+    pairs = [(network(batch), compute(batch)) for batch in (images, images[:1])]
+    # a tensor's max is NaN where one is
+    difference = torch.stack([(computed - wanted).abs().max() for wanted, computed in pairs]).max()
+    largest = max(float(wanted.abs().max()) for wanted, _ in pairs)
+    return float(difference), TOLERANCE * max(largest, 1.0)
