@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.core.early_exit import exit_logits
+from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
 from layerwise.data import Loader
-from layerwise.losses.site import classifies
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, run_words
 from layerwise.training.prepare import prepare
@@ -37,8 +36,8 @@ def all_logits(learner: Learner, loader: Loader) -> tuple[Tensor, Tensor]:
         activations, heads = (images,), list[Tensor]()
         for unit in learner.units:
             activations = unit.forward(activations)
-            if classifies(unit.loss):
-                heads.append(exit_logits(unit, activations))
+            if can_end(learner.units, unit):
+                heads.append(exit_logits(learner.units, unit, activations))
         logits.append(torch.stack(heads))
         labels.append(answers)
     return torch.cat(logits, 1), torch.cat(labels)
@@ -63,10 +62,10 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return round(100 * (scores.argmax(1) == labels).double().mean().item(), 2)
 
 
-def row_of(path: str) -> dict[str, object]:
+def row_of(path: str, data_dir: str) -> dict[str, object]:
     """The accuracies of a run, in percent."""
     folder = RunFolder(path)
-    prepared = prepare(folder.run(), Execution(device="cpu"))
+    prepared = prepare(folder.run(), Execution(device="cpu", data_dir=data_dir))
     data = prepared.load_data()
     assert data.validation is not None
     learner = trained_learner(folder, prepared, data)
@@ -92,9 +91,10 @@ def row_of(path: str) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="folders of finished runs by local losses")
+    parser.add_argument("--data-dir", default="data", help="folder of the data set's files")
     parser.add_argument("--csv", help="file to write; default: on the screen")
     parsed = parser.parse_args(arguments)
-    rows = [row_of(path) for path in parsed.runs]
+    rows = [row_of(path, parsed.data_dir) for path in parsed.runs]
     text = csv_text(list(rows[0]), rows)
     if parsed.csv:
         Path(parsed.csv).write_text(text)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.cli import main
-from layerwise.core.early_exit import exit_logits
+from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
 from layerwise.errors import InvalidInput
-from layerwise.losses import LOSSES, Evaluated, Site, Targets
+from layerwise.losses import LOSSES, Evaluated, Pred, Site, Targets
 from layerwise.losses.site import classifies
 from layerwise.report.page.charts import Names
 from layerwise.report.page.embedded import early_exits
@@ -204,7 +206,8 @@ def head_logits(learner: Learner, images: Tensor) -> list[Tensor | None]:
     with torch.no_grad():
         for unit in learner.units:
             activations = unit.forward(activations)
-            logits.append(exit_logits(unit, activations) if classifies(unit.loss) else None)
+            able = can_end(learner.units, unit)
+            logits.append(exit_logits(learner.units, unit, activations) if able else None)
     return logits
 
 
@@ -256,6 +259,40 @@ def test_a_number_of_units_is_checked(units: object) -> None:
     made = learner("plain", "pred")
     with pytest.raises(InvalidInput, match="Give a whole number from 1 to 3"):
         made.early_exit(units)  # type: ignore[arg-type]
+
+
+class Smoothed(nn.Module):
+    """A loss of the network's output that has no method for logits, which it is given."""
+
+    def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
+        loss = nn.functional.cross_entropy(logits, targets.labels, label_smoothing=0.1)
+        return Evaluated(loss, torch.sum(logits.argmax(1) == targets.labels))
+
+
+class WithOutput(Pred):
+    """A classifier's loss with an output of its own."""
+
+    @staticmethod
+    def output(site: Site) -> nn.Module:
+        return Smoothed()
+
+
+def test_the_networks_own_output_needs_no_head() -> None:
+    made = learner("plain", WithOutput)
+    images = torch.randn(2, 1, 8, 8)
+    whole = made.early_exit(len(made.units))
+    torch.testing.assert_close(whole(images), made.model.eval()(images))
+    assert whole.state_dict().keys() == made.model.state_dict().keys()
+
+
+def test_a_networks_own_names_are_not_taken() -> None:
+    layers = {"local_head": nn.Conv2d(1, 4, 3), "end": nn.Flatten(), "out": nn.Linear(144, CLASSES)}
+    sample = torch.randn(2, 1, 8, 8)
+    made = localize(nn.Sequential(OrderedDict(layers)), sample, CLASSES, output_layer="separate")
+    ending = made.early_exit(1)
+    torch.testing.assert_close(ending(sample), head_logits(made, sample)[0])
+    names = {name.partition(".")[0] for name in ending.state_dict()}
+    assert names == {"local_head", "local_head_"}
 
 
 class Named(nn.Module):

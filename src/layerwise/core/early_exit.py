@@ -1,7 +1,7 @@
 """Early exits: the first units of a network, and the local head of the last of them."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -43,14 +43,31 @@ def early_exit(units: Sequence[Unit], count: int) -> nn.Module:
     passed: tuple[fx.Node, ...] = (graph.placeholder("images"),)
     for piece in pieces:
         passed = append(graph, root, piece, passed)
-    last = units[count - 1]
-    root[HEAD] = LocalHead(last.feature, uncompiled(last.loss))
-    graph.output(graph.call_module(HEAD, passed[:1]))
-    network = fx.GraphModule(copy.deepcopy(root), graph, class_name="EarlyExit")
-    for module in network.modules():
+    if count == len(units):
+        graph.output(passed[0])
+        return fx.GraphModule(copy.deepcopy(root), graph, class_name="EarlyExit").eval()
+    name, last = free_name(root), units[count - 1]
+    root[name] = LocalHead(last.feature, uncompiled(last.loss))
+    graph.output(graph.call_module(name, passed[:1]))
+    root = copy.deepcopy(root)
+    leave_out_training(root[name])
+    return fx.GraphModule(root, graph, class_name="EarlyExit").eval()
+
+
+def free_name(paths: Iterable[str]) -> str:
+    """A name for the head, which none of the network's own paths begins with."""
+    name = HEAD
+    while any(path.partition(".")[0] == name for path in paths):
+        name += "_"
+    return name
+
+
+def leave_out_training(head: nn.Module) -> None:
+    """Remove what a loss reads beside its logits, such as a decoder."""
+    for module in head.modules():
         for name in getattr(module, "training_only", ()):
-            delattr(module, name)
-    return network.eval()
+            if hasattr(module, name):
+                delattr(module, name)
 
 
 def refuse_exit(units: Sequence[Unit], count: Any) -> None:
@@ -65,10 +82,10 @@ def refuse_exit(units: Sequence[Unit], count: Any) -> None:
             f"number from 1 to {len(units)}."
         )
     last = units[count - 1]
-    if not classifies(last.loss):
-        able = [str(unit.index + 1) for unit in units if classifies(unit.loss)]
+    if not can_end(units, last):
+        able = [str(number) for number, unit in enumerate(units, 1) if can_end(units, unit)]
         raise InvalidInput(
-            f"Cannot end the network behind {count} units: the loss of unit {last.index} "
+            f"Cannot end the network behind {count} units: the loss of the last of them "
             f"({last.name}), {name_of_loss(last.loss)}, has no logits. Units whose loss is a "
             f"classifier's can end it; give one of {', '.join(able)}, or train with another loss, "
             "such as pred."
@@ -109,7 +126,17 @@ def uncompiled(module: nn.Module) -> Any:
     return getattr(module, "_orig_mod", module)
 
 
-def exit_logits(unit: Unit, passed: Activations) -> Tensor:
-    """The logits of a unit's head, from what the unit passes on."""
-    result: Tensor = unit.loss.logits(unit.feature.turned(passed[0]))  # type: ignore[operator]
-    return result
+def can_end(units: Sequence[Unit], unit: Unit) -> bool:
+    """Whether a chain can end behind a unit: it is the last, or its head classifies."""
+    return unit is units[-1] or classifies(unit.loss)
+
+
+def exit_logits(units: Sequence[Unit], unit: Unit, passed: Activations) -> Tensor:
+    """The logits of a unit's head, or of the network, from what the unit passes on.
+
+    Shapes: (B, num_classes).
+    """
+    if unit is units[-1]:
+        result: Tensor = passed[0]
+        return result
+    return LocalHead(unit.feature, unit.loss)(passed[0])

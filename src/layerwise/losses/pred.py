@@ -65,10 +65,6 @@ class Output(nn.Module):
         self.plain = site.joined or site.count == 1
         self.scale = 1.0 if self.plain else scale
 
-    def logits(self, features: Tensor) -> Tensor:
-        """The network's own logits as they are, (B, num_classes)."""
-        return features
-
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         """Shapes: logits (B, num_classes)."""
         loss, correct = cross_entropy(logits, targets)

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from layerwise.core.early_exit import exit_logits
+from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
-from layerwise.losses.site import classifies
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def measure_exits(learner: Learner, loader: Loader) -> dict[str, Any]:
         units up to it and its head; and ``ensemble``: ``test_accuracy``, and ``multiply_adds`` of
         all units and all these heads.
     """
-    units = [unit for unit in learner.units if classifies(unit.loss)]
+    units = [unit for unit in learner.units if can_end(learner.units, unit)]
     if len(units) < 2:
         return {}
     learner.train(False)
@@ -53,9 +52,9 @@ def correct_of_exits(learner: Learner, images: Tensor, labels: Tensor) -> Tensor
     outputs = []
     for unit in learner.units:
         activations = unit.forward(activations)
-        if classifies(unit.loss):
+        if can_end(learner.units, unit):
             with precision(activations, unit.amp):
-                logits = exit_logits(unit, activations)
+                logits = exit_logits(learner.units, unit, activations)
             outputs.append((unit.index + 1, logits))
     votes = torch.stack([weight * logits.double().softmax(1) for weight, logits in outputs]).sum(0)
     scores = [*(logits for _, logits in outputs), votes]
@@ -74,9 +73,9 @@ def exit_costs(learner: Learner, image: Tensor) -> tuple[dict[int, int], int]:
         with FlopCounterMode(display=False) as counter:
             activations = unit.forward(activations)
         network += counter.get_total_flops() // 2
-        if classifies(unit.loss):
+        if can_end(learner.units, unit):
             with FlopCounterMode(display=False) as counter, precision(activations, unit.amp):
-                exit_logits(unit, activations)
+                exit_logits(learner.units, unit, activations)
             head = counter.get_total_flops() // 2
             costs[unit.index] = network + head
             heads += head
