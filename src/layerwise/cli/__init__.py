@@ -34,6 +34,7 @@ COMMANDS = {
     "audit": "check by differentiating what the loss of each unit reaches",
     "profile": "predict and measure the cost of a step by several rules",
     "evaluate": "measure the accuracy of a trained network and of its units",
+    "export": "write a trained network, or its first units, to a file that others load",
     "separability": "measure where in depth the classes become separable",
     "accelerate": "find hierarchies that learn better layer-wise in a budget",
     "predict": "print the five likeliest classes of images",

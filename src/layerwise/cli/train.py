@@ -129,6 +129,8 @@ def summary(result: dict[str, Any]) -> str:
             f", of the epoch best on validation ({result['best_epoch']}) "
             f"{result['best_test_accuracy']:.2f} %"
         )
+    if "ensemble" in result:
+        best += f", of the ensemble of local heads {result['ensemble']['test_accuracy']:.2f} %"
     return (
         f"test accuracy of the last epoch {result['test_accuracy']:.2f} %{best}; written to "
         f"{result['run']}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.early_exit import early_exit
 from layerwise.core.outputs import Key
 from layerwise.core.pieces import follow_network
 from layerwise.core.reach import (
@@ -305,6 +306,23 @@ class Learner:
         for unit in self.units:  # recorded steps see that these numbers changed
             set_values(unit.loss.modules(), values)
         self.progress = progress
+
+    def early_exit(self, units: int) -> nn.Module:
+        """The first units as a network of its own, with the local head of the last of them.
+
+        Args:
+            units: how many, from 1 to all; all end in the network's own output.
+
+        Returns:
+            A copy, in evaluation mode, from images (B, ...) to logits (B, num_classes). Its weights
+            have the network's own names, those of the head begin with ``local_head.``.
+
+        Raises:
+            InvalidInput: there are not so many units, or the loss of the last of them is no
+                classifier's, such as ``sim``.
+            CannotSplit: the network was changed since the units were made.
+        """
+        return early_exit(self.units, units)
 
     def zero_grad(self) -> None:
         """Forget the gradients of parts of a batch that wait for an update."""

@@ -41,6 +41,7 @@ from layerwise.losses import (
     options_of_each,
     with_changes,
 )
+from layerwise.losses.site import classifies
 from layerwise.losses.terms import refuse_idle_terms
 from layerwise.utils.changing import Change
 from layerwise.utils.seeds import seeded
@@ -254,7 +255,10 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                 entered = entered_feature(unit, activations)
                 activations = unit.piece(*activations)
                 try:
-                    checked_result(loss(unit.feature.turned(activations[0]), targets, *entered))
+                    feature = unit.feature.turned(activations[0])
+                    checked_result(loss(feature, targets, *entered))
+                    if classifies(loss):
+                        check_logits(loss.logits(feature), learner.num_classes)
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised
@@ -263,6 +267,20 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                         f"Cannot compute the loss of unit {unit.index} ({unit.name}): it raised "
                         f"{type(error).__name__} ({reason}). Correct it."
                     ) from error
+
+
+def check_logits(logits: Tensor, num_classes: int) -> None:
+    """Refuse what a loss's ``logits`` gives if it is not a logit per image and class.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != num_classes:
+        words = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no shape"
+        raise InvalidInput(
+            f"Cannot use the logits of a loss: they have {words}, not (B, {num_classes}). Let its "
+            "method logits give one per image and class, or name it otherwise."
+        )
 
 
 def check_arguments(

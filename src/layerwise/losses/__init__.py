@@ -2,7 +2,9 @@
 
 A new loss is one class with the constructor ``(site, *, options)`` and a ``forward(features,
 targets) -> Evaluated``, and one line in ``LOSSES``. A loss that weighs the network's output
-differently from plain cross-entropy has a static method ``output``.
+differently from plain cross-entropy has a static method ``output``. A loss whose head classifies
+has a method ``logits(features)``, so that the network can end behind its unit
+(``core.early_exit``); names of parts that the method does not read are in ``training_only``.
 """
 
 import inspect

@@ -58,6 +58,7 @@ class BiologicalPred(nn.Module):
         InvalidInput: ``decoder_dim`` is below 1, or the features are of another shape.
     """
 
+    training_only = ("feedback",)
     signs: Tensor
     feedback: Tensor
 
@@ -81,8 +82,17 @@ class BiologicalPred(nn.Module):
             loss = F.binary_cross_entropy_with_logits(
                 at_least_float32(logits), self.signs[targets.labels]
             )
-            scores = at_least_float32(logits.detach()) @ (2 * self.signs - 1).T
+        scores = self.scores(logits.detach())
         return Evaluated(loss, torch.sum(scores.argmax(1) == targets.labels))
+
+    def scores(self, projected: Tensor) -> Tensor:
+        """Nearness of the layer's output to every class: (B, 128) -> (B, num_classes)."""
+        with torch.autocast(projected.device.type, enabled=False):
+            return at_least_float32(projected) @ (2 * self.signs - 1).T
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        return self.scores(self.classifier(average(features, self.kernel).flatten(1)))
 
 
 class BiologicalSim(nn.Module):

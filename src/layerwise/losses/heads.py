@@ -17,9 +17,14 @@ class HeadLoss(nn.Module):
         super().__init__()
         self.head = head
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        result: Tensor = self.head(features)
+        return result
+
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        return cross_entropy(self.head(features), targets)
+        return cross_entropy(self.logits(features), targets)
 
 
 def convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

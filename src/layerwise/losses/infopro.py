@@ -40,6 +40,7 @@ class InfoPro(nn.Module):
     """
 
     reads_images = True
+    training_only = ("decoder",)
     reconstruction, reconstruction_last = term_weight(), term_weight(optional=True)
     task, task_last = term_weight(), term_weight(optional=True)
     mean: Tensor | None
@@ -97,9 +98,14 @@ class InfoPro(nn.Module):
             stored = (images * self.std + self.mean).clamp(0.0, 1.0)  # rounding leaves this range
             return F.binary_cross_entropy_with_logits(decoded, stored)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        result: Tensor = self.classifier(self.embedding(features))
+        return result
+
     def classify(self, features: Tensor, targets: Targets) -> Evaluated:
         """The task's loss."""
-        return cross_entropy(self.classifier(self.embedding(features)), targets)
+        return cross_entropy(self.logits(features), targets)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
@@ -122,6 +128,8 @@ class InfoProContrast(InfoPro):
     its class adds nothing. There is no classifier: an example counts as correct when the example of
     the batch that is most similar to it has the same label. See ``InfoPro``.
     """
+
+    classifies = False
 
     def outputs(self, site: Site) -> int:
         return EMBEDDING

@@ -43,12 +43,17 @@ class Lls(nn.Module):
             self.size, numbers = (height, width), numbers * height * width
         self.register_buffer("basis", sinusoids(site.num_classes, numbers), persistent=False)
 
-    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
-        """Shapes: features (B, C, H, W) or (B, C)."""
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
         pooled = features if self.size is None else F.adaptive_avg_pool2d(features, self.size)
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(at_least_float32(pooled.flatten(1)), dim=1)
-            return cross_entropy(unit @ self.basis.T.to(unit.dtype), targets)
+            return unit @ self.basis.T.to(unit.dtype)
+
+    def forward(self, features: Tensor, targets: Targets) -> Evaluated:
+        """Shapes: features (B, C, H, W) or (B, C)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return cross_entropy(self.logits(features), targets)
 
 
 def sinusoids(classes: int, numbers: int) -> Tensor:

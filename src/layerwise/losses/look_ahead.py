@@ -12,7 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses.auglocal import Contiguous, Single, place_of, projection
-from layerwise.losses.site import Evaluated, Site, Targets, end_update
+from layerwise.losses.site import Evaluated, Site, Targets, classifies, end_update
 
 BRANCHES = {
     "both": ("copy", "average"),
@@ -43,6 +43,8 @@ class LookAhead(nn.Module):
         InvalidInput: an option is out of range or unknown, the other loss cannot be used there, or
             no block of the network follows that could be copied.
     """
+
+    training_only = ("averages", "followed")
 
     def __init__(
         self,
@@ -110,6 +112,15 @@ class LookAhead(nn.Module):
             return sum(outputs[1:], start=outputs[0])
         copied, averaged = outputs
         return self.scale * copied + (2 - self.scale) * averaged
+
+    @property
+    def classifies(self) -> bool:
+        return classifies(self.loss)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        result: Tensor = self.loss.logits(self.look_ahead(features))  # type: ignore[operator]
+        return result
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

@@ -40,9 +40,14 @@ class Pred(nn.Module):
         self.classifier = nn.Linear(prod(pooled), site.num_classes)
         nn.init.zeros_(self.classifier.weight)
 
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        result: Tensor = self.classifier(average(features, self.kernel).flatten(1))
+        return result
+
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        return cross_entropy(self.classifier(average(features, self.kernel).flatten(1)), targets)
+        return cross_entropy(self.logits(features), targets)
 
 
 class Output(nn.Module):

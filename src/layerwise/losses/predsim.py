@@ -47,6 +47,7 @@ class PredSim(nn.Module):
             shape.
     """
 
+    training_only = ("sim",)
     beta = weight_of_similarity()
 
     def __init__(
@@ -66,6 +67,10 @@ class PredSim(nn.Module):
         )
 
     output = PredSimOutput
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        return self.pred.logits(features)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

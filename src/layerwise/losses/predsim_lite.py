@@ -7,7 +7,7 @@ from torch import Tensor
 from layerwise.errors import InvalidInput
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
-from layerwise.ops.pooling import average_alone, averaging
+from layerwise.ops.pooling import average, average_alone, averaging
 
 
 class PredSimLite(PredSim):
@@ -53,6 +53,10 @@ class PredSimLite(PredSim):
             similarity_channels=similarity_channels,
         )
         self.kernel = kernel
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        return super().logits(average(features, self.kernel))
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

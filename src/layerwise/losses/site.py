@@ -69,6 +69,15 @@ def check_shape(site: Site) -> None:
         )
 
 
+def classifies(loss: nn.Module) -> bool:
+    """Whether a loss has logits of its own: a method ``logits``, from features to (B, num_classes).
+
+    A loss whose class has the method, but which cannot use it, has a false ``classifies``.
+    """
+    has_method = callable(getattr(type(loss), "logits", None))  # no layer of that name
+    return has_method and bool(getattr(loss, "classifies", True))
+
+
 def end_update(loss: nn.Module) -> None:
     """Tell a loss that has a method ``end_update`` that its unit has updated its weights."""
     if end := getattr(loss, "end_update", None):

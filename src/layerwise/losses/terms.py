@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, end_update
+from layerwise.losses.site import (
+    Evaluated,
+    Site,
+    Targets,
+    at_least_float32,
+    classifies,
+    end_update,
+)
 from layerwise.utils.changing import Change, Changing, value_at
 from layerwise.utils.options import changing_options
 
@@ -98,6 +105,7 @@ class WithTerms(nn.Module):
     """
 
     reads_input = True
+    training_only = ("terms",)
     transport, own_input = term_weight(), term_weight()
 
     def __init__(self, loss: nn.Module, site: Site, weights: dict[str, Any]) -> None:
@@ -115,6 +123,15 @@ class WithTerms(nn.Module):
 
     def end_update(self) -> None:
         end_update(self.loss)
+
+    @property
+    def classifies(self) -> bool:
+        return classifies(self.loss)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
+        result: Tensor = self.loss.logits(features)  # type: ignore[operator]
+        return result
 
     def forward(self, features: Tensor, targets: Targets, entered: Tensor) -> Evaluated:
         """Shapes: features and entered (B, C, H, W) or (B, C)."""

@@ -15,6 +15,7 @@ from layerwise.runs.digests import sealed
 from layerwise.runs.folder import NEXT_BEST, RESULT, SEPARABILITY, RunFolder
 from layerwise.training.checkpoint import save
 from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.exits import measure_exits
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
@@ -71,7 +72,8 @@ def train(
                     f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all "
                     "is saved"
                 )
-        numbers = {**describe(prepared, folder, learner), **meter.result()}
+        exits = measure_exits(learner, data.test)
+        numbers = {**describe(prepared, folder, learner), **meter.result(), **exits}
         result = sealed({**numbers, **digests_of_files(folder, learner.model, meter)})
         write_json(folder.file(RESULT), result)
     return result

@@ -32,6 +32,7 @@ from layerwise.training.checkpoint import (
     refuse_other_state,
 )
 from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.exits import measure_exits
 from layerwise.training.prepare import Prepared, apply_execution, build_network, prepare
 from layerwise.training.sound_state import check_learner_state
 from layerwise.training.weights import load_weights, weights_of
@@ -122,30 +123,44 @@ def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, A
             f"validation accuracy {result['val_accuracy']:.2f} % on {len(data.validation.labels)} "
             "images"
         )
-    result["units"] = [] if best else evaluate_units(folder, prepared, data)
+    result |= {"units": []} if best else evaluate_units(folder, prepared, data)
     for unit in result["units"]:
         print(
             f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy "
             f"{unit['accuracy']:6.2f} %"
         )
+    if "ensemble" in result:
+        print(f"ensemble of the local heads {result['ensemble']['test_accuracy']:.2f} %")
     return result
 
 
-def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> list[dict[str, Any]]:
-    """Loss and accuracy of every unit by its own head, on the test images.
+def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> dict[str, Any]:
+    """Loss and accuracy of every unit by its own head, on the test images, and the early exits.
 
-    Empty when the state that holds the heads has been removed.
+    ``units`` is empty when the state that holds the heads has been removed; see ``measure_exits``
+    for the rest.
     """
     if not folder.has(STATE):
-        return []
-    learner = prepared.make_learner(data)
-    set_memory_format(learner, "auto", folder.facts().get("layouts"))
-    load_learner(folder, learner)
+        return {"units": []}
+    learner = trained_learner(folder, prepared, data)
     scores = unit_scores(learner, data.test, 0, len(learner.units) - 1)
-    return [
+    units = [
         {"index": unit.index, "name": unit.name, "loss": score.loss, "accuracy": score.accuracy}
         for unit, score in zip(learner.units, scores, strict=True)
     ]
+    return {"units": units, **measure_exits(learner, data.test)}
+
+
+def trained_learner(folder: RunFolder, prepared: Prepared, images: ImageFormat) -> Learner:
+    """The learner of a run, with the weights and heads of its last state.
+
+    Raises:
+        InvalidInput: see ``load_learner``.
+    """
+    learner = prepared.make_learner(images)
+    set_memory_format(learner, "auto", folder.facts().get("layouts"))
+    load_learner(folder, learner)
+    return learner
 
 
 def load_learner(folder: RunFolder, learner: Learner) -> int:

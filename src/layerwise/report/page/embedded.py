@@ -1,7 +1,7 @@
 """Data of the page's script: runs with their curves and units, figures, charts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import (
@@ -23,6 +23,7 @@ from layerwise.runs.run import Run, flat
 OF_CURVES, OF_UNITS = 80_000, 100_000
 FEWEST, MOST = 2, 24  # epochs at which a run's units are shown
 DEFAULTS = flat(Run())
+ENSEMBLE = "ensemble of all heads"
 RESULTS = (
     "parameters",
     "seconds",
@@ -74,6 +75,7 @@ def one_run(record: Record, runs: int, names: Names) -> dict[str, Any]:
         "last": last_units(record, names),
         "separable": last_separable(record, names),
         "units": [compact(depth, names) for depth in depths],
+        "exits": early_exits(record, names),
     }
 
 
@@ -120,6 +122,29 @@ def last_separable(record: Record, names: Names) -> dict[str, Any] | None:
         "gain_error": [short(row.gain_error) for row in rows],
         "mismatched": [row.mismatched for row in rows],
     }
+
+
+def early_exits(record: Record, names: Names) -> dict[str, Any] | None:
+    """Test accuracy and cost of every early exit, and last of the ensemble of local heads.
+
+    None where they were not measured.
+    """
+    result = record.result or {}
+    exits, ensemble = result.get("exits"), result.get("ensemble")
+    if not isinstance(exits, list) or not is_exit(ensemble):
+        return None
+    rows = [row for row in exits if is_exit(row)] + [{**ensemble, "name": ENSEMBLE}]
+    return {
+        "names": names.place(str(row.get("name")) for row in rows),
+        "accuracy": [short(row["test_accuracy"]) for row in rows],
+        "multiply_adds": [number(row["multiply_adds"]) for row in rows],
+    }
+
+
+def is_exit(row: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether an entry of a result has an accuracy and a cost."""
+    names = "test_accuracy", "multiply_adds"
+    return isinstance(row, dict) and all(number(row.get(name)) is not None for name in names)
 
 
 def shown(value: Any) -> Any:

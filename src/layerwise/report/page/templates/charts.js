@@ -35,7 +35,7 @@ function mark(kind, x, y, index, parent) {
   element("svg:path", { d: shapes[kind], style }, parent);
 }
 
-// series: [{name, xs, values, spread, colour, dash}]
+// series: [{name, xs, values, spread, colour, dash, marked: whether every point has a mark}]
 // options: {title, x, y, names: label of an x, range: lowest and highest value where charts share an axis}
 function lineChart(box, series, options) {
   box.classList.add("chart");
@@ -130,7 +130,7 @@ function drawOne(svg, one, x, y) {
   const path = known.map(([at, value]) => `${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join("L");
   const style = `stroke:${colour(one.colour)};stroke-dasharray:${one.dash}`;
   element("svg:path", { class: "series", d: `M${path}`, style }, svg);
-  const every = Math.max(1, Math.ceil(known.length / 6));
+  const every = one.marked ? 1 : Math.max(1, Math.ceil(known.length / 6));
   known.forEach(([at, value], index) => {
     if ((index + one.colour) % every === 0 || known.length === 1) mark(MARKS[one.colour % MARKS.length], x(at), y(value), one.colour, svg);
   });

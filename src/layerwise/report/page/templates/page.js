@@ -57,6 +57,32 @@ function runCurves(box, run) {
   else element("p", { class: "faint" }, box, "No epoch of it was evaluated.");
 }
 
+// accuracy of every early exit against its cost; the last entry is of the ensemble
+function runExits(box, run) {
+  const exits = run.exits;
+  if (!exits || exits.accuracy.length < 2) return;
+  const most = Math.max(...exits.multiply_adds);
+  const [word, scale] = most < 1e4 ? ["", 1] : most < 1e7 ? [", thousands", 1e3] : most < 1e10 ? [", millions", 1e6] : [", billions", 1e9];
+  const names = DATA.names[exits.names], ensemble = exits.accuracy.length - 1;
+  const points = names.map((name, place) => ({
+    cost: exits.multiply_adds[place] / scale, accuracy: exits.accuracy[place],
+    told: `${name}: ${amount(exits.multiply_adds[place], 0)} multiply-adds`,
+  }));
+  const heads = points.slice(0, ensemble).sort((one, other) => one.cost - other.cost);
+  const line = (name, chosen, index) => ({
+    name, xs: chosen.map((point) => point.cost), values: chosen.map((point) => point.accuracy), colour: index, dash: DASHES[index], marked: true,
+  });
+  const series = [line("up to each unit, with its local head", heads, 0), line(names[ensemble], [points[ensemble]], 1)];
+  const told = Object.fromEntries(points.map((point) => [point.cost, point.told]));
+  lineChart(element("div", {}, box), series, {
+    title: "Early exits: accuracy against cost", x: `multiply-adds of an image${word}`, y: "test accuracy, %", names: told,
+  });
+  unitTable(box, "Early exits, on test images", names, [
+    ["accuracy, %", (unit) => show(exits.accuracy[unit])],
+    ["multiply-adds of an image", (unit) => amount(exits.multiply_adds[unit], 0)],
+  ]);
+}
+
 const withNames = (panel) => ({ ...panel, names: DATA.names[panel.names] });
 
 function runUnits(box, run) {
@@ -98,6 +124,7 @@ function openRun(details) {
   const run = DATA.runs[Number(details.dataset.run)];
   describeRun(box, run);
   runCurves(box, run);
+  runExits(box, run);
   runUnits(box, run);
   unitTables(box, run);
 }

@@ -1,0 +1,82 @@
+"""Early exits of a learner: accuracy and cost of every prefix, and the ensemble of local heads."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise.core.early_exit import can_end, exit_logits
+from layerwise.core.learner import Learner
+from layerwise.core.unit import Activations, precision
+from layerwise.data.loader import Loader
+
+
+@torch.no_grad()
+def measure_exits(learner: Learner, loader: Loader) -> dict[str, Any]:
+    """Accuracy of every local head and of their ensemble on a set, beside their costs.
+
+    The ensemble is the mean of the heads' probabilities, each weighted by its unit's number from 1
+    on. Nothing of it is fitted.
+
+    Returns:
+        Empty where fewer than two units classify. Else ``exits``: of each unit that does its
+        ``index``, ``name``, ``test_accuracy`` (percent), and ``multiply_adds`` on an image of the
+        units up to it and its head; and ``ensemble``: ``test_accuracy``, and ``multiply_adds`` of
+        all units and all these heads.
+    """
+    units = [unit for unit in learner.units if can_end(learner.units, unit)]
+    if len(units) < 2:
+        return {}
+    learner.train(False)
+    correct = torch.zeros(len(units) + 1, dtype=torch.long, device=loader.labels.device)
+    for images, labels in loader.in_order():
+        correct += correct_of_exits(learner, images, labels)
+    *shares, ensemble = (100.0 * correct.double() / len(loader.labels)).tolist()
+    costs, whole = exit_costs(learner, next(loader.in_order())[0][:1])
+    rows = [
+        {
+            "index": unit.index,
+            "name": unit.name,
+            "test_accuracy": share,
+            "multiply_adds": costs[unit.index],
+        }
+        for unit, share in zip(units, shares, strict=True)
+    ]
+    return {"exits": rows, "ensemble": {"test_accuracy": ensemble, "multiply_adds": whole}}
+
+
+def correct_of_exits(learner: Learner, images: Tensor, labels: Tensor) -> Tensor:
+    """Number of images that each exit classifies correctly; the last is of the ensemble."""
+    activations: Activations = (images,)
+    outputs = []
+    for unit in learner.units:
+        activations = unit.forward(activations)
+        if can_end(learner.units, unit):
+            with precision(activations, unit.amp):
+                logits = exit_logits(learner.units, unit, activations)
+            outputs.append((unit.index + 1, logits))
+    votes = torch.stack([weight * logits.double().softmax(1) for weight, logits in outputs]).sum(0)
+    scores = [*(logits for _, logits in outputs), votes]
+    return torch.stack([torch.sum(each.argmax(1) == labels) for each in scores])
+
+
+def exit_costs(learner: Learner, image: Tensor) -> tuple[dict[int, int], int]:
+    """Multiply-adds on an image of the units up to each that classifies with its head, and of all.
+
+    Args:
+        image: (1, ...).
+    """
+    activations: Activations = (image,)
+    costs, network, heads = {}, 0, 0
+    for unit in learner.units:
+        with FlopCounterMode(display=False) as counter:
+            activations = unit.forward(activations)
+        network += counter.get_total_flops() // 2
+        if can_end(learner.units, unit):
+            with FlopCounterMode(display=False) as counter, precision(activations, unit.amp):
+                exit_logits(learner.units, unit, activations)
+            head = counter.get_total_flops() // 2
+            costs[unit.index] = network + head
+            heads += head
+    return costs, network + heads
