@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from layerwise.cli import main, parse
-from layerwise.cli.options import collect_both
+from layerwise.cli.values import collect_both
 from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.experiments.presets import Preset, choose_preset, presets
