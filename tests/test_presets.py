@@ -16,7 +16,8 @@ from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.experiments.presets import Preset, choose_preset, presets
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import OPTIMIZERS, Prepared, build_network, prepare
+from layerwise.training.networks import build_network
+from layerwise.training.prepare import OPTIMIZERS, Prepared, prepare
 from layerwise.training.schedule import decay
 
 CPU = Execution(device="cpu")

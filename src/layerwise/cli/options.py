@@ -60,7 +60,10 @@ class Parser(argparse.ArgumentParser):
 def add_config(parser: Parser) -> None:
     parser.usage = "%(prog)s [options] [model]"
     parser.add_argument(
-        "model", nargs="?", help="network; see `layerwise list models` (default: resnet18)"
+        "model",
+        nargs="?",
+        help="network: a name of `layerwise list models`, timm:NAME, torchvision:NAME, hf:NAME, or "
+        "FILE.py:FUNCTION, which makes one (default: resnet18)",
     )
     parser.add_argument(
         "--config",
@@ -104,8 +107,10 @@ def add_fields(
         if item.default is not None and "default" not in text:
             text = f"{text} (default: {default_text(item.default)})"
         others: dict[str, Any] = {}
+        if "metavar" in item.metadata:
+            others["metavar"] = item.metadata["metavar"]
         if "repeated" in item.metadata:
-            others = {"action": Joined, "metavar": item.metadata["metavar"]}
+            others["action"] = Joined
         add_option(group, names, item.name, field_type(item), text, **others)
     if kind is Run:
         add_declared(parser, skip, declared)

@@ -10,7 +10,7 @@ from layerwise.runs.run import Execution, Run
 # fields that say nothing about what a step costs
 NOT_PROFILED = {
     *("data", "val_fraction", "rule", "epochs", "decay_rate", "decay_milestones", "augment"),
-    *("crop_padding", "flip", "cutout", "views"),
+    *("crop_padding", "flip", "cutout", "views", "weights"),
 }
 NOT_EXECUTED = {
     *("data_dir", "workers", "download", "eval_every", "save_every", "log", "cache_dir"),
