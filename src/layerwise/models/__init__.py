@@ -248,16 +248,16 @@ def create_model(
             "out."
         )
     network = factory(num_classes, in_chans, image_size, **arguments)
-    images = torch.zeros(2, in_chans, image_size, image_size)
+    images = partial(torch.zeros, 2, in_chans, image_size, image_size)
     if name not in MODELS:
-        fit_classifier(name, network, images, num_classes, new_classifier, say)
+        fit_classifier(name, network, images(), num_classes, new_classifier, say)
     if weights is not None:
         classifier = set[str]()
         if new_classifier:
             counted = getattr(factory, "takes_num_classes", True)
             more = num_classes + 1, in_chans, image_size
             other = partial(factory, *more, **arguments) if counted else None
-            classifier = classifier_weights(network, images, other)
+            classifier = classifier_weights(network, images(), other)
         load_weights(name, network, weights, classifier, say)
     return network
 

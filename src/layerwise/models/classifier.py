@@ -111,7 +111,7 @@ def evaluated(network: nn.Module, images: Tensor) -> Any:
 def last_layer(network: nn.Module, images: Tensor) -> str | None:
     """Path of the linear layer or convolution that is called last."""
     called: list[nn.Module] = []
-    layers = {
+    layers: dict[nn.Module, str] = {
         part: path
         for path, part in network.named_modules()
         if path and isinstance(part, nn.Linear | nn.Conv2d)

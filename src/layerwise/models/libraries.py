@@ -41,6 +41,8 @@ class OfLibrary:
     def __call__(self, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
         try:
             return self.make(num_classes, in_chans, image_size)
+        except InvalidInput:
+            raise
         except Exception as error:  # each library has errors of its own
             refuse_to_make(self.name, error, in_chans, image_size)
 
@@ -103,9 +105,15 @@ def hugging_face_network(name: str) -> OfLibrary:
         for option, value in (("image_size", image_size), ("num_channels", in_chans)):
             if hasattr(described, option):
                 setattr(described, option, value)
-        network: nn.Module = hub.AutoModelForImageClassification.from_config(
-            described, trust_remote_code=False
-        )
+        try:
+            network: nn.Module = hub.AutoModelForImageClassification.from_config(
+                described, trust_remote_code=False
+            )
+        except ValueError as error:
+            raise InvalidInput(
+                f"Cannot use {brief(name)}: transformers makes no network of the type "
+                f"{described.model_type!r} that classifies images. Give another."
+            ) from error
         return network.float()
 
     return OfLibrary(name, make, version_of("transformers"), {str(path): digest_of(path)})

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
-from layerwise.models import MODELS, create_model, imported_name
+from layerwise.models import create_model, imported_name
 from layerwise.runs.run import Run
 from layerwise.utils.allocator import free_memory
 from layerwise.utils.sizes import format_size
@@ -48,15 +47,6 @@ def build_network(
         say=say,
         **run.model_options,
     )
-
-
-def network_to_check(run: Run, images: ImageFormat) -> nn.Module:
-    """The run's network, to be refused before data are read; a listed one takes no memory."""
-    if run.model not in MODELS:  # code of others may keep what it makes: no pretended tensors
-        with torch.random.fork_rng(devices=[]):
-            return build_network(run, images)
-    with torch.device("meta"):
-        return build_network(run, images)
 
 
 def check_size(run: Run, network: nn.Module) -> None:

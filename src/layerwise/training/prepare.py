@@ -36,7 +36,7 @@ from layerwise.rules import RULES, Keeping, Rule, Schedule
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
-from layerwise.training.networks import build_network, check_size, network_to_check, unsaid
+from layerwise.training.networks import build_network, check_size, unsaid
 from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
@@ -117,16 +117,19 @@ class Prepared:
         }
         return {name: value for name, value in self.run.loss_options.items() if name in declared}
 
-    def check_weights(self) -> None:
-        """Refuse weights to begin with that do not fit, before data are read.
+    def check_network(self) -> None:
+        """Refuse a network that is not listed, or first weights, that do not fit the run's images.
+
+        It is made for that, before data are read; where only the data tell the classes it is not.
 
         Raises:
-            InvalidInput: naming some of them.
+            InvalidInput: as said.
         """
-        if self.run.weights is not None and self.dataset.format.class_names:
-            size = self.run.image_size or self.dataset.format.image_size
+        listed = self.run.model in MODELS and self.run.weights is None
+        if self.dataset.format.class_names and not listed:
+            images = self.dataset.expected(self.run.image_size)
             with torch.random.fork_rng(devices=[]):
-                build_network(self.run, replace(self.dataset.format, image_size=size), weights=True)
+                build_network(self.run, images, weights=True)
 
     def load_data(self, say: Callable[[str], None] = unsaid) -> Splits:
         """The run's images, read, split and on the device.
@@ -201,8 +204,9 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     choose("memory format", execution.memory_format, MEMORY_FORMATS)
     parse_size("--cache-limit", execution.cache_limit)
     check_log(execution.log)
-    if dataset.format.class_names:
-        network = network_to_check(run, replace(dataset.format, image_size=size))
+    if dataset.format.class_names and run.model in MODELS:
+        with torch.device("meta"):  # a network that cannot be made is refused before data are read
+            network = build_network(run, replace(dataset.format, image_size=size))
         check_module_paths(run, network)
         check_size(run, network)
     return Prepared(

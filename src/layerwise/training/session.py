@@ -69,7 +69,7 @@ def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
     check_comparison(prepared.execution, going_on)
     if not going_on:
         folder.refuse_existing()
-        prepared.check_weights()
+        prepared.check_network()
         return False
     refuse_changed_code(folder)
     refuse_changed_weights(folder)
