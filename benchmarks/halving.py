@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.values import collect
 from layerwise.experiments.accelerate.costs import with_design
 from layerwise.experiments.sweep import folder_of
 from layerwise.hierarchy import Design, design_of

@@ -16,7 +16,7 @@ from statistics import fmean
 import pytest
 
 from layerwise.cli import parse
-from layerwise.cli.options import collect
+from layerwise.cli.values import collect
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
 from layerwise.paper.numbers import Setting, measured, settings

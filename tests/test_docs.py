@@ -17,7 +17,7 @@ import torch
 
 import layerwise
 from layerwise.cli import COMMANDS, main, parse
-from layerwise.cli.options import read_config
+from layerwise.cli.values import read_config
 from layerwise.utils import plugins
 
 ROOT = Path(__file__).parents[1]

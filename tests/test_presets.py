@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from layerwise.cli import main, parse
-from layerwise.cli.options import collect_both
+from layerwise.cli.values import collect_both
 from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.experiments.presets import Preset, choose_preset, presets
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import OPTIMIZERS, Prepared, build_network, prepare
+from layerwise.training.networks import build_network
+from layerwise.training.prepare import OPTIMIZERS, Prepared, prepare
 from layerwise.training.schedule import decay
 
 CPU = Execution(device="cpu")

@@ -131,6 +131,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parsed, unknown = build_parser(chosen).parse_known_args(arguments)
     if unknown:
         refuse_word(unknown[0], parsed.command, parsed.imports)
+    if ":" in (getattr(parsed, "model", None) or ""):
+        from layerwise.models import import_code_of
+
+        import_code_of(parsed.model)
     return parsed
 
 
@@ -212,7 +216,8 @@ def add_common(command: Parser) -> None:
         dest="imports",
         action="append",
         metavar="FILE",
-        help="Python file to run first, which adds losses, rules, measures, networks or data sets",
+        help="Python file (or package.module) to run first, which adds losses, rules, measures, "
+        "networks or data sets",
     )
 
 

@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields
+from layerwise.cli.values import collect_both
 from layerwise.runs.run import Execution, Run
 
 

@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields
 from layerwise.cli.profile import NOT_PROFILED
+from layerwise.cli.values import collect_both
 from layerwise.runs.run import Execution, Run
 
 IMAGES = 8  # in the batch that is differentiated

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields
+from layerwise.cli.values import collect_both
 from layerwise.errors import InvalidInput, brief
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.options import Options, as_numbers

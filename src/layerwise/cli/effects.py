@@ -58,6 +58,11 @@ def groups_grow(run: Run) -> bool:
 
 CONDITIONS = (
     Condition(
+        ("num_classes",),
+        lambda run, _: run.weights is not None or ":" in run.model,
+        "the network {model} is made for the data set's classes",
+    ),
+    Condition(
         ("crop_padding", "flip", "cutout", "views"),
         lambda run, _: run.augment,
         "--no-augment leaves images as they are",

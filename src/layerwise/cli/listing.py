@@ -21,6 +21,8 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     width = max(map(len, rows))
     for name, text in rows.items():
         print(f"{name:<{width}}  {text}")
+    if parsed.what == "models":
+        print("Also: timm:NAME, torchvision:NAME, hf:NAME, FILE.py:FUNCTION (docs/networks.md)")
     if parsed.what == "losses":
         print(f"Any loss also carries terms: {' '.join(map(as_flag, terms()))}")
     return {parsed.what: list(rows)}

@@ -3,13 +3,14 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, add_preset, collect_both
+from layerwise.cli.options import Parser, add_config, add_fields, add_preset
+from layerwise.cli.values import collect_both
 from layerwise.runs.run import Execution, Run
 
 # fields that say nothing about what a step costs
 NOT_PROFILED = {
     *("data", "val_fraction", "rule", "epochs", "decay_rate", "decay_milestones", "augment"),
-    *("crop_padding", "flip", "cutout", "views"),
+    *("crop_padding", "flip", "cutout", "views", "weights"),
 }
 NOT_EXECUTED = {
     *("data_dir", "workers", "download", "eval_every", "save_every", "log", "cache_dir"),

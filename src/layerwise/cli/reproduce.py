@@ -5,7 +5,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields, collect
+from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.values import collect
 from layerwise.errors import check_range, choose
 from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs.ranges import MOST_SEEDS

@@ -6,17 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.options import (
-    DECLARED,
-    Parser,
-    add_config,
-    add_fields,
-    add_preset,
-    collect_both,
-    collect_execution,
-    given_options,
-    preset_of,
-)
+from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, add_preset
+from layerwise.cli.values import collect_both, collect_execution, given_options, preset_of
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from layerwise.errors import CannotSplit, InvalidInput
 
 Key = str | int | None
+LOGITS = "logits"  # what the networks of Hugging Face call them
 
 
 class NoSuchOutput(InvalidInput):
@@ -54,6 +55,11 @@ def main_output(result: Any, output: Key) -> Any:
             f"{', '.join(map(repr, parts))}. Give one of them."
         )
     return parts[output]
+
+
+def logits_of(result: Any) -> Any:
+    """The logits in what a network returns in evaluation: the result, or its part ``logits``."""
+    return main_output(result, LOGITS)
 
 
 def take_main(training: fx.Graph, evaluation: fx.Graph, keys: Sequence[Key]) -> Key:

@@ -18,7 +18,7 @@ from layerwise.core.axes import Axes, find_axes
 from layerwise.core.cuts import choose_cuts
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
-from layerwise.core.outputs import Key
+from layerwise.core.outputs import LOGITS, Key
 from layerwise.core.pieces import build_piece, piece_root
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.trace import SingleInput, trace_network
@@ -97,7 +97,8 @@ def split(
         output_layer: ``"separate"``, it is a unit of its own; or ``"joined"``, it shares the unit
             of the weighted layer before it. Where ``at`` is a list of paths, they decide.
         output: where the network's result holds its logits beside other values: the key of a
-            dictionary, an attribute of an object, or the index in a tuple.
+            dictionary, an attribute of an object, or the index in a tuple. What is called
+            ``logits`` is found without it.
 
     Returns:
         The chain; its pieces share the model's modules, and the model stays as it was.
@@ -110,6 +111,8 @@ def split(
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
     root, graph = trace_network(model, leaves, sample, output)
+    if output is None and root.output is None and LOGITS in root.parts:
+        root, graph = trace_network(model, leaves, sample, LOGITS)
     refuse_several_outputs(root)
     network = Network(root, graph)
     if sample is not None:

@@ -15,7 +15,7 @@ from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.runs.ranges import MOST_SEEDS
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import Execution, Run, file_words
 from layerwise.training.prepare import registries, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import refuse_foreign, write_json
@@ -77,7 +77,7 @@ def compare(
 def table_path(base: Run, output: Path, folders: Sequence[str]) -> Path:
     """The file of a table of such runs."""
     digest = hashlib.sha256("".join(folders).encode(errors="surrogateescape")).hexdigest()[:6]
-    return output / f"compare-{base.model}-{base.data}-{digest}.json"
+    return output / f"compare-{file_words(base.model)}-{base.data}-{digest}.json"
 
 
 def check_rule_options(base: Run, rules: Sequence[str]) -> None:

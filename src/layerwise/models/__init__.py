@@ -2,21 +2,25 @@
 
 A network of your own is a function ``(num_classes, in_chans, image_size, *, options)`` that returns
 a module, and one line in ``MODELS``. The paper's families can have any hierarchy and width.
+Networks that are not listed have a colon in their name: ``timm:resnet18``, ``my_file.py:make``.
 """
 
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from math import inf
 from numbers import Integral, Real
 from operator import le
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import (
     Hierarchy,
     check_stages,
@@ -24,8 +28,18 @@ from layerwise.hierarchy import (
     parse_downsampling,
     parse_hierarchy,
 )
+from layerwise.models.classifier import Say, classifier_weights, fit_classifier
+from layerwise.models.functions import function_named
+from layerwise.models.libraries import LIBRARIES
 from layerwise.models.resnet import RESNETS, ResNet
 from layerwise.models.vgg import VGG, VGGS
+from layerwise.models.weight_files import load_weights
+from layerwise.utils.plugins import (
+    import_files,
+    imported_as,
+    is_module_name,
+    refuse_unasked,
+)
 
 ModelFactory = Callable[..., nn.Module]
 
@@ -81,13 +95,76 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in MODELS if fnmatch(name, pattern)]
 
 
+def model_factory(name: str) -> ModelFactory:
+    """The factory of a network: a listed one, a library's, or a function of an imported file.
+
+    Raises:
+        InvalidInput: there is none of that name, its library is not installed, or its file was not
+            imported.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    library = name.partition(":")[0]
+    if library in LIBRARIES and library != name:
+        return LIBRARIES[library].factory(name)
+    if code_of(name) is not None:
+        return function_named(name)
+    if name.endswith(".py"):
+        raise InvalidInput(
+            f"Cannot use {brief(name)}: it names a file, but none of its functions. Give one that "
+            f"makes a network, as in {brief(name)}:make_model."
+        )
+    return MODELS[choose("model", name, MODELS)]
+
+
+def code_of(name: str) -> str | None:
+    """The Python file or module whose function makes a network; None of all other networks."""
+    place, colon, function = name.rpartition(":")
+    if name in MODELS or not colon or place.partition(":")[0] in LIBRARIES:
+        return None
+    return place if place and function else None
+
+
+def import_code_of(name: str) -> None:
+    """Run the Python file or module whose function makes a network, if it is one of those.
+
+    Raises:
+        InvalidInput: it cannot be run.
+    """
+    place = code_of(name)
+    if place is None:
+        return
+    near = get_close_matches(place, LIBRARIES, n=1, cutoff=0.7)
+    try:
+        import_files([place])
+    except InvalidInput as refusal:
+        if near and is_module_name(place):
+            raise InvalidInput(f"{refusal} Did you mean {near[0]}:…?") from None
+        raise
+
+
+def imported_name(name: str) -> str:
+    """The name of a network, with its file as the user has imported it; of others the name itself.
+
+    Raises:
+        InvalidInput: its file was not imported, and only the user lets code run.
+    """
+    place = code_of(name)
+    if place is None:
+        return name
+    imported = imported_as(place)
+    if imported is None:
+        refuse_unasked(place)
+    return f"{imported}:{name.rpartition(':')[2]}"
+
+
 def published_hierarchy(name: str) -> Hierarchy:
     """The hierarchy that a network was published with.
 
     Raises:
         InvalidInput: the network is unknown, or has no hierarchy.
     """
-    factory = MODELS[choose("model", name, MODELS)]
+    factory = model_factory(name)
     if not isinstance(factory, Published):
         raise InvalidInput(
             f"Cannot change the hierarchy of {name}: it has none. Choose one of "
@@ -110,6 +187,9 @@ def create_model(
     image_size: int = 32,
     dropout: float = 0.0,
     downsample_after: str | Iterable[int] | None = None,
+    weights: str | Path | None = None,
+    new_classifier: bool = False,
+    say: Say = lambda line: None,
     **options: Any,
 ) -> nn.Module:
     """Build a network by name.
@@ -117,7 +197,9 @@ def create_model(
     Its weights are initialised by PyTorch's defaults, from the global random generator.
 
     Args:
-        name: one of ``list_models()``.
+        name: one of ``list_models()``; or ``timm:NAME``, ``torchvision:NAME`` or ``hf:NAME``, where
+            that library is installed; or ``FILE.py:FUNCTION`` or ``package.module:FUNCTION``, whose
+            code is then run (docs/networks.md).
         hierarchy: convolutions (VGG) or residual blocks (ResNet) per stage; default: as published.
         width: multiplier of every channel count.
         num_classes: number of classes.
@@ -128,6 +210,11 @@ def create_model(
         downsample_after: numbers of convolutions (VGG) or residual blocks (ResNet) after which maps
             are halved: by a 2×2 maximum pooling, or by a stride of 2 in the next block (0: the
             first). A map of one pixel stays. Default: where stages end, as published.
+        weights: file of weights to begin with, safetensors or a ``state_dict``; see
+            ``weight_files.load_weights``.
+        new_classifier: replace a classifier of another number of classes, and let ``weights`` have
+            none, or another.
+        say: is given a line about what was done to classifier and weights.
         options: further options that the network declares.
 
     Returns:
@@ -136,7 +223,8 @@ def create_model(
     Raises:
         InvalidInput: an argument is out of range, or not one of this network's.
     """
-    factory = MODELS[choose("model", name, MODELS)]
+    import_code_of(name)
+    factory = model_factory(name)
     for label, value, least in (
         ("num_classes", num_classes, 2),
         ("in_chans", in_chans, 1),
@@ -159,7 +247,19 @@ def create_model(
             f"Cannot use {refused[0]} to build {name}: this network has no such option. Leave it "
             "out."
         )
-    return factory(num_classes, in_chans, image_size, **arguments)
+    network = factory(num_classes, in_chans, image_size, **arguments)
+    images = partial(torch.zeros, 2, in_chans, image_size, image_size)
+    if name not in MODELS:
+        fit_classifier(name, network, images(), num_classes, new_classifier, say)
+    if weights is not None:
+        classifier = set[str]()
+        if new_classifier:
+            counted = getattr(factory, "takes_num_classes", True)
+            more = num_classes + 1, in_chans, image_size
+            other = partial(factory, *more, **arguments) if counted else None
+            classifier = classifier_weights(network, images(), other)
+        load_weights(name, network, weights, classifier, say)
+    return network
 
 
 def check_number(

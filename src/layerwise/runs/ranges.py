@@ -44,6 +44,7 @@ class Range:
 # three more have their bounds elsewhere: those of crop_padding and cutout depend on the images'
 # size, and that of dropout is the network's
 RANGES: dict[str, Range] = {
+    "num_classes": Range(2, 100_000),
     "width": Range(0, 100, above=True),
     "image_size": Range(1, 4096, "1 pixel or more"),
     "train_images": Range(1, 10**9),

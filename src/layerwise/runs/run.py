@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
@@ -41,6 +42,17 @@ class Run:
 
     model: str = option("resnet18", "network to train; see `layerwise list models`")
     model_options: Options = declared("model")
+    weights: str | None = option(
+        None,
+        "begin with the weights of FILE: safetensors, or a state_dict saved by PyTorch (default: "
+        "drawn by --seed)",
+        metavar="FILE",
+    )
+    num_classes: int | None = option(
+        None,
+        "give the network a new classifier of N classes, where it or --weights has another "
+        "(default: the data set's, which --weights must fit)",
+    )
     hierarchy: str | None = option(
         None, "convolutions or blocks per stage, such as 1,1,2,2 (default: as published)"
     )
@@ -194,7 +206,14 @@ def run_words(run: Run) -> str:
     shape = (hierarchy.strip("[]") + halvings).replace(",", "-")
     loss = [] if run.is_global else losses_of(run).values()
     data = Path(run.data).name
-    return "-".join([run.model, shape, data, run.rule, *loss, f"seed{run.seed}"])
+    return "-".join([file_words(run.model), shape, data, run.rule, *loss, f"seed{run.seed}"])
+
+
+def file_words(model: str) -> str:
+    """A network's name as part of a file's: without folders where it names a file or a library."""
+    if ":" not in model:
+        return model
+    return re.sub(r"[^\w.]+", "-", "-".join(Path(part).name for part in model.split(":")))
 
 
 def run_digest(run: Run) -> str:
@@ -220,7 +239,7 @@ def plain_values(run: Run) -> dict[str, Any]:
 
 # Fields that format 3 did not have at first. Files leave them out at their default, so that runs
 # without them are read, named and found again as before.
-ADDED = ("loss_from", "head_lr_factor", "last_lr_factor")
+ADDED = ("loss_from", "head_lr_factor", "last_lr_factor", "weights", "num_classes")
 
 
 # Format 2 had the options of all losses and rules as fields of the run, with these defaults.
@@ -365,7 +384,8 @@ def command(run: Run, imported: Iterable[str] = ()) -> str:
     """
     defaults = flat(Run())
     words = ["layerwise", "train", run.model]
-    words += [word for path in imported for word in ("--import", str(path))]
+    for path in imported:
+        words += [] if run.model.startswith(f"{path}:") else ["--import", str(path)]
     for name, value in flat(run).items():
         if name != "model" and (name not in defaults or value != defaults[name]):
             words += spelled(name, Path(value).name if name == "data" else value)

@@ -4,11 +4,10 @@ Tensors and plain types only.
 """
 
 import sys
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from layerwise.runs.run import Run, described, run_from
 from layerwise.training.meter import Meter
 from layerwise.training.sound_state import check_learner_state, check_meter_state
 from layerwise.training.weights import check_best, settle_best
+from layerwise.utils.archives import refuse_damaged_archive
 from layerwise.utils.files import open_file, replacing
 
 
@@ -204,19 +204,3 @@ def load_state(path: Path) -> dict[str, Any]:
             f"Cannot go on from {path}: it is damaged or not a state of this program ({reason}). "
             "Move it away to begin the run anew."
         ) from error
-
-
-def refuse_damaged_archive(file: BinaryIO) -> None:
-    """Compare an archive's checksums, which torch does not.
-
-    Raises:
-        ValueError: naming a damaged member, or one that is compressed and could fill the memory;
-            torch writes none.
-    """
-    with zipfile.ZipFile(file) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError(f"{member.filename} is compressed")
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"the checksum of {damaged} differs")

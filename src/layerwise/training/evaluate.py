@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from layerwise.core.learner import Learner
+from layerwise.core.outputs import logits_of
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
@@ -28,7 +29,7 @@ def accuracy(model: nn.Module, loader: Loader, amp: torch.dtype | None = None) -
         model.eval()
         for images, labels in loader.in_order():
             with precision((images,), amp):
-                correct += torch.sum(model(images).argmax(1) == labels)
+                correct += torch.sum(logits_of(model(images)).argmax(1) == labels)
     return 100.0 * correct.item() / len(loader.labels)
 
 

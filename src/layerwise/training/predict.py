@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.outputs import logits_of
 from layerwise.data.image_file import read_image
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
@@ -47,7 +48,8 @@ def likeliest(
 ) -> list[dict[str, Any]]:
     """The likeliest classes of each image, printed in a line and returned."""
     mean, std = (torch.tensor(data[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
-    shares = torch.softmax(network((torch.from_numpy(pixels).float() - mean) / std), 1)
+    logits = logits_of(network((torch.from_numpy(pixels).float() - mean) / std))
+    shares = torch.softmax(logits, 1)
     predictions = []
     for path, row in zip(paths, shares, strict=True):
         classes = top_classes(row, data["class_names"])

@@ -25,11 +25,18 @@ from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
 from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
-from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
+from layerwise.models import (
+    MODELS,
+    hierarchical,
+    imported_name,
+    model_factory,
+    published_hierarchy,
+)
 from layerwise.rules import RULES, Keeping, Rule, Schedule
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
+from layerwise.training.networks import build_network, check_size, unsaid
 from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
@@ -110,7 +117,21 @@ class Prepared:
         }
         return {name: value for name, value in self.run.loss_options.items() if name in declared}
 
-    def load_data(self, say: Callable[[str], None] = lambda line: None) -> Splits:
+    def check_network(self) -> None:
+        """Refuse a network that is not listed, or first weights, that do not fit the run's images.
+
+        It is made for that, before data are read; where only the data tell the classes it is not.
+
+        Raises:
+            InvalidInput: as said.
+        """
+        listed = self.run.model in MODELS and self.run.weights is None
+        if self.dataset.format.class_names and not listed:
+            images = self.dataset.expected(self.run.image_size)
+            with torch.random.fork_rng(devices=[]):
+                build_network(self.run, images, weights=True)
+
+    def load_data(self, say: Callable[[str], None] = unsaid) -> Splits:
         """The run's images, read, split and on the device.
 
         Args:
@@ -123,11 +144,19 @@ class Prepared:
             self.dataset, self.augmentation, self.run, self.execution, self.device, say
         )
 
-    def make_learner(self, images: ImageFormat, check: bool = False) -> Learner:
+    def make_learner(
+        self,
+        images: ImageFormat,
+        check: bool = False,
+        weights: bool = False,
+        say: Callable[[str], None] = unsaid,
+    ) -> Learner:
         """The run's network for such images, cut and given losses and optimizers.
 
         Args:
             check: compare the units with the network; see ``localize``.
+            weights: begin with those that the run names; see ``build_network``.
+            say: is given lines about classifier and weights.
 
         Raises:
             InvalidInput: the network cannot be made for such images.
@@ -135,7 +164,7 @@ class Prepared:
         """
         torch.manual_seed(self.run.seed)
         learner = localize(
-            build_network(self.run, images).to(self.device),
+            build_network(self.run, images, weights, say).to(self.device),
             torch.zeros(2, images.channels, images.image_size, images.image_size),
             num_classes=images.num_classes,
             loss=self.losses,
@@ -175,7 +204,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     choose("memory format", execution.memory_format, MEMORY_FORMATS)
     parse_size("--cache-limit", execution.cache_limit)
     check_log(execution.log)
-    if dataset.format.class_names:
+    if dataset.format.class_names and run.model in MODELS:
         with torch.device("meta"):  # a network that cannot be made is refused before data are read
             network = build_network(run, replace(dataset.format, image_size=size))
         check_module_paths(run, network)
@@ -203,6 +232,16 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     return {"model": MODELS, "rule": orders, "loss": losses}
 
 
+def registries_of(run: Run) -> dict[str, Mapping[str, Callable[..., Any]]]:
+    """``registries`` with the run's network, which need not be a listed one.
+
+    Raises:
+        InvalidInput: there is no such network, or its file was not imported.
+    """
+    factory = model_factory(imported_name(run.model))
+    return {**registries(), "model": {**MODELS, run.model: factory}}
+
+
 def choices(run: Run) -> dict[str, list[str]]:
     """The entries of ``registries`` that a run names, of each kind."""
     losses = list(dict.fromkeys(losses_of(run).values()))
@@ -219,7 +258,7 @@ def with_own_options(run: Run) -> Run:
         f"{kind}_options": checked_options(
             kind, choices(run)[kind], registry, getattr(run, f"{kind}_options")
         )
-        for kind, registry in registries().items()
+        for kind, registry in registries_of(run).items()
     }
     return replace(run, **checked)
 
@@ -240,25 +279,6 @@ def hierarchy_of(run: Run) -> Hierarchy | None:
     if run.hierarchy:
         return parse_hierarchy(run.hierarchy)
     return published_hierarchy(run.model) if run.model in hierarchical() else None
-
-
-def build_network(run: Run, images: ImageFormat) -> nn.Module:
-    """The run's network for images of a format.
-
-    Raises:
-        InvalidInput: it cannot be made so.
-    """
-    return create_model(
-        run.model,
-        run.hierarchy,
-        run.width,
-        images.num_classes,
-        images.channels,
-        images.image_size,
-        run.dropout,
-        run.downsample_after,
-        **run.model_options,
-    )
 
 
 def parse_cut(at: str) -> str | int | list[str]:
@@ -284,21 +304,6 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
                 f"Cannot end a unit at {brief(repr(path))}: {run.model} has no such module. Give "
                 f"layer, block, a number of units, or paths of modules such as {near[0]}."
             )
-
-
-def check_size(run: Run, network: nn.Module) -> None:
-    """Refuse a network whose weights do not fit into the free memory that it is made in.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    size = sum(weight.nelement() * weight.element_size() for weight in network.parameters())
-    free = free_memory()
-    if free is not None and size > free:
-        raise InvalidInput(
-            f"Cannot make {run.model}: its weights alone take {format_size(size)}, and "
-            f"{format_size(free)} of memory is free. Lower --width or give a smaller hierarchy."
-        )
 
 
 def parse_measures(execution: Execution) -> tuple[str, ...]:

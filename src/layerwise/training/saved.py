@@ -33,7 +33,9 @@ from layerwise.training.checkpoint import (
 )
 from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.exits import measure_exits
-from layerwise.training.prepare import Prepared, apply_execution, build_network, prepare
+from layerwise.training.networks import build_network
+from layerwise.training.origins import refuse_changed_code
+from layerwise.training.prepare import Prepared, apply_execution, prepare
 from layerwise.training.sound_state import check_learner_state
 from layerwise.training.weights import load_weights, weights_of
 
@@ -47,6 +49,7 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
         InvalidInput: the run is not finished, or its files are damaged.
     """
     run, data = folder.run(), data_of(folder)
+    refuse_changed_code(folder)
     name = BEST if best else WEIGHTS
     result = folder.result()
     folder.verify_facts(result)
@@ -170,6 +173,7 @@ def load_learner(folder: RunFolder, learner: Learner) -> int:
         InvalidInput: the state is damaged, of another run or, of a finished run, not the one that
             it ended with.
     """
+    refuse_changed_code(folder)
     if folder.has(RESULT):
         folder.verify(STATE)
     state = load_state(folder.file(STATE))

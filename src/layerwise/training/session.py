@@ -21,6 +21,7 @@ from layerwise.runs.run import Execution, Run, differences
 from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.meter import Meter
+from layerwise.training.origins import origins, refuse_changed_code, refuse_changed_weights
 from layerwise.training.prepare import (
     Prepared,
     apply_execution,
@@ -28,14 +29,13 @@ from layerwise.training.prepare import (
     feature_keeping,
     hierarchy_of,
     record_steps,
-    registries,
+    registries_of,
 )
 from layerwise.training.progress import Progress
 from layerwise.training.saved import compared_run
 from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
-from layerwise.utils.plugins import IMPORTED
 
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
@@ -69,7 +69,10 @@ def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
     check_comparison(prepared.execution, going_on)
     if not going_on:
         folder.refuse_existing()
+        prepared.check_network()
         return False
+    refuse_changed_code(folder)
+    refuse_changed_weights(folder)
     changes = differences(prepared.run, folder.run())
     if changes:
         raise InvalidInput(
@@ -128,7 +131,7 @@ def begin(
             held.enter_context(folder.locked())
         apply_execution(device, execution)
         data = prepared.load_data(progress.data)
-        learner = prepared.make_learner(data, check=True)
+        learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
         before = folder.facts().get("layouts") if going_on else None
         formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=prepared.rule.one_thread)
@@ -162,7 +165,7 @@ def describe_session(
         "audit": audit_session(data, learner),
         "local": len(learner.units) > 1,
         "options": options_in_full(prepared.run),
-        "imported": dict(IMPORTED),
+        **origins(prepared.run),
         "layouts": formats,
         "execution": asdict(prepared.execution),
         **({"preset": prepared.preset} if prepared.preset else {}),
@@ -196,7 +199,7 @@ def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
 def all_values(run: Run, kind: str, name: str) -> dict[str, Any]:
     """The value of every option that an entry of a registry declares."""
     given = getattr(run, f"{kind}_options")
-    declared = options_of(registries()[kind][name])
+    declared = options_of(registries_of(run)[kind][name])
     return {option: given.get(option, declared[option].default) for option in declared}
 
 
