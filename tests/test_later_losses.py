@@ -26,7 +26,7 @@ from tests.helpers import CLASSES, PreActivation, digits, learner, narrow, netwo
 LABELS = torch.tensor([0, 1, 1, 3, 0, 2])
 SHAPES = [(8, 4, 4), (8, 1, 1), (3, 5, 3), (2, 6, 6), (12,), (1,)]
 IMAGE = (3, 6, 6)
-LOOKING_AHEAD = "auglocal", "look-ahead"  # losses made of later blocks of a network
+LOOKING_AHEAD = "auglocal", "look-ahead", "match"  # losses made of blocks of a network
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,10 @@ def number_of_unit(chain: Chain, unit: "int | str | None") -> int:
         unit = int(unit)
     if isinstance(unit, str):
         return chain.names.index(choose("unit to train from", unit, chain.names))
+    if len(chain) == 1:
+        raise InvalidInput(
+            f"Cannot train from unit {unit}: the network is one unit. Cut it, such as by at='block'."
+        )
     if not isinstance(unit, int) or isinstance(unit, bool) or not 0 <= unit < len(chain):
         raise InvalidInput(
             f"Cannot train from unit {unit}: the network has {len(chain)} units. Give 0 to "

@@ -115,12 +115,12 @@ class Guide:
 
     @cached_property
     def pieces(self) -> list[nn.Module]:
-        """Copies of the teacher's pieces, whose weights are buffers that no state holds."""
+        """Copies of the teacher's pieces, whose weights are buffers."""
         checks = [each.settings for each in self.whole.modules() if isinstance(each, Check)]
         # the copy relies on nothing of the network, and has all of its shared modules once
         copied = copy.deepcopy(list(self.whole.pieces), {id(each): Settings() for each in checks})
         for piece in copied:
-            hold_as_buffers(piece.eval())
+            hold_as_buffers(piece.eval(), saved=self.own)
         return [Careful(piece) if changes_input(piece) else piece for piece in copied]
 
     @cached_property
@@ -190,17 +190,18 @@ class Careful(nn.Module):
         return result
 
 
-def hold_as_buffers(module: nn.Module) -> None:
-    """Turn all weights into buffers, which move with the module and are not saved.
+def hold_as_buffers(module: nn.Module, saved: bool) -> None:
+    """Turn all weights into buffers, which move with the module and which no optimizer holds.
 
-    So no optimizer holds them, and a state is not larger by a teacher.
+    Args:
+        saved: whether states hold them: what a network was when it began is nowhere else.
     """
     for part in module.modules():
         for name, weight in list(part._parameters.items()):
             if weight is not None:
                 del part._parameters[name]
-                part.register_buffer(name, weight.detach(), persistent=False)
-        part._non_persistent_buffers_set.update(part._buffers)
+                part.register_buffer(name, weight.detach())
+        part._non_persistent_buffers_set = set() if saved else set(part._buffers)
 
 
 def check_teacher(teacher: Any, names: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
 from layerwise.models import MODELS, create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
@@ -150,12 +151,29 @@ class Prepared:
             span=self.run.rule_options.get("span", 1),
             normalization=images.normalization,
             head_lr_factor=self.run.head_lr_factor,
+            train_from=self.run.train_from,
+            teacher=self.load_teacher(),
             **self.loss_options(),
         )
         *others, last = learner.units
         if others and last.optimizer is not None:
             scale_rate(last.optimizer, last.weights(), self.run.last_lr_factor)
         return learner
+
+    def load_teacher(self) -> nn.Module | None:
+        """The network of the run that is the teacher, if one is named.
+
+        Raises:
+            InvalidInput: the run is not finished, or its files are damaged.
+        """
+        from layerwise.training.saved import load_network  # which prepares runs
+
+        if self.run.teacher is None:
+            return None
+        try:
+            return load_network(RunFolder(self.run.teacher), best=False)[0]
+        except InvalidInput as refusal:
+            raise InvalidInput(f"Cannot use --teacher. {refusal}") from None
 
 
 def prepare(run: Run, execution: Execution) -> Prepared:
