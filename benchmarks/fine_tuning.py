@@ -4,8 +4,9 @@ pretrained weights, at equal epochs.
 For every method, rates are tried with one seed and chosen by held-out images; then every seed is
 trained at the chosen rate. Trainings that a file of results has already are left out.
 
-    layerwise train resnet18 --data cifar100 --width 0.25 --image-size 16 --rule global --epochs 12 \
-        --crop-padding 2 --lr 1e-3 --decay-milestones cosine --val-fraction 0 --amp --output PRETRAINED
+    layerwise train resnet18 --data cifar100 --width 0.25 --image-size 16 --rule global \
+        --epochs 12 --crop-padding 2 --lr 1e-3 --decay-milestones cosine --val-fraction 0 --amp \
+        --output PRETRAINED
     python benchmarks/fine_tuning.py PRETRAINED --data-dir data --csv results/fine-tuning.csv
 """
 
@@ -92,13 +93,13 @@ def methods() -> dict[str, Method]:
         "global": Method("global fine-tuning", 1),
         "global-new10": Method("global, classifier at ten times the rate", 1, new=10),
         "checkpointed": Method("global, checkpointed", 1, "checkpointed"),
-        "probe": Method(
-            "linear probe", options={"output_layer": "separate", "train_from": OUTPUT}
+        "probe": Method("linear probe", options={"output_layer": "separate", "train_from": OUTPUT}),
+        "frozen1-global": Method(
+            "first stage frozen, global above", stage[:1], options={"train_from": 1}
         ),
-        "frozen1-global": Method("first stage frozen, global above", stage[:1],
-                                 options={"train_from": 1}),
-        "frozen2-global": Method("two stages frozen, global above", stage[1:2],
-                                 options={"train_from": 1}),
+        "frozen2-global": Method(
+            "two stages frozen, global above", stage[1:2], options={"train_from": 1}
+        ),
         "pred": Method("blocks, pred"),
         "predsim": Method("blocks, predsim", options={"loss": "predsim"}),
         "pred-new10": Method("blocks, pred, heads at ten times the rate", new=10),
@@ -109,34 +110,49 @@ def methods() -> dict[str, Method]:
         "pred-span3": Method("blocks, pred, span 3", options={"span": 3}),
         "auglocal": Method("blocks, auglocal", options={"loss": "auglocal"}),
         "look-ahead": Method("blocks, look-ahead", options={"loss": "look-ahead"}),
-        "look-ahead-span2": Method("blocks, look-ahead, span 2",
-                                   options={"loss": "look-ahead", "span": 2}),
+        "look-ahead-span2": Method(
+            "blocks, look-ahead, span 2", options={"loss": "look-ahead", "span": 2}
+        ),
         "stages-pred": Method("stages, pred", stage),
         "stages-dgl": Method("stages, dgl-cnn", stage, options=dgl),
         "stages-span2": Method("stages, pred, span 2", stage, options={"span": 2}),
         "stages-look-ahead": Method("stages, look-ahead", stage, options={"loss": "look-ahead"}),
         "match": Method("blocks, pred + 1 match", options={"loss": "match"}),
-        "match-dgl": Method("blocks, dgl-cnn + 1 match",
-                            options={"loss": "match", "head_loss": "dgl-cnn"}),
-        "frozen1-dgl": Method("first stage frozen, blocks, dgl-cnn",
-                              options={**dgl, "train_from": "stages.1.0"}),
-        "frozen1-dgl-span2": Method("first stage frozen, blocks, dgl-cnn, span 2",
-                                    options={**dgl, "train_from": "stages.1.0", "span": 2}),
-        "frozen1-dgl-span3": Method("first stage frozen, blocks, dgl-cnn, span 3",
-                                    options={**dgl, "train_from": "stages.1.0", "span": 3}),
-        "frozen1-stages": Method("first stage frozen, stages, pred", stage,
-                                 options={"train_from": 1}),
-        "frozen1-stages-span2": Method("first stage frozen, stages, pred, span 2", stage,
-                                       options={"train_from": 1, "span": 2}),
-        "frozen1-pred": Method("first stage frozen, blocks, pred",
-                               options={"train_from": "stages.1.0"}),
-        "frozen1-halves": Method("first stage frozen, halves above, pred",
-                                 ["stages.0.1", "stages.2.0"], options={"train_from": 1}),
+        "match-dgl": Method(
+            "blocks, dgl-cnn + 1 match", options={"loss": "match", "head_loss": "dgl-cnn"}
+        ),
+        "frozen1-dgl": Method(
+            "first stage frozen, blocks, dgl-cnn", options={**dgl, "train_from": "stages.1.0"}
+        ),
+        "frozen1-dgl-span2": Method(
+            "first stage frozen, blocks, dgl-cnn, span 2",
+            options={**dgl, "train_from": "stages.1.0", "span": 2},
+        ),
+        "frozen1-dgl-span3": Method(
+            "first stage frozen, blocks, dgl-cnn, span 3",
+            options={**dgl, "train_from": "stages.1.0", "span": 3},
+        ),
+        "frozen1-stages": Method(
+            "first stage frozen, stages, pred", stage, options={"train_from": 1}
+        ),
+        "frozen1-stages-span2": Method(
+            "first stage frozen, stages, pred, span 2", stage, options={"train_from": 1, "span": 2}
+        ),
+        "frozen1-pred": Method(
+            "first stage frozen, blocks, pred", options={"train_from": "stages.1.0"}
+        ),
+        "frozen1-halves": Method(
+            "first stage frozen, halves above, pred",
+            ["stages.0.1", "stages.2.0"],
+            options={"train_from": 1},
+        ),
         "two-pred": Method("halves, pred", ["stages.1.1"]),
         "two-dgl": Method("halves, dgl-cnn", ["stages.1.1"], options=dgl),
-        "frozen1-halves-dgl": Method("first stage frozen, halves above, dgl-cnn",
-                                  ["stages.0.1", "stages.2.0"],
-                                  options={**dgl, "train_from": 1}),
+        "frozen1-halves-dgl": Method(
+            "first stage frozen, halves above, dgl-cnn",
+            ["stages.0.1", "stages.2.0"],
+            options={**dgl, "train_from": 1},
+        ),
     }
 
 
@@ -147,7 +163,8 @@ def pretrained(folder: Path, run: Run, splits: Splits) -> nn.Module:
     network = build_network(run, splits)
     weights = {k: v for k, v in source.state_dict().items() if not k.startswith(f"{OUTPUT}.")}
     missing, unknown = network.load_state_dict(weights, strict=False)
-    assert not unknown and all(name.startswith(f"{OUTPUT}.") for name in missing)
+    assert not unknown
+    assert all(name.startswith(f"{OUTPUT}.") for name in missing)
     return network
 
 
@@ -165,6 +182,7 @@ def fine_tune(method: Method, rate: float, seed: int, arguments: Any) -> dict[st
     ):
         pass
     seconds = time.process_time() - began
+    assert splits.validation is not None
     return {
         "val_accuracy": accuracy(learner.model, splits.validation, None),
         "test_accuracy": accuracy(learner.model, splits.test, None),

@@ -1,4 +1,4 @@
-"""The loss match: features beside a teacher's, by hand; which teacher, of which module; refusals."""
+"""The loss match: features beside a teacher's, by hand; which teacher and module; refusals."""
 
 import copy
 from typing import Any

@@ -13,7 +13,8 @@ import layerwise
 from layerwise.cli import main
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import bytes_of
-from layerwise.rules import RULES
+from layerwise.rules import RULES, Keeping, Position
+from layerwise.rules.frozen_features import frozen_features, ordered
 from tests.helpers import CLASSES, digits, learner, narrow, network, same_weights, ticks
 
 drawn = torch.Generator().manual_seed(0)
@@ -32,7 +33,8 @@ def test_frozen_units_stay_whatever_the_rule(rule: str) -> None:
     local.model.train()
     ticks(rule, local, digits(views=1).train, epochs=2)
     changed = {
-        name for name, value in local.model.state_dict().items()
+        name
+        for name, value in local.model.state_dict().items()
         if not torch.equal(value, before[name])
     }
     assert changed == {name for name in before if not is_frozen(name)}
@@ -64,10 +66,47 @@ def adam(weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(weights, lr=1e-3)
 
 
-def test_memory_is_that_of_the_units_that_learn() -> None:
-    whole, upper = (
-        learner("resnet18", "pred", "block", train_from=given) for given in (None, 2)
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.at is None])
+def test_features_that_leave_frozen_units_are_computed_once(rule: str) -> None:
+    """For each of two views, with the same bits as for every batch."""
+    source = digits(train_images=48, batch_size=16, views=2).train
+    plain, kept = (
+        learner("resnet18", "pred", "block", train_from=2, amp=torch.bfloat16) for _ in range(2)
     )
+    history = ticks(rule, plain, source, epochs=2)
+    calls: list[int] = []
+    kept.units[0].piece.frozen.register_forward_hook(lambda *_: calls.append(1))
+    keeping = Keeping(say=lambda line: None)
+    given = 2, lambda done: 1 - done / 2, Position()
+    again = list(ordered(RULES[rule].order, kept, source, keeping, *given))
+    assert [tick.result.losses for tick in history] == [tick.result.losses for tick in again]
+    assert same_weights(plain.model, kept.model)
+    assert again[-1].kept_bytes == 2 * 48 * 4 * 8 * 8 * 2
+    assert sum(calls) == 1 + 2 * 3  # two images to see what leaves them, then every part once
+    kept.model.eval()
+    kept.train(False)
+    images = source.images(torch.arange(4), 0)  # between ticks it reads images
+    assert kept.units[0].piece(images)[0].shape == (4, 8, 4, 4)
+
+
+def test_features_are_not_kept_where_they_cannot_be() -> None:
+    lines: list[str] = []
+    for given, views, limit in (
+        ({"loss": "pred"}, None, None),  # images are augmented anew
+        ({"loss": "infopro"}, 1, None),  # a loss reads images
+        ({"loss": "pred", "own_input": 0.1}, 1, None),  # a term reads what enters
+        ({"loss": "pred"}, 1, 100),  # there is no room
+    ):
+        local = learner("resnet18", at="block", train_from=2, **given)
+        source = digits(train_images=48, batch_size=16, views=views).train
+        keeping = Keeping(limit=limit, bound="the limit of 100 bytes", say=lines.append)
+        assert frozen_features(local, source, keeping) is None
+    assert len(lines) == 1
+    assert "exceed the limit of 100 bytes" in lines[0]
+
+
+def test_memory_is_that_of_the_units_that_learn() -> None:
+    whole, upper = (learner("resnet18", "pred", "block", train_from=given) for given in (None, 2))
     frozen = [w for name, w in upper.model.named_parameters() if is_frozen(name)]
     assert not any(weight.requires_grad for weight in frozen)
     held = {id(weight) for unit in upper.units for weight in unit.held()}
@@ -76,13 +115,13 @@ def test_memory_is_that_of_the_units_that_learn() -> None:
         local.step(IMAGES, LABELS)
     states = [
         sum(
-            bytes_of([v for v in state.values() if v.dim()])
+            bytes_of([value for value in state.values() if value.dim() > 0])
             for unit in local.units
-            for state in unit.optimizer.state.values()
+            for state in (unit.optimizer.state.values() if unit.optimizer else ())
         )
         for local in (whole, upper)
     ]
-    heads = [sum(w.nbytes for w in unit.loss.parameters()) for unit in whole.units[:2]]
+    heads = [bytes_of(list(unit.loss.parameters())) for unit in whole.units[:2]]
     assert states[0] - states[1] == 2 * (bytes_of(frozen) + sum(heads))
     shape = (64, 1, 8, 8)
     options: dict[str, Any] = {"loss": "pred", "at": "block"}
@@ -118,10 +157,8 @@ def test_units_that_are_refused(given: dict[str, Any], words: str) -> None:
 def test_nothing_left_to_train_is_refused() -> None:
     model = network("plain")
     model.out.requires_grad_(False)
-    with pytest.raises(InvalidInput, match="from unit 2 .*nothing is left to train"):
-        layerwise.localize(
-            model, IMAGES, CLASSES, "pred", output_layer="separate", train_from=2
-        )
+    with pytest.raises(InvalidInput, match="nothing is left to train"):
+        layerwise.localize(model, IMAGES, CLASSES, "pred", output_layer="separate", train_from=2)
 
 
 def test_thawing_frozen_units_is_refused() -> None:

@@ -1,6 +1,6 @@
 """Units that are frozen: they pass features on to the first unit that learns, and learn nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class Frozen(nn.Module):
     off, whatever mode the network is in.
     """
 
-    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+    def __init__(self, pieces: Iterable[nn.Module]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.requires_grad_(False)
@@ -100,7 +100,8 @@ def number_of_unit(chain: Chain, unit: "int | str | None") -> int:
         return chain.names.index(choose("unit to train from", unit, chain.names))
     if len(chain) == 1:
         raise InvalidInput(
-            f"Cannot train from unit {unit}: the network is one unit. Cut it, such as by at='block'."
+            f"Cannot train from unit {unit}: the network is one unit. Cut it, such as by "
+            "at='block'."
         )
     if not isinstance(unit, int) or isinstance(unit, bool) or not 0 <= unit < len(chain):
         raise InvalidInput(

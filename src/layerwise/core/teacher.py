@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.feature import AS_IT_IS, Feature
+from layerwise.core.feature import Feature
 from layerwise.core.order import changes_input
 from layerwise.core.settings import Check, Settings
 from layerwise.core.side_effects import modes_kept

@@ -164,8 +164,11 @@ class Match(Guided):
                 at_least_float32(compared), at_least_float32(wanted)
             )
             if self.loss is None:
-                means = at_least_float32(features.detach().flatten(2).mean(2)
-                                         if features.dim() > 2 else features.detach())
+                means = at_least_float32(
+                    features.detach().flatten(2).mean(2)
+                    if features.dim() > 2
+                    else features.detach()
+                )
                 return Evaluated(error, count_nearest(similarity_matrix(means), targets.labels))
         loss, correct = self.loss(features, targets)
         return Evaluated(self.label_weight * loss + error, correct)
