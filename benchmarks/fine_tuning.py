@@ -141,6 +141,16 @@ def methods() -> dict[str, Method]:
         "frozen1-pred": Method(
             "first stage frozen, blocks, pred", options={"train_from": "stages.1.0"}
         ),
+        "frozen1-two": Method(
+            "first stage frozen, two units above, pred",
+            stage[:2],
+            options={"train_from": 1},
+        ),
+        "frozen1-three": Method(
+            "first stage frozen, three units above, pred",
+            ["stages.0.1", "stages.1.0", "stages.2.0"],
+            options={"train_from": 1},
+        ),
         "frozen1-halves": Method(
             "first stage frozen, halves above, pred",
             ["stages.0.1", "stages.2.0"],
