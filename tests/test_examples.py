@@ -1,6 +1,6 @@
 """Examples: each runs in an empty folder, and prints and writes what it promises.
 
-They run as they are, but that the two longest train for fewer epochs.
+They run as they are, but that the longest train for fewer epochs.
 """
 
 import json
@@ -149,3 +149,19 @@ def test_resume(output, tmp_path):
     lines = output("resume.py").splitlines()
     assert lines == ["saved to state.pt and resumed after 56 of 112 steps", "bit-identical: True"]
     assert (tmp_path / "state.pt").stat().st_size > 10_000
+
+
+def test_distil(output_here):
+    lines = output_here("distil.py", '"sequential", 4', '"sequential", 2').splitlines()
+    lines = [line for line in lines if not line.startswith("cache")]
+    assert [line.split(":")[0] for line in lines] == ["teacher", "student"]
+    teacher, student = percents("\n".join(lines))
+    assert teacher > 80
+    assert student > 3 * CHANCE
+
+
+def test_repair(output_here):
+    trained, pruned, repaired = percents(output_here("repair.py", "512, 10", "512, 5"))
+    assert trained > 90
+    assert pruned < 60
+    assert repaired > max(80, pruned)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from layerwise.core.memory_format import lay_out, set_memory_format
     from layerwise.core.result import StepResult
     from layerwise.core.split import Chain, split
+    from layerwise.core.teacher import Teacher
     from layerwise.core.unit import Unit
     from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
@@ -50,6 +51,7 @@ HOMES = {
     "core.memory_format": ("lay_out", "set_memory_format"),
     "core.result": ("StepResult",),
     "core.split": ("Chain", "split"),
+    "core.teacher": ("Teacher",),
     "core.unit": ("Unit",),
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
@@ -94,6 +96,7 @@ __all__ = [
     "Site",
     "StepResult",
     "Targets",
+    "Teacher",
     "Tick",
     "Unit",
     "audit",

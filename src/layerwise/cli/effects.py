@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from layerwise.errors import InvalidInput
+from layerwise.runs.losses import losses_of
 from layerwise.runs.run import GLOBAL_RULES, Execution, Run
 from layerwise.utils.options import as_flag, options_of
 
@@ -87,6 +88,16 @@ CONDITIONS = (
         ("at",),
         lambda run, _: run.rule not in GLOBAL_RULES,
         "the rule {rule} trains the network as one unit",
+    ),
+    Condition(
+        ("train_from",),
+        lambda run, _: not run.is_global,
+        "the network is trained as one unit (rule {rule}, at {at})",
+    ),
+    Condition(
+        ("teacher",),
+        lambda run, _: "match" in losses_of(run).values(),
+        "no unit learns by the loss match",
     ),
     Condition(
         ("output_layer",),

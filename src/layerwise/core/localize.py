@@ -22,6 +22,7 @@ from layerwise.core.factories import (
     scale_rate,
 )
 from layerwise.core.feature import AS_IT_IS, unit_features
+from layerwise.core.frozen import frozen_before
 from layerwise.core.head_memory import refuse_large_heads
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
@@ -31,6 +32,7 @@ from layerwise.core.reach import Span
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import split
+from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses import (
@@ -70,6 +72,8 @@ def localize(
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
     head_lr_factor: float = 1.0,
     channels: Mapping[str, int] | None = None,
+    teacher: Teacher | nn.Module | None = None,
+    train_from: int | str | None = None,
     **loss_options: Any,
 ) -> Learner:
     """Give every unit of a network its own loss and optimizer.
@@ -117,6 +121,12 @@ def localize(
         channels: axis of a unit's feature that holds its channels, by the name of the unit, the
             batch counted as axis 0; −1 is the last. Units that are left out have the axis that the
             network's graph says (docs/networks.md).
+        teacher: trained network whose features the loss ``match`` compares with; it is copied. One
+            that is cut otherwise than the network is given as ``Teacher(network, {unit: module})``.
+            None: the network itself as it is now.
+        train_from: name or number of the first unit that learns. Those before it are frozen: they
+            have no loss and no optimizer, stay in evaluation mode, and belong to that first unit,
+            which has number 0 from then on. None: all units learn.
         loss_options: keyword arguments of the losses that declare them, such as ``beta`` of
             predsim. One that may change over training can be a function of progress, from 0 to 1;
             see ``Learner.set_progress``.
@@ -136,8 +146,9 @@ def localize(
             "round to nothing. Give a network of float32 weights, model.float()."
         )
     sample = sample[:2].to(tensor.device)
-    chain = split(model, at, sample, leaves, output_layer, output)
-    warn_of_untrained(chain)
+    whole = split(model, at, sample, leaves, output_layer, output)
+    warn_of_untrained(whole)
+    chain = frozen_before(whole, train_from)
     try:
         with states_kept(model):
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
@@ -155,8 +166,10 @@ def localize(
     changing = with_changes(losses, loss_options)
     options = options_of_each(losses, changing)
     if check:
-        compare_with_network(model, chain, sample)
-        warn_of_constant_features(model, chain, sample)
+        compare_with_network(model, whole, sample)
+        warn_of_constant_features(model, whole, sample)
+    cut = {"at": at, "leaves": leaves, "output_layer": output_layer, "output": output}
+    guide = Guide(teacher, whole, sample, cut)
     place = places(model, list(chain.pieces), sample, tuple(leaves), output)
     refuse_large_heads([each.read for each in features], num_classes, losses, options, tensor)
     units = []
@@ -175,6 +188,7 @@ def localize(
                 entering=entering.read if index else tuple(sample.shape[1:]),
                 normalization=normalization,
                 place=partial(place, index),
+                teacher=guide.unit(name),
             )
             head = create_loss(losses[index], site, **options[index])
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(
@@ -201,6 +215,7 @@ def localize(
             if scheduler is not None:
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
+    guide.refuse_unused()
     refuse_idle_terms([unit.loss for unit in units])
     learner = Learner(model, units, num_classes, sample, leaves, output)
     learner.span = span

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from layerwise.core.frozen import Entered
 from layerwise.core.layers import NORMS
 from layerwise.core.reach import span_text
 from layerwise.core.unit import Unit
@@ -88,7 +89,9 @@ def shortened(names: Sequence[str], most: int = 3) -> str:
 
 
 def called(piece: nn.Module) -> list[nn.Module]:
-    """The weighted layers that a piece calls, in order."""
+    """The weighted layers that a piece calls, in order; of the first, only those that learn."""
+    if isinstance(piece, Entered):
+        piece = piece.piece
     if not isinstance(piece, fx.GraphModule):
         return leaves(piece)
     targets = [str(node.target) for node in piece.graph.nodes if node.op == "call_module"]

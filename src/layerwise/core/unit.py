@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from layerwise.core.feature import AS_IT_IS, Feature
+from layerwise.core.frozen import frozen_weights
 from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
@@ -83,11 +84,13 @@ class Unit:
 
     def weights(self) -> list[nn.Parameter]:
         """The parameters of piece and head that are trainable or can be thawed."""
+        frozen = frozen_weights(self.piece)
         return [
             parameter
             for module in (self.piece, self.loss)
             for parameter in module.parameters()
-            if parameter.is_floating_point() or parameter.is_complex()
+            if (parameter.is_floating_point() or parameter.is_complex())
+            and id(parameter) not in frozen
         ]
 
     @property

@@ -22,6 +22,7 @@ from layerwise.losses.greedy import Greedy
 from layerwise.losses.infopro import InfoPro, InfoProContrast
 from layerwise.losses.lls import Lls
 from layerwise.losses.look_ahead import LookAhead
+from layerwise.losses.match import Match
 from layerwise.losses.pred import Output, Pred
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.predsim_lite import PredSimLite
@@ -47,6 +48,7 @@ LOSSES: dict[str, LossFactory] = {
     "lls": Lls,
     "auglocal": AugLocal,
     "look-ahead": LookAhead,
+    "match": Match,
     "infopro": InfoPro,
     "infopro-contrast": InfoProContrast,
     "biological-pred": BiologicalPred,

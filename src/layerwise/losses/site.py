@@ -1,9 +1,9 @@
 """Sites, which local losses are built for, and targets, which they read at each step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from layerwise.errors import InvalidInput
 
 if TYPE_CHECKING:
     from layerwise.core.later import Place
+    from layerwise.core.teacher import TeacherUnit
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Site:
             by, of values from 0 to 1; None: unknown.
         place: function that gives the unit's place among the blocks of its network, for heads made
             of later blocks; None: nothing is known of them.
+        teacher: part of a trained network whose features the unit's can be compared with; None:
+            nothing is known of one.
     """
 
     index: int
@@ -43,6 +46,7 @@ class Site:
     entering: tuple[int, ...] = ()
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
     place: "Callable[[], Place] | None" = None
+    teacher: "TeacherUnit | None" = None
 
     @property
     def last(self) -> bool:
@@ -103,11 +107,14 @@ class Targets:
         num_classes: number of classes.
         images: the batch's images (B, C, H, W), for losses that say ``reads_images``; None: no loss
             reads them.
+        shared: what losses of several units have computed of this batch, such as a teacher's
+            features, by a name of theirs.
     """
 
     labels: Tensor
     num_classes: int
     images: Tensor | None = None
+    shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def similarity(self) -> Tensor:

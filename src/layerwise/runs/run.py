@@ -95,6 +95,18 @@ class Run:
         "the network's output layer: joined to the last unit, or separate, a unit of its own (the "
         "paper's way)",
     )
+    train_from: str | None = option(
+        None,
+        "name or number of the first unit that learns; those before are frozen, and it becomes "
+        "unit 0 (default: all learn)",
+        metavar="UNIT",
+    )
+    teacher: str | None = option(
+        None,
+        "folder of a finished run, whose network the loss match compares units with (default: the "
+        "network itself as it begins)",
+        metavar="RUN",
+    )
     epochs: int = option(400, "passes over the training images; by a sequential rule, of each unit")
     batch_size: int = option(128, "images in a batch", short="-b")
     optimizer: str = option("adam", "optimizer: adam, adamw, sgd or nesterov", also=("--opt",))
@@ -239,7 +251,15 @@ def plain_values(run: Run) -> dict[str, Any]:
 
 # Fields that format 3 did not have at first. Files leave them out at their default, so that runs
 # without them are read, named and found again as before.
-ADDED = ("loss_from", "head_lr_factor", "last_lr_factor", "weights", "num_classes")
+ADDED = (
+    "loss_from",
+    "head_lr_factor",
+    "last_lr_factor",
+    "weights",
+    "num_classes",
+    "train_from",
+    "teacher",
+)
 
 
 # Format 2 had the options of all losses and rules as fields of the run, with these defaults.

@@ -33,6 +33,7 @@ from layerwise.models import (
     published_hierarchy,
 )
 from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
@@ -179,12 +180,29 @@ class Prepared:
             span=self.run.rule_options.get("span", 1),
             normalization=images.normalization,
             head_lr_factor=self.run.head_lr_factor,
+            train_from=self.run.train_from,
+            teacher=self.load_teacher(),
             **self.loss_options(),
         )
         *others, last = learner.units
         if others and last.optimizer is not None:
             scale_rate(last.optimizer, last.weights(), self.run.last_lr_factor)
         return learner
+
+    def load_teacher(self) -> nn.Module | None:
+        """The network of the run that is the teacher, if one is named.
+
+        Raises:
+            InvalidInput: the run is not finished, or its files are damaged.
+        """
+        from layerwise.training.saved import load_network  # which prepares runs
+
+        if self.run.teacher is None:
+            return None
+        try:
+            return load_network(RunFolder(self.run.teacher), best=False)[0]
+        except InvalidInput as refusal:
+            raise InvalidInput(f"Cannot use --teacher. {refusal}") from None
 
 
 def prepare(run: Run, execution: Execution) -> Prepared:
@@ -369,21 +387,29 @@ def feature_keeping(prepared: Prepared, run_path: Path) -> Mapping[str, Keeping]
     execution = prepared.execution
     if not prepared.run.rule_options.get("cache"):
         for name in ("cache_dir", "cache_limit"):
-            if getattr(execution, name) != getattr(Execution, name):
+            of_frozen = name == "cache_limit" and prepared.run.train_from is not None
+            if getattr(execution, name) != getattr(Execution, name) and not of_frozen:
                 raise InvalidInput(
                     f"Cannot use --{name.replace('_', '-')} without --cache: there are no features "
                     "to keep. Give --cache, or leave it out."
                 )
         return {}
-    limit = parse_size("--cache-limit", execution.cache_limit)
-    bound = f"the limit of {format_size(limit)}"
     if execution.cache_dir is not None:
+        limit = parse_size("--cache-limit", execution.cache_limit)
+        bound = f"the limit of {format_size(limit)}"
         return {"keeping": Keeping(cache_file(execution.cache_dir, run_path), limit, bound)}
+    return {"keeping": keeping_in_memory(prepared)}
+
+
+def keeping_in_memory(prepared: Prepared) -> Keeping:
+    """How much of features may be kept in memory."""
+    limit = parse_size("--cache-limit", prepared.execution.cache_limit)
+    bound = f"the limit of {format_size(limit)}"
     free = free_memory() if prepared.device.type == "cpu" else None
     spared = limit if free is None else int(SPARED * free)
     if spared < limit:  # more would be promised, and the process killed when it is used
         bound = f"the {format_size(spared)} of free memory that can be spared"
-    return {"keeping": Keeping(None, min(limit, spared), bound)}
+    return Keeping(None, min(limit, spared), bound)
 
 
 def cache_file(folder: str, run_path: Path) -> Path:

@@ -15,6 +15,7 @@ from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
 from layerwise.rules import Tick
+from layerwise.rules.frozen_features import ordered
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Execution, Run, differences
@@ -28,6 +29,7 @@ from layerwise.training.prepare import (
     choices,
     feature_keeping,
     hierarchy_of,
+    keeping_in_memory,
     record_steps,
     registries_of,
 )
@@ -140,8 +142,13 @@ def begin(
         restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
         start = restored.position
         options = {**run.rule_options, **keeping}
-        ticks = prepared.rule.order(
-            learner, data.train, run.epochs, prepared.schedule, start, **options
+        ticks = ordered(
+            prepared.rule.order,
+            learner,
+            data.train,
+            keeping_in_memory(prepared),
+            *(run.epochs, prepared.schedule, start),
+            **options,
         )
         if not going_on:
             facts = describe_session(prepared, data, learner, formats)
