@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from layerwise.core.axes import Axes, find_axes
-from layerwise.core.cuts import choose_cuts
+from layerwise.core.cuts import choose_cuts, paths_of_cuts
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.outputs import Key
@@ -109,11 +109,7 @@ def split(
             the network's result has no such ``output``.
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
-    root, graph = trace_network(model, leaves, sample, output)
-    refuse_several_outputs(root)
-    network = Network(root, graph)
-    if sample is not None:
-        network.axes = axes_of(network, sample)
+    network, root = traced(model, sample, leaves, output)
     cuts = choose_cuts(network, at, sample, joined)
     place = network.place(cuts)
     refuse_empty_units(network, place)
@@ -133,6 +129,40 @@ def split(
     for module in (chain, *chain.pieces):
         module.training = model.training
     return chain
+
+
+def cut_paths(
+    model: nn.Module,
+    at: str,
+    sample: Tensor,
+    leaves: Iterable[str] = (),
+    output_layer: str = "separate",
+    output: Key = None,
+) -> list[str]:
+    """Paths of the modules that end the units of ``split``, in order, such as to take some of them.
+
+    Units that no path ends are left out: together they are one with the next. For the arguments and
+    what is raised, see ``split``.
+    """
+    joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
+    network, _ = traced(model, sample, leaves, output)
+    return paths_of_cuts(network, choose_cuts(network, at, sample, joined))
+
+
+def traced(
+    model: nn.Module, sample: Tensor | None, leaves: Iterable[str], output: Key
+) -> tuple[Network, SingleInput]:
+    """A traced network, and the root of its graph.
+
+    Raises:
+        CannotSplit, InvalidInput: see ``split``.
+    """
+    root, graph = trace_network(model, leaves, sample, output)
+    refuse_several_outputs(root)
+    network = Network(root, graph)
+    if sample is not None:
+        network.axes = axes_of(network, sample)
+    return network, root
 
 
 def axes_of(network: Network, sample: Tensor) -> Axes:

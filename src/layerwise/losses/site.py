@@ -32,6 +32,7 @@ class Site:
             by, of values from 0 to 1; None: unknown.
         place: function that gives the unit's place among the blocks of its network, for heads made
             of later blocks; None: nothing is known of them.
+        tokens: whether the features are tokens, which are read as maps (C, N, 1) of N positions.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Site:
     entering: tuple[int, ...] = ()
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
     place: "Callable[[], Place] | None" = None
+    tokens: bool = False
 
     @property
     def last(self) -> bool:
