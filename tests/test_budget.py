@@ -36,7 +36,7 @@ def test_the_fewest_units_that_fit() -> None:
     local = planned(LIMIT)
     plan = local.plan
     assert plan.units == len(local.units) > 1
-    cuts = cuts_by_count(local.model, "block", SAMPLE, CLASSES, output_layer="joined")
+    cuts = cuts_by_count(local.model, "block", SAMPLE[:2], BATCH, CLASSES, output_layer="joined")
     shape = tuple(SAMPLE.shape)
     peaks = [
         predict_peak(local.model, shape, CLASSES, loss="pred", at=cut)

@@ -25,7 +25,7 @@ from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import prepare
+from layerwise.training.prepare import build_network, prepare
 from layerwise.utils.sizes import format_size, parse_size
 
 Arguments = ParamSpec("Arguments")
@@ -93,8 +93,10 @@ def plan_localize(
     model: nn.Module, sample: Tensor, num_classes: int, at: str, **options: Any
 ) -> Plan:
     """The plan of ``localize`` for a budget, by the rule ``simultaneous``."""
+    maker.check_arguments(model, sample, num_classes, None, None, None, None, 1.0)
     limit, batch_size = parse_size("at=", at.removeprefix(BUDGET)), len(sample)
     memory_format = options.pop("memory_format", "auto")
+    options["leaves"] = tuple(options.get("leaves", ()))
     of_split = {name: options[name] for name in OF_SPLIT if name in options}
     of_split.setdefault("output_layer", "joined")
 
@@ -105,7 +107,8 @@ def plan_localize(
         return predicted_peak(learner, "simultaneous", batch_size, {}, memory_format)
 
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
-        return plan_units(limit, model, sample, num_classes, peak, **of_split)
+        two = sample[:2].to(next((weight.device for weight in model.parameters()), None))
+        return plan_units(limit, model, two, batch_size, num_classes, peak, **of_split)
 
 
 def plan_run(
@@ -136,10 +139,15 @@ def plan_run(
             learner, run.rule, run.batch_size, trial_options(run), execution.memory_format
         )
 
-    first = prepared.make_learner(images)
-    sample = torch.zeros(run.batch_size, *first.image_shape)
+    sample = torch.zeros(2, images.channels, images.image_size, images.image_size)
     plan = plan_units(
-        limit, first.model, sample, images.num_classes, peak, output_layer=run.output_layer
+        limit,
+        build_network(run, images),
+        sample,
+        run.batch_size,
+        images.num_classes,
+        peak,
+        output_layer=run.output_layer,
     )
     return replace(run, at=in_words(plan.at)), plan
 
@@ -171,6 +179,7 @@ def plan_units(
     limit: int,
     model: nn.Module,
     sample: Tensor,
+    batch_size: int,
     num_classes: int,
     peak: Peak,
     **of_split: Any,
@@ -178,7 +187,8 @@ def plan_units(
     """The fewest units whose predicted peak is within a limit.
 
     Args:
-        sample: a batch of images as large as those trained on.
+        sample: two images.
+        batch_size: number of images in a batch.
         of_split: arguments of ``split`` beside ``at``.
 
     Raises:
@@ -186,36 +196,40 @@ def plan_units(
     """
     lowest_peaks = list[tuple[int, int]]()
     for at in ("block", "layer"):
-        cuts = cuts_by_count(model, at, sample, num_classes, **of_split)
+        cuts = cuts_by_count(model, at, sample, batch_size, num_classes, **of_split)
         peaks = search(cuts, peak, limit)
         fitting = [count for count, needed in peaks.items() if needed <= limit]
         if fitting:
             count = min(fitting)
-            return Plan(limit, cuts[count - 1], count, len(sample), peaks[count])
+            return Plan(limit, cuts[count - 1], count, batch_size, peaks[count])
         lowest_peaks.append(min((needed, count) for count, needed in peaks.items()))
     needed, count = min(lowest_peaks)
     raise InvalidInput(
         f"Cannot train within {format_size(limit)}: the lowest peak that is predicted is "
-        f"{format_size(needed)}, of {count} unit{'s' * (count > 1)} and batches of {len(sample)}. "
+        f"{format_size(needed)}, of {count} unit{'s' * (count > 1)} and batches of {batch_size}. "
         "Give as much memory, a smaller batch, or a loss with smaller heads, such as pred."
     )
 
 
 def cuts_by_count(
-    model: nn.Module, at: str, sample: Tensor, num_classes: int, **of_split: Any
+    model: nn.Module,
+    at: str,
+    sample: Tensor,
+    batch_size: int,
+    num_classes: int,
+    **of_split: Any,
 ) -> list[Cut]:
     """Cuts into one unit, two, and so on up to as many as ``at`` gives.
 
     The most that a unit keeps for its backward pass, heads left out, is as little as it can be.
     """
-    two = sample[:2]
-    paths = cut_paths(model, at, two, **of_split)
+    paths = cut_paths(model, at, sample, **of_split)
     if not paths:
         return [GLOBAL]
     learner = maker.localize(
-        model, two, num_classes, Nothing, paths, memory_format=None, check=False, **of_split
+        model, sample, num_classes, Nothing, paths, memory_format=None, check=False, **of_split
     )
-    (step,) = predict_steps("simultaneous", learner, len(sample), {})
+    (step,) = predict_steps("simultaneous", learner, batch_size, {})
     kept = [step.saved_bytes[index] for index in range(len(learner.units))]
     cuts: list[Cut] = [[paths[last] for last in lasts] for lasts in balances(kept)]
     return [GLOBAL, *cuts[1:]]
