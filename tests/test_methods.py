@@ -188,7 +188,7 @@ def test_losses_and_spans_by_unit(tmp_path: Path, capsys: pytest.CaptureFixture[
     names = ["pred", "pred, span 1,2=2", mixed, f"{mixed}, span 1,2=2"]
     assert [row["method"] for row in rows] == ["global", *names]
     assert rows[4]["span"] == "1,2=2"
-    assert rows[1]["head_parameters"] < rows[3]["head_parameters"]
+    assert rows[1]["head_parameters"] != rows[3]["head_parameters"]
     assert rows[3]["multiply_adds"] < rows[4]["multiply_adds"]
 
 

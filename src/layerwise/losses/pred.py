@@ -32,8 +32,9 @@ class Pred(nn.Module):
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
         super().__init__()
         self.kernel, pooled = pooled_shape(site, decoder_dim)
-        self.positions = Positions(site.shape[0]) if site.tokens else None
-        inputs = 2 * site.shape[0] if site.tokens else prod(pooled)
+        tokens = site.tokens and site.shape[2:] == (1,)  # of another shape behind a look-ahead
+        self.positions = Positions(site.shape[0]) if tokens else None
+        inputs = 2 * site.shape[0] if tokens else prod(pooled)
         self.classifier = nn.Linear(inputs, site.num_classes)
         nn.init.zeros_(self.classifier.weight)
 
