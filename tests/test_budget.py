@@ -96,7 +96,8 @@ def test_paths_cut_as_their_cuts_do(name: str, at: str) -> None:
     assert split(model, paths, SAMPLE[:2]).names == chain.names
 
 
-RUN = "resnet18 --hierarchy 1,1,1,1 --width 0.0625 --loss pred --train-images 80 --batch-size 32"
+SMALL = "--width 0.0625 --train-images 80 --batch-size 32"
+RUN = f"resnet18 --hierarchy 1,1,1,1 --loss pred {SMALL}"
 
 
 def test_a_run_records_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +121,7 @@ def test_a_run_records_its_plan(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_audit_and_compare_plan_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["audit", *RUN.split()[:7], "--batch-size", "8", "--at", "memory:4MB", "--json"])
     assert last_json(capsys)["problem"] is None
-    main(["compare", "resnet18", "--hierarchies", *RUN.split()[2:], "--epochs", "1",
+    main(["compare", "resnet18", "--hierarchies", "1,1,1,1", *SMALL.split(), "--epochs", "1",
           "--device", "cpu", "--at", "memory:700kB", "--losses", "pred", "--output",
           str(tmp_path), "--json"])  # fmt: skip
     whole, local = last_json(capsys)["rows"]

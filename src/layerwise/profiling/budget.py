@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from layerwise.core import localize as maker
 from layerwise.core.cuts import BUDGET, balances
 from layerwise.core.learner import Learner
+from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import cut_paths
 from layerwise.data import ImageFormat
 from layerwise.errors import CannotSplit, InvalidInput, choose
@@ -95,16 +96,13 @@ def plan_localize(
     """The plan of ``localize`` for a budget, by the rule ``simultaneous``."""
     maker.check_arguments(model, sample, num_classes, None, None, None, None, 1.0)
     limit, batch_size = parse_size("at=", at.removeprefix(BUDGET)), len(sample)
-    memory_format = options.pop("memory_format", "auto")
     options["leaves"] = tuple(options.get("leaves", ()))
     of_split = {name: options[name] for name in OF_SPLIT if name in options}
     of_split.setdefault("output_layer", "joined")
 
     def peak(cut: Cut) -> int:
-        learner = maker.localize(
-            model, sample, num_classes, at=cut, memory_format=None, **{**options, "check": False}
-        )
-        return predicted_peak(learner, "simultaneous", batch_size, {}, memory_format)
+        learner = maker.localize(model, sample, num_classes, at=cut, **{**options, "check": False})
+        return predicted_peak(learner, "simultaneous", batch_size, {})
 
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
         two = sample[:2].to(next((weight.device for weight in model.parameters()), None))
@@ -132,12 +130,12 @@ def plan_run(
     refuse_unplanned(run)
     prepared = prepare(replace(run, at="block"), replace(execution, device="cpu"))
     images = images or prepared.dataset.expected(run.image_size)
+    wanted = execution.memory_format
 
     def peak(cut: Cut) -> int:
         learner = replace(prepared, cut=cut).make_learner(images)
-        return predicted_peak(
-            learner, run.rule, run.batch_size, trial_options(run), execution.memory_format
-        )
+        set_memory_format(learner, "auto" if wanted == "trial" else wanted)
+        return predicted_peak(learner, run.rule, run.batch_size, trial_options(run))
 
     sample = torch.zeros(2, images.channels, images.image_size, images.image_size)
     plan = plan_units(
@@ -168,10 +166,9 @@ def in_words(cut: Cut) -> str:
     return ",".join(cut) if isinstance(cut, list) else str(cut)
 
 
-def predicted_peak(
-    learner: Learner, rule: str, batch_size: int, options: dict[str, Any], memory_format: str | None
-) -> int:
-    steps = predict_steps(rule, learner, batch_size, options, memory_format)
+def predicted_peak(learner: Learner, rule: str, batch_size: int, options: dict[str, Any]) -> int:
+    """Predicted bytes at the peak of a rule's steps, in the learner's memory formats."""
+    steps = predict_steps(rule, learner, batch_size, options)
     return max(max(step.peaks().values()) for step in steps)
 
 
