@@ -486,3 +486,13 @@ def test_tokens_are_classified_by_statistics_whatever_their_scale() -> None:
         alike = torch.ones(6, WIDTH, count, 1, requires_grad=True)
         heads[0](alike, targets).loss.backward()
         assert alike.grad.isfinite().all()
+
+
+def test_heads_know_whether_the_network_normalises_layers() -> None:
+    """As ConvNeXt and Swin do before their classifiers; a network of convolutions does not."""
+    for name, expected in (("convnext-like", True), ("swin-like", True), ("plain", False)):
+        local = make(name)
+        norms = [
+            module for module in local.units[0].loss.modules() if isinstance(module, nn.BatchNorm1d)
+        ]
+        assert bool(norms) == expected

@@ -177,6 +177,7 @@ def localize(
                 normalization=normalization,
                 place=partial(place, index),
                 tokens=feature.tokens,
+                normalises_layers=chain.normalises_layers,
             )
             head = create_loss(losses[index], site, **options[index])
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(

@@ -43,6 +43,8 @@ class Chain(nn.Module):
             values; None: nowhere, its result is the logits.
         untrained: names of the network's parameters that only other outputs depend on, and that no
             piece holds.
+        normalises_layers: whether the network's last features pass layer normalisation before they
+            are classified.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Chain(nn.Module):
         channels: Sequence[int] | None = None,
         output: Key = None,
         untrained: Sequence[str] = (),
+        normalises_layers: bool = False,
     ) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.names = tuple(names)
         self.channels = tuple(channels or [1] * len(self.pieces))
         self.output, self.untrained = output, tuple(untrained)
+        self.normalises_layers = normalises_layers
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -124,6 +128,7 @@ def split(
         [*map(network.axes.channels_or_guess, cuts), 1],
         root.output,
         lost,
+        network.normalises_layers(),
     )
     # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):

@@ -17,8 +17,10 @@ class Pred(nn.Module):
     """Cross-entropy of a linear classifier on average-pooled features.
 
     Maps are pooled to at most ``decoder_dim`` numbers. Of tokens, mean and standard deviation over
-    positions are read, batch-normalised; see ``Positions``. The classifier's weights start at zero,
-    so all classes are about equally likely before the first update.
+    positions are read, batch-normalised; see ``Positions``. Where the network layer-normalises its
+    own last features before it classifies them, other features are batch-normalised too, so that a
+    residual stream gains nothing by growing. The classifier's weights start at zero, so all classes
+    are about equally likely before the first update.
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
@@ -32,17 +34,19 @@ class Pred(nn.Module):
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
         super().__init__()
         self.kernel, pooled = pooled_shape(site, decoder_dim)
-        tokens = site.tokens and site.shape[2:] == (1,)  # of another shape behind a look-ahead
-        self.positions = Positions(site.shape[0]) if tokens else None
-        inputs = 2 * site.shape[0] if tokens else prod(pooled)
+        inputs = prod(pooled)
+        self.reading: nn.Module = nn.Flatten()
+        if site.tokens and site.shape[2:] == (1,):  # of another shape behind a look-ahead
+            inputs, self.kernel = 2 * site.shape[0], None
+            self.reading = Positions(site.shape[0])
+        elif site.normalises_layers:
+            self.reading = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(inputs))
         self.classifier = nn.Linear(inputs, site.num_classes)
         nn.init.zeros_(self.classifier.weight)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
-        if self.positions is not None:
-            return cross_entropy(self.classifier(self.positions(features)), targets)
-        return cross_entropy(self.classifier(average(features, self.kernel).flatten(1)), targets)
+        return cross_entropy(self.classifier(self.reading(average(features, self.kernel))), targets)
 
 
 class Positions(nn.Module):

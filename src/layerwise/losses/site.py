@@ -33,6 +33,8 @@ class Site:
         place: function that gives the unit's place among the blocks of its network, for heads made
             of later blocks; None: nothing is known of them.
         tokens: whether the features are tokens, which are read as maps (C, N, 1) of N positions.
+        normalises_layers: whether the network's last features pass layer normalisation before they
+            are classified.
     """
 
     index: int
@@ -45,6 +47,7 @@ class Site:
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
     place: "Callable[[], Place] | None" = None
     tokens: bool = False
+    normalises_layers: bool = False
 
     @property
     def last(self) -> bool:
