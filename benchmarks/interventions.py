@@ -31,7 +31,6 @@ from layerwise.experiments.sweep import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.pred import Pred, cross_entropy
 from layerwise.losses.predsim import PredSim
-from layerwise.ops.pooling import average
 from layerwise.paper.rows import row_run, select_rows
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
@@ -57,8 +56,7 @@ class Softened(Pred):
     """Cross-entropy of logits divided by a temperature."""
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
-        pooled = average(features, self.kernel).flatten(1)
-        return cross_entropy(self.classifier(pooled) / TEMPERATURE, targets)
+        return cross_entropy(self.logits(features) / TEMPERATURE, targets)
 
 
 class Coarse(PredSim):

@@ -6,12 +6,18 @@ A cell is "works" when all checks pass, "refused" with the sentence, or "wrong" 
 a refusal names modules to keep whole, the cell is tried again with them. Weights are drawn, not
 downloaded, and images are as small as a network allows. Libraries that are not there are left out.
 Networks that are in the CSV already are not run again.
+
+python benchmarks/networks.py --losses all --csv results/networks-losses.csv --table losses-table.md
+
+tries local losses instead, by one cut: a few steps of every loss on every network. Here "works"
+means that all losses of all units are finite and that the weights of every unit move.
 """
 
 import argparse
 import ast
 import csv
 import importlib
+import math
 import re
 import time
 import warnings
@@ -34,6 +40,8 @@ CUTS: tuple[Any, ...] = ("layer", "block", "module", 4)
 CLASSES = 10
 COLUMNS = ("library", "network", "side", "cut", "result", "units", "leaves", "reason", "seconds")
 MOST_TRIES = 4  # with the modules that refusals name
+STEPS, BATCH = 2, 4  # of every loss
+LOSS_COLUMNS = ("library", "network", "side", "cut", "loss", "result", "units", "reason", "seconds")
 
 Make = Callable[[], nn.Module]
 
@@ -215,11 +223,24 @@ def hugging_face(hub: Any, name: str, options: dict[str, Any]) -> nn.Module:
 
 def cell(make: Make, side: int, cut: Any, output: str | None) -> dict[str, Any]:
     """The result of a network under a cut."""
+    row = tried(lambda leaves: checked(make, side, cut, output, leaves))
+    return {**row, "cut": cut}
+
+
+def loss_cell(make: Make, side: int, cut: Any, output: str | None, loss: str) -> dict[str, Any]:
+    """The result of a network with a loss."""
+    row = tried(lambda leaves: stepped(make, side, cut, output, leaves, loss))
+    del row["leaves"]
+    return {**row, "cut": cut, "loss": loss}
+
+
+def tried(try_with: Callable[[list[str]], dict[str, Any]]) -> dict[str, Any]:
+    """What a trial gives, with the modules kept whole that its refusals name."""
     begun, leaves = time.process_time(), list[str]()
     row: dict[str, Any] = {"result": "refused"}
     for _ in range(MOST_TRIES):
         try:
-            row = checked(make, side, cut, output, leaves)
+            row = try_with(leaves)
         except (CannotSplit, InvalidInput) as refusal:
             row["reason"] = str(refusal)
             wanted = re.search(r"leaves=(\[.*?\])", str(refusal))
@@ -232,7 +253,61 @@ def cell(make: Make, side: int, cut: Any, output: str | None) -> dict[str, Any]:
             row = {"result": "wrong", "reason": f"{type(error).__name__}: {error}"}
         break
     seconds = round(time.process_time() - begun, 1)
-    return {**row, "cut": cut, "leaves": len(leaves) or "", "seconds": seconds}
+    return {**row, "leaves": len(leaves) or "", "seconds": seconds}
+
+
+def stepped(
+    make: Make, side: int, cut: Any, output: str | None, leaves: list[str], loss: str
+) -> dict[str, Any]:
+    """Localize a network with a loss, and make a few steps.
+
+    Raises:
+        CannotSplit, InvalidInput: a refusal.
+    """
+    torch.manual_seed(0)
+    model, images = make(), torch.randn(BATCH, 3, side, side)
+    labels = torch.arange(BATCH) % 2  # a contrastive loss needs pairs
+    learner = layerwise.localize(
+        model, images, CLASSES, loss=loss, at=cut, leaves=leaves, output=output, seed=0, check=False
+    )
+    before = [[weight.clone() for weight in unit.piece.parameters()] for unit in learner.units]
+    losses = [value for _ in range(STEPS) for value in learner.step(images, labels).losses]
+    still = [
+        unit.name
+        for unit, weights in zip(learner.units, before, strict=True)
+        if weights and all(map(torch.equal, weights, unit.piece.parameters()))
+    ]
+    faults = [
+        *([] if all(map(math.isfinite, losses)) else ["a loss is not finite"]),
+        *([f"no weight moved in {', '.join(still)}"] if still else []),
+    ]
+    result = "wrong" if faults else "works"
+    return {"result": result, "units": len(learner.units), "reason": "; ".join(faults)}
+
+
+def table_of_losses(rows: list[dict[str, str]]) -> str:
+    """A line per network with a column per loss, the counts, and the reasons."""
+    losses = list(dict.fromkeys(row["loss"] for row in rows))
+    by_network: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        by_network.setdefault((row["library"], row["network"]), {})[row["loss"]] = row
+    lines = ["| network | units | " + " | ".join(losses) + " |", "|---" * (len(losses) + 2) + "|"]
+    for (source, name), cells in by_network.items():
+        units = next((row["units"] for row in cells.values() if row["units"]), "")
+        shown = [cells[loss]["result"] if loss in cells else "" for loss in losses]
+        lines.append(f"| {source} {name} | {units} | " + " | ".join(shown) + " |")
+    counts = {kind: sum(row["result"] == kind for row in rows) for kind in ("works", "refused",
+                                                                            "wrong")}  # fmt: skip
+    summary = (
+        f"{len(by_network)} networks, {len(rows)} cells: {counts['works']} work, "
+        f"{counts['refused']} are refused, {counts['wrong']} are wrong."
+    )
+    reasons = [
+        f"* {row['library']} {row['network']}, {row['loss']}, {row['result']}: {row['reason']}"
+        for row in rows
+        if row["result"] != "works"
+    ]
+    return "\n".join([summary, "", *lines, "", *reasons]) + "\n"
 
 
 def checked(
@@ -355,15 +430,18 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     parser.add_argument("--only", nargs="+", default=[], help="names of networks")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no network after these")
+    parser.add_argument("--losses", metavar="A,B", help="local losses to try, or all")
+    parser.add_argument("--cut", default="block", help="where units end, with --losses")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    losses = list_of_losses(arguments.losses)
     done = set[tuple[str, str]]()
     if arguments.csv.exists():
         with arguments.csv.open(newline="") as file:
             done = {(row["library"], row["network"]) for row in csv.DictReader(file)}
     begun = time.monotonic()
     with arguments.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, LOSS_COLUMNS if losses else COLUMNS)
         if not done:
             writer.writeheader()
         for source, name, side, make, output in networks():
@@ -376,14 +454,25 @@ def main() -> None:
             except Exception as error:  # another version of its library
                 print(f"left out: {source} {name} ({error})", flush=True)
                 continue
-            rows = [cell(make, side, cut, output) for cut in CUTS]
+            if losses:
+                rows = [loss_cell(make, side, arguments.cut, output, loss) for loss in losses]
+                words = [f"{row['loss']} {row['result']}" for row in rows]
+            else:
+                rows = [cell(make, side, cut, output) for cut in CUTS]
+                words = [in_words(row) for row in rows]
             writer.writerows({**row, "library": source, "network": name, "side": side}
                              for row in rows)  # fmt: skip
             file.flush()
-            print(source, name, *(in_words(row) for row in rows), flush=True)
+            print(source, name, *words, flush=True)
     if arguments.table:
         with arguments.csv.open(newline="") as file:
-            arguments.table.write_text(table(list(csv.DictReader(file))))
+            table_rows = list(csv.DictReader(file))
+        arguments.table.write_text((table_of_losses if losses else table)(table_rows))
+
+
+def list_of_losses(text: str | None) -> list[str]:
+    """Losses by their names, joined by commas; all that are registered, or none."""
+    return list(layerwise.LOSSES) if text == "all" else text.split(",") if text else []
 
 
 if __name__ == "__main__":

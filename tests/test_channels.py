@@ -467,3 +467,32 @@ def test_digits_are_learned(name: str) -> None:
     assert accuracy() < 0.25
     helpers.ticks("simultaneous", local, data.train, epochs=8)
     assert accuracy() > 0.35
+
+
+def test_tokens_are_classified_by_statistics_whatever_their_scale() -> None:
+    local = make("vit-like")
+    heads = [unit.loss for unit in local.units[:-1]]
+    assert all(head.classifier.in_features == 2 * WIDTH for head in heads)
+    tokens = torch.randn(6, WIDTH, 17, 1)
+    nn.init.normal_(heads[0].classifier.weight)
+    targets = Targets(LABELS, CLASSES)
+    value, shuffled, larger = (
+        heads[0](features, targets).loss
+        for features in (tokens, tokens[:, :, torch.randperm(17)], 9 * tokens)
+    )
+    torch.testing.assert_close(shuffled, value)
+    torch.testing.assert_close(larger, value, atol=1e-3, rtol=1e-3)
+    for count in (1, 17):  # a single position, or alike ones: the gradient is finite
+        alike = torch.ones(6, WIDTH, count, 1, requires_grad=True)
+        heads[0](alike, targets).loss.backward()
+        assert alike.grad.isfinite().all()
+
+
+def test_heads_know_whether_the_network_normalises_layers() -> None:
+    """As ConvNeXt and Swin do before their classifiers; a network of convolutions does not."""
+    for name, expected in (("convnext-like", True), ("swin-like", True), ("plain", False)):
+        local = make(name)
+        norms = [
+            module for module in local.units[0].loss.modules() if isinstance(module, nn.BatchNorm1d)
+        ]
+        assert bool(norms) == expected

@@ -315,6 +315,8 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "Cannot use --batch-size 1: it is out of range. Give 2 or more",
         ),
         ("train resnet18 {small} --epochs ten", "invalid int value: 'ten'"),
+        ("train resnet18 {small} --loss dgl-cnn --head-layers 2..3", "this option cannot"),
+        ("train resnet18 {small} --lr 1..2", "this option cannot; give one number"),
         ("train resnet18 {small} --epoch-count 3", "it has no option"),
         (
             "train resnet18 {small} --device tpu",

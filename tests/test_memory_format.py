@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import layerwise
 from layerwise.core import memory_format as formats
@@ -123,6 +124,41 @@ def test_a_narrow_strided_convolution_stays_contiguous(
         assert learners[0].step(*batch()).losses == learners[1].step(*batch()).losses
     for one, other in zip(*(learner.model.parameters() for learner in learners), strict=True):
         assert torch.equal(one, other)
+
+
+class OwnGroupNorm(torch.nn.GroupNorm):
+    """A norm that is traced into, down to PyTorch's function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class PreNorm(torch.nn.Module):
+    """A network with a residual block that begins with a norm."""
+
+    def __init__(self, norm: type[torch.nn.GroupNorm]) -> None:
+        super().__init__()
+        self.stem, self.norm = torch.nn.Conv2d(3, 8, 3), norm(2, 8)
+        self.conv, self.head = torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.conv(self.norm(x))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("norm", [torch.nn.GroupNorm, OwnGroupNorm])
+@pytest.mark.parametrize("asked", ["auto", "channels-last"])
+def test_units_with_group_normalisation_stay_contiguous(
+    norm: type[torch.nn.GroupNorm], asked: str
+) -> None:
+    """PyTorch's backward pass would end the process where nothing before it learns."""
+    images = torch.rand(4, 3, 8, 8)
+    local = layerwise.localize(
+        PreNorm(norm), images, 10, "pred", "block", memory_format=asked, output_layer="separate"
+    )
+    assert set_memory_format(local, asked) == ["channels-last", "contiguous", "channels-last"]
+    local.step(images, torch.arange(4))
 
 
 def test_an_unknown_memory_format_is_refused() -> None:

@@ -179,3 +179,40 @@ def test_marks_end_with_their_context() -> None:
         local.units[0].accumulate(lambda factor: None)
     assert marks[0] == (0, BACKWARD)
     assert not any("accumulate" in vars(unit) for unit in local.units)
+
+
+def test_losses_and_spans_by_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--losses", "pred,dgl-mlp/2=pred", "--span", "1,1/2=2", "--head-layers", "1"]
+    rows = compared(tmp_path, capsys, *words, "--epochs", "1")["rows"]
+    mixed = "dgl-mlp, from unit 2 pred"
+    names = ["pred", "pred, span 1,2=2", mixed, f"{mixed}, span 1,2=2"]
+    assert [row["method"] for row in rows] == ["global", *names]
+    assert rows[4]["span"] == "1,2=2"
+    assert rows[1]["head_parameters"] != rows[3]["head_parameters"]
+    assert rows[3]["multiply_adds"] < rows[4]["multiply_adds"]
+
+
+def test_later_losses_of_the_run_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--loss", "dgl-mlp", "--loss-from", "2=pred", "--span", "1,2", "--epochs", "1"]
+    rows = compared(tmp_path, capsys, *words)["rows"]
+    assert {row["loss"] for row in rows[1:]} == {"dgl-mlp,2=pred"}
+    text = refusal(capsys, *BASE, "--losses", "pred", "--loss-from", "2=sim")
+    assert "--losses dgl-cnn/4=pred" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--losses pred --span 1/2=x", "no list of numbers of units"),
+        ("--losses pred/x=sim", "it is no unit and loss"),
+        ("--losses pred/2=nothing", "Accepted"),
+        ("--losses pred/99=sim", "99"),
+        ("--losses pred --span 1/99=2", "99"),
+    ],
+)
+def test_what_is_no_loss_or_span_by_unit(
+    words: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "runs"
+    assert reason in refusal(capsys, *BASE, *words.split(), "--output", str(output))
+    assert not output.exists()

@@ -387,7 +387,7 @@ def test_runs_without_these_options_have_the_names_they_had() -> None:
         ("--beta 0.5..1", "beta 1.0: it is out of range"),
         ("--beta 0.5..", "beta='' (option of the loss 'predsim'): it is not of type float"),
         ("--beta x", "invalid number value: 'x'"),
-        ("--loss auglocal --pyramid 0..1", "argument --pyramid: invalid float value"),
+        ("--loss auglocal --pyramid 0..1", "argument --pyramid: 0..1 would change"),
         ("--head-lr-factor 0", "--head-lr-factor 0.0: it is out of range. Give a number above 0"),
         ("--last-lr-factor nan", "--last-lr-factor nan: it is not finite"),
     ],
@@ -402,8 +402,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_losses_to_compare_are_of_all_units(tmp_path: Path) -> None:
+def test_losses_to_compare_say_themselves_what_follows(tmp_path: Path) -> None:
     words = ["--losses", "pred,sim", "--loss-from", "2=pred", "--output", str(tmp_path)]
     code, printed = run_program("compare", "vgg8b", *words)
     assert code == 2
-    assert "Cannot use --loss-from where losses or spans are compared" in printed
+    assert "Cannot use --loss-from with --losses: both say what is trained" in printed

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from layerwise.core.cuda_graphs import CapturedSteps
     from layerwise.core.learner import Learner
     from layerwise.core.locality import Audit
-    from layerwise.core.localize import localize
     from layerwise.core.memory_format import lay_out, set_memory_format
     from layerwise.core.result import StepResult
     from layerwise.core.split import Chain, split
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from layerwise.measures import MEASURES, linear_cka
     from layerwise.models import MODELS, create_model, list_models
     from layerwise.profiling.audit import audit
+    from layerwise.profiling.budget import localize
     from layerwise.profiling.profile import predict_peak
     from layerwise.rules import RULES, Position, Rule, Tick
     from layerwise.utils.allocator import keep_freed_memory
@@ -47,7 +47,6 @@ HOMES = {
     "core.cuda_graphs": ("CapturedSteps",),
     "core.learner": ("Learner",),
     "core.locality": ("Audit",),
-    "core.localize": ("localize",),
     "core.memory_format": ("lay_out", "set_memory_format"),
     "core.result": ("StepResult",),
     "core.split": ("Chain", "split"),
@@ -62,6 +61,7 @@ HOMES = {
     "measures": ("MEASURES", "linear_cka"),
     "models": ("MODELS", "create_model", "list_models"),
     "profiling.audit": ("audit",),
+    "profiling.budget": ("localize",),
     "profiling.profile": ("predict_peak",),
     "rules": ("RULES", "Position", "Rule", "Tick"),
     "utils.allocator": ("keep_freed_memory",),

@@ -25,11 +25,17 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.core.audit import labels_in_pairs
     from layerwise.core.memory_format import set_memory_format
     from layerwise.profiling.audit import audit
-    from layerwise.profiling.trial_steps import trial_learner, trial_options
+    from layerwise.profiling.budget import plan_run
+    from layerwise.profiling.trial_steps import trial_images, trial_learner, trial_options
     from layerwise.training.prepare import prepare
 
-    prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
+    execution = Execution(device="cpu")
+    described = collect_both(parsed)[0]
+    described, plan = plan_run(described, execution, trial_images(described, parsed.classes))
+    prepared = prepare(described, execution)
     described = prepared.run
+    if plan:
+        print(plan, flush=True)
     learner = trial_learner(prepared, parsed.classes)
     set_memory_format(learner, prepared.execution.memory_format)
     torch.manual_seed(described.seed)

@@ -1,6 +1,7 @@
 """``layerwise compare``: hierarchies, or local losses and spans, in one table."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from layerwise.errors import InvalidInput, brief
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.options import Options, as_numbers
 
-MOST_DIGITS = 6  # of a span
+NUMBER = r"\d{1,6}"
+SPANS = rf"{NUMBER}(={NUMBER})?(/{NUMBER}(={NUMBER})?)*"  # of all units, or by unit
 HIERARCHY_RULES = ["simultaneous", "global"]
 OF_LOSSES = ("equal", "csv", "figure")  # options of a comparison of losses alone
 
@@ -32,13 +34,15 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--losses",
         metavar="A,B",
-        help="local losses to compare, joined by commas, with their costs; see docs/compare.md",
+        help="local losses to compare, joined by commas, with their costs; dgl-cnn/4=pred is "
+        "dgl-cnn, and pred from unit 4 on; see docs/compare.md",
     )
     parser.add_argument(
         "--span",
         metavar="N,M",
         help="spans to train each loss with, joined by commas: how many units a loss reaches by "
-        "the rule simultaneous (default: 1)",
+        "the rule simultaneous (default: 1); 1/4=3 is 1, and from unit 4 on 3; 1/1/2/2 is of each "
+        "unit",
     )
     parser.add_argument(
         "--rules",
@@ -75,7 +79,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_hierarchies(
-    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int]
+    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int | str]
 ) -> dict[str, Any]:
     from layerwise.experiments.compare import compare
 
@@ -95,7 +99,7 @@ def run_hierarchies(
 
 
 def run_methods(
-    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int]
+    parsed: argparse.Namespace, rules: Sequence[str], spans: Sequence[int | str]
 ) -> dict[str, Any]:
     from layerwise.experiments.compare import stages_of
     from layerwise.experiments.methods import Comparison, compare_methods
@@ -107,16 +111,16 @@ def run_methods(
     if len(parsed.hierarchies or ()) > 1:
         refuse_hierarchies()
     base, execution = collect_both(parsed, list(dict.fromkeys(["simultaneous", *rules])))
-    if base.loss_from:
+    if base.loss_from and parsed.losses is not None:
         raise InvalidInput(
-            "Cannot use --loss-from where losses or spans are compared: all units have one loss "
-            "there. Leave it out."
+            "Cannot use --loss-from with --losses: both say what is trained. Give it with the loss "
+            "that it follows, such as --losses dgl-cnn/4=pred."
         )
     if parsed.hierarchies:
         base = replace(base, hierarchy=stages_of(base, parsed.hierarchies)[0])
     comparison = Comparison(
-        losses=names(parsed.losses) if parsed.losses is not None else [base.loss],
-        spans=spans or read_spans(str(as_numbers(base.rule_options.get("span", 1)))),
+        losses=with_units(names(parsed.losses)) if parsed.losses is not None else own_loss(base),
+        spans=spans or [as_numbers(base.rule_options.get("span", 1))],
         rules=rules,
         equal="epochs" if parsed.equal is None else parsed.equal,
         seeds=parsed.seeds,
@@ -137,16 +141,26 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def read_spans(text: str | None) -> list[int]:
-    """Numbers of units joined by commas; none where the option is not given.
+def with_units(words: Sequence[str]) -> list[str]:
+    """Losses or spans by unit, between whose parts a slash stands for the comma of one."""
+    return [word.replace("/", ",") for word in words]
+
+
+def own_loss(base: Run) -> list[str]:
+    """The run's loss, with those that follow from later units on."""
+    return [",".join(filter(None, (base.loss, base.loss_from)))]
+
+
+def read_spans(text: str | None) -> list[int | str]:
+    """Spans joined by commas, each a number or by unit; none where the option is not given.
 
     Raises:
-        InvalidInput: they are no numbers.
+        InvalidInput: they are no spans.
     """
     words = names(text) if text is not None else []
-    if not all(word.isascii() and word.isdigit() and len(word) <= MOST_DIGITS for word in words):
+    if not all(re.fullmatch(SPANS, word, re.ASCII) for word in words):
         raise InvalidInput(
             f"Cannot use --span {brief(repr(text))}: it is no list of numbers of units. Give 1 or "
-            "more, joined by commas, such as 1,2."
+            "more, joined by commas, such as 1,2; of several units with slashes, such as 1/4=3."
         )
-    return list(map(int, words))
+    return [as_numbers(word) for word in with_units(words)]

@@ -32,12 +32,31 @@ def integer(text: str) -> int:
     Raises:
         ValueError: it is none, or of more digits than any option has.
     """
+    refuse_change(text)
     if len(text) > MOST_DIGITS:
         raise argparse.ArgumentTypeError(f"a number of {len(text)} digits is too large")
     return int(text)
 
 
-integer.__name__ = "int"  # as argparse names it in refusals
+def real(text: str) -> float:
+    """A number as a command line gives it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    refuse_change(text)
+    return float(text)
+
+
+def refuse_change(text: str) -> None:
+    """Refuse the text of a change over training for an option that stays as it is."""
+    if BETWEEN in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} would change over training, which this option cannot; give one number"
+        )
+
+
+integer.__name__, real.__name__ = "int", "float"  # as argparse names them in refusals
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +66,7 @@ class Parser(argparse.ArgumentParser):
         # an option added later must not change what a script says
         super().__init__(**options, allow_abbrev=False)
         self.register("type", int, integer)
+        self.register("type", float, real)
 
     def flags(self) -> list[str]:
         """All options as they are written, such as ``--batch-size``."""

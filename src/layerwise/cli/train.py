@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.options import as_flag
+from layerwise.utils.sizes import format_size
 
 if TYPE_CHECKING:
     from layerwise.experiments.presets import Preset
@@ -87,11 +88,16 @@ def train_one(
         preset: whose settings it began from; it is recorded beside the run.
     """
     from layerwise.experiments.sweep import folder_of
+    from layerwise.profiling.budget import plan_run
     from layerwise.training.loop import Interrupted, train
     from layerwise.training.prepare import prepare
     from layerwise.training.progress import shown
 
+    described, plan = plan_run(described, execution)
     prepared = prepare(described, execution)
+    if plan:
+        prepared = replace(prepared, plan=asdict(plan))
+        print(plan, flush=True)
     if preset:
         prepared = replace(prepared, preset=preset.record(prepared.run))
         print("\n".join(words_of(preset)), flush=True)
@@ -124,5 +130,16 @@ def summary(result: dict[str, Any]) -> str:
         best += f", of the ensemble of local heads {result['ensemble']['test_accuracy']:.2f} %"
     return (
         f"test accuracy of the last epoch {result['test_accuracy']:.2f} %{best}; written to "
-        f"{result['run']}"
+        f"{result['run']}{over_budget(result)}"
+    )
+
+
+def over_budget(result: dict[str, Any]) -> str:
+    """A line where the measured peak of memory exceeds the budget of the plan, else nothing."""
+    budget = result.get("plan", {}).get("budget_bytes")
+    peak = result["peak_memory_bytes"]
+    if budget is None or peak is None or peak <= budget:
+        return ""
+    return (
+        f"\nits peak of memory was {format_size(peak)}, over the {format_size(budget)} planned for"
     )

@@ -16,6 +16,7 @@ from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.tracer import ROOT, owner
 from layerwise.errors import CannotSplit, InvalidInput
 
+BUDGET = "memory:"  # begins a cut that is planned above this package, by predicted memory
 COARSEST = 2.0  # times the costliest unit between layers, above which blocks are cut inside
 
 
@@ -38,6 +39,11 @@ def choose_cuts(
         and all(isinstance(path, str) for path in at)
     ):
         return path_cuts(network, at)
+    if isinstance(at, str) and at.startswith(BUDGET):
+        raise CannotSplit(
+            f"Cannot split at={at!r}: memory is predicted of training with a loss. Give it to "
+            "layerwise.localize, or a number of units here."
+        )
     raise CannotSplit(
         f"Cannot split at={at!r}: it names no place to cut. Give 'layer', 'block', 'module', a "
         "number of units, or a list of module paths."
@@ -249,3 +255,29 @@ def able_after(network: Network, node: fx.Node) -> str:
     able = (owner(layer) for layer, (*_, end) in ends if network.axes.batch_first(end))
     later = {owner(layer) for layer in network.layers if layer in behind}
     return next((path for path in able if path in later), "")
+
+
+def paths_of_cuts(network: Network, cuts: Sequence[fx.Node]) -> list[str]:
+    """The paths by which ``path_cuts`` finds each of some cuts; cuts without one are left out."""
+    place = network.place(cuts)
+    paths = []
+    for number, cut in enumerate(cuts):
+        layers = [layer for layer in network.layers if place[layer] == number]
+        inside = (node for node in (cut, *reversed(layers)) if owner(node))
+        names = dict.fromkeys(path for node in inside for path in holders(owner(node)))
+        path = next((path for path in names if ends_at(network, path, cut)), None)
+        paths += [path] if path else []
+    return paths
+
+
+def holders(path: str) -> list[str]:
+    """The paths of the modules that hold a module, from the outermost on, and its own."""
+    return list(accumulate(path.split("."), "{}.{}".format))
+
+
+def ends_at(network: Network, path: str, cut: fx.Node) -> bool:
+    """Whether a path is one of ``path_cuts`` that stands for a cut."""
+    try:
+        return path_cuts(network, [path]) == [cut]
+    except CannotSplit:
+        return False

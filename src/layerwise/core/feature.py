@@ -35,6 +35,11 @@ class Feature:
         return (self.shape[self.channels - 1], *positions, *ones)
 
     @property
+    def tokens(self) -> bool:
+        """Whether the feature is a row of positions: (N, C), or (C, N)."""
+        return len(self.shape) == 2
+
+    @property
     def as_it_is(self) -> bool:
         """Whether losses read the feature as the network has it."""
         return self.read == self.shape and self.channels == 1
@@ -43,11 +48,11 @@ class Feature:
         """The feature as losses read it, channels behind the batch: (B, *shape) -> (B, *read)."""
         if self.channels != 1:
             feature = feature.movedim(self.channels, 1)
-        return feature.unsqueeze(-1) if len(self.shape) == 2 else feature
+        return feature.unsqueeze(-1) if self.tokens else feature
 
     def restored(self, feature: Tensor) -> Tensor:
         """The feature as the network has it, from ``turned``: (B, *read) -> (B, *shape)."""
-        if len(self.shape) == 2:
+        if self.tokens:
             feature = feature.squeeze(-1)
         return feature.movedim(1, self.channels) if self.channels != 1 else feature
 

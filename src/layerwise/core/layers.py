@@ -204,6 +204,22 @@ class Network:
             self.axes.refuse_batch_later(last, owner(segment[0]))
         return None
 
+    def normalises_layers(self) -> bool:
+        """Whether layer normalisation stands between the last two weighted layers.
+
+        Residual streams are often normalised so before they are classified, and between blocks not
+        at all.
+        """
+        end = self.main_path.index(self.layers[-1])
+        begin = self.main_path.index(self.layers[-2]) if len(self.layers) > 1 else 0
+        return any(self.is_layer_norm(node) for node in self.main_path[begin:end])
+
+    def is_layer_norm(self, node: fx.Node) -> bool:
+        module = self.module(node)
+        if module is not None:
+            return isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        return node.op == "call_function" and node.target in (F.layer_norm, F.rms_norm)
+
     def leads_to_several(self, node: fx.Node) -> bool:
         """Whether a node gives several tensors, or only prepares its input for one that does."""
         return gives_several(node) or (

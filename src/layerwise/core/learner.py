@@ -52,6 +52,8 @@ class Learner:
         changes: options of the losses that change over training.
         progress: share of training at which their values are those of now.
         structure: the modules and weights that the learner was made of.
+        plan: the budget of memory that the units were planned by, and their predicted peak, where
+            ``at`` was one; else None.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class Learner:
         self.make_step: MakeStep = step_units
         self.training = model.training
         self.structure = Structure(model, self.units)
+        self.plan: Any = None
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
-        return table_of_units(self.units, self.span)
+        table = table_of_units(self.units, self.span)
+        return table if self.plan is None else f"{table}\n{self.plan}"
 
     def step(self, images: Tensor, labels: Tensor, update: bool = True) -> StepResult:
         """One simultaneous local update: every unit learns from this batch.

@@ -87,7 +87,9 @@ def localize(
         loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``; one for all
             units, one per unit in order, one per unit name, or one per number of the unit from
             which on it is used, ``{0: "dgl-cnn", 4: "pred"}``.
-        at: where to cut; see ``split``.
+        at: where to cut; see ``split``. ``layerwise.localize`` takes a budget of memory too, such
+            as ``"memory:800MB"``: the fewest units whose training is predicted to fit into it, for
+            batches as large as the sample; the learner's ``plan`` says what was chosen.
         optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
             or one per unit in the forms of ``loss``. Default: fused Adam with rate 5e-4. It is
             given frozen parameters too, which learn once they are thawed.
@@ -189,6 +191,8 @@ def localize(
                 normalization=normalization,
                 place=partial(place, index),
                 teacher=guide.unit(name),
+                tokens=feature.tokens,
+                normalises_layers=chain.normalises_layers,
             )
             head = create_loss(losses[index], site, **options[index])
         head.to(tensor.device, tensor.dtype if tensor.is_floating_point() else None).train(

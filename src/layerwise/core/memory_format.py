@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept
@@ -177,20 +178,36 @@ def by_rule(unit: Unit, device: torch.device) -> str:
 
 
 def endangered(unit: Unit) -> bool:
-    """Whether a CPU's convolutions could write past their memory in channels-last.
-
-    On processors with AVX2 alone, the weight gradient of a strided 1×1 convolution of fewer
-    channels than a register holds is wrong there, and what lies behind it is overwritten
-    (github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-    modules = (module for part in (unit.piece, unit.loss) for module in part.modules())
+    """Whether a CPU could read or write past its memory in channels-last."""
     return any(
-        module.kernel_size == (1, 1)
+        strides_few_channels(module) or isinstance(module, nn.GroupNorm)
+        for part in (unit.piece, unit.loss)
+        for module in part.modules()
+    ) or calls_group_norm(unit.piece)
+
+
+def strides_few_channels(module: nn.Module) -> bool:
+    """Whether a module is a strided 1×1 convolution of fewer channels than a register holds.
+
+    On processors with AVX2 alone, its weight gradient is wrong in channels-last, and what lies
+    behind it is overwritten (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
         and max(module.stride) > 1
         and module.in_channels // module.groups < REGISTER
-        for module in modules
-        if isinstance(module, nn.Conv2d)
     )
+
+
+def calls_group_norm(piece: nn.Module) -> bool:
+    """Whether a piece calls group normalisation by its function.
+
+    In channels-last, its backward pass ends the process where its input needs no gradient, as what
+    enters a unit does not (PyTorch 2.13, on a CPU).
+    """
+    nodes = piece.graph.nodes if isinstance(piece, fx.GraphModule) else ()
+    return any(node.target in (F.group_norm, torch.group_norm) for node in nodes)
 
 
 def tried(learner: Learner) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from layerwise.core.axes import Axes, find_axes
-from layerwise.core.cuts import choose_cuts
+from layerwise.core.cuts import choose_cuts, paths_of_cuts
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
 from layerwise.core.outputs import LOGITS, Key
@@ -43,6 +43,8 @@ class Chain(nn.Module):
             values; None: nowhere, its result is the logits.
         untrained: names of the network's parameters that only other outputs depend on, and that no
             piece holds.
+        normalises_layers: whether the network's last features pass layer normalisation before they
+            are classified.
     """
 
     def __init__(
@@ -52,12 +54,14 @@ class Chain(nn.Module):
         channels: Sequence[int] | None = None,
         output: Key = None,
         untrained: Sequence[str] = (),
+        normalises_layers: bool = False,
     ) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.names = tuple(names)
         self.channels = tuple(channels or [1] * len(self.pieces))
         self.output, self.untrained = output, tuple(untrained)
+        self.normalises_layers = normalises_layers
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -110,13 +114,7 @@ def split(
             the network's result has no such ``output``.
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
-    root, graph = trace_network(model, leaves, sample, output)
-    if output is None and root.output is None and LOGITS in root.parts:
-        root, graph = trace_network(model, leaves, sample, LOGITS)
-    refuse_several_outputs(root)
-    network = Network(root, graph)
-    if sample is not None:
-        network.axes = axes_of(network, sample)
+    network, root = traced(model, sample, leaves, output)
     cuts = choose_cuts(network, at, sample, joined)
     place = network.place(cuts)
     refuse_empty_units(network, place)
@@ -131,11 +129,48 @@ def split(
         [*map(network.axes.channels_or_guess, cuts), 1],
         root.output,
         lost,
+        network.normalises_layers(),
     )
     # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):
         module.training = model.training
     return chain
+
+
+def cut_paths(
+    model: nn.Module,
+    at: str,
+    sample: Tensor,
+    leaves: Iterable[str] = (),
+    output_layer: str = "separate",
+    output: Key = None,
+) -> list[str]:
+    """Paths of the modules that end the units of ``split``, in order, such as to take some of them.
+
+    Units that no path ends are left out: together they are one with the next. For the arguments and
+    what is raised, see ``split``.
+    """
+    joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
+    network, _ = traced(model, sample, leaves, output)
+    return paths_of_cuts(network, choose_cuts(network, at, sample, joined))
+
+
+def traced(
+    model: nn.Module, sample: Tensor | None, leaves: Iterable[str], output: Key
+) -> tuple[Network, SingleInput]:
+    """A traced network, and the root of its graph.
+
+    Raises:
+        CannotSplit, InvalidInput: see ``split``.
+    """
+    root, graph = trace_network(model, leaves, sample, output)
+    if output is None and root.output is None and LOGITS in root.parts:
+        root, graph = trace_network(model, leaves, sample, LOGITS)
+    refuse_several_outputs(root)
+    network = Network(root, graph)
+    if sample is not None:
+        network.axes = axes_of(network, sample)
+    return network, root
 
 
 def axes_of(network: Network, sample: Tensor) -> Axes:

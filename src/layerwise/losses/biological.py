@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.losses.pred import Pred
+from layerwise.losses.pred import pooled_shape
 from layerwise.losses.sim import count_nearest
 from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, similarity_matrix
-from layerwise.ops.pooling import average, averaged
+from layerwise.ops.pooling import average
 from layerwise.ops.spatial_std import spatial_deviation
 
 PROJECTED = 128  # numbers that stand for a label
@@ -64,9 +64,8 @@ class BiologicalPred(nn.Module):
 
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
         super().__init__()
-        pred = Pred(site, decoder_dim=decoder_dim)
-        self.kernel = pred.kernel
-        inputs = pred.classifier.in_features
+        self.kernel, pooled = pooled_shape(site, decoder_dim)
+        inputs = prod(pooled)
         self.classifier = nn.Linear(inputs, PROJECTED)
         nn.init.zeros_(self.classifier.weight)
         self.register_buffer("signs", (projected_labels(site) > 0).float())
@@ -114,8 +113,7 @@ class BiologicalSim(nn.Module):
 
     def __init__(self, site: Site, *, decoder_dim: int = 4096) -> None:
         super().__init__()
-        self.kernel = Pred(site, decoder_dim=decoder_dim).kernel
-        channels, *size = averaged(site.shape, self.kernel) if self.kernel else site.shape
+        self.kernel, (channels, *size) = pooled_shape(site, decoder_dim)
         self.deviation = channels > 3 and prod(size) > 1
         self.register_buffer("projected", projected_labels(site))
 

@@ -35,6 +35,9 @@ class Site:
             of later blocks; None: nothing is known of them.
         teacher: part of a trained network whose features the unit's can be compared with; None:
             nothing is known of one.
+        tokens: whether the features are tokens, which are read as maps (C, N, 1) of N positions.
+        normalises_layers: whether the network's last features pass layer normalisation before they
+            are classified.
     """
 
     index: int
@@ -47,6 +50,8 @@ class Site:
     normalization: tuple[Sequence[float], Sequence[float]] | None = None
     place: "Callable[[], Place] | None" = None
     teacher: "TeacherUnit | None" = None
+    tokens: bool = False
+    normalises_layers: bool = False
 
     @property
     def last(self) -> bool:

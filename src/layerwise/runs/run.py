@@ -88,7 +88,8 @@ class Run:
     )
     at: str = option(
         "layer",
-        "where units end: layer, block, module, a number of units, or module paths with commas",
+        "where units end: layer, block, module, a number of units, module paths with commas, or "
+        "memory:SIZE, the fewest whose training is predicted to fit",
     )
     output_layer: str = option(
         "joined",

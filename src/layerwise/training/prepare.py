@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from layerwise.core.cuda_graphs import CapturedSteps
+from layerwise.core.cuts import BUDGET
 from layerwise.core.factories import scale_rate
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
@@ -90,6 +91,7 @@ class Prepared:
         augmentation: of the training images.
         device: where it trains.
         preset: record of the published settings that it began from, if it did.
+        plan: record of the budget of memory that its units were planned by, if they were.
     """
 
     run: Run
@@ -105,6 +107,7 @@ class Prepared:
     device: torch.device
     measures: tuple[str, ...]
     preset: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
 
     @property
     def own_cut(self) -> str | int | list[str]:
@@ -300,9 +303,18 @@ def hierarchy_of(run: Run) -> Hierarchy | None:
 
 
 def parse_cut(at: str) -> str | int | list[str]:
-    """``layer``, ``block``, ``module``, a number of units, or module paths joined by commas."""
+    """``layer``, ``block``, ``module``, a number of units, or module paths joined by commas.
+
+    Raises:
+        InvalidInput: it is a budget of memory, from which no units were planned.
+    """
     if at in ("layer", "block", "module"):
         return at
+    if at.startswith(BUDGET):
+        raise InvalidInput(
+            f"Cannot use --at {brief(at)} here: units are planned for a training. Give it to "
+            "layerwise train, audit or compare --losses, or give a number of units."
+        )
     number = at.isascii() and at.isdigit() and len(at) < MOST_DIGITS
     return int(at) if number else [path.strip() for path in at.split(",")]
 

@@ -176,6 +176,7 @@ def describe_session(
         "layouts": formats,
         "execution": asdict(prepared.execution),
         **({"preset": prepared.preset} if prepared.preset else {}),
+        **({"plan": prepared.plan} if prepared.plan else {}),
         **describe_machine(prepared.device),
     }
 
@@ -221,7 +222,7 @@ def describe_steps(learner: Learner) -> str:
 def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[str, Any]:
     """The run's name and main choices, as results show them."""
     run, local = prepared.run, len(learner.units) > 1
-    hierarchy = hierarchy_of(run)
+    hierarchy, plan = hierarchy_of(run), folder.facts().get("plan")
     return {
         "run": str(folder.path),
         "model": run.model,
@@ -236,6 +237,7 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
         "span": learner.span,
         "head_parameters": sum(count(unit.loss) for unit in learner.units),
         "seed": run.seed,
+        **({"plan": plan} if plan else {}),
     }
 
 

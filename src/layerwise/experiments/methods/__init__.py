@@ -26,6 +26,7 @@ from layerwise.experiments.methods.table import (
     write_csv,
 )
 from layerwise.experiments.sweep import entries, trained
+from layerwise.profiling.budget import plan_run
 from layerwise.profiling.costs import StepCosts, step_costs
 from layerwise.profiling.plot import check_figure
 from layerwise.runs.ranges import MOST_SEEDS
@@ -39,8 +40,9 @@ class Comparison:
     """What is compared, and how.
 
     Attributes:
-        losses: local losses, trained by the rule simultaneous, and by local rules among ``rules``.
-        spans: of the rule simultaneous: how many units a loss reaches.
+        losses: local losses, trained by the rule simultaneous, and by local rules among ``rules``;
+            several by unit are one text, such as ``dgl-cnn,4=pred``.
+        spans: of the rule simultaneous: how many units a loss reaches, or text such as ``1,4=3``.
         rules: orders of updates beside it.
         equal: what all methods spend alike, in ``EQUAL``.
         seeds: number of runs of each method.
@@ -48,7 +50,7 @@ class Comparison:
     """
 
     losses: Sequence[str]
-    spans: Sequence[int]
+    spans: Sequence[int | str]
     rules: Sequence[str]
     equal: str = "epochs"
     seeds: int = 1
@@ -70,7 +72,10 @@ def compare_methods(
     check_range("seeds", comparison.seeds, 1, MOST_SEEDS)
     choose("equal", comparison.equal, EQUAL)
     check_files(comparison)
-    methods = methods_of(base, comparison.losses, comparison.spans, comparison.rules)
+    methods = [
+        replace(method, run=plan_run(method.run, execution)[0])
+        for method in methods_of(base, comparison.losses, comparison.spans, comparison.rules)
+    ]
     entries([method.run for method in methods], output, execution)
     costs = {method.name: step_costs(method.run, execution) for method in methods}
     refuse_one_unit(methods, costs)

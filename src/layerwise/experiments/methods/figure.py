@@ -124,7 +124,7 @@ def look_of(row: dict[str, Any], losses: Sequence[str]) -> dict[str, Any]:
     number = losses.index(row["loss"])
     colours = [colour for colour in COLOURS if colour != "#000000"]
     colour = colours[number % len(colours)]
-    filled = colour if row["span"] > 1 else "white"
+    filled = colour if row["span"] != 1 else "white"
     marker = MARKERS[number % 4]
     return {"marker": marker, "markersize": 6, "color": colour, "markerfacecolor": filled}
 

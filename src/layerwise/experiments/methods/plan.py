@@ -1,6 +1,6 @@
 """The methods of a comparison: local losses with their spans, and rules."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from layerwise.experiments.compare import check_rule_options, is_local
 from layerwise.losses import LOSSES
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
+from layerwise.runs.losses import loss_in_words, losses_of
 from layerwise.runs.run import NO_OPTIONS, Run
 from layerwise.training.prepare import registries, with_own_options, with_rule
 from layerwise.utils.options import Options, checked_options, options_of
@@ -23,31 +24,37 @@ class Method:
 
     Attributes:
         name: in tables.
-        loss: the local loss, or None.
-        span: number of units that a loss reaches.
+        loss: the local loss, or several with the units that they begin at; or None.
+        span: number of units that a loss reaches, or text such as ``1,4=3``; see ``core.reach``.
         run: with the base's seed and epochs.
     """
 
     name: str
     loss: str | None
-    span: int
+    span: int | str
     run: Run
 
 
 def methods_of(
-    base: Run, losses: Sequence[str], spans: Sequence[int], rules: Sequence[str]
+    base: Run, losses: Sequence[str], spans: Sequence[int | str], rules: Sequence[str]
 ) -> list[Method]:
     """Every method of a comparison, each once: the rules first, then every loss and span.
+
+    Args:
+        losses: a loss each, or several by unit: ``dgl-cnn,4=pred``.
+        spans: a number each, or text; see ``core.reach``.
 
     Raises:
         InvalidInput: a loss or rule is unknown, or an option belongs to none of them.
     """
     for loss in losses:
-        choose("loss", loss, LOSSES)
+        for name in losses_of(with_loss(base, loss)).values():
+            choose("loss", name, LOSSES)
     for rule in rules:
         choose("rule", rule, RULES)
     for span in spans:
-        check_range("span", span, 1, LONGEST_SPAN)
+        if isinstance(span, int):
+            check_range("span", span, 1, LONGEST_SPAN)
     losses, rules = list(dict.fromkeys(losses)), list(dict.fromkeys(rules))
     spans = list(dict.fromkeys(spans))
     check_rule_options(base, [LOCAL, *rules])
@@ -68,23 +75,38 @@ def reference_of(methods: Sequence[Method]) -> Method:
 
 def whole_method(base: Run, rule: str) -> Method:
     """A rule that trains the network as one unit, without a local loss."""
-    run = replace(with_rule(base, rule), loss=Run.loss, loss_options=NO_OPTIONS)
+    run = replace(with_rule(base, rule), loss=Run.loss, loss_from="", loss_options=NO_OPTIONS)
     return Method(rule, None, 1, with_own_options(run))
 
 
-def local_method(base: Run, loss: str, rule: str, span: int) -> Method:
-    run = with_rule(base, rule)
-    declared = options_of(registries()["loss"][loss])
+def with_loss(base: Run, loss: str) -> Run:
+    """A run with a loss, or with several by unit, such as ``dgl-cnn,4=pred``."""
+    first, _, later = loss.partition(",")
+    return replace(base, loss=first, loss_from=later)
+
+
+def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
+    run = with_loss(with_rule(base, rule), loss)
+    declared = declared_by(losses_of(run).values())
     options = {name: value for name, value in base.loss_options.items() if name in declared}
     order = {name: value for name, value in run.rule_options.items() if name != "span"}
     run = replace(
         run,
-        loss=loss,
         loss_options=Options(options),
         rule_options=Options({**order, **({"span": span} if rule == LOCAL else {})}),
     )
-    words = [loss, *([f"span {span}"] if span > 1 else []), *([rule] if rule != LOCAL else [])]
+    words = [
+        loss_in_words(run),
+        *([f"span {span}"] if span != 1 else []),
+        *([rule] if rule != LOCAL else []),
+    ]
     return Method(", ".join(words), loss, span, with_own_options(run))
+
+
+def declared_by(losses: Iterable[str]) -> set[str]:
+    """Names of the options that some losses declare."""
+    registry: Mapping[str, Callable[..., Any]] = registries()["loss"]
+    return {name for loss in losses for name in options_of(registry[loss])}
 
 
 def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
@@ -93,10 +115,10 @@ def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
     Raises:
         InvalidInput: naming it.
     """
-    registry: Mapping[str, Callable[..., Any]] = registries()["loss"]
-    declared = {name for loss in losses for name in options_of(registry[loss])}
+    names = [name for loss in losses for name in losses_of(with_loss(base, loss)).values()]
+    declared = declared_by(names)
     strange = {name: value for name, value in base.loss_options.items() if name not in declared}
-    checked_options("loss", losses[:1], registry, strange)
+    checked_options("loss", names[:1], registries()["loss"], strange)
 
 
 def refuse_one_unit(methods: Sequence[Method], costs: Mapping[str, StepCosts]) -> None:
