@@ -32,6 +32,8 @@ def create_engine(name: str, options: Mapping[str, Any]) -> Engine | None:
                 f"process, which has no options. Give --on {' or --on '.join(ENGINES)}."
             )
         return None
+    for option in options:
+        choose("--on-option", option, options_of(ENGINES[name]))
     engine = ENGINES[name](**checked_options("engine", [name], ENGINES, options))
     engine.check()
     if find_spec(PACKAGES[name]) is None:

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from layerwise.errors import InvalidInput
 from layerwise.experiments.engines.task import Outcome, Task, mark_folder, task_of
@@ -35,7 +35,10 @@ class Engine(ABC):
     gpus: float = 0.0
     retries: int = 2
 
-    name: ClassVar[str]
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where runs are trained, in words."""
 
     def check(self) -> None:
         """Refuse options that are out of range.
@@ -100,9 +103,10 @@ class Engine(ABC):
 
     def on_worker(self, execution: Execution) -> Execution:
         """An execution with the cores and the GPU that a worker is given."""
-        device = "cuda" if self.gpus and execution.device == "auto" else execution.device
-        threads = execution.cpu_threads or self.cpus
-        return replace(execution, device=device, cpu_threads=threads)
+        device = execution.device
+        if device == "auto":
+            device = "cuda" if self.gpus else "cpu"
+        return replace(execution, device=device, cpu_threads=execution.cpu_threads or self.cpus)
 
     def outcomes(self, tasks: Sequence[Task]) -> Iterator[tuple[Path, Outcome]]:
         """The folder of every task and how it ended, as they end."""
@@ -110,7 +114,7 @@ class Engine(ABC):
         waiting: dict[Any, Task] = {}
         with self.told(waiting):
             waiting |= zip(self.start(tasks), tasks, strict=True)
-            print(f"{len(tasks)} runs are with {self.name}", flush=True)
+            print(f"runs to train: {len(tasks)}; by {self.place}", flush=True)
             while waiting:
                 for job in self.ended(list(waiting)):
                     task = waiting.pop(job)

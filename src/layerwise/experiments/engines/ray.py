@@ -1,12 +1,11 @@
 """Ray: a remote task for every run, on this machine or on a cluster that runs."""
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from layerwise.errors import InvalidInput, brief
 from layerwise.experiments.engines.base import Engine, WorkerDied
@@ -31,7 +30,9 @@ class Ray(Engine):
 
     address: str = LOCAL
 
-    name: ClassVar[str] = "Ray"
+    @property
+    def place(self) -> str:
+        return f"Ray ({self.address})"
 
     @contextmanager
     def connected(self, output: Path) -> Iterator[None]:
@@ -39,7 +40,6 @@ class Ray(Engine):
 
         from layerwise.experiments.engines.worker import carry_out
 
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # 0 GPUs: sees none
         self.check_address()
         own = {"object_store_memory": OBJECT_STORE, "include_dashboard": False}
         try:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from layerwise.errors import InvalidInput, choose
 from layerwise.experiments.engines.base import Engine, WorkerDied
@@ -50,7 +50,9 @@ class Slurm(Engine):
     account: str | None = None
     at_once: int = 256
 
-    name: ClassVar[str] = "Slurm"
+    @property
+    def place(self) -> str:
+        return "Slurm" if self.cluster == "slurm" else "processes on this machine"
 
     def check(self) -> None:
         super().check()
