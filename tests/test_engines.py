@@ -175,7 +175,7 @@ def test_a_worker_uses_what_was_asked_for():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--on spark", "Cannot use --on 'spark': it is unknown. Accepted: local, slurm, ray."),
+        ("--on spark", "Cannot use --on 'spark': it is unknown. Accepted: local, slurm, ray"),
         ("--on here --on-option cpus=two", "cpus='two' (option of the engine 'here'): it is not"),
         ("--on here --on-option cpus=0", "cpus=0: it is too small. Give 1 or more."),
         ("--on here --on-option gpus=nan", "it is out of range"),
@@ -202,7 +202,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 
 def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd):
     pytest.importorskip("submitit", reason="submitit is not installed")
-    run = replace(TINY, epochs=400)
+    run = replace(TINY, epochs=25)
     entries = sweep.entries([run], tmp_path, Execution())
     killer = threading.Thread(target=kill_holder, args=(entries[0].folder,))
     killer.start()

@@ -133,14 +133,17 @@ class Engine(ABC):
 
     @contextmanager
     def told(self, waiting: dict[Any, Task]) -> Iterator[None]:
-        """Say on an interruption what becomes of the jobs that were waited for."""
+        """Say on an interruption or a refusal what becomes of the jobs that were waited for."""
         try:
             yield
+        except InvalidInput as refusal:
+            if not waiting:
+                raise
+            raise InvalidInput(f"{refusal} Meanwhile {self.leave(list(waiting))}.") from None
         except KeyboardInterrupt:
             said = self.leave(list(waiting)) if waiting else "nothing runs any longer"
-            raise KeyboardInterrupt(f"stopped waiting; {said}. Go on with the same command") from (
-                None
-            )
+            message = f"stopped waiting; {said}. Go on with the same command"
+            raise KeyboardInterrupt(message) from None
 
 
 def dead(task: Task, number: int, death: WorkerDied) -> Outcome:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from layerwise.errors import InvalidInput, brief
 from layerwise.experiments.engines.base import Engine, WorkerDied
@@ -62,19 +62,21 @@ class Ray(Engine):
 
     def check_address(self) -> None:
         """Refuse a cluster that does not answer, for which Ray itself would wait for minutes."""
-        host, _, port = self.address.removeprefix("ray://").rpartition(":")
         if self.address in (LOCAL, "auto"):
             return
+        host, _, port = self.address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal():
+            self.refuse_address("it is neither local, auto, HOST:PORT nor ray://HOST:PORT")
         try:
             socket.create_connection((host, int(port)), timeout=REACHED).close()
-        except (OSError, ValueError, OverflowError) as error:
+        except (OSError, OverflowError) as error:
             self.refuse_address(str(error))
 
-    def refuse_address(self, reason: str) -> None:
+    def refuse_address(self, reason: str) -> NoReturn:
+        reason = brief(reason).rstrip(".")
         raise InvalidInput(
-            f"Cannot reach a Ray cluster at address={brief(self.address)}: {brief(reason)}. Start "
-            "one with `ray start --head`, correct the address, or leave it out for Ray on this "
-            "machine."
+            f"Cannot reach a Ray cluster at address={brief(self.address)}: {reason}. Start one "
+            "with `ray start --head`, correct the address, or leave it out for Ray on this machine."
         )
 
     def check_resources(self, nodes: Sequence[dict[str, Any]]) -> None:
