@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.engines import add_engine, engine_of
 from layerwise.cli.options import Parser, add_config, add_fields
 from layerwise.cli.values import collect_both
 from layerwise.runs.run import Execution, Run
@@ -64,6 +65,7 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="list the proposals with their costs and train nothing",
     )
+    add_engine(parser)
     add_fields(parser, Run, skip={"model", "rule"}, declared=("model", "loss"))
     add_fields(parser, Execution, skip={"cache_dir", "cache_limit", "separability_against"})
 
@@ -75,4 +77,5 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     choices = {name: getattr(parsed, name) for name in names}
     search = Search(budgets=tuple(parsed.budget), **choices)
     base, execution = collect_both(parsed)
-    return accelerate(base, search, Path(parsed.output), execution, parsed.dry_run)
+    output, engine = Path(parsed.output), engine_of(parsed)
+    return accelerate(base, search, output, execution, parsed.dry_run, engine)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.engines import add_engine, engine_of
 from layerwise.cli.options import Parser, add_config, add_fields
 from layerwise.cli.values import collect_both
 from layerwise.errors import InvalidInput, brief
@@ -66,6 +67,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="with --losses: draw accuracy against multiply-adds and memory, as .svg or .png",
     )
+    add_engine(parser)
     add_fields(parser, Run, skip={"model", "hierarchy", "rule", "span"})
     add_fields(parser, Execution, skip={"separability_against"})
 
@@ -94,8 +96,8 @@ def run_hierarchies(
     base, execution = collect_both(parsed, rules)
     if spans:
         base = replace(base, rule_options=Options({**base.rule_options, "span": spans[0]}))
-    output = Path(parsed.output)
-    return compare(base, parsed.hierarchies, rules, parsed.seeds, output, execution)
+    output, engine = Path(parsed.output), engine_of(parsed)
+    return compare(base, parsed.hierarchies, rules, parsed.seeds, output, execution, engine)
 
 
 def run_methods(
@@ -127,7 +129,8 @@ def run_methods(
         csv=parsed.csv,
         figure=parsed.figure,
     )
-    return compare_methods(base, comparison, Path(parsed.output), execution)
+    output, engine = Path(parsed.output), engine_of(parsed)
+    return compare_methods(base, comparison, output, execution, engine)
 
 
 def refuse_hierarchies() -> None:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.engines import add_engine, engine_of
 from layerwise.cli.options import Parser, add_fields
 from layerwise.cli.values import collect
 from layerwise.errors import check_range, choose
@@ -46,6 +47,7 @@ def add_arguments(parser: Parser) -> None:
         help="folder for the runs (default: runs/ and the scale)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
+    add_engine(parser)
     add_fields(parser, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES), declared=())
     add_fields(parser, Execution, skip={"separability_against"})
 
@@ -58,8 +60,9 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     changes = {name: getattr(parsed, name) for name in DEPARTURES if hasattr(parsed, name)}
     columns = list(COLUMNS) if column == "both" else [column]
     planned = plan(rows, parsed.scale, columns, range(parsed.seeds), **changes)
+    engine = engine_of(parsed)
     from layerwise.experiments.reproduce import reproduce
 
     output = Path(parsed.output or Path("runs") / parsed.scale)
     execution = collect(parsed, Execution())
-    return reproduce(planned, parsed.scale, output, execution, parsed.dry_run)
+    return reproduce(planned, parsed.scale, output, execution, parsed.dry_run, engine)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.errors import check_range, choose
+from layerwise.experiments.engines import Engine
 from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
@@ -31,10 +32,14 @@ def compare(
     seeds: int,
     output: Path,
     execution: Execution,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Train every hierarchy by every rule and print the table.
 
     Finished runs are not trained again.
+
+    Args:
+        engine: whose workers train the runs; None: this process.
 
     Raises:
         InvalidInput: a hierarchy or rule is unknown, or a run cannot be carried out.
@@ -54,7 +59,7 @@ def compare(
     wanted = entries(runs, output, execution)
     path = table_path(base, output, [str(entry.folder.path) for entry in wanted])
     refuse_foreign("--output", path, TABLE_BEGINS, "compare")
-    results = trained(wanted, execution)
+    results = trained(wanted, engine)
     groups = [
         results[start : start + len(runs) // len(stages)] for start in group_starts(runs, stages)
     ]

@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from layerwise.experiments.sweep import FINISHED, TO_DO, UNFINISHED, Entry, entries, sweep
+from layerwise.experiments.engines import Engine
+from layerwise.experiments.states import FINISHED, TO_DO, UNFINISHED
+from layerwise.experiments.sweep import Entry, entries, sweep
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.rows import ROWS, SCALES, Planned, Row
 from layerwise.profiling.estimate import estimate
@@ -60,24 +62,29 @@ def share_done(entry: Entry) -> float:
     return records[-1]["epoch"] / entry.run.epochs if records else 0.0
 
 
-def announce(wanted: Sequence[Entry], scale: str, seconds: dict[Run, float]) -> None:
-    """Say what the sweep will cost before it starts."""
+def announce(wanted: Sequence[Entry], scale: str, cost: str) -> None:
+    """Say what the sweep will train, and the cost in words, before it starts."""
     states = [entry.state for entry in wanted]
     print(f"{len(wanted)} runs at scale {scale}: {SCALES[scale].text}", flush=True)
     print(
-        (
-            f"{states.count(FINISHED)} finished, {states.count(UNFINISHED)} begun, "
-            f"{states.count(TO_DO)} to do; "
-        ),
-        end="",
+        f"{states.count(FINISHED)} finished, {states.count(UNFINISHED)} begun, "
+        f"{states.count(TO_DO)} to do{cost}",
+        flush=True,
     )
-    print(f"about {clock(sum(seconds.values()))} of training on this machine", flush=True)
 
 
 def reproduce(
-    planned: Sequence[Planned], scale: str, output: Path, execution: Execution, dry_run: bool
+    planned: Sequence[Planned],
+    scale: str,
+    output: Path,
+    execution: Execution,
+    dry_run: bool,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Carry out a plan and show the paper's numbers beside those measured.
+
+    Args:
+        engine: whose workers train the runs; None: this process, once their time is estimated.
 
     Returns:
         ``scale`` and ``runs``: each with its rows, folder, state, description and, when finished,
@@ -94,10 +101,12 @@ def reproduce(
             print(f"{entry.label}: {entry.state}, {entry.folder.path}")
         print(f"{len(wanted)} runs at scale {scale}; nothing was trained", flush=True)
         return {"scale": scale, "runs": [pair.describe(pair.entry.state) for pair in pairs]}
-    check_data(wanted)
-    seconds = costs(wanted, execution)
-    announce(wanted, scale, seconds)
-    without = sweep(wanted, execution, seconds)
+    seconds = None
+    if engine is None:  # workers have other data folders and another speed
+        check_data(wanted)
+        seconds = costs(wanted, execution)
+    announce(wanted, scale, cost_in_words(seconds))
+    without = sweep(wanted, seconds, engine=engine)
     print_table(pairs, scale)
     for state, folders in folders_by_state(without).items():
         print(f"{state}: {', '.join(folders)}", flush=True)
@@ -106,6 +115,12 @@ def reproduce(
         "scale": scale,
         "runs": [pair.describe(state) for pair, state in zip(pairs, states, strict=True)],
     }
+
+
+def cost_in_words(seconds: dict[Run, float] | None) -> str:
+    if seconds is None:
+        return ""
+    return f"; about {clock(sum(seconds.values()))} of training on this machine"
 
 
 def folders_by_state(without: dict[str, str]) -> dict[str, list[str]]:

@@ -33,6 +33,7 @@ from layerwise.experiments.accelerate.results import (
     print_results,
     result_rows,
 )
+from layerwise.experiments.engines import Engine
 from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
@@ -71,7 +72,12 @@ class Search:
 
 
 def accelerate(
-    base: Run, search: Search, output: Path, execution: Execution, dry_run: bool
+    base: Run,
+    search: Search,
+    output: Path,
+    execution: Execution,
+    dry_run: bool,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Find a design within budgets that learns better layer-wise than the base's.
 
@@ -81,6 +87,7 @@ def accelerate(
         base: the run to improve on; its epochs are those of a full-length training.
         output: folder that holds all runs.
         dry_run: list the proposals with their costs and train nothing.
+        engine: whose workers train the runs; None: this process.
 
     Returns:
         ``base`` and ``proposals``, those listed or trained: costs (see ``costs.Cost``) and how
@@ -95,7 +102,7 @@ def accelerate(
     base, search = checked(base, search, dry_run)
     costs, budgets = Costs(base), parse_budgets(search.budgets)
     proposals = propose_designs(base, search.move, budgets, costs)
-    gains = short_gains(base, output, execution) if search.rank == "gain" else None
+    gains = short_gains(base, output, execution, engine) if search.rank == "gain" else None
     ranking = rank_by_count(proposals) if gains is None else rank_by_gain(proposals, gains)
     own = costs.cost(base_hierarchy(base))
     first = first_costs(ranking, max(search.listed, search.finalists), budgets, costs, own)
@@ -116,7 +123,7 @@ def accelerate(
         return report
     chosen = [own, *first[: search.finalists]]
     runs = finals(base, search, chosen)
-    results = trained(entries(runs, output, execution), execution)
+    results = trained(entries(runs, output, execution), engine)
     rows = result_rows(chosen, ranking, results)
     print_results(base, search.final_epochs, search.seeds, rows)
     if search.figure is not None:
@@ -195,14 +202,16 @@ def pools_maps(model: str) -> bool:
     return isinstance(factory, Published) and factory.family is VGG
 
 
-def short_gains(base: Run, output: Path, execution: Execution) -> list[list[float]]:
+def short_gains(
+    base: Run, output: Path, execution: Execution, engine: Engine | None
+) -> list[list[float]]:
     """The mean gains of the base's units, after short runs of the base."""
     print("short runs of the base, to measure what its units gain", flush=True)
     runs = [
         replace(base, epochs=SHORT_EPOCHS, seed=base.seed + number) for number in range(SHORT_SEEDS)
     ]
     wanted = entries(runs, output / SHORT, execution)
-    trained(wanted, execution)
+    trained(wanted, engine)
     folders = [entry.folder for entry in wanted]
     gains = mean_gains([measured_gains(folder, execution) for folder in folders])
     print_gains(gains)

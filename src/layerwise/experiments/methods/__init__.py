@@ -12,6 +12,7 @@ from typing import Any
 
 from layerwise.errors import InvalidInput, check_range, choose
 from layerwise.experiments.compare import TABLE_BEGINS, table_path
+from layerwise.experiments.engines import Engine
 from layerwise.experiments.methods.budget import EQUAL, equal_epochs
 from layerwise.experiments.methods.plan import (
     Method,
@@ -59,11 +60,18 @@ class Comparison:
 
 
 def compare_methods(
-    base: Run, comparison: Comparison, output: Path, execution: Execution
+    base: Run,
+    comparison: Comparison,
+    output: Path,
+    execution: Execution,
+    engine: Engine | None = None,
 ) -> dict[str, Any]:
     """Train every method over seeds, print the table, and write it.
 
     Finished runs are not trained again.
+
+    Args:
+        engine: whose workers train the runs; None: this process.
 
     Raises:
         InvalidInput, CannotSplit: a loss, span or rule is unknown or fits not, an option belongs to
@@ -94,7 +102,7 @@ def compare_methods(
     wanted = entries(runs, output, execution, labels)
     path = table_path(base, output, [str(entry.folder.path) for entry in wanted])
     refuse_foreign("--output", path, TABLE_BEGINS, "compare")
-    results = trained(wanted, execution)
+    results = trained(wanted, engine)
     rows = [
         summarise(method, base.epochs, costs[method.name], whole, of_seeds)
         for method, of_seeds in zip(methods, groups(results, comparison.seeds), strict=True)
