@@ -29,8 +29,12 @@ from layerwise.memory.accounting import (
     storage_bytes,
     unit_tensors,
 )
-from layerwise.memory.onednn import workspace_bytes
+from layerwise.memory import cuda, onednn
 from layerwise.ops.windowed_gradient import GradientInParts, made_whole
+from layerwise.utils.device import device_kind
+
+
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 class Footprint(TorchDispatchMode):
@@ -109,13 +113,15 @@ class Footprint(TorchDispatchMode):
     def _take_over(self, summand: Tensor, result: Tensor) -> None:
         """Count a sum in the place of its first summand, which is not needed any more."""
         old, new = storage_bytes(summand)[0], storage_bytes(result)[0]
-        if new not in self._alive and self._alive.get(old, 0) == result.untyped_storage().nbytes():
+        if new not in self._alive and self._alive.get(old, 0) >= result.untyped_storage().nbytes() > 0:
             self._alive[new], self._alive[old] = self._alive[old], 0
             weakref.finalize(result.untyped_storage(), self._remove, new).atexit = False
 
     def _add(self, tensor: Tensor) -> None:
         key, size = storage_bytes(tensor)
         if key not in self._alive:
+            if device_kind(tensor) == "cuda":
+                size = cuda.block_bytes(size)
             self._alive[key] = size
             weakref.finalize(tensor.untyped_storage(), self._remove, key).atexit = False
             self._change(size)
@@ -126,6 +132,14 @@ class Footprint(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self._sum += size
         self.timeline.points.append((self._operations, self._sum))
+
+
+def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
+    """The most bytes that an operation has alive at once, its result counted, where known."""
+    if func not in CONVOLUTIONS:
+        return 0
+    kind = device_kind(args[0])
+    return (cuda if kind == "cuda" else onednn).workspace_bytes(func, args, result)
 
 
 def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:

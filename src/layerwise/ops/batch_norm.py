@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, GradientInParts, made_whole
+from layerwise.utils.device import device_kind
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 # the least size of a part of larger maps: it stays in a CPU's cache from one operation to the next
@@ -128,7 +129,7 @@ class Normalisation(nn.Module):
             )
         if self.is_by_parts(maps):
             return self.in_place(maps)
-        evaluates = not self.training and not torch.is_grad_enabled() and maps.device.type == "cpu"
+        evaluates = not self.training and not torch.is_grad_enabled() and device_kind(maps) == "cpu"
         if evaluates and self in _overwriting.get():
             return self.written_over(maps)
         if self.training:
@@ -149,7 +150,7 @@ class Normalisation(nn.Module):
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
         # a GPU is slower with parts than with the whole
         once = not _several_gradients.get()
-        return self.training and large and once and maps.device.type == "cpu"
+        return self.training and large and once and device_kind(maps) == "cpu"
 
     def in_place(
         self,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from layerwise.utils.device import device_kind
+
 # size of a part that stays in a core's cache from one pass over it to the next
 CACHED_ELEMENTS = 1 << 17
 # few operations for very large maps, of which a part is then less than a hundredth
@@ -39,7 +41,7 @@ class Deviation(torch.autograd.Function):
             kernels.deviation
             if kernels
             else in_pieces
-            if maps.device.type == "cpu"
+            if device_kind(maps) == "cpu"
             else in_one_pass
         )
         mean, deviation = compute(maps)
@@ -64,7 +66,7 @@ class Deviation(torch.autograd.Function):
         factors = torch.where(
             deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0
         )[..., None, None]
-        if maps.device.type != "cpu":
+        if device_kind(maps) != "cpu":
             return write_at_once(maps, means, factors)
         for part, mean, factor in zip(
             parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True
@@ -75,7 +77,7 @@ class Deviation(torch.autograd.Function):
 
 def kernels_for(maps: Tensor) -> ModuleType | None:
     """Triton's kernels for these maps, on a GPU where Triton is installed and can compile."""
-    if maps.device.type != "cuda":
+    if device_kind(maps) != "cuda":
         return None
     try:
         from layerwise.ops import spatial_std_triton

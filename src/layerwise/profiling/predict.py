@@ -12,6 +12,7 @@ from layerwise.memory.accounting import Timeline, persistent_bytes, phases, unit
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
 from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
+from layerwise.utils.device import counting_for
 from layerwise.utils.options import keyword_only
 
 MOST = 2**20  # images in a batch; larger ones are not looked for
@@ -48,7 +49,12 @@ class PredictedStep:
 
 
 def predict_steps(
-    rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None = None
+    rule: str,
+    learner: Learner,
+    batch_size: int,
+    options: dict[str, Any],
+    layout: str | None = None,
+    device: str = "cpu",
 ) -> list[PredictedStep]:
     """Predict a rule's steps.
 
@@ -59,7 +65,16 @@ def predict_steps(
         options: of the rule.
         layout: the memory format, one of ``MEMORY_FORMATS``; None: as the learner has it. ``trial``
             is predicted as ``auto``.
+        device: ``cpu`` or ``cuda``, the kind of device whose operations and allocator are counted;
+            the learner may lie on another.
     """
+    with counting_for(device):
+        return predicted_steps(rule, learner, batch_size, options, layout)
+
+
+def predicted_steps(
+    rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None
+) -> list[PredictedStep]:
     steps = []
     formats = formats_of(learner, layout)
     with pretended(learner, formats) as copied:
