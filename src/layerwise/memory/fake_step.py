@@ -31,7 +31,7 @@ from layerwise.memory.accounting import (
 )
 from layerwise.memory import cuda, onednn
 from layerwise.ops.windowed_gradient import GradientInParts, made_whole
-from layerwise.utils.device import device_kind
+from layerwise.utils.device import counting_for, device_kind
 
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
@@ -211,8 +211,9 @@ def pretended(
             copy; None: as they are.
     """
     learner, *pieces = tree_leaves(things)
+    kind = device_kind(next(learner.model.parameters()))
     constants = [buffer for piece in pieces for buffer in piece.buffers()]
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, counting_for(kind):
         doubles: dict[int, Any] = {
             id(tensor): mode.from_tensor(tensor)
             for tensor in (*persistent_tensors(learner), *constants)

@@ -92,7 +92,7 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
 class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
-    While it trains on a CPU, the gradient of large maps z is written over them. Nothing else may
+    While it trains, the gradient of large maps z is written over them, on any device. Nothing else may
     read them after the backward pass, which runs once.
 
     It is no ``BatchNorm2d``, so functions that replace or reset those
@@ -148,9 +148,7 @@ class Normalisation(nn.Module):
 
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        # a GPU is slower with parts than with the whole
-        once = not _several_gradients.get()
-        return self.training and large and once and device_kind(maps) == "cpu"
+        return self.training and large and not _several_gradients.get()
 
     def in_place(
         self,
@@ -182,7 +180,7 @@ class NormalisedActivation(Normalisation):
 
         Args:
             spare: whether nothing else reads s, not even a hook. Where ``Normalisation`` computed
-                s from large maps on a CPU in training, f is then written over it.
+                s from large maps in training, f is then written over it.
         """
         if self.is_by_parts(maps):
             return self.in_place(maps, shortcut, activates=True, spare=spare)

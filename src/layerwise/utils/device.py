@@ -28,6 +28,11 @@ def counting_for(kind: str) -> Iterator[None]:
         _counted_for.reset(token)
 
 
+def is_counted() -> bool:
+    """Whether operations are only counted here, so that nothing may read a tensor's address."""
+    return _counted_for.get() is not None
+
+
 def device_kind(tensor: Tensor) -> str:
     """The type of a tensor's device, or of the device that its operations are counted for."""
     return _counted_for.get() or tensor.device.type
