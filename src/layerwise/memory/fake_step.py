@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from layerwise.core.learner import Learner
+from layerwise.memory import cuda, onednn
 from layerwise.memory.accounting import (
     Mark,
     Timeline,
@@ -29,10 +30,8 @@ from layerwise.memory.accounting import (
     storage_bytes,
     unit_tensors,
 )
-from layerwise.memory import cuda, onednn
 from layerwise.ops.windowed_gradient import GradientInParts, made_whole
-from layerwise.utils.device import counting_for, device_kind
-
+from layerwise.utils.device import counting_for, device_kind, device_of
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -113,7 +112,8 @@ class Footprint(TorchDispatchMode):
     def _take_over(self, summand: Tensor, result: Tensor) -> None:
         """Count a sum in the place of its first summand, which is not needed any more."""
         old, new = storage_bytes(summand)[0], storage_bytes(result)[0]
-        if new not in self._alive and self._alive.get(old, 0) >= result.untyped_storage().nbytes() > 0:
+        size = result.untyped_storage().nbytes()
+        if new not in self._alive and self._alive.get(old, 0) >= size > 0:
             self._alive[new], self._alive[old] = self._alive[old], 0
             weakref.finalize(result.untyped_storage(), self._remove, new).atexit = False
 
@@ -228,6 +228,14 @@ def pretended(
             for tensor in unit_tensors(unit):
                 doubles[id(tensor)] = with_memory_format(doubles[id(tensor)], memory_format)
         yield copy.deepcopy(things, doubles)
+
+
+def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
+    """A batch for a learner: images of its shape, whose contents are not set, and labels 0."""
+    images = torch.empty(
+        batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
+    )
+    return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
 
 
 def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:

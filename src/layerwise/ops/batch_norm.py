@@ -92,8 +92,8 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
 class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
-    While it trains, the gradient of large maps z is written over them, on any device. Nothing else may
-    read them after the backward pass, which runs once.
+    While it trains, the gradient of large maps z is written over them, on any device. Nothing else
+    may read them after the backward pass, which runs once.
 
     It is no ``BatchNorm2d``, so functions that replace or reset those
     (``SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``) leave it as it

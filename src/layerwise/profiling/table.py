@@ -6,7 +6,6 @@ from rich.table import Table
 
 from layerwise.utils import terminal
 
-
 DEVICES = {
     "cpu": "a CPU",
     "cuda": "a GPU, for steps made singly, without what cannot be known: workspaces that cuDNN "
@@ -26,9 +25,10 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
     caption = (
         f"{first['parameters']:,} parameters. Memory is counted whole: weights, heads, gradients, "
         f"optimizer state, activations, temporaries; predicted for {DEVICES[result['device']]}, "
-        "channels-last unless --memory-format contiguous is given. saved: the most that is kept for a backward pass "
-        "at once. sequential: one step of each unit, with the frozen units before it; its cache "
-        "is not in the peaks. process: with Python and PyTorch themselves. (…): ratio to global."
+        "channels-last unless --memory-format contiguous is given. saved: the most that is kept "
+        "for a backward pass at once. sequential: one step of each unit, with the frozen units "
+        "before it; its cache is not in the peaks. process: with Python and PyTorch themselves. "
+        "(…): ratio to global."
     )
     table = Table(
         title=f"{result['model']}, batch of {result['batch_size']}, {result['image_size']} pixels",
