@@ -185,7 +185,7 @@ def units_on_devices(costs: Sequence[Cost], devices: int, batch: int, link: Link
     chain = max(size for size in range(1, min(devices, len(costs)) + 1) if devices % size == 0)
     chains, images = devices // chain, batch / (devices // chain)
     parts = partition([cost.local * images + cost.update for cost in costs], chain)
-    programs: dict[int, list[Task]] = {device: [] for device in range(chain)} | {NETWORK: []}
+    programs: dict[int, list[Task]] = {device: [] for device in (*range(chain), NETWORK)}
     for step in range(STEPS):
         for device, part in enumerate(parts):
             programs[device] += local_tasks(costs, part, step, images, device, len(parts))
@@ -294,7 +294,7 @@ def pipeline(
     parts = partition(
         [images * (cost.forward + cost.backward) + cost.update for cost in costs], stages
     )
-    programs: dict[int, list[Task]] = {stage: [] for stage in range(stages)} | {NETWORK: []}
+    programs: dict[int, list[Task]] = {stage: [] for stage in (*range(stages), NETWORK)}
     for step in range(STEPS):
         for stage, part in enumerate(parts):
             first = min(under_way(stage, stages, micro), micro)

@@ -9,7 +9,10 @@ memory is measured beside it, in both orders of maps, by
 
     python benchmarks/memory.py --measure resnet18:1024 vgg16:128 --output results/memory-measured
 
-and with ``--device cuda`` on a GPU, by its allocator.
+and with ``--device cuda`` on a GPU, by its allocator. Without a GPU, what was measured on one is
+compared with what is predicted for it by
+
+    python benchmarks/memory.py --against results/memory-h200.csv --output results/memory-cuda
 """
 
 import argparse
@@ -26,6 +29,7 @@ import layerwise
 from layerwise.core.memory_format import FORMATS
 from layerwise.hierarchy import format_hierarchy
 from layerwise.memory.accounting import persistent_bytes
+from layerwise.ops.batch_norm import gradients_asked_for
 from layerwise.profiling.measure import measured
 from layerwise.profiling.predict import rule_options
 from layerwise.profiling.trial_steps import rule_ticks
@@ -61,13 +65,14 @@ def peak(
     way: str,
     batch: int,
     memory_format: str = "channels-last",
+    device: str = "cpu",
 ) -> int:
     """Predicted bytes on 32-pixel images of 10 classes."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
     network = layerwise.create_model(model, hierarchy=hierarchy)
     return layerwise.predict_peak(
-        network, (batch, 3, 32, 32), 10, rule, memory_format, **PUBLISHED, **options
+        network, (batch, 3, 32, 32), 10, rule, memory_format, device, **PUBLISHED, **options
     )
 
 
@@ -119,6 +124,34 @@ def measured_rows(points: list[str], device: torch.device) -> Any:
         yield line
 
 
+def compared_rows(path: Path, models: list[str] | None) -> Any:
+    """Lines of measured peaks of a GPU beside predictions that know nothing of them.
+
+    They were measured while normalisation on a GPU did not work in place, so it is predicted both
+    ways. A measurement begins when the batch before is alive, which therefore does not count.
+    """
+    with path.open() as file:
+        lines = [line for line in csv.DictReader(file) if not models or line["model"] in models]
+    for line, memory_format in itertools.product(lines, FORMATS):
+        model, way, batch = line["model"], line["way"], int(line["batch_size"])
+        with gradients_asked_for(several=True):  # normalisation then keeps its maps
+            before = peak(model, None, way, batch, memory_format, "cuda")
+        predicted = before - batch * (3 * 32 * 32 * 4 + 8)
+        measured_bytes = 1e6 * float(line[f"{memory_format}, MB"])
+        yield {
+            "model": model,
+            "batch_size": batch,
+            "way": way,
+            "memory_format": memory_format,
+            "measured, MB": f"{measured_bytes / 1e6:.1f}",
+            "predicted, MB": f"{predicted / 1e6:.1f}",
+            "error, %": f"{100 * (predicted / measured_bytes - 1):.1f}",
+            "predicted whole, in place, MB": (
+                f"{peak(model, None, way, batch, memory_format, 'cuda') / 1e6:.1f}"
+            ),
+        }
+
+
 def rows() -> Any:
     """Every point once: what it belongs to, the network, and its peak by each way."""
     for model, batch in itertools.product(NETWORKS, (128, 1024)):
@@ -146,10 +179,21 @@ def main() -> None:
         help="measure steps of these instead; writes OUTPUT.csv",
     )
     parser.add_argument("--device", default="cpu", help="of --measure (default: cpu)")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="predict a GPU's peaks beside those measured in this file instead; writes OUTPUT.csv",
+    )
+    parser.add_argument("--models", nargs="+", help="of --against (default: all in the file)")
     options = parser.parse_args()
     found: list[dict[str, Any]] = []
-    if options.measure:
-        for row in measured_rows(options.measure, torch.device(options.device)):
+    if options.measure or options.against:
+        for row in (
+            measured_rows(options.measure, torch.device(options.device))
+            if options.measure
+            else compared_rows(options.against, options.models)
+        ):
             found.append(row)
             print(*row.values(), flush=True)
             if options.output:

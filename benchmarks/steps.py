@@ -40,17 +40,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import layerwise
 from layerwise.core.cuda_graphs import CapturedSteps
 from layerwise.core.memory_format import set_memory_format
+from layerwise.memory.streams import MOST_STREAMS
 from layerwise.ops import small_conv
 from layerwise.profiling.measure import process_peak_bytes
 from layerwise.rules.checkpointed import checkpointed_piece
-from layerwise.runs.run import Execution
 from layerwise.training.machine import describe_machine
 from layerwise.utils.allocator import keep_freed_memory
 from layerwise.utils.device import synchronise
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
-STREAMS = Execution.streams
+STREAMS = MOST_STREAMS
 OURS = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "10000"}  # as the program sets them
 REFERENCES = ("published predsim", "plain loop", "global", "predsim joined")
 # contenders whose users set no environment variables

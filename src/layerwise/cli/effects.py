@@ -116,6 +116,11 @@ CONDITIONS = (
     ),
     Condition(("keep_memory",), lambda *both: not is_on_gpu(*both), "it is for training on a CPU"),
     Condition(("graphs", "streams"), is_on_gpu, "it is for training on a GPU"),
+    Condition(
+        ("memory",),
+        lambda run, execution: run.rule == "checkpointed" or is_on_gpu(run, execution),
+        "it is for training on a GPU, and for the rule checkpointed",
+    ),
     Condition(("streams",), lambda _, execution: execution.graphs, "it needs --graphs"),
     Condition(
         ("separability_measures", "separability_against"),

@@ -10,7 +10,7 @@ from layerwise.runs.run import Execution
 
 # fields of an execution that say nothing about a run that is only looked at
 TRAINING = {
-    *("eval_every", "save_every", "log", "memory_format", "cache_dir", "cache_limit"),
+    *("eval_every", "save_every", "log", "memory_format", "cache_dir", "cache_limit", "memory"),
     *("separability_every", "separability_measures", "separability_against"),
 }
 

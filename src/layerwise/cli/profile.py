@@ -14,7 +14,7 @@ NOT_PROFILED = {
 }
 NOT_EXECUTED = {
     *("data_dir", "workers", "download", "eval_every", "save_every", "log", "cache_dir"),
-    *("separability_every", "separability_measures", "separability_against"),
+    *("separability_every", "separability_measures", "separability_against", "memory"),
 }
 
 

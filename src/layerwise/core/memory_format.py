@@ -19,7 +19,7 @@ from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, Unit, in_memory_format, precision
 from layerwise.errors import InvalidInput, choose
 from layerwise.losses import Targets
-from layerwise.utils.device import device_of, synchronise
+from layerwise.utils.device import device_kind, device_of, synchronise
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 MEMORY_FORMATS = [*FORMATS, "auto", "trial"]
@@ -120,12 +120,12 @@ lay_out = set_memory_format  # the earlier name
 def memory_formats(learner: Learner, memory_format: str, before: Any = None) -> list[str]:
     """The names that ``set_memory_format`` returns, without setting anything."""
     choose("memory format", memory_format, MEMORY_FORMATS)
-    device = device_of(learner.model)
+    device = device_kind(next(learner.model.parameters()))
     if memory_format in FORMATS:
         names = [memory_format] * len(learner.units)
     elif is_list_of_formats(before):
         names = checked_length(before, len(learner.units))
-    elif memory_format == "trial" and device.type == "cpu":  # on a GPU it would time launches
+    elif memory_format == "trial" and device == "cpu":  # on a GPU it would time launches
         names = tried(learner)
     else:
         names = [by_rule(unit, device) for unit in learner.units]
@@ -133,7 +133,7 @@ def memory_formats(learner: Learner, memory_format: str, before: Any = None) -> 
         "contiguous" if unit.entering.channels != 1 else name
         for unit, name in zip(learner.units, names, strict=True)
     ]
-    if device.type == "cpu":
+    if device == "cpu":
         names = [
             "contiguous" if endangered(unit) else name
             for unit, name in zip(learner.units, names, strict=True)
@@ -163,7 +163,7 @@ def checked_length(names: list[str], count: int) -> list[str]:
     return names
 
 
-def by_rule(unit: Unit, device: torch.device) -> str:
+def by_rule(unit: Unit, device: str) -> str:
     """Channels-last, but for the unit that reads the image in bfloat16 on a CPU.
 
     There, the weight gradient of a channels-last convolution of few input channels can take a
@@ -172,7 +172,7 @@ def by_rule(unit: Unit, device: torch.device) -> str:
     reads_image = unit.index == 0
     return (
         "contiguous"
-        if device.type == "cpu" and unit.amp is torch.bfloat16 and reads_image
+        if device == "cpu" and unit.amp is torch.bfloat16 and reads_image
         else "channels-last"
     )
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from layerwise.core.learner import Learner
+from layerwise.memory import cuda, onednn
 from layerwise.memory.accounting import (
     Mark,
     Timeline,
@@ -29,8 +30,10 @@ from layerwise.memory.accounting import (
     storage_bytes,
     unit_tensors,
 )
-from layerwise.memory.onednn import workspace_bytes
 from layerwise.ops.windowed_gradient import GradientInParts, made_whole
+from layerwise.utils.device import counting_for, device_kind, device_of
+
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 class Footprint(TorchDispatchMode):
@@ -109,13 +112,16 @@ class Footprint(TorchDispatchMode):
     def _take_over(self, summand: Tensor, result: Tensor) -> None:
         """Count a sum in the place of its first summand, which is not needed any more."""
         old, new = storage_bytes(summand)[0], storage_bytes(result)[0]
-        if new not in self._alive and self._alive.get(old, 0) == result.untyped_storage().nbytes():
+        size = result.untyped_storage().nbytes()
+        if new not in self._alive and self._alive.get(old, 0) >= size > 0:
             self._alive[new], self._alive[old] = self._alive[old], 0
             weakref.finalize(result.untyped_storage(), self._remove, new).atexit = False
 
     def _add(self, tensor: Tensor) -> None:
         key, size = storage_bytes(tensor)
         if key not in self._alive:
+            if device_kind(tensor) == "cuda":
+                size = cuda.block_bytes(size)
             self._alive[key] = size
             weakref.finalize(tensor.untyped_storage(), self._remove, key).atexit = False
             self._change(size)
@@ -126,6 +132,14 @@ class Footprint(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self._sum += size
         self.timeline.points.append((self._operations, self._sum))
+
+
+def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
+    """The most bytes that an operation has alive at once, its result counted, where known."""
+    if func not in CONVOLUTIONS:
+        return 0
+    kind = device_kind(args[0])
+    return (cuda if kind == "cuda" else onednn).workspace_bytes(func, args, result)
 
 
 def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
@@ -197,8 +211,9 @@ def pretended(
             copy; None: as they are.
     """
     learner, *pieces = tree_leaves(things)
+    kind = device_kind(next(learner.model.parameters()))
     constants = [buffer for piece in pieces for buffer in piece.buffers()]
-    with FakeTensorMode() as mode:
+    with FakeTensorMode() as mode, counting_for(kind):
         doubles: dict[int, Any] = {
             id(tensor): mode.from_tensor(tensor)
             for tensor in (*persistent_tensors(learner), *constants)
@@ -213,6 +228,14 @@ def pretended(
             for tensor in unit_tensors(unit):
                 doubles[id(tensor)] = with_memory_format(doubles[id(tensor)], memory_format)
         yield copy.deepcopy(things, doubles)
+
+
+def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
+    """A batch for a learner: images of its shape, whose contents are not set, and labels 0."""
+    images = torch.empty(
+        batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
+    )
+    return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
 
 
 def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.utils.device import device_kind
+
 BLOCK = 16  # channels
 FEW_CHANNELS = 3  # maps of so few channels, such as images, are read as they are
 TYPES = (torch.float32, torch.bfloat16)
@@ -41,7 +43,7 @@ def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
 
 def is_known(maps: Tensor, transposed: bool) -> bool:
     """Whether the copies of such a convolution were measured."""
-    return maps.device.type == "cpu" and maps.dim() == 4 and maps.dtype in TYPES and not transposed
+    return device_kind(maps) == "cpu" and maps.dim() == 4 and maps.dtype in TYPES and not transposed
 
 
 def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from layerwise.ops.windowed_gradient import LARGE_ELEMENTS, GradientInParts, made_whole
+from layerwise.utils.device import device_kind
 
 SLOPE = 0.01  # of the leaky ReLU, in every network of the paper
 # the least size of a part of larger maps: it stays in a CPU's cache from one operation to the next
@@ -91,8 +92,8 @@ def called(piece: fx.GraphModule, node: Any) -> nn.Module | None:
 class Normalisation(nn.Module):
     """f = BatchNorm(z), with the parameters and buffers of ``BatchNorm2d``.
 
-    While it trains on a CPU, the gradient of large maps z is written over them. Nothing else may
-    read them after the backward pass, which runs once.
+    While it trains, the gradient of large maps z is written over them, on any device. Nothing else
+    may read them after the backward pass, which runs once.
 
     It is no ``BatchNorm2d``, so functions that replace or reset those
     (``SyncBatchNorm.convert_sync_batchnorm``, ``torch.optim.swa_utils.update_bn``) leave it as it
@@ -128,7 +129,7 @@ class Normalisation(nn.Module):
             )
         if self.is_by_parts(maps):
             return self.in_place(maps)
-        evaluates = not self.training and not torch.is_grad_enabled() and maps.device.type == "cpu"
+        evaluates = not self.training and not torch.is_grad_enabled() and device_kind(maps) == "cpu"
         if evaluates and self in _overwriting.get():
             return self.written_over(maps)
         if self.training:
@@ -147,9 +148,7 @@ class Normalisation(nn.Module):
 
     def is_by_parts(self, maps: Tensor) -> bool:
         large = maps.requires_grad and maps.numel() >= LARGE_ELEMENTS
-        # a GPU is slower with parts than with the whole
-        once = not _several_gradients.get()
-        return self.training and large and once and maps.device.type == "cpu"
+        return self.training and large and not _several_gradients.get()
 
     def in_place(
         self,
@@ -181,7 +180,7 @@ class NormalisedActivation(Normalisation):
 
         Args:
             spare: whether nothing else reads s, not even a hook. Where ``Normalisation`` computed
-                s from large maps on a CPU in training, f is then written over it.
+                s from large maps in training, f is then written over it.
         """
         if self.is_by_parts(maps):
             return self.in_place(maps, shortcut, activates=True, spare=spare)

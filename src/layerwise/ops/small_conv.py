@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from layerwise.utils.device import device_kind
+
 convolution_backward = torch.ops.aten.convolution_backward
 GEOMETRY = (
     [1, 1],
@@ -50,7 +52,7 @@ class Convolution(nn.Conv2d):
 
     def is_by_products(self, maps: Tensor) -> bool:
         learns_here = (
-            self.training and maps.device.type == "cpu" and self.weight.numel() >= LEAST_WEIGHTS
+            self.training and device_kind(maps) == "cpu" and self.weight.numel() >= LEAST_WEIGHTS
         )
         fast = computed_type(self.weight) is torch.bfloat16 and has_matrix_unit()
         return learns_here and fast and pixels(maps) <= WEIGHT_PIXELS

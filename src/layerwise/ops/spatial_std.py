@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from layerwise.utils.device import device_kind, is_counted
+
 # size of a part that stays in a core's cache from one pass over it to the next
 CACHED_ELEMENTS = 1 << 17
 # few operations for very large maps, of which a part is then less than a hundredth
@@ -39,7 +41,7 @@ class Deviation(torch.autograd.Function):
             kernels.deviation
             if kernels
             else in_pieces
-            if maps.device.type == "cpu"
+            if device_kind(maps) == "cpu"
             else in_one_pass
         )
         mean, deviation = compute(maps)
@@ -64,7 +66,7 @@ class Deviation(torch.autograd.Function):
         factors = torch.where(
             deviation > 0, gradient / (deviation * (maps[0, 0].numel() - 1)), 0.0
         )[..., None, None]
-        if maps.device.type != "cpu":
+        if device_kind(maps) != "cpu":
             return write_at_once(maps, means, factors)
         for part, mean, factor in zip(
             parts(maps), means.split(examples(maps)), factors.split(examples(maps)), strict=True
@@ -75,7 +77,7 @@ class Deviation(torch.autograd.Function):
 
 def kernels_for(maps: Tensor) -> ModuleType | None:
     """Triton's kernels for these maps, on a GPU where Triton is installed and can compile."""
-    if maps.device.type != "cuda":
+    if device_kind(maps) != "cuda" or is_counted():
         return None
     try:
         from layerwise.ops import spatial_std_triton
@@ -91,12 +93,13 @@ def kernels_for(maps: Tensor) -> ModuleType | None:
 def in_one_pass(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Means (B, C, 1, 1) and standard deviations (B, C), in at least float32.
 
-    It is one operation, for a GPU.
+    It is one operation, for a GPU. Where memory is counted, it stands for Triton's kernels, which
+    read half precision as it is.
     """
-    variance, mean = torch.var_mean(
-        maps.to(torch.promote_types(maps.dtype, torch.float32)), (2, 3), keepdim=True
-    )
-    return mean, variance.sqrt_().flatten(1)
+    wide = torch.promote_types(maps.dtype, torch.float32)
+    read = maps if is_counted() else maps.to(wide)
+    variance, mean = torch.var_mean(read, (2, 3), keepdim=True)
+    return mean.to(wide), variance.sqrt_().flatten(1).to(wide)
 
 
 def write_at_once(maps: Tensor, means: Tensor, factors: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
+from layerwise.utils.device import device_kind
+
 LARGE_ELEMENTS = 1 << 21  # with smaller maps, parts would save little memory and cost time
 
 
@@ -67,7 +69,7 @@ class WindowedGradient(GradientInParts):
     def whole(self) -> Tensor:
         """In the memory format of ``coarse``."""
         contiguous = self.coarse.is_contiguous()
-        if self.device.type != "cpu":
+        if device_kind(self) != "cpu":
             made = torch.empty(
                 self.shape,
                 dtype=self.dtype,
@@ -133,7 +135,7 @@ class Average(torch.autograd.Function):
             memory_format_of(maps),
         )
         # on a GPU it is added to other gradients faster than the whole
-        ctx.windowed = windowed or maps.device.type != "cpu"
+        ctx.windowed = windowed or device_kind(maps) != "cpu"
         return F.avg_pool2d(maps, kernel)
 
     @staticmethod

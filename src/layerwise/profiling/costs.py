@@ -76,7 +76,7 @@ def seconds_of_step(run: Run, execution: Execution) -> float:
     apply_execution(prepared.device, execution)
     learner = prepared.make_learner(prepared.dataset.expected(run.image_size))
     set_memory_format(learner, execution.memory_format)
-    record_steps(learner, execution)
+    record_steps(learner, execution, run.batch_size)
     epochs = TIMED if learner.captured is None else TIMED_RECORDED
     ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, trial_options(run))
     seconds: dict[int, list[float]] = defaultdict(list)

@@ -76,7 +76,7 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     apply_execution(device, execution)
     learner, options = trial_learner(prepared, num_classes), trial_options(run)
     set_memory_format(learner, execution.memory_format)
-    record_steps(learner, execution)
+    record_steps(learner, execution, run.batch_size)
     seconds: dict[int, list[float]] = defaultdict(list)
     unit_seconds: dict[int, list[float]] = defaultdict(list)
     epochs = TIMED if learner.captured is None else TIMED_RECORDED

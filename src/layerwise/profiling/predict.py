@@ -12,8 +12,10 @@ from layerwise.memory.accounting import Timeline, persistent_bytes, phases, unit
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
 from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
+from layerwise.utils.device import counting_for, device_of
 from layerwise.utils.options import keyword_only
 
+DEVICES = ("cpu", "cuda")  # kinds whose steps can be predicted
 MOST = 2**20  # images in a batch; larger ones are not looked for
 
 
@@ -48,7 +50,12 @@ class PredictedStep:
 
 
 def predict_steps(
-    rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None = None
+    rule: str,
+    learner: Learner,
+    batch_size: int,
+    options: dict[str, Any],
+    layout: str | None = None,
+    device: str | None = None,
 ) -> list[PredictedStep]:
     """Predict a rule's steps.
 
@@ -59,7 +66,17 @@ def predict_steps(
         options: of the rule.
         layout: the memory format, one of ``MEMORY_FORMATS``; None: as the learner has it. ``trial``
             is predicted as ``auto``.
+        device: ``cpu`` or ``cuda``, whose operations and allocator are counted for a learner on a
+            CPU; None: the learner's own.
     """
+    with counting_for(device or device_of(learner.model).type):
+        return predicted_steps(rule, learner, batch_size, options, layout)
+
+
+def predicted_steps(
+    rule: str, learner: Learner, batch_size: int, options: dict[str, Any], layout: str | None
+) -> list[PredictedStep]:
+    """``predict_steps`` for the device that operations are counted for."""
     steps = []
     formats = formats_of(learner, layout)
     with pretended(learner, formats) as copied:

@@ -13,7 +13,7 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.table import count
 from layerwise.errors import InvalidInput, choose
 from layerwise.profiling.measure import measure
-from layerwise.profiling.predict import largest_batch, predict_steps, rule_options
+from layerwise.profiling.predict import DEVICES, largest_batch, predict_steps, rule_options
 from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
 from layerwise.rules import RULES
@@ -49,6 +49,7 @@ def predict_peak(
     num_classes: int,
     rule: str = "simultaneous",
     memory_format: str = "auto",
+    device: str | None = None,
     **options: Any,
 ) -> int:
     """Predict the peak of memory of training, without making a step or changing the model.
@@ -59,19 +60,23 @@ def predict_peak(
         rule: a name in ``RULES``.
         memory_format: of maps: ``auto``, the default of ``localize`` too, ``channels-last``, or
             ``contiguous``; a CPU's convolutions copy contiguous maps.
+        device: ``cpu`` or ``cuda``, which need not be there (``memory.cuda`` says what cannot be
+            known of a GPU); None: the model's own.
         options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule
             (``cache``, ``segments``).
 
     Returns:
         Bytes of weights, buffers, heads, gradients, optimizer state, activations, temporaries and
-        the batch; not of a cache. Of what operations use inside themselves, only copies that a
-        CPU's convolutions make in float32 and bfloat16 are counted.
+        the batch; not of a cache. Of what operations use inside themselves, only copies that
+        convolutions make are counted; of libraries, no workspace that stays between steps.
 
     Raises:
         InvalidInput, CannotSplit: see ``localize``.
     """
     choose("rule", rule, RULES)
     choose("memory format", memory_format, MEMORY_FORMATS)
+    if device is not None:
+        choose("device", device, DEVICES)
     if not RULES[rule].one_thread:
         raise InvalidInput(
             f"Cannot predict the memory of the rule {rule!r}: it uses several threads. Give "
@@ -96,7 +101,7 @@ def predict_peak(
         )
     return max(
         max(step.peaks().values())
-        for step in predict_steps(rule, learner, batch_shape[0], own, memory_format)
+        for step in predict_steps(rule, learner, batch_shape[0], own, memory_format, device)
     )
 
 
@@ -114,7 +119,7 @@ def profile(
 
     Args:
         names: of ``profiled()``; None: all whose span the chain has.
-        predict: compute nothing; what is measured is then None.
+        predict: compute nothing; what is measured is then None, and a GPU need not be there.
         memory: such as ``4GB``: the largest batch that fits is looked for.
         figure: file for a picture of memory over a step.
 
@@ -132,7 +137,7 @@ def profile(
         check_figure(figure, predict)
     runs = {name: run_for(base, name) for name in names or profiled()}
     planned = {name: prepare(run, replace(execution, device="cpu")) for name, run in runs.items()}
-    device = find_device(execution)
+    device = predicted_device(execution) if predict else find_device(execution)
     if figure is not None and device.type != "cpu":
         raise InvalidInput(
             "Cannot draw --figure on a GPU: it shows what a CPU's allocator did over time. Leave "
@@ -143,11 +148,12 @@ def profile(
         chosen = profiled()
         runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
     rules = {
-        name: predicted(run, learners[name], execution.memory_format, cache_limit)
+        name: predicted(run, learners[name], execution.memory_format, cache_limit, device.type)
         for name, run in runs.items()
     }
     if limit is not None:
-        add_largest_batches(rules, runs, learners, execution.memory_format, limit, cache_limit)
+        layout = execution.memory_format
+        add_largest_batches(rules, runs, learners, layout, limit, cache_limit, device.type)
     measurements = (
         {}
         if predict
@@ -159,6 +165,7 @@ def profile(
         "model": base.model,
         "batch_size": base.batch_size,
         "image_size": trial_images(base, num_classes).image_size,
+        "device": device.type,
         "rules": rules,
     }
     print_table(result, per_unit)
@@ -176,6 +183,12 @@ def profile(
     return result
 
 
+def predicted_device(execution: Execution) -> torch.device:
+    """The device that steps are predicted for: a GPU that is named need not be there."""
+    named = execution.device.partition(":")[0] == "cuda"
+    return torch.device("cuda") if named else find_device(execution)
+
+
 def has_span(learner: Learner, variant: Mapping[str, Any]) -> bool:
     """Whether the chain has as many units as a variant's span."""
     span: int = variant.get("span", 1)
@@ -189,14 +202,17 @@ def run_for(base: Run, name: str) -> Run:
     return replace(run, rule_options=Options({**run.rule_options, **options}))
 
 
-def predicted(run: Run, learner: Learner, layout: str, cache_limit: int) -> dict[str, Any]:
+def predicted(
+    run: Run, learner: Learner, layout: str, cache_limit: int, device: str
+) -> dict[str, Any]:
     """A rule's predicted numbers, and None for those to be measured.
 
     Args:
         layout: the memory format; see ``predict_steps``.
         cache_limit: bytes of features that are kept at most.
+        device: ``cpu`` or ``cuda``.
     """
-    steps = predict_steps(run.rule, learner, run.batch_size, trial_options(run), layout)
+    steps = predict_steps(run.rule, learner, run.batch_size, trial_options(run), layout, device)
     images = run.train_images or CACHED_IMAGES
     units: list[dict[str, Any]] = []
     for step in steps:
@@ -254,12 +270,14 @@ def add_largest_batches(
     layout: str,
     limit: int,
     cache_limit: int,
+    device: str,
 ) -> None:
     needs = {}
     for name, run in runs.items():
 
         def peak(batch_size: int, name: str = name, run: Run = run) -> int:
-            steps = predict_steps(run.rule, learners[name], batch_size, trial_options(run), layout)
+            options = trial_options(run)
+            steps = predict_steps(run.rule, learners[name], batch_size, options, layout, device)
             needed: int = (
                 max(max(step.peaks().values()) for step in steps) + rules[name]["cache_bytes"]
             )
@@ -267,7 +285,8 @@ def add_largest_batches(
 
         rules[name]["largest_batch"] = largest_batch(peak, limit)
         if rules[name]["largest_batch"] is None:
-            least = predicted(replace(run, batch_size=2), learners[name], layout, cache_limit)
+            smallest = replace(run, batch_size=2)
+            least = predicted(smallest, learners[name], layout, cache_limit, device)
             needs[name] = (
                 least["predicted_peak_bytes"] + least["cache_bytes"],
                 need_text(name, least),

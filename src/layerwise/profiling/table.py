@@ -6,6 +6,13 @@ from rich.table import Table
 
 from layerwise.utils import terminal
 
+DEVICES = {
+    "cpu": "a CPU",
+    "cuda": "a GPU, for steps made singly, without what cannot be known: workspaces that cuDNN "
+    "chooses, remainders of the allocator's blocks, and what cuBLAS holds between steps (32 MiB "
+    "for each thread and stream on Hopper)",
+}
+
 
 def print_table(result: dict[str, Any], per_unit: bool) -> None:
     """Print the table: memory in MB (10^6 bytes), time in milliseconds.
@@ -17,10 +24,11 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
     heads = {name: rule["head_parameters"] for name, rule in rules.items()}
     caption = (
         f"{first['parameters']:,} parameters. Memory is counted whole: weights, heads, gradients, "
-        "optimizer state, activations, temporaries; predicted for a CPU, channels-last unless "
-        "--memory-format contiguous is given. saved: the most that is kept for a backward pass "
-        "at once. sequential: one step of each unit, with the frozen units before it; its cache "
-        "is not in the peaks. process: with Python and PyTorch themselves. (…): ratio to global."
+        f"optimizer state, activations, temporaries; predicted for {DEVICES[result['device']]}, "
+        "channels-last unless --memory-format contiguous is given. saved: the most that is kept "
+        "for a backward pass at once. sequential: one step of each unit, with the frozen units "
+        "before it; its cache is not in the peaks. process: with Python and PyTorch themselves. "
+        "(…): ratio to global."
     )
     table = Table(
         title=f"{result['model']}, batch of {result['batch_size']}, {result['image_size']} pixels",

@@ -1,13 +1,13 @@
 """Gradient checkpointing: global backpropagation that keeps few features.
 
-It is the strong baseline for the memory of local learning. The network is cut into segments. Each
-but the last keeps its input alone and is recomputed when the backward pass comes to it. The last
-keeps everything, since it would be recomputed at once.
+It is the strong baseline for the memory of local learning. The network is cut into segments. Some
+keep their input alone and are recomputed when the backward pass comes to them; the others keep
+everything. By default all but the last are recomputed, which would be at once. With a limit of
+memory, as little is recomputed as keeps to it (``checkpoint_plan``).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,20 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.cuts import balances
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
-from layerwise.memory.accounting import storage_bytes
-from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
+from layerwise.memory.accounting import persistent_bytes, storage_bytes
+from layerwise.memory.fake_step import Footprint, SavedBytes, blank_batch, pretended
 from layerwise.rules.base import START, Position, Schedule, Tick
+from layerwise.rules.checkpoint_plan import Joint, Plan, least_work, merged, most_kept
 from layerwise.rules.feature_cache import Batches
 from layerwise.rules.simultaneous import simultaneous
-from layerwise.utils.device import device_of
+from layerwise.utils.sizes import Bytes, format_size
 
 CANDIDATES = 6  # number of ways to cut for which a step is predicted
+TRIES = 6  # plans for a limit whose steps are predicted, for each kind of cut
 
 
 class Segment(nn.Module):
@@ -45,21 +48,29 @@ class Segment(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """Segments of a network, all but the last recomputed during the backward pass.
+    """Segments of a network, of which some are recomputed during the backward pass.
 
     Results are those of the plain network to the bit. Dropout is drawn again from the same state of
     the random generator. Buffers, such as running statistics, enter the second computation as they
     entered the first, and keep the values that the first gave them.
+
+    Args:
+        segments: one after the other.
+        recomputed: whether each is recomputed; None: all but the last.
     """
 
-    def __init__(self, segments: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, segments: Sequence[nn.Module], recomputed: Sequence[bool] | None = None
+    ) -> None:
         super().__init__()
         self.segments = nn.ModuleList(segments)
+        self.recomputed = [True] * (len(segments) - 1) + [False]
+        if recomputed is not None:
+            self.recomputed = list(recomputed)
 
     def forward(self, *activations: Any) -> Activations:
-        *repeated, last = self.segments
-        for segment in repeated:
-            if torch.is_grad_enabled():
+        for segment, recomputed in zip(self.segments, self.recomputed, strict=True):
+            if recomputed and torch.is_grad_enabled():
                 activations = checkpoint(
                     segment,
                     *activations,
@@ -68,7 +79,7 @@ class Checkpointed(nn.Module):
                 )
             else:
                 activations = segment(*activations)
-        return last(*activations)
+        return activations
 
 
 def contexts(
@@ -106,42 +117,6 @@ def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[A
         unit.piece = own
 
 
-@dataclass
-class Joint:
-    """Pieces between two places where a segment may end, with what they keep for the backward pass.
-
-    Attributes:
-        pieces: pieces of the chain.
-        entering: bytes of every storage that enters: all that is kept if a segment begins here.
-        inside: bytes of every storage that is kept when the pieces are computed.
-        weights: bytes of the parameters' gradients, which exist once the backward pass has come
-            through.
-    """
-
-    pieces: list[nn.Module]
-    entering: dict[int, int]
-    inside: dict[int, int]
-    weights: int
-
-
-def most_kept(joints: Sequence[Joint], starts: Sequence[int]) -> int:
-    """The most bytes that are kept at once if segments begin at these joints.
-
-    Each storage counts once.
-    """
-    most, entered = 0, dict[int, int]()
-    for start, end in pairwise([*starts, len(joints)]):
-        entered |= joints[start].entering
-        storages = dict(entered)
-        for joint in joints[start:end]:
-            storages |= joint.inside
-        # of the largest tensor and of the one that it was computed from
-        gradients = 2 * max(storages.values())
-        weights = sum(joint.weights for joint in joints[start:])
-        most = max(most, sum(storages.values()) + gradients + weights)
-    return most
-
-
 def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> Checkpointed:
     """The network of a learner with one unit, in segments.
 
@@ -176,6 +151,66 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
     return min(candidates, key=lambda piece: predicted_peak(piece, learner, batch_size))
 
 
+def piece_within(learner: Learner, batch_size: int, limit: int) -> Checkpointed:
+    """The network of a learner with one unit, with as little recomputed as a limit allows.
+
+    A plan is reckoned and its step predicted; by what they differ, the next one's limit is moved.
+
+    Args:
+        limit: bytes of a step, counted whole.
+
+    Raises:
+        InvalidInput: no plan keeps to the limit.
+    """
+    spare = limit - lasting_bytes(learner)
+    fitting: list[tuple[int, int, Checkpointed]] = []
+    for at in ("block", "layer"):
+        sample, _ = blank_batch(learner, 2)  # only its size is used
+        chain = split(learner.model, at, sample, learner.leaves, output=learner.output)
+        joints = find_joints(chain, learner, batch_size)
+        reckoned, plans = spare, set[Plan]()
+        for _ in range(TRIES):
+            plan = least_work(joints, reckoned)
+            if plan is None:  # what is reckoned is more than what a step needs
+                reckoned += spare // 10
+                continue
+            if plan in plans:
+                break
+            plans.add(plan)
+            piece = planned(plan, joints)
+            peak = predicted_peak(piece, learner, batch_size)
+            if peak <= spare:
+                fitting.append((plan.work, peak, piece))
+            reckoned += spare - peak
+    if fitting:
+        return min(fitting, key=lambda found: found[:2])[2]
+    piece = checkpointed_piece(learner, batch_size, None)
+    least = predicted_peak(piece, learner, batch_size)
+    if least > spare:
+        raise InvalidInput(
+            f"Cannot checkpoint within {format_size(limit)}: a step needs "
+            f"{format_size(least + limit - spare)} or more. Give as much, or lower the batch size."
+        )
+    return piece
+
+
+def lasting_bytes(learner: Learner) -> int:
+    """Bytes that stay between steps, once the optimizer has its state."""
+    with pretended(learner) as copied, Footprint(copied):
+        copied.train()
+        copied.step(*blank_batch(copied, 2))
+        return persistent_bytes(copied)
+
+
+def planned(plan: Plan, joints: Sequence[Joint]) -> Checkpointed:
+    """The network in the segments of a plan."""
+    segments = [
+        Segment([piece for joint in joints[start:end] for piece in joint.pieces])
+        for start, end, _ in plan.segments
+    ]
+    return Checkpointed(segments, [recomputed for *_, recomputed in plan.segments])
+
+
 def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
     """The network in segments that begin at these joints."""
     groups = [joints[start:end] for start, end in pairwise([*starts, len(joints)])]
@@ -198,13 +233,6 @@ def predicted_peak(piece: Checkpointed, learner: Learner, batch_size: int) -> in
         return max(size for _, size in footprint.timeline.points)
 
 
-def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
-    images = torch.empty(
-        batch_size, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
-    )
-    return images, torch.zeros(batch_size, dtype=torch.int64, device=images.device)
-
-
 def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
     """The joints of a chain: the pieces between the places where a segment may end.
 
@@ -225,13 +253,18 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
             alive.append(activations)
             entered = [value for value in activations if isinstance(value, Tensor)]
             history.append([(value, value._version) for value in entered])
-            with SavedBytes(copied) as saved, precision(activations, copied.units[0].amp):
+            with (
+                SavedBytes(copied) as saved,
+                precision(activations, copied.units[0].amp),
+                FlopCounterMode(display=False) as counter,
+            ):
                 activations = double.train()(*activations)
             weights = sum(
                 p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad
             )
+            work = counter.get_total_flops() // 2
             joints.append(
-                Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights)
+                Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights, work)
             )
             changed = [
                 any(value._version != version for value, version in values) for values in history
@@ -248,15 +281,6 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
     return joints
 
 
-def merged(joints: Sequence[Joint]) -> Joint:
-    """Several joints as a single one, inside which no segment can end."""
-    inside: dict[int, int] = {}
-    for joint in joints:
-        inside |= joint.inside
-    pieces = [piece for joint in joints for piece in joint.pieces]
-    return Joint(pieces, joints[0].entering, inside, sum(joint.weights for joint in joints))
-
-
 def checkpointed(
     learner: Learner,
     batches: Batches,
@@ -265,16 +289,18 @@ def checkpointed(
     start: Position = START,
     *,
     segments: int | None = None,
+    limit: Bytes | None = None,
 ) -> Iterator[Tick]:
     """Global backpropagation that keeps few features and recomputes the rest.
 
     Args:
         segments: number of segments, each of which keeps its input alone; by default the number
             that uses the least memory.
+        limit: bytes of a step, counted whole; as little is then recomputed as keeps to it.
 
     Raises:
-        InvalidInput: the network cannot be cut into so many segments, or the learner has more than
-            one unit.
+        InvalidInput: the network cannot be cut into so many segments, no plan keeps to the limit,
+            both are given, or the learner has more than one unit.
     """
     if len(learner.units) != 1:
         raise InvalidInput(
@@ -283,7 +309,16 @@ def checkpointed(
         )
     learner.structure.check(learner.units)  # before a copy is tried
     learner.step_singly()  # segments set random generators, which cannot be recorded
-    piece = checkpointed_piece(learner, max(len(indices) for indices in batches.order(0)), segments)
+    batch_size = max(len(indices) for indices in batches.order(0))
+    if limit is not None and segments is not None:
+        raise InvalidInput(
+            "Cannot use segments with a limit of memory: the limit decides what is recomputed. "
+            "Give one of them."
+        )
+    if limit is None:
+        piece = checkpointed_piece(learner, batch_size, segments)
+    else:
+        piece = piece_within(learner, batch_size, limit)
     return with_piece(
         learner.units[0], piece, simultaneous(learner, batches, epochs, schedule, start)
     )

@@ -177,9 +177,15 @@ class Execution:
     graphs: bool = option(
         True, "on a GPU: record a training step once and replay it, which is faster"
     )
-    streams: int = option(
-        4,
-        "on a GPU, with --graphs: streams on which steps of units overlap; 1 uses the least memory",
+    streams: int | None = option(
+        None,
+        "on a GPU, with --graphs: streams on which steps of units overlap; 1 uses the least memory "
+        "(default: up to 4, as many as keep to --memory)",
+    )
+    memory: str | None = option(
+        None,
+        "most memory of a step, such as 4GB: on a GPU, streams keep to it (default: a tenth more "
+        "than on one stream); by the rule checkpointed, as little is recomputed as keeps to it",
     )
     cache_dir: str | None = option(
         None, "folder for the features that --cache keeps (default: in memory)"

@@ -26,6 +26,7 @@ from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
 from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
+from layerwise.memory.streams import MOST_STREAMS, StepChoice, choose_streams, step_bytes
 from layerwise.models import (
     MODELS,
     hierarchical,
@@ -43,8 +44,8 @@ from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
 from layerwise.utils.device import device_of
-from layerwise.utils.options import Options, checked_options, options_of
-from layerwise.utils.sizes import format_size, parse_size
+from layerwise.utils.options import Options, checked_options, keyword_only, options_of
+from layerwise.utils.sizes import Bytes, format_size, parse_size
 
 SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
 MOST_DIGITS = 10  # of a number of units
@@ -224,6 +225,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     choose("optimizer", run.optimizer, OPTIMIZERS)
     choose("memory format", execution.memory_format, MEMORY_FORMATS)
     parse_size("--cache-limit", execution.cache_limit)
+    memory_limit(run, execution)
     check_log(execution.log)
     if dataset.format.class_names and run.model in MODELS:
         with torch.device("meta"):  # a network that cannot be made is refused before data are read
@@ -434,7 +436,35 @@ def cache_file(folder: str, run_path: Path) -> Path:
     return Path(folder) / f"{digest}-{FEATURES}"
 
 
-def record_steps(learner: Learner, execution: Execution) -> None:
-    """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
-    if execution.graphs and not learner.windowed and device_of(learner.model).type == "cuda":
-        learner.captured = CapturedSteps(learner, execution.streams)
+def memory_limit(run: Run, execution: Execution) -> Mapping[str, Bytes]:
+    """The limit of a step's memory, as the argument of a rule that takes one; nothing for others.
+
+    Raises:
+        InvalidInput: it is not a size.
+    """
+    if execution.memory is None or "limit" not in keyword_only(RULES[run.rule].order):
+        return {}
+    return {"limit": Bytes(parse_size("--memory", execution.memory))}
+
+
+def record_steps(learner: Learner, execution: Execution, batch_size: int) -> StepChoice | None:
+    """Let a learner's steps be recorded if it is on a GPU and the run asks for it.
+
+    Returns:
+        How steps are made, if their memory was predicted: it is where several streams could be used
+        and nobody says how many, or where there is a limit.
+
+    Raises:
+        InvalidInput: not even a step made singly keeps to ``execution.memory``.
+    """
+    if not execution.graphs or learner.windowed or device_of(learner.model).type != "cuda":
+        return None
+    limit = None if execution.memory is None else parse_size("--memory", execution.memory)
+    if limit is None and (execution.streams is not None or len(learner.units) == 1):
+        learner.captured = CapturedSteps(learner, execution.streams or 1)
+        return None
+    most = execution.streams or MOST_STREAMS
+    choice = choose_streams(step_bytes(learner, batch_size), limit, most)
+    if choice.streams:
+        learner.captured = CapturedSteps(learner, choice.streams)
+    return choice

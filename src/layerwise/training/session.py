@@ -14,6 +14,7 @@ from layerwise.errors import Diverged, InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
+from layerwise.memory.streams import StepChoice
 from layerwise.rules import Tick
 from layerwise.rules.frozen_features import ordered
 from layerwise.runs.folder import RunFolder
@@ -30,6 +31,7 @@ from layerwise.training.prepare import (
     feature_keeping,
     hierarchy_of,
     keeping_in_memory,
+    memory_limit,
     record_steps,
     registries_of,
 )
@@ -38,6 +40,7 @@ from layerwise.training.saved import compared_run
 from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
+from layerwise.utils.sizes import format_size
 
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
@@ -138,10 +141,10 @@ def begin(
         formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=prepared.rule.one_thread)
         watch = build_watch(prepared, learner, data)
-        record_steps(learner, execution)
+        choice = record_steps(learner, execution, run.batch_size)
         restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
         start = restored.position
-        options = {**run.rule_options, **keeping}
+        options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
         ticks = ordered(
             prepared.rule.order,
             learner,
@@ -153,7 +156,7 @@ def begin(
         if not going_on:
             facts = describe_session(prepared, data, learner, formats)
             held.enter_context(folder.created(run, facts))
-        parts = describe_device(device, run.amp), summary(formats), describe_steps(learner)
+        parts = describe_device(device, run.amp), summary(formats), describe_steps(learner, choice)
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         log = held.enter_context(open_log(execution.log, folder, start.epoch))
@@ -211,12 +214,17 @@ def all_values(run: Run, kind: str, name: str) -> dict[str, Any]:
     return {option: given.get(option, declared[option].default) for option in declared}
 
 
-def describe_steps(learner: Learner) -> str:
-    """Words for how steps are made; empty unless they are recorded."""
+def describe_steps(learner: Learner, choice: StepChoice | None) -> str:
+    """Words for how steps are made; empty unless they are recorded, or their memory predicted.
+
+    Args:
+        choice: how they were chosen to be made, if their memory was predicted.
+    """
+    need = f", predicted {format_size(choice.predicted_bytes)}" if choice else ""
     if learner.captured is None:
-        return ""
+        return f"steps made singly{need}" if choice else ""
     count = max(1, len(learner.captured.streams))
-    return f"recorded steps on {count} stream{'s' if count > 1 else ''}"
+    return f"recorded steps on {count} stream{'s' if count > 1 else ''}{need}"
 
 
 def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[str, Any]:

@@ -1,9 +1,41 @@
 """Devices: which one a module is on, its name, and waiting for it."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+_counted_for: ContextVar[str | None] = ContextVar("counted_for", default=None)
+
+
+@contextmanager
+def counting_for(kind: str) -> Iterator[None]:
+    """Let tensors without contents take the operations of another kind of device.
+
+    PyTorch built for a CPU cannot differentiate tensors that claim to lie on a GPU, so they lie on
+    the CPU, and code that decides by device asks ``device_kind``.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+    """
+    token = _counted_for.set(kind)
+    try:
+        yield
+    finally:
+        _counted_for.reset(token)
+
+
+def is_counted() -> bool:
+    """Whether operations are only counted here, so that nothing may read a tensor's address."""
+    return _counted_for.get() is not None
+
+
+def device_kind(tensor: Tensor) -> str:
+    """The type of a tensor's device, or of the device that its operations are counted for."""
+    return _counted_for.get() or tensor.device.type
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -1,9 +1,11 @@
 """Amounts of memory in words."""
 
 import re
+from typing import NewType
 
 from layerwise.errors import InvalidInput, brief
 
+Bytes = NewType("Bytes", int)  # of arguments that no option of the same name stands for
 SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}  # decimal, as disks are sold
 BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 

@@ -1,0 +1,117 @@
+"""The memory of steps that a GPU records, and the number of streams that keeps to a limit.
+
+On several streams units overlap: every feature stays until the step ends, and memory that one
+stream has freed is not used by another.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from layerwise.core.learner import Learner
+from layerwise.errors import InvalidInput
+from layerwise.memory.accounting import bytes_of, persistent_bytes, phases
+from layerwise.memory.fake_step import Footprint, blank_batch, pretended
+from layerwise.utils.sizes import format_size
+
+MOST_STREAMS = 4  # more were not faster (docs/log.md)
+ALLOWANCE = 1.1  # times the memory of one unit after the other, which overlapping may take
+
+
+@dataclass(frozen=True)
+class StepBytes:
+    """The bytes of a step.
+
+    Attributes:
+        lasting: of what stays between steps.
+        batch: of the images, which a recording has a copy of.
+        units: per unit, the most alive in its turn beside what is lasting.
+        passed: per unit, of what it hands to the next.
+    """
+
+    lasting: int
+    batch: int
+    units: Sequence[int]
+    passed: Sequence[int]
+
+    def singly(self) -> int:
+        """Bytes of a step that is made operation by operation."""
+        return self.lasting + max(self.units)
+
+    def recorded(self, streams: int) -> int:
+        """The most bytes of a recorded step on so many streams, which units take in turn.
+
+        A unit's own feature counts once. What entered it counts with the features that stay and
+        again in its turn, so this is a bound.
+        """
+        if streams == 1:
+            return self.singly() + self.batch
+        turns = [size - feature for size, feature in zip(self.units, self.passed, strict=True)]
+        of_streams = sum(max(turns[first::streams]) for first in range(min(streams, len(turns))))
+        return self.lasting + self.batch + sum(self.passed) + of_streams
+
+
+@dataclass(frozen=True)
+class StepChoice:
+    """How steps are made: recorded on a number of streams, or singly (0), in so many bytes."""
+
+    streams: int
+    predicted_bytes: int
+
+
+def choose_streams(step: StepBytes, limit: int | None, most: int = MOST_STREAMS) -> StepChoice:
+    """The most streams whose recorded step keeps to a limit; steps made singly where none does.
+
+    Args:
+        limit: bytes; None: ``ALLOWANCE`` times those of a recorded step on one stream.
+        most: most streams.
+
+    Raises:
+        InvalidInput: not even a step made singly keeps to the limit.
+    """
+    allowed = int(ALLOWANCE * step.recorded(1)) if limit is None else limit
+    for streams in range(min(most, len(step.units)), 0, -1):
+        if step.recorded(streams) <= allowed:
+            return StepChoice(streams, step.recorded(streams))
+    if step.singly() > allowed:
+        raise InvalidInput(
+            f"Cannot keep to --memory {format_size(allowed)}: a step is predicted to need "
+            f"{format_size(step.singly())}. Give as much, or lower --batch-size."
+        )
+    return StepChoice(0, step.singly())
+
+
+def step_bytes(learner: Learner, batch_size: int) -> StepBytes:
+    """Predict the bytes of a learner's step on a batch, on its own device; it stays as it is."""
+    with pretended(learner) as copied, Footprint(copied) as footprint:
+        copied.step_singly()
+        copied.train()
+        # the first step of an optimizer makes its state
+        copied.step(*blank_batch(copied, 2))
+        lasting = persistent_bytes(copied)
+        footprint.restart(copied)
+        images, labels = blank_batch(copied, batch_size)
+        with phases(copied, footprint.mark), passed_bytes(copied) as passed:
+            copied.step(images, labels)
+        peaks = footprint.timeline.unit_peaks()
+        units = [peaks[unit.index] for unit in copied.units]
+        return StepBytes(lasting, images.nbytes, units, list(passed.values()))
+
+
+@contextmanager
+def passed_bytes(learner: Learner) -> Iterator[dict[int, int]]:
+    """Bytes of what each unit hands on, filled in by steps; the last hands on nothing."""
+    passed = {unit.index: 0 for unit in learner.units}
+    handles = []
+    for unit in learner.units[:-1]:
+
+        def note(module: Any, given: Any, result: Any, index: int = unit.index) -> None:
+            passed[index] = bytes_of([value for value in result if hasattr(value, "nbytes")])
+
+        handles.append(unit.piece.register_forward_hook(note))
+    try:
+        yield passed
+    finally:
+        for handle in handles:
+            handle.remove()
