@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 from layerwise.errors import InvalidInput
 from layerwise.runs.run import GLOBAL_RULES, Execution, Run
+from layerwise.utils.launch import launched_size
 from layerwise.utils.options import as_flag, options_of
 
 
@@ -49,6 +50,10 @@ def is_on_gpu(_: Run, execution: Execution) -> bool:
     import torch
 
     return execution.device != "cpu" and torch.cuda.is_available()
+
+
+def on_several_ranks(*_: object) -> bool:
+    return launched_size() > 1
 
 
 def groups_grow(run: Run) -> bool:
@@ -106,6 +111,7 @@ CONDITIONS = (
         lambda _, execution: execution.separability_every > 0,
         "it needs --separability-every",
     ),
+    Condition(("rank_timeout",), on_several_ranks, "torchrun has not started several ranks"),
 )
 REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
 

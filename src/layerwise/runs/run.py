@@ -180,6 +180,11 @@ class Execution:
     separability_against: str | None = option(
         None, "folder of a run to compare features with by CKA, at --separability-every; '': none"
     )
+    rank_timeout: float = option(
+        300.0,
+        "on several ranks: seconds after which a rank that does not answer is given up, and all "
+        "others end",
+    )
 
 
 def run_name(run: Run) -> str:

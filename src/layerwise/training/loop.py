@@ -1,7 +1,6 @@
 """The training loop, from a run's first batch to its result, in the order a batch meets it."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from typing import Any
 
 from layerwise.core.learner import Learner
 from layerwise.data import Splits
+from layerwise.distributed import decided_by_first, print_once, world
 from layerwise.errors import InvalidInput
 from layerwise.rules import Tick
 from layerwise.runs.digests import sealed
@@ -18,7 +18,7 @@ from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
-from layerwise.training.session import begin, check_folder, describe
+from layerwise.training.session import Session, begin, check_folder, describe
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
 
@@ -40,10 +40,10 @@ def train(
         Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
         Interrupted: stopped by a signal; the folder keeps the state.
     """
-    going_on = check_folder(prepared, folder, resume)
-    if going_on and folder.finished:
-        folder.verify_all()
-        return folder.result()
+    going_on = decided_by_first(lambda: check_folder(prepared, folder, resume))
+    if going_on and decided_by_first(lambda: folder.finished):
+        return decided_by_first(lambda: verified_result(folder))
+    here = world()
     with begin(prepared, folder, going_on, progress) as session, stop_requests() as stop_requested:
         learner, meter, data = session.learner, session.meter, session.data
         execution = prepared.execution
@@ -53,27 +53,48 @@ def train(
                 due = is_due(tick, execution.eval_every)
                 scores = evaluate_epoch(tick, learner, data, prepared) if due else {}
                 record = meter.end_epoch(tick, scores)
-                if record["best"]:
-                    meter.best["sha256"] = save_weights(folder.file(NEXT_BEST), learner.model)
-                folder.append(record)
-                session.log(record)
+                if here.first:
+                    write_epoch(record, session, folder)
                 if session.watch and is_due(tick, execution.separability_every):
                     with saving_what_was_learned(folder, prepared, learner, meter, tick):
                         rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
                     folder.append(rows, SEPARABILITY)
-                if is_due(tick, execution.save_every):
+                if here.first and is_due(tick, execution.save_every):
                     save(folder, prepared.run, learner, meter, tick.after)
                 progress.epoch(record)
             if stop_requested() and tick.resumable and not tick.ends_training:
                 meter.check()
-                save(folder, prepared.run, learner, meter, tick.after)
+                if here.first:
+                    save(folder, prepared.run, learner, meter, tick.after)
                 raise Interrupted(
                     f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all "
                     "is saved"
                 )
         numbers = {**describe(prepared, folder, learner), **meter.result()}
-        result = sealed({**numbers, **digests_of_files(folder, learner.model, meter)})
-        write_json(folder.file(RESULT), result)
+        return decided_by_first(lambda: write_result(numbers, folder, learner, meter))
+
+
+def verified_result(folder: RunFolder) -> dict[str, Any]:
+    """The result of a finished run whose files are those that it wrote."""
+    folder.verify_all()
+    return folder.result()
+
+
+def write_epoch(record: dict[str, Any], session: Session, folder: RunFolder) -> None:
+    """Write an epoch's line, and the weights if they are the best so far."""
+    meter = session.meter
+    if record["best"]:
+        meter.best["sha256"] = save_weights(folder.file(NEXT_BEST), session.learner.model)
+    folder.append(record)
+    session.log(record)
+
+
+def write_result(
+    numbers: dict[str, Any], folder: RunFolder, learner: Learner, meter: Meter
+) -> dict[str, Any]:
+    """Write the last weights and the run's result."""
+    result = sealed({**numbers, **digests_of_files(folder, learner.model, meter)})
+    write_json(folder.file(RESULT), result)
     return result
 
 
@@ -129,10 +150,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print(
-            "stopping as soon as the state can be saved; once more stops at once, without saving",
-            file=sys.stderr,
-            flush=True,
+        print_once(
+            "stopping as soon as the state can be saved; once more stops at once, without saving"
         )
 
     # only the main thread receives signals

@@ -1,15 +1,18 @@
 """A training session: what a run trains with, made before the first batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import torch
 
 from layerwise.core.audit import audit_steps, labels_in_pairs
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
+from layerwise.distributed import agree, decided_by_first, share, together, world
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
@@ -17,7 +20,7 @@ from layerwise.measures.watch import WATCHED_IMAGES, Watch
 from layerwise.rules import Tick
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import loss_in_words
-from layerwise.runs.run import Execution, Run, differences
+from layerwise.runs.run import Execution, Run, described, differences
 from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.meter import Meter
@@ -36,7 +39,10 @@ from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
 from layerwise.utils.plugins import IMPORTED
+from layerwise.utils.version import version
 
+# options of the execution that say when ranks wait for each other, so all must have them alike
+ALIKE = ("memory_format", "eval_every", "save_every", "separability_every", "rank_timeout")
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
 
@@ -120,36 +126,76 @@ def begin(
     Raises:
         InvalidInput: the data cannot be read, or the state does not fit; nothing was written.
     """
-    run, execution, device = prepared.run, prepared.execution, prepared.device
+    run, execution, here = prepared.run, prepared.execution, world()
     keeping = feature_keeping(prepared, folder.path)
     with ExitStack() as held:
-        if going_on:
-            folder.refuse_links()
-            held.enter_context(folder.locked())
-        apply_execution(device, execution)
-        data = prepared.load_data(progress.data)
-        learner = prepared.make_learner(data, check=True)
-        before = folder.facts().get("layouts") if going_on else None
-        formats = set_memory_format(learner, execution.memory_format, before)
-        meter = Meter(learner, memory=prepared.rule.one_thread)
-        watch = build_watch(prepared, learner, data)
-        record_steps(learner, execution)
-        restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
-        start = restored.position
-        options = {**run.rule_options, **keeping}
-        ticks = prepared.rule.order(
-            learner, data.train, run.epochs, prepared.schedule, start, **options
+        before = decided_by_first(lambda: layouts_of(folder, held) if going_on else None)
+        with together():
+            apply_execution(prepared.device, execution)
+            data = prepared.load_data(progress.data)
+            learner = prepared.make_learner(data, check=True)
+        agree(**comparable(prepared, data))
+        formats = decided_by_first(
+            lambda: set_memory_format(learner, execution.memory_format, before)
         )
+        if not here.first:
+            set_memory_format(learner, execution.memory_format, formats)
+        meter = Meter(learner, memory=prepared.rule.one_thread)
+        with together():
+            watch = build_watch(prepared, learner, data)
+        record_steps(learner, execution)
+        restored = decided_by_first(
+            lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
+        )
+        start = restored.position
+        meter.load_state_dict(decided_by_first(meter.state_dict))
+        share(learner)
+        options = {**run.rule_options, **keeping}
+        with together():
+            ticks = prepared.rule.order(
+                learner, data.train, run.epochs, prepared.schedule, start, **options
+            )
         if not going_on:
-            facts = describe_session(prepared, data, learner, formats)
-            held.enter_context(folder.created(run, facts))
-        parts = describe_device(device, run.amp), summary(formats), describe_steps(learner)
+            decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
+        parts = describe_device(prepared.device, run.amp), summary(formats), describe_steps(learner)
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
-        log = held.enter_context(open_log(execution.log, folder, start.epoch))
-        folder.truncate_log(start.epoch, restored.marks)
-        settle_best(folder, meter)
+        log: Callable[[dict[str, Any]], None] = lambda record: None  # noqa: E731
+        if here.first:
+            log = held.enter_context(open_log(execution.log, folder, start.epoch))
+            folder.truncate_log(start.epoch, restored.marks)
+            settle_best(folder, meter)
         yield Session(data, learner, meter, ticks, watch, log)
+
+
+def layouts_of(folder: RunFolder, held: ExitStack) -> Any:
+    """The memory formats of a run that goes on, whose folder is locked until training ends."""
+    folder.refuse_links()
+    held.enter_context(folder.locked())
+    return folder.facts().get("layouts")
+
+
+def create_folder(
+    prepared: Prepared,
+    folder: RunFolder,
+    held: ExitStack,
+    data: Splits,
+    learner: Learner,
+    formats: list[str],
+) -> None:
+    """Make the folder of a run that begins, and hold it until training ends."""
+    facts = describe_session(prepared, data, learner, formats)
+    held.enter_context(folder.created(prepared.run, facts))
+
+
+def comparable(prepared: Prepared, data: Splits) -> dict[str, Mapping[str, Any]]:
+    """What all ranks must have alike: the run, when they wait for each other, data, versions."""
+    execution = asdict(prepared.execution)
+    return {
+        "configuration": {**described(prepared.run), **{name: execution[name] for name in ALIKE}},
+        "data": data.facts(),
+        "version": {"layerwise": version(), "torch": torch.__version__},
+    }
 
 
 def describe_session(
