@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from layerwise.core.split import Chain, split
     from layerwise.core.unit import Unit
     from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
-    from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
+    from layerwise.distributed import distribute, joined, whole
+    from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, MissingData
     from layerwise.losses import (
         LOSSES,
         Changing,
@@ -51,8 +52,9 @@ HOMES = {
     "core.result": ("StepResult",),
     "core.split": ("Chain", "split"),
     "core.unit": ("Unit",),
+    "distributed": ("distribute", "joined", "whole"),
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
-    "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
+    "errors": ("CannotSplit", "Diverged", "InvalidInput", "LostRank", "MissingData"),
     "losses": (
         *("LOSSES", "Changing", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim"),
         *("Site", "Targets"),
@@ -83,6 +85,7 @@ __all__ = [
     "ImageFormat",
     "InvalidInput",
     "Learner",
+    "LostRank",
     "MissingData",
     "Output",
     "Position",
@@ -98,6 +101,8 @@ __all__ = [
     "Unit",
     "audit",
     "create_model",
+    "distribute",
+    "joined",
     "keep_freed_memory",
     "lay_out",
     "linear_cka",
@@ -108,6 +113,7 @@ __all__ = [
     "separability_over_epochs",
     "set_memory_format",
     "split",
+    "whole",
 ]
 
 

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             of_all_ranks = getattr(error, "of_all_ranks", False)  # then the first says it
             leave(named(spelled_as_option(str(error))), REFUSED, not is_first() and of_all_ranks)
         except KeyboardInterrupt as interruption:
-            leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+            leave(named(str(interruption) or "interrupted"), INTERRUPTED, not is_first())
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -111,7 +111,11 @@ CONDITIONS = (
         lambda _, execution: execution.separability_every > 0,
         "it needs --separability-every",
     ),
-    Condition(("rank_timeout",), on_several_ranks, "torchrun has not started several ranks"),
+    Condition(
+        ("ranks", "run_ahead", "rank_timeout"),
+        on_several_ranks,
+        "torchrun has not started several ranks",
+    ),
 )
 REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TextIO
 
@@ -23,6 +23,19 @@ LAST_WORDS = "layerwise/last-words"  # key of the sentence with which a rank end
 STORE_TIMEOUT = timedelta(seconds=2)  # for the last words; the store may have gone too
 
 
+@dataclass
+class Stopping:
+    """A wish to stop training, on its way to all ranks.
+
+    Attributes:
+        asked: whether this rank was asked to.
+        agreed: whether it stops after the batch at hand, as all ranks do.
+    """
+
+    asked: bool = False
+    agreed: bool = False
+
+
 @dataclass(frozen=True)
 class World:
     """The processes that train together.
@@ -32,12 +45,14 @@ class World:
         size: number of processes.
         local_rank: number of this process among those on its machine.
         timeout: seconds after which a rank that does not answer is given up.
+        stopping: the wish to stop.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     timeout: float = 0.0
+    stopping: Stopping = field(default_factory=Stopping, compare=False)
 
     @property
     def first(self) -> bool:
@@ -47,15 +62,19 @@ class World:
 
 ALONE = World()
 _joined: World = ALONE
+_users: World = ALONE  # of a process group that is not ours
 
 
 def world() -> World:
     """The world of this process: of ``joined``, or of the process group that a user's program
     has made; without either, of this process alone.
     """
+    global _users
     if _joined is not ALONE or not (dist.is_available() and dist.is_initialized()):
         return _joined
-    return World(dist.get_rank(), dist.get_world_size(), launched_local_rank())
+    users = World(dist.get_rank(), dist.get_world_size(), launched_local_rank())
+    _users = _users if _users == users else users
+    return _users
 
 
 @contextmanager

@@ -12,7 +12,16 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
-from layerwise.distributed import agree, decided_by_first, share, together, world
+from layerwise.distributed import (
+    agree,
+    check_placeable,
+    decided_by_first,
+    distribute,
+    rank_bytes,
+    together,
+    unit_needs,
+    world,
+)
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
@@ -42,7 +51,11 @@ from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.version import version
 
 # options of the execution that say when ranks wait for each other, so all must have them alike
-ALIKE = ("memory_format", "eval_every", "save_every", "separability_every", "rank_timeout")
+ALIKE = (
+    *("memory_format", "eval_every", "save_every", "separability_every"),
+    *("ranks", "run_ahead", "rank_timeout"),
+)
+MOST_TRIED = 128  # images of the steps by which ranks are balanced
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
 
@@ -54,6 +67,7 @@ class Session:
         ticks: of the rule, from where the run goes on.
         watch: measures separability while training, or None.
         log: writes an epoch's record for a viewer.
+        placement: of several ranks, each one's units and predicted memory.
     """
 
     data: Splits
@@ -62,6 +76,7 @@ class Session:
     ticks: Iterator[Tick]
     watch: Watch | None
     log: Callable[[dict[str, Any]], None]
+    placement: list[dict[str, Any]]
 
 
 def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
@@ -134,22 +149,23 @@ def begin(
             apply_execution(prepared.device, execution)
             data = prepared.load_data(progress.data)
             learner = prepared.make_learner(data, check=True)
+            check_placement(prepared, learner)
         agree(**comparable(prepared, data))
         formats = decided_by_first(
             lambda: set_memory_format(learner, execution.memory_format, before)
         )
         if not here.first:
             set_memory_format(learner, execution.memory_format, formats)
-        meter = Meter(learner, memory=prepared.rule.one_thread)
+        meter = Meter(learner)
         with together():
             watch = build_watch(prepared, learner, data)
-        record_steps(learner, execution)
+        if here.size == 1:
+            record_steps(learner, execution)
         restored = decided_by_first(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
         start = restored.position
-        meter.load_state_dict(decided_by_first(meter.state_dict))
-        share(learner)
+        meter.share()
         options = {**run.rule_options, **keeping}
         with together():
             ticks = prepared.rule.order(
@@ -157,15 +173,49 @@ def begin(
             )
         if not going_on:
             decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
+        placement = place(prepared, learner)
         parts = describe_device(prepared.device, run.amp), summary(formats), describe_steps(learner)
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
+        progress.ranks(placement)
         log: Callable[[dict[str, Any]], None] = lambda record: None  # noqa: E731
         if here.first:
             log = held.enter_context(open_log(execution.log, folder, start.epoch))
             folder.truncate_log(start.epoch, restored.marks)
             settle_best(folder, meter)
-        yield Session(data, learner, meter, ticks, watch, log)
+        yield Session(data, learner, meter, ticks, watch, log, placement)
+
+
+def check_placement(prepared: Prepared, learner: Learner) -> None:
+    """Refuse units that cannot live on the ranks that there are.
+
+    Raises:
+        InvalidInput: saying why.
+    """
+    if world().size > 1:
+        check_placeable(learner, prepared.execution.ranks, prepared.execution.run_ahead)
+
+
+def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
+    """Let the units live on the ranks that there are; each one's units and predicted bytes."""
+    if world().size == 1:
+        return []
+    run, execution = prepared.run, prepared.execution
+    parts = run.rule_options.get("micro_batches", 1)
+    needs = decided_by_first(lambda: unit_needs(learner, max(2, run.batch_size // parts)))
+    rounded = run.rule_options.get("bfloat16_features", False)
+    placement = distribute(
+        learner,
+        execution.ranks,
+        run_ahead=execution.run_ahead,
+        bfloat16_features=rounded,
+        batch_size=min(run.batch_size, MOST_TRIED),
+    )
+    predicted = rank_bytes(needs, placement, execution.run_ahead)
+    return [
+        {"units": [units.start, units.stop - 1], "predicted_memory_bytes": peak}
+        for units, peak in zip(placement, predicted, strict=True)
+    ]
 
 
 def layouts_of(folder: RunFolder, held: ExitStack) -> Any:
