@@ -228,7 +228,8 @@ class Beside:
     """A function's result, computed beside what goes on; no process waits for it when it ends."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        self.function, self.value, self.error = function, None, None
+        self.function, self.value = function, None
+        self.error: BaseException | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 

@@ -81,7 +81,7 @@ def network_accuracy(learner: Learner, loader: Loader, amp: torch.dtype | None) 
 def entering(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Activations, Targets]:
     """What enters the first unit that is here, and the targets."""
     if learner.stage is not None and learner.stage.before is not None:
-        return learner.stage.take()  # type: ignore[no-any-return]
+        return learner.stage.take()
     return (images,), Targets(labels, learner.num_classes, images)
 
 

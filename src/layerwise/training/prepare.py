@@ -20,7 +20,6 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.split import OUTPUT_LAYERS
 from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
 from layerwise.data.splits import choose_augmentation
-from layerwise.distributed import world
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
@@ -169,7 +168,6 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     """
     check_ranges(run, execution)
     run = with_own_options(run)
-    check_ranks(run)
     losses = {0: run.loss} if run.is_global else losses_of(run)
     rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
     size = run.image_size or dataset.format.image_size
@@ -197,21 +195,6 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         find_device(execution),
         parse_measures(execution),
     )
-
-
-def check_ranks(run: Run) -> None:
-    """Refuse several ranks for a rule whose units are all in one process.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    size = world().size
-    if size > 1 and run.rule in RULES and not RULES[run.rule].on_ranks:
-        raise InvalidInput(
-            f"Cannot train by the rule {run.rule!r} on {size} ranks: its units are all in one "
-            "process. Give --rule parallel, whose units live on different ranks, or start one "
-            "process."
-        )
 
 
 def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:

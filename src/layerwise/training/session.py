@@ -1,6 +1,6 @@
 """A training session: what a run trains with, made before the first batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -77,6 +77,20 @@ class Session:
     watch: Watch | None
     log: Callable[[dict[str, Any]], None]
     placement: list[dict[str, Any]]
+
+
+def check_ranks(prepared: Prepared) -> None:
+    """Refuse several ranks for a rule whose units are all in one process.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if world().size > 1 and not prepared.rule.on_ranks:
+        raise InvalidInput(
+            f"Cannot train by the rule {prepared.run.rule!r} on {world().size} ranks: its units "
+            "are all in one process. Give --rule parallel, whose units live on different ranks, or "
+            "start one process."
+        )
 
 
 def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
