@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from layerwise.core.split import split
 from layerwise.data import DATASETS, Splits
+from layerwise.distributed import distribute, whole
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets, predsim_lite
 from layerwise.measures import MEASURES, heading_of
@@ -140,13 +141,28 @@ def one_unit_is_global_backpropagation(name: str, loss: str, kernels: Kernels = 
     assert same_weights(local.model, plain)
 
 
-def parallel_is_simultaneous(name: str, loss: str, threads: int, kernels: Kernels = PLAIN) -> None:
-    data = digits()  # five batches: more than wait between two groups
-    together, in_groups = (learner(name, loss, amp=kernels.amp) for _ in range(2))
+def parallel_is_simultaneous(name: str, loss: Any, kernels: Kernels = PLAIN) -> None:
+    """On as many ranks as there are; in a process alone all units are on its rank."""
+    data = digits()  # five batches: more than are on their way
+    together, on_ranks = (learner(name, loss, amp=kernels.amp) for _ in range(2))
     ticks("simultaneous", together, data.train, epochs=2)
-    results = ticks("parallel", in_groups, data.train, epochs=2, threads=threads)
-    assert same_weights(together.model, in_groups.model)
-    assert [tick.resumable for tick in results] == [tick.ends_epoch for tick in results]
+    distribute(on_ranks, batch_size=8)
+    ticks("parallel", on_ranks, data.train, epochs=2)
+    with whole(on_ranks) as first:
+        if first:
+            assert same_weights(together.model, on_ranks.model), (name, loss)
+            assert same_values(together.state_dict(), on_ranks.state_dict()), (name, loss)
+
+
+def same_values(one: Any, other: Any) -> bool:
+    """Whether two states hold the same, to the bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_values(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same_values, one, other))
+    return one == other
 
 
 def cached_features_change_nothing(

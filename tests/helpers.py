@@ -26,9 +26,6 @@ WHOLE = ("predsim", "predsim-lite")
 ON_FEW = tuple(loss for loss in LOSSES if loss not in EVERYWHERE)
 READING = ("auglocal", "infopro")  # beside features: blocks behind the unit, and images
 
-# of these, losses whose units do not depend on weights of later ones, and so can be in threads
-IN_THREADS = tuple(loss for loss in ON_FEW if loss != "look-ahead")
-
 # a network that is one unit learns from its output, whatever the local loss
 RULES_AND_LOSSES = [
     (rule, loss)

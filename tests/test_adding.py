@@ -359,7 +359,6 @@ class TestContract:
     )
     def test_network_and_loss(self, network: str, loss: str, tmp_path: Path) -> None:
         contract.one_unit_is_global_backpropagation(network, loss)
-        contract.parallel_is_simultaneous(network, loss, threads=2)
         contract.cached_features_change_nothing(network, loss, tmp_path)
         contract.no_gradient_crosses_a_border(network, loss)
 

@@ -378,8 +378,7 @@ def test_no_gradient_crosses_a_border(name: str, loss: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "loss"), [("swin-like", "pred"), ("vit-like", "predsim")])
-def test_rules_are_equal(name: str, loss: str) -> None:
-    contract.parallel_is_simultaneous(name, loss, threads=2)
+def test_resumed_is_uninterrupted(name: str, loss: str) -> None:
     contract.resumed_is_uninterrupted(name, "sequential", loss)
 
 

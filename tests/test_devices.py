@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from layerwise.rules import RULES
 from tests.helpers import RULES_AND_LOSSES
 
 
@@ -21,7 +20,7 @@ def test_steps_stay_on_their_device_and_wait_for_no_value_of_it():
     )
     assert program.returncode == 0, program.stderr[-2000:]
     printed = [line.split() for line in program.stdout.splitlines() if line.endswith("True")]
-    pairs = [(loss, rule) for rule, loss in RULES_AND_LOSSES if RULES[rule].one_thread]
+    pairs = [(loss, rule) for rule, loss in RULES_AND_LOSSES]
     wanted = {(model, *pair) for model in ("resnet18", "vgg8b") for pair in pairs}
     assert {tuple(words[:3]) for words in printed} == wanted, program.stdout
     assert all(int(words[3]) >= 2 for words in printed)

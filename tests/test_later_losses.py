@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.core.localize import localize
+from layerwise.distributed import check_placeable
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Site, Targets, create_loss
 from layerwise.losses.auglocal import Single, chosen_blocks, pyramid_depth
 from layerwise.memory.accounting import persistent_bytes
 from layerwise.models import create_model
-from layerwise.rules import RULES
 from layerwise.training.prepare import registries
 from layerwise.utils.options import options_of
 from tests.helpers import CLASSES, PreActivation, digits, learner, narrow, network, ticks
@@ -649,15 +649,12 @@ def test_any_loss_can_be_the_head_of_a_look_ahead(head_loss: str) -> None:
     assert len([*local.units[0].loss.loss.parameters()]) == 4
 
 
-def test_threads_refuse_to_look_ahead_at_weights_that_another_changes() -> None:
+def test_ranks_refuse_to_look_ahead_at_weights_that_another_changes() -> None:
     with pytest.raises(
         InvalidInput, match=r"the loss of unit 0 \(conv1\) reads weights of a later"
     ):
-        RULES["parallel"].order(
-            learner("plain", "look-ahead", transport=0.1), digits().train, 1, lambda done: 1.0
-        )
-    local = learner("plain", "look-ahead", branches="copy")
-    assert ticks("parallel", local, digits().train, epochs=1)
+        check_placeable(learner("plain", "look-ahead", transport=0.1))
+    check_placeable(learner("plain", "look-ahead", branches="copy"))
 
 
 class Dropping(nn.Module):

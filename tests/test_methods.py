@@ -99,7 +99,6 @@ def test_a_step_is_timed() -> None:
         ("--losses pred --span 0", "Cannot use span 0: it is out of range"),
         ("--losses pred --span one", "it is no list of numbers of units"),
         ("--losses pred --equal money", "Cannot use equal 'money': it is unknown"),
-        ("--losses pred --rules global,parallel", "it uses several threads"),
         ("--losses pred,sim --head-depth 2", "Cannot use --head-depth with the loss 'pred'"),
         ("--losses auglocal --head-depth 99", "Cannot use --head-depth 99: the network has"),
         ("--losses pred --segments 2", "It belongs to checkpointed"),

@@ -425,7 +425,6 @@ class RandomImages:
 @pytest.mark.parametrize(
     ("rule", "options", "words"),
     [
-        ("parallel", {}, "several threads"),
         ("global", {"at": "layer"}, "Leave at= out"),
         ("checkpointed", {"at": 2}, "Leave at= out"),
     ],

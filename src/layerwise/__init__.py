@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from layerwise.core.teacher import Teacher
     from layerwise.core.unit import Unit
     from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
-    from layerwise.errors import CannotSplit, Diverged, InvalidInput, MissingData
+    from layerwise.distributed import distribute, joined, whole
+    from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, MissingData
     from layerwise.losses import (
         LOSSES,
         Changing,
@@ -52,8 +53,9 @@ HOMES = {
     "core.split": ("Chain", "split"),
     "core.teacher": ("Teacher",),
     "core.unit": ("Unit",),
+    "distributed": ("distribute", "joined", "whole"),
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
-    "errors": ("CannotSplit", "Diverged", "InvalidInput", "MissingData"),
+    "errors": ("CannotSplit", "Diverged", "InvalidInput", "LostRank", "MissingData"),
     "losses": (
         *("LOSSES", "Changing", "Evaluated", "Output", "Pred", "PredSim", "PredSimLite", "Sim"),
         *("Site", "Targets"),
@@ -85,6 +87,7 @@ __all__ = [
     "ImageFormat",
     "InvalidInput",
     "Learner",
+    "LostRank",
     "MissingData",
     "Output",
     "Position",
@@ -101,6 +104,8 @@ __all__ = [
     "Unit",
     "audit",
     "create_model",
+    "distribute",
+    "joined",
     "keep_freed_memory",
     "lay_out",
     "linear_cka",
@@ -111,6 +116,7 @@ __all__ = [
     "separability_over_epochs",
     "set_memory_format",
     "split",
+    "whole",
 ]
 
 

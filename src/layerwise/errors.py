@@ -26,6 +26,10 @@ class MissingData(InvalidInput):
     """A data set whose files are not where they were looked for."""
 
 
+class LostRank(RuntimeError):
+    """A process that trains with this one and has ended, or does not answer."""
+
+
 class CannotSplit(ValueError):
     """A network that cannot be cut into units as asked."""
 

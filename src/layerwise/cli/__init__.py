@@ -18,7 +18,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from layerwise.cli.options import Parser
-from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, brief
+from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, LostRank, brief
+from layerwise.utils.launch import is_first, launched_rank, launched_size
 from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED, import_files
 from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
@@ -44,16 +45,20 @@ MODULES = {"list": "listing"}  # where a module of the command's name would hide
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 a check failed, 2 refused, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 a check failed or a rank was lost, 2 refused, 130
+    interrupted.
+    """
     set_environment()
     with visible_streams():
         try:
             if problem := run_command(list(sys.argv[1:] if arguments is None else arguments)):
                 leave(f"layerwise: {problem}", FAILED)
-        except (InvalidInput, CannotSplit, Diverged) as error:
-            leave(f"layerwise: {spelled_as_option(str(error))}", REFUSED)
+        except (InvalidInput, CannotSplit, Diverged, LostRank) as error:
+            of_all_ranks = getattr(error, "of_all_ranks", False)  # then the first says it
+            code = FAILED if isinstance(error, LostRank) else REFUSED
+            leave(named(spelled_as_option(str(error))), code, not is_first() and of_all_ranks)
         except KeyboardInterrupt as interruption:
-            leave(f"layerwise: {interruption or 'interrupted'}", INTERRUPTED)
+            leave(named(str(interruption) or "interrupted"), INTERRUPTED, not is_first())
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -81,13 +86,27 @@ def run_command(arguments: list[str]) -> str | None:
     """
     try:
         parsed = parse(arguments)
+        refuse_ranks(parsed.command)
         result = parsed.run(parsed)
-        if parsed.json:
+        if parsed.json and is_first():
             print(json.dumps(result, allow_nan=False))
         problem: str | None = parsed.problem(result) if parsed.problem else None
         return problem
     finally:
         sys.stdout.flush()  # here, since Python's own at exit ends in a traceback if it fails
+
+
+def refuse_ranks(command: Parser) -> None:
+    """Refuse a command that every rank would carry out on its own.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if launched_size() > 1 and command.prog.split()[-1] != "train":
+        raise InvalidInput(
+            f"Cannot run `{command.prog}` on {launched_size()} ranks: each would do the same. "
+            "Start it without torchrun; only `layerwise train` is for several."
+        )
 
 
 def set_environment() -> None:
@@ -116,7 +135,15 @@ def spelled_as_option(message: str) -> str:
     return message.replace(begins[1], as_flag(begins[1]), 1) if begins else message
 
 
-def leave(message: str, code: int) -> NoReturn:
+def named(message: str) -> str:
+    """A last line, with the name of the program, and of the rank if it is one of several."""
+    rank = f" (rank {launched_rank()})" if launched_size() > 1 else ""
+    return f"layerwise{rank}: {message}"
+
+
+def leave(message: str, code: int, silently: bool = False) -> NoReturn:
+    if silently:
+        sys.exit(code)
     with contextlib.suppress(InvalidInput, BrokenPipeError):  # nobody can be told
         print(in_one_line(message), file=sys.stderr, flush=True)
     sys.exit(code)

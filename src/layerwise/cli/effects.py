@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from layerwise.errors import InvalidInput
 from layerwise.runs.losses import losses_of
 from layerwise.runs.run import GLOBAL_RULES, Execution, Run
+from layerwise.utils.launch import is_first, launched_size
 from layerwise.utils.options import as_flag, options_of
 
 
@@ -50,6 +51,10 @@ def is_on_gpu(_: Run, execution: Execution) -> bool:
     import torch
 
     return execution.device != "cpu" and torch.cuda.is_available()
+
+
+def on_several_ranks(*_: object) -> bool:
+    return launched_size() > 1
 
 
 def groups_grow(run: Run) -> bool:
@@ -127,6 +132,11 @@ CONDITIONS = (
         lambda _, execution: execution.separability_every > 0,
         "it needs --separability-every",
     ),
+    Condition(
+        ("ranks", "run_ahead", "rank_timeout"),
+        on_several_ranks,
+        "torchrun has not started several ranks",
+    ),
 )
 REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
 
@@ -151,7 +161,8 @@ def check_effects(
             raise InvalidInput(
                 f"Cannot use {flag}: it would change nothing, for {reason}. Leave it out."
             )
-        print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)
+        if is_first():
+            print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)
 
 
 def without_effect(name: str, runs: Sequence[Run], execution: Execution) -> str | None:

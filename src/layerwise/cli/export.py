@@ -4,7 +4,8 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields, collect_execution
+from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
 

@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
         "--per-unit", action="store_true", help="print a table of units for every rule"
     )
     parser.add_argument("--figure", metavar="FILE", help="draw memory over a step, as .svg or .png")
-    add_fields(parser, Run, skip={"model", "cache", "threads", *NOT_PROFILED})
+    add_fields(parser, Run, skip={"model", "cache", "bfloat16_features", *NOT_PROFILED})
     add_fields(parser, Execution, skip=NOT_EXECUTED)
 
 

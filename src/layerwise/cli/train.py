@@ -2,6 +2,8 @@
 
 import argparse
 import shlex
+import sys
+from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,7 @@ from layerwise.cli.values import collect_both, collect_execution, given_options,
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.launch import restarts
 from layerwise.utils.options import as_flag
 from layerwise.utils.sizes import format_size
 
@@ -84,32 +87,38 @@ def train_one(
 ) -> dict[str, Any]:
     """Train a run in a folder; None: in ``runs``, under the run's name.
 
+    On several ranks each calls this, and the first writes and prints. Ranks that ``torchrun`` has
+    started again go on with the run.
+
     Args:
         preset: whose settings it began from; it is recorded beside the run.
     """
+    from layerwise.distributed import joined, print_once, together
     from layerwise.experiments.sweep import folder_of
     from layerwise.profiling.budget import plan_run
     from layerwise.training.loop import Interrupted, train
     from layerwise.training.prepare import prepare
-    from layerwise.training.progress import shown
+    from layerwise.training.progress import Progress, shown
 
-    described, plan = plan_run(described, execution)
-    prepared = prepare(described, execution)
-    if plan:
-        prepared = replace(prepared, plan=asdict(plan))
-        print(plan, flush=True)
-    if preset:
-        prepared = replace(prepared, preset=preset.record(prepared.run))
-        print("\n".join(words_of(preset)), flush=True)
-    folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
-    try:
-        with shown() as progress:
-            result = train(prepared, folder, resume, progress)
-    except Interrupted as interruption:
-        raise KeyboardInterrupt(
-            f"{interruption}. Go on with: layerwise train --resume {folder.path}"
-        ) from None
-    print(summary(result), flush=True)
+    with joined(execution.device, execution.rank_timeout) as here:
+        with together():
+            described, plan = plan_run(described, execution)
+            prepared = prepare(described, execution)
+        if plan:
+            prepared = replace(prepared, plan=asdict(plan))
+            print_once(str(plan), sys.stdout)
+        if preset:
+            prepared = replace(prepared, preset=preset.record(prepared.run))
+            print_once("\n".join(words_of(preset)), sys.stdout)
+        folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
+        try:
+            with shown() if here.first else nullcontext(Progress()) as progress:
+                result = train(prepared, folder, resume or restarts() > 0, progress)
+        except Interrupted as interruption:
+            raise KeyboardInterrupt(
+                f"{interruption}. Go on with: layerwise train --resume {folder.path}"
+            ) from None
+        print_once(summary(result), sys.stdout)
     return result
 
 

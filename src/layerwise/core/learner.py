@@ -54,6 +54,7 @@ class Learner:
         structure: the modules and weights that the learner was made of.
         plan: the budget of memory that the units were planned by, and their predicted peak, where
             ``at`` was one; else None.
+        stage: where its units live on several ranks; see ``distributed.stage``; None: all are here.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Learner:
         self.training = model.training
         self.structure = Structure(model, self.units)
         self.plan: Any = None
+        self.stage: Any = None
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
@@ -88,7 +90,8 @@ class Learner:
         """One simultaneous local update: every unit learns from this batch.
 
         Args:
-            images: (B, ...) with B ≥ 2, on the model's device.
+            images: (B, ...) with B ≥ 2, on the model's device. Where units live on several ranks,
+                the first rank alone reads these arguments.
             labels: (B,), integers from 0 to num_classes − 1.
             update: False: a part of a batch, whose gradients wait for a step that updates. That
                 update is by the mean over the examples of all parts.
@@ -102,6 +105,35 @@ class Learner:
             Diverged: a unit's loss is not finite; it and the units behind it were not updated, and
                 gradients of parts of a batch are forgotten.
         """
+        entering, targets = self.take(images, labels)
+        if self.training != self.model.training:
+            self.train(self.model.training)
+        if update and not any(unit.parts for unit in self.units):
+            make_step = self.make_step
+        else:  # never recorded
+            make_step = partial(self.plain_step, update=update)
+        try:
+            results = make_step(self.units, entering, targets, self.steps)
+        except BaseException:
+            self.zero_grad()  # some units have the gradients of this part, others not
+            raise
+        self.steps += 1
+        return StepResult(results, len(targets.labels))
+
+    def step_arriving(self) -> StepResult:
+        """The step of a rank behind the first, whose batch the rank before sends."""
+        nothing = torch.empty(0)
+        return self.step(nothing, nothing)
+
+    def take(self, images: Tensor, labels: Tensor) -> tuple[Any, Targets]:
+        """What enters the first unit, and the targets; on a later rank, what the one before sent.
+
+        Raises:
+            InvalidInput: the batch cannot be used.
+        """
+        if self.stage is not None and self.stage.before is not None:
+            self.structure.check(self.units)
+            return self.stage.take()
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
             raise InvalidInput(
@@ -110,20 +142,12 @@ class Learner:
                 f"(B, {', '.join(map(str, self.image_shape))}) and type {self.image_type}. Give "
                 "such images."
             )
-        if self.training != self.model.training:
-            self.train(self.model.training)
-        targets = Targets(labels.long(), self.num_classes, images)
-        if update and not any(unit.parts for unit in self.units):
-            make_step = self.make_step
-        else:  # never recorded
-            make_step = partial(self.plain_step, update=update)
-        try:
-            results = make_step(self.units, images, targets, self.steps)
-        except BaseException:
-            self.zero_grad()  # some units have the gradients of this part, others not
-            raise
-        self.steps += 1
-        return StepResult(results, len(labels))
+        return images, Targets(labels.long(), self.num_classes, images)
+
+    @property
+    def own_units(self) -> list[Unit]:
+        """The units that are here: all, or where they live on several ranks, this rank's."""
+        return self.units if self.stage is None else self.stage.units
 
     @property
     def captured(self) -> Any:
@@ -339,8 +363,10 @@ class Learner:
         It holds tensors and plain types only.
 
         Raises:
-            InvalidInput: gradients of parts of a batch wait for their update.
+            InvalidInput: gradients of parts of a batch wait for their update, or units live on
+                other ranks.
         """
+        self.refuse_absent_units("save the state")
         state = state_of(self.model, self.units, self.steps)
         return {**state, "progress": self.progress} if self.changes else state
 
@@ -351,8 +377,21 @@ class Learner:
             InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
                 loaded.
         """
+        self.refuse_absent_units("load a state")
         load_state(self.model, self.units, state)
         self.steps = state["steps"]
         self.set_progress(state.get("progress", 0.0))
         if self.captured is not None:
             self.captured.forget()  # they read the optimizers' state where it was before
+
+    def refuse_absent_units(self, action: str) -> None:
+        """Refuse what needs all units while some live on other ranks.
+
+        Raises:
+            InvalidInput: as said.
+        """
+        if self.stage is not None and not self.stage.whole:
+            raise InvalidInput(
+                f"Cannot {action}: units live on other ranks. Do it inside `with "
+                "layerwise.whole(learner):`, which all ranks enter, on the first rank."
+            )

@@ -66,8 +66,6 @@ def predicted_memory(
     learner: Learner, rule: str, batch_size: int, options: dict[str, Any]
 ) -> tuple[int | None, int | None]:
     """Bytes between steps, and at the peak of a step; None where they cannot be predicted."""
-    if not RULES[rule].one_thread:
-        return None, None
     try:
         steps = predict_steps(rule, learner, batch_size, options)
     except Exception:  # a network or a loss of the user's own need not run without contents

@@ -8,7 +8,6 @@ from statistics import median
 
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.table import count
-from layerwise.errors import InvalidInput
 from layerwise.profiling.measure import TIMED, TIMED_RECORDED
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
@@ -44,14 +43,9 @@ def step_costs(run: Run, execution: Execution) -> StepCosts:
 
     Raises:
         InvalidInput, CannotSplit: the run cannot be carried out: its loss cannot be built for a
-            unit, its chain has no such span, its rule uses several threads …
+            unit, its chain has no such span …
     """
     prepared = prepare(run, replace(execution, device="cpu"))
-    if not prepared.rule.one_thread:
-        raise InvalidInput(
-            f"Cannot count the costs of the rule {run.rule!r}: it uses several threads. Give "
-            "another rule."
-        )
     learner = prepared.make_learner(prepared.dataset.expected(run.image_size))
     options, memory_format = trial_options(run), execution.memory_format
     steps = predict_steps(run.rule, learner, run.batch_size, options, memory_format)

@@ -36,9 +36,9 @@ def profiled() -> dict[str, dict[str, Any]]:
 
     Those that train the network as one unit come first.
 
-    Rules with several threads are left out: a CPU's memory is counted per thread.
+    Rules for several ranks are left out: in one process they make the steps of another.
     """
-    names = [name for name, rule in RULES.items() if rule.one_thread]
+    names = [name for name, rule in RULES.items() if not rule.on_ranks]
     names.sort(key=lambda name: RULES[name].at is None)
     return {name: {"rule": name} for name in names} | VARIANTS
 
@@ -77,11 +77,6 @@ def predict_peak(
     choose("memory format", memory_format, MEMORY_FORMATS)
     if device is not None:
         choose("device", device, DEVICES)
-    if not RULES[rule].one_thread:
-        raise InvalidInput(
-            f"Cannot predict the memory of the rule {rule!r}: it uses several threads. Give "
-            "another rule."
-        )
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
         raise InvalidInput(
             f"Cannot use at= with the rule {rule!r}: it trains the network as one unit. Leave at= "

@@ -61,15 +61,14 @@ class Rule:
     Attributes:
         order: generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
         at: number of units, if it is fixed: global backpropagation is the chain with one unit.
-        one_thread: whether the calling thread does all the work, so that its memory can be measured
-            on a CPU.
+        on_ranks: whether units can live on several ranks.
         trial: options with which single steps are predicted and measured, for an order that changes
             over training: its first steps, which take the most memory.
     """
 
     order: Callable[..., Iterator[Tick]]
     at: int | None = None
-    one_thread: bool = True
+    on_ranks: bool = False
     trial: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -66,6 +66,8 @@ RANGES: dict[str, Range] = {
     "eval_every": Range(1, MANY),
     "save_every": Range(1, MANY),
     "separability_every": Range(0, MANY),
+    "run_ahead": Range(1, 1000),
+    "rank_timeout": Range(1, 10**6, "1 second or more"),
 }
 
 

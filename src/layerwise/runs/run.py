@@ -211,6 +211,21 @@ class Execution:
     separability_against: str | None = option(
         None, "folder of a run to compare features with by CKA, at --separability-every; '': none"
     )
+    ranks: str | None = option(
+        None,
+        "on several ranks: numbers of units on each, such as 5,4; '': balanced by measured time "
+        "(the default)",
+    )
+    run_ahead: int = option(
+        2,
+        "on several ranks: batches that a rank may be ahead of the next; each takes the memory of "
+        "the features between them",
+    )
+    rank_timeout: float = option(
+        300.0,
+        "on several ranks: seconds after which a rank that does not answer is given up, and all "
+        "others end",
+    )
 
 
 def run_name(run: Run) -> str:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
 from layerwise.core.outputs import logits_of
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
+from layerwise.distributed import gathered
 from layerwise.losses import Targets
 
 
@@ -45,15 +46,55 @@ def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list
     total = torch.zeros(last - first + 1, 2, device=loader.labels.device)
     for images, labels in loader.batches(epoch=0):
         count += len(labels)
-        targets = Targets(labels, learner.num_classes, images)
-        activations: Activations = (images,)
-        for unit in learner.units[: last + 1]:
+        activations, targets = entering(learner, images, labels)
+        for unit in learner.own_units:
             if unit.index < first:
                 activations = unit.forward(activations)
-            else:
+            elif unit.index <= last:
                 activations, (loss, correct) = unit.evaluate(activations, targets)
                 total[unit.index - first] += torch.stack(
                     [loss.float() * len(labels), correct.float()]
                 )
-    shares = total.double().cpu() / count
+        pass_on(learner, activations, targets)
+    shares = summed_over_ranks(learner, total).double().cpu() / count
     return [UnitScore(loss, 100.0 * share) for loss, share in shares.tolist()]
+
+
+@torch.no_grad()
+def network_accuracy(learner: Learner, loader: Loader, amp: torch.dtype | None) -> float:
+    """``accuracy`` of a learner's network, also where its units live on several ranks."""
+    if learner.stage is None:
+        return accuracy(learner.model, loader, amp)
+    learner.train(False)
+    total = torch.zeros((), dtype=torch.long, device=loader.labels.device)
+    for images, labels in loader.in_order():
+        activations, targets = entering(learner, images, labels)
+        for unit in learner.own_units:
+            if unit.index < len(learner.units) - 1:
+                activations = unit.forward(activations)
+            else:
+                activations, (_, correct) = unit.evaluate(activations, targets)
+                total += correct
+        pass_on(learner, activations, targets)
+    return 100.0 * summed_over_ranks(learner, total).item() / len(loader.labels)
+
+
+def entering(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Activations, Targets]:
+    """What enters the first unit that is here, and the targets."""
+    if learner.stage is not None and learner.stage.before is not None:
+        return learner.stage.take()
+    return (images,), Targets(labels, learner.num_classes, images)
+
+
+def pass_on(learner: Learner, activations: Activations, targets: Targets) -> None:
+    """Send what the last unit here made to the next rank, if there is one."""
+    if learner.stage is not None:
+        learner.stage.give(activations, targets)
+
+
+def summed_over_ranks(learner: Learner, total: Tensor) -> Tensor:
+    """A sum over all ranks, each of which counted its own units alone."""
+    if learner.stage is None:
+        return total
+    learner.stage.pause()
+    return torch.stack(gathered(total.cpu())).sum(0)

@@ -1,25 +1,25 @@
 """The training loop, from a run's first batch to its result, in the order a batch meets it."""
 
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, NoReturn
 
 from layerwise.core.learner import Learner
 from layerwise.data import Splits
+from layerwise.distributed import decided_by_first, gathered, print_once, together, whole, world
 from layerwise.errors import InvalidInput
 from layerwise.rules import Tick
 from layerwise.runs.digests import sealed
 from layerwise.runs.folder import NEXT_BEST, RESULT, SEPARABILITY, RunFolder
 from layerwise.training.checkpoint import save
-from layerwise.training.evaluate import accuracy, unit_scores
+from layerwise.training.evaluate import network_accuracy, unit_scores
 from layerwise.training.exits import measure_exits
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
-from layerwise.training.session import begin, check_folder, describe
+from layerwise.training.session import Session, begin, check_folder, check_ranks, describe
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
 
@@ -41,41 +41,114 @@ def train(
         Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
         Interrupted: stopped by a signal; the folder keeps the state.
     """
-    going_on = check_folder(prepared, folder, resume)
-    if going_on and folder.finished:
-        folder.verify_all()
-        return folder.result()
+    with together():
+        check_ranks(prepared)
+    going_on = decided_by_first(lambda: check_folder(prepared, folder, resume))
+    if going_on and decided_by_first(lambda: folder.finished):
+        return decided_by_first(lambda: verified_result(folder))
     with begin(prepared, folder, going_on, progress) as session, stop_requests() as stop_requested:
-        learner, meter, data = session.learner, session.meter, session.data
-        execution = prepared.execution
+        meter = session.meter
         while tick := meter.next_tick(session.ticks):
             progress.tick(tick, meter)
             if tick.ends_epoch:
-                due = is_due(tick, execution.eval_every)
-                scores = evaluate_epoch(tick, learner, data, prepared) if due else {}
-                record = meter.end_epoch(tick, scores)
-                if record["best"]:
-                    meter.best["sha256"] = save_weights(folder.file(NEXT_BEST), learner.model)
-                folder.append(record)
-                session.log(record)
-                if session.watch and is_due(tick, execution.separability_every):
-                    with saving_what_was_learned(folder, prepared, learner, meter, tick):
-                        rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
-                    folder.append(rows, SEPARABILITY)
-                if is_due(tick, execution.save_every):
-                    save(folder, prepared.run, learner, meter, tick.after)
-                progress.epoch(record)
-            if stop_requested() and tick.resumable and not tick.ends_training:
-                meter.check()
+                progress.epoch(end_epoch(tick, session, prepared, folder))
+            if should_stop(session, stop_requested()) and tick.resumable and not tick.ends_training:
+                stop(tick, session, prepared, folder)
+        return end_training(session, prepared, folder)
+
+
+def verified_result(folder: RunFolder) -> dict[str, Any]:
+    """The result of a finished run whose files are those that it wrote."""
+    folder.verify_all()
+    return folder.result()
+
+
+def end_epoch(
+    tick: Tick, session: Session, prepared: Prepared, folder: RunFolder
+) -> dict[str, Any]:
+    """Evaluate, log and save what is due at an epoch's end, and return the epoch's record.
+
+    The first rank writes; where units live on several, it has all of them meanwhile.
+    """
+    learner, meter, execution = session.learner, session.meter, prepared.execution
+    due = is_due(tick, execution.eval_every)
+    scores = evaluate_epoch(tick, learner, session.data, prepared) if due else {}
+    meter.collect()
+    record = meter.end_epoch(tick, scores)
+    watched = session.watch is not None and is_due(tick, execution.separability_every)
+    saved = is_due(tick, execution.save_every)
+    with whole(learner) if record["best"] or watched or saved else nullcontext(world().first):
+        if world().first:
+            write_epoch(record, session, folder)
+            if watched:
+                with saving_what_was_learned(folder, prepared, learner, meter, tick):
+                    measure_separability(tick, session, folder)
+            if saved:
                 save(folder, prepared.run, learner, meter, tick.after)
-                raise Interrupted(
-                    f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all "
-                    "is saved"
-                )
-        exits = measure_exits(learner, data.test)
-        numbers = {**describe(prepared, folder, learner), **meter.result(), **exits}
-        result = sealed({**numbers, **digests_of_files(folder, learner.model, meter)})
-        write_json(folder.file(RESULT), result)
+    return record
+
+
+def write_epoch(record: dict[str, Any], session: Session, folder: RunFolder) -> None:
+    """Write an epoch's line, and the weights if they are the best so far."""
+    meter = session.meter
+    if record["best"]:
+        meter.best["sha256"] = save_weights(folder.file(NEXT_BEST), session.learner.model)
+    folder.append(record)
+    session.log(record)
+
+
+def measure_separability(tick: Tick, session: Session, folder: RunFolder) -> None:
+    """Write a line of what is measured of the features."""
+    assert session.watch is not None
+    rows = session.watch.record(tick.after.epoch, last_unit(tick), folder.log())
+    folder.append(rows, SEPARABILITY)
+
+
+def should_stop(session: Session, requested: bool) -> bool:
+    """Whether training stops here; on several ranks, once all know that it does."""
+    if session.learner.stage is None:
+        return requested
+    world().stopping.asked = requested
+    return world().stopping.agreed
+
+
+def stop(tick: Tick, session: Session, prepared: Prepared, folder: RunFolder) -> NoReturn:
+    """Save the state and stop.
+
+    Raises:
+        Interrupted: always.
+    """
+    session.meter.check()
+    session.meter.collect()
+    with whole(session.learner) as first:
+        if first:
+            save(folder, prepared.run, session.learner, session.meter, tick.after)
+    raise Interrupted(
+        f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved"
+    )
+
+
+def end_training(session: Session, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:
+    """Write the last weights and the run's result, and return it."""
+    learner, meter = session.learner, session.meter
+    peaks = gathered(meter.peak_bytes)
+    numbers = {**describe(prepared, folder, learner), **meter.result()}
+    if session.placement:
+        numbers["peak_memory_bytes"] = max(filter(None, peaks), default=None)
+        numbers["ranks"] = [
+            {**rank, "peak_memory_bytes": peak}
+            for rank, peak in zip(session.placement, peaks, strict=True)
+        ]
+    with whole(learner):
+        return decided_by_first(lambda: write_result(numbers, session, folder))
+
+
+def write_result(numbers: dict[str, Any], session: Session, folder: RunFolder) -> dict[str, Any]:
+    """Write the last weights and the run's result."""
+    exits = measure_exits(session.learner, session.data.test)
+    digests = digests_of_files(folder, session.learner.model, session.meter)
+    result = sealed({**numbers, **exits, **digests})
+    write_json(folder.file(RESULT), result)
     return result
 
 
@@ -114,7 +187,7 @@ def evaluate_epoch(
         scores["units"] = unit_scores(learner, data.validation, tick.first, last)
     if last == len(learner.units) - 1:
         scores["val_accuracy"] = scores["units"][-1].accuracy if data.validation else None
-        scores["test_accuracy"] = accuracy(learner.model, data.test, prepared.amp)
+        scores["test_accuracy"] = network_accuracy(learner, data.test, prepared.amp)
     return scores
 
 
@@ -131,10 +204,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print(
-            "stopping as soon as the state can be saved; once more stops at once, without saving",
-            file=sys.stderr,
-            flush=True,
+        print_once(
+            "stopping as soon as the state can be saved; once more stops at once, without saving"
         )
 
     # only the main thread receives signals

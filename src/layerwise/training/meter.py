@@ -9,6 +9,7 @@ import torch
 from layerwise.core.cuda_graphs import WARM_UP
 from layerwise.core.learner import Learner
 from layerwise.core.unit import refuse_divergence
+from layerwise.distributed import decided_by_first, gathered, world
 from layerwise.memory.accounting import measured, persistent_bytes
 from layerwise.rules.base import Tick
 
@@ -30,13 +31,11 @@ class Meter:
 
     Nothing is read from a GPU before an epoch ends or ``CHECK_EVERY`` steps are made.
 
-    Args:
-        memory: whether one step of each unit is measured; it must then be made by the calling
-            thread.
+    Where units live on several ranks, each measures its own, and ``collect`` brings sums together.
     """
 
-    def __init__(self, learner: Learner, memory: bool = True) -> None:
-        self.learner, self.memory = learner, memory
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
         self.names = [unit.name for unit in learner.units]
         self.device = next(learner.model.parameters()).device
         # losses, correct
@@ -63,9 +62,7 @@ class Meter:
         The second step of each unit is the one whose memory counts: in the first, the optimizer has
         no state yet. Where steps are recorded, those up to the recording count.
         """
-        if self.memory and 1 <= self.steps_alike <= (
-            1 if self.learner.captured is None else WARM_UP
-        ):
+        if 1 <= self.steps_alike <= (1 if self.learner.captured is None else WARM_UP):
             return self.measured_tick(ticks)
         if self.training_since is None:
             self.training_since = time.perf_counter()
@@ -153,6 +150,12 @@ class Meter:
         )
         return self.images_trained / (self.train_seconds + running) if self.images_trained else 0.0
 
+    def collect(self) -> None:
+        """Bring the sums of all ranks to the first one; all ranks must call this."""
+        if world().size > 1:
+            sums = torch.stack(gathered(self.sums.cpu())).sum(0)
+            self.sums.copy_(sums if world().first else torch.zeros_like(sums))
+
     def end_epoch(self, tick: Tick, scores: dict[str, Any]) -> dict[str, Any]:
         """Close the epoch and return its record.
 
@@ -238,3 +241,14 @@ class Meter:
         self.sums.copy_(state["sums"])
         for name in SAVED:
             setattr(self, name, state[name])
+
+    def share(self) -> None:
+        """Go on from the first rank's state; all ranks must call this.
+
+        Sums and memory, which each rank measures of its own units, stay the first one's alone.
+        """
+        if world().size > 1:
+            self.load_state_dict(decided_by_first(self.state_dict))
+            if not world().first:
+                self.sums.zero_()
+                self.peak_bytes = None

@@ -44,6 +44,7 @@ from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.allocator import free_memory, keep_freed_memory
 from layerwise.utils.device import device_of
+from layerwise.utils.launch import launched_local_rank
 from layerwise.utils.options import Options, checked_options, keyword_only, options_of
 from layerwise.utils.sizes import Bytes, format_size, parse_size
 
@@ -365,14 +366,23 @@ def find_device(execution: Execution) -> torch.device:
             f"Cannot use device {brief(repr(name))}: it is neither a CPU nor a CUDA GPU. Give cpu, "
             "cuda, cuda:0 … or auto."
         )
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise InvalidInput(
-                f"Cannot use device {name!r}: torch sees {count} GPUs. Give --device cpu."
-            )
-        device = torch.device("cuda", device.index or 0)
-    return device
+    return numbered_gpu(device) if device.type == "cuda" else device
+
+
+def numbered_gpu(device: torch.device) -> torch.device:
+    """A GPU by its number; without one, each rank on a machine has the next.
+
+    Raises:
+        InvalidInput: there are fewer.
+    """
+    count = torch.cuda.device_count()
+    index = launched_local_rank() if device.index is None else device.index
+    if index >= count:
+        raise InvalidInput(
+            f"Cannot use device {f'cuda:{index}'!r}: torch sees {count} GPUs. Give --device cpu, "
+            "or start at most one rank for each."
+        )
+    return torch.device("cuda", index)
 
 
 def apply_execution(device: torch.device, execution: Execution) -> None:

@@ -5,7 +5,7 @@ A terminal shows a bar, anything else plain lines. Every epoch has one line per 
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Run
+from layerwise.utils.sizes import format_size
 from layerwise.utils.terminal import unguarded, visible
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Progress:
 
     def data(self, line: str) -> None: ...
     def begin(self, run: Run, path: Path, device: str, units: int, epoch: int) -> None: ...
+    def ranks(self, placement: Sequence[Mapping[str, Any]]) -> None: ...
     def tick(self, tick: "Tick", meter: "Meter") -> None: ...
     def epoch(self, record: dict[str, Any]) -> None: ...
 
@@ -82,6 +84,13 @@ class Shown(Progress):
         self.began, self.first_epoch = time.monotonic(), float(epoch)
         if self.bar:
             self.task = self.bar.add_task(run.rule, total=None, numbers="")
+
+    def ranks(self, placement: Sequence[Mapping[str, Any]]) -> None:
+        """Say which units live on which rank, and what each is predicted to need."""
+        for number, rank in enumerate(placement):
+            first, last = rank["units"]
+            predicted = format_size(rank["predicted_memory_bytes"])
+            self.say(f"  rank {number}: units {first} to {last}, {predicted} predicted")
 
     def tick(self, tick: "Tick", meter: "Meter") -> None:
         if self.bar is None or self.task is None or time.monotonic() - self.refreshed < REFRESH:

@@ -5,11 +5,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from layerwise.core.audit import audit_steps, labels_in_pairs
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
+from layerwise.distributed import (
+    agree,
+    check_placeable,
+    decided_by_first,
+    distribute,
+    rank_bytes,
+    together,
+    unit_needs,
+    world,
+)
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.hierarchy import parse_downsampling
 from layerwise.measures.depths import depths_of, refuse_other_depth
@@ -19,7 +31,7 @@ from layerwise.rules import Tick
 from layerwise.rules.frozen_features import ordered
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import loss_in_words
-from layerwise.runs.run import Execution, Run, differences
+from layerwise.runs.run import Execution, Run, described, differences
 from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.meter import Meter
@@ -41,7 +53,14 @@ from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
 from layerwise.utils.options import options_of
 from layerwise.utils.sizes import format_size
+from layerwise.utils.version import version
 
+# options of the execution that say when ranks wait for each other, so all must have them alike
+ALIKE = (
+    *("memory_format", "eval_every", "save_every", "separability_every"),
+    *("ranks", "run_ahead", "rank_timeout"),
+)
+MOST_TRIED = 128  # images of the steps by which ranks are balanced
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
 
@@ -53,6 +72,7 @@ class Session:
         ticks: of the rule, from where the run goes on.
         watch: measures separability while training, or None.
         log: writes an epoch's record for a viewer.
+        placement: of several ranks, each one's units and predicted memory.
     """
 
     data: Splits
@@ -61,6 +81,21 @@ class Session:
     ticks: Iterator[Tick]
     watch: Watch | None
     log: Callable[[dict[str, Any]], None]
+    placement: list[dict[str, Any]]
+
+
+def check_ranks(prepared: Prepared) -> None:
+    """Refuse several ranks for a rule whose units are all in one process.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if world().size > 1 and not prepared.rule.on_ranks:
+        raise InvalidInput(
+            f"Cannot train by the rule {prepared.run.rule!r} on {world().size} ranks: its units "
+            "are all in one process. Give --rule parallel, whose units live on different ranks, or "
+            "start one process."
+        )
 
 
 def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
@@ -128,41 +163,137 @@ def begin(
     Raises:
         InvalidInput: the data cannot be read, or the state does not fit; nothing was written.
     """
-    run, execution, device = prepared.run, prepared.execution, prepared.device
+    run, execution, here = prepared.run, prepared.execution, world()
     keeping = feature_keeping(prepared, folder.path)
+    agree(configuration=comparable(prepared), version=versions())
     with ExitStack() as held:
-        if going_on:
-            folder.refuse_links()
-            held.enter_context(folder.locked())
-        apply_execution(device, execution)
-        data = prepared.load_data(progress.data)
-        learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
-        before = folder.facts().get("layouts") if going_on else None
-        formats = set_memory_format(learner, execution.memory_format, before)
-        meter = Meter(learner, memory=prepared.rule.one_thread)
-        watch = build_watch(prepared, learner, data)
-        choice = record_steps(learner, execution, run.batch_size)
-        restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
-        start = restored.position
-        options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
-        ticks = ordered(
-            prepared.rule.order,
-            learner,
-            data.train,
-            keeping_in_memory(prepared),
-            *(run.epochs, prepared.schedule, start),
-            **options,
+        before = decided_by_first(lambda: layouts_of(folder, held) if going_on else None)
+        apply_execution(prepared.device, execution)
+        data = load_in_turn(prepared, progress)
+        with together():
+            learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
+            check_placement(prepared, learner)
+        agree(data=data.facts())
+        formats = set_formats(prepared, learner, before)
+        meter = Meter(learner)
+        with together():
+            watch = build_watch(prepared, learner, data)
+        alone = here.size == 1
+        choice = record_steps(learner, execution, run.batch_size) if alone else None
+        restored = decided_by_first(
+            lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
+        start = restored.position
+        meter.share()
+        options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
+        with together():
+            ticks = ordered(
+                prepared.rule.order,
+                learner,
+                data.train,
+                keeping_in_memory(prepared),
+                *(run.epochs, prepared.schedule, start),
+                **options,
+            )
         if not going_on:
-            facts = describe_session(prepared, data, learner, formats)
-            held.enter_context(folder.created(run, facts))
-        parts = describe_device(device, run.amp), summary(formats), describe_steps(learner, choice)
+            decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
+        placement = place(prepared, learner)
+        parts = (
+            describe_device(prepared.device, run.amp),
+            summary(formats),
+            describe_steps(learner, choice),
+        )
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
-        log = held.enter_context(open_log(execution.log, folder, start.epoch))
-        folder.truncate_log(start.epoch, restored.marks)
-        settle_best(folder, meter)
-        yield Session(data, learner, meter, ticks, watch, log)
+        progress.ranks(placement)
+        log: Callable[[dict[str, Any]], None] = lambda record: None  # noqa: E731
+        if here.first:
+            log = held.enter_context(open_log(execution.log, folder, start.epoch))
+            folder.truncate_log(start.epoch, restored.marks)
+            settle_best(folder, meter)
+        yield Session(data, learner, meter, ticks, watch, log, placement)
+
+
+def load_in_turn(prepared: Prepared, progress: Progress) -> Splits:
+    """The run's images; those to download are read by one rank of a machine before the others."""
+    data: Splits | None = None
+    turns = (True, False) if prepared.execution.download else (None,)
+    for first in turns:
+        with together():
+            if first in (None, world().local_rank == 0):
+                data = prepared.load_data(progress.data)
+    assert data is not None
+    return data
+
+
+def check_placement(prepared: Prepared, learner: Learner) -> None:
+    """Refuse units that cannot live on the ranks that there are.
+
+    Raises:
+        InvalidInput: saying why.
+    """
+    if world().size > 1:
+        check_placeable(learner, prepared.execution.ranks, prepared.execution.run_ahead)
+
+
+def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
+    """Let the units live on the ranks that there are; each one's units and predicted bytes."""
+    if world().size == 1:
+        return []
+    run, execution = prepared.run, prepared.execution
+    parts = run.rule_options.get("micro_batches", 1)
+    needs = decided_by_first(lambda: unit_needs(learner, max(2, run.batch_size // parts)))
+    rounded = run.rule_options.get("bfloat16_features", False)
+    placement = distribute(
+        learner,
+        execution.ranks,
+        run_ahead=execution.run_ahead,
+        bfloat16_features=rounded,
+        batch_size=min(run.batch_size, MOST_TRIED),
+    )
+    predicted = rank_bytes(needs, placement, execution.run_ahead)
+    return [
+        {"units": [units.start, units.stop - 1], "predicted_memory_bytes": peak}
+        for units, peak in zip(placement, predicted, strict=True)
+    ]
+
+
+def layouts_of(folder: RunFolder, held: ExitStack) -> Any:
+    """The memory formats of a run that goes on, whose folder is locked until training ends."""
+    folder.refuse_links()
+    held.enter_context(folder.locked())
+    return folder.facts().get("layouts")
+
+
+def create_folder(
+    prepared: Prepared,
+    folder: RunFolder,
+    held: ExitStack,
+    data: Splits,
+    learner: Learner,
+    formats: list[str],
+) -> None:
+    """Make the folder of a run that begins, and hold it until training ends."""
+    facts = describe_session(prepared, data, learner, formats)
+    held.enter_context(folder.created(prepared.run, facts))
+
+
+def comparable(prepared: Prepared) -> dict[str, Any]:
+    """The options that all ranks must have alike: the run's, and when they wait for each other."""
+    execution = asdict(prepared.execution)
+    return {**described(prepared.run), **{name: execution[name] for name in ALIKE}}
+
+
+def versions() -> dict[str, str]:
+    """The versions that all ranks must have alike."""
+    return {"layerwise": version(), "torch": torch.__version__}
+
+
+def set_formats(prepared: Prepared, learner: Learner, before: Any) -> list[str]:
+    """Set the memory formats of units, on all ranks as the first one chooses them."""
+    choice = prepared.execution.memory_format
+    formats = decided_by_first(lambda: set_memory_format(learner, choice, before))
+    return formats if world().first else set_memory_format(learner, choice, formats)
 
 
 def describe_session(

@@ -1,0 +1,91 @@
+"""Ranks for tests: processes on loopback that join by gloo.
+
+They are forked from a server that has imported torch once, so that a world of two takes a fraction
+of a second.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from functools import cache
+from multiprocessing.connection import Connection
+from typing import Any
+
+from layerwise.distributed import joined
+
+PRELOADED = ["torch", "layerwise.training.loop", "tests.helpers"]
+PATIENCE = 15.0  # seconds for all of a test's ranks
+
+
+@cache
+def server() -> Any:
+    """The context of processes that are forked from a server with torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What ``torchrun`` tells a rank."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return {
+        **{name: str(value) for name, value in names.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def work(
+    pipe: Connection, variables: dict[str, str], timeout: float, task: Callable[..., Any], args: Any
+) -> None:
+    """Carry out a task as one rank, and send what it returns, or the exception that it raised."""
+    os.environ.update(variables, OMP_NUM_THREADS="1")
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        with joined("cpu", timeout):
+            pipe.send(task(*args))
+    except BaseException as error:
+        pipe.send(error)
+
+
+def on_ranks(
+    task: Callable[..., Any], *args: Any, size: int = 2, timeout: float = 20.0
+) -> list[Any]:
+    """What a function of a module returns on every rank, or the exception that it raised there.
+
+    A rank that ends without either, such as one that is killed, has None.
+
+    Args:
+        timeout: seconds that ranks wait for each other.
+    """
+    port, processes, pipes = free_port(), [], []
+    for rank in range(size):
+        here, there = server().Pipe()
+        arguments = (there, environment(rank, size, port), timeout, task, args)
+        process = server().Process(target=work, args=arguments, daemon=True)
+        process.start()
+        there.close()
+        processes.append(process)
+        pipes.append(here)
+    results = [received(pipe) for pipe in pipes]
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode is not None, "a rank hangs"
+    return results
+
+
+def received(pipe: Connection) -> Any:
+    try:
+        assert pipe.poll(PATIENCE), "a rank hangs"
+        return pipe.recv()
+    except EOFError:
+        return None

@@ -1,0 +1,112 @@
+"""Ranks agree before anything is written, and end together."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from layerwise.distributed import (
+    agree,
+    decided_by_first,
+    gathered,
+    share,
+    together,
+    world,
+)
+from layerwise.errors import InvalidInput, LostRank
+from tests.helpers import learner, same_weights
+from tests.ranks import on_ranks
+
+
+def who() -> tuple[int, int, list[int]]:
+    return world().rank, world().size, gathered(world().rank * 10)
+
+
+def test_ranks_know_each_other() -> None:
+    assert on_ranks(who) == [(0, 2, [0, 10]), (1, 2, [0, 10])]
+    assert who() == (0, 1, [0])
+
+
+def refusing_on(rank: int) -> None:
+    with together():
+        if world().rank == rank:
+            raise InvalidInput("Cannot use it: it is wrong. Give another.")
+
+
+def test_what_a_rank_refuses_is_refused_by_all() -> None:
+    for rank in (0, 1):
+        for error in on_ranks(refusing_on, rank):
+            assert isinstance(error, InvalidInput)
+            assert f"it is wrong. Give another. (So says rank {rank}.)" in str(error)
+
+
+def agreeing(differing: bool) -> str:
+    agree(
+        configuration={"lr": 0.1, "epochs": 2 + world().rank * differing},
+        version={"torch": torch.__version__},
+    )
+    return "agreed"
+
+
+def test_ranks_that_disagree_all_say_in_what() -> None:
+    assert on_ranks(agreeing, False) == ["agreed", "agreed"]
+    for error in on_ranks(agreeing, True):
+        assert "the configuration of rank 1 is not that of rank 0 (epochs: 3 against 2)" in str(
+            error
+        )
+
+
+def deciding() -> tuple[str, str]:
+    decided = decided_by_first(lambda: f"by rank {world().rank}")
+    try:
+        decided_by_first(lambda: refusing_on_own())
+    except InvalidInput as error:
+        return decided, str(error)
+    return decided, "nothing"
+
+
+def refusing_on_own() -> None:
+    raise InvalidInput(f"rank {world().rank} refuses")
+
+
+def test_the_first_rank_decides_for_all() -> None:
+    assert on_ranks(deciding) == [("by rank 0", "rank 0 refuses")] * 2
+
+
+def dying(how: str) -> list[int]:
+    if world().rank == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hangs":
+            time.sleep(2.5)
+        raise InvalidInput("Cannot go on: this rank has had enough.")
+    return gathered(0)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("killed", "the connection to another rank was lost"),
+        ("hangs", "another rank has not answered for 1 s"),
+        ("refuses", "rank 1 ended: Cannot go on: this rank has had enough."),
+    ],
+)
+def test_others_end_when_a_rank(how: str, words: str) -> None:
+    first, _ = on_ranks(dying, how, timeout=1.0)
+    assert isinstance(first, LostRank)
+    assert words in str(first)
+
+
+def sharing() -> tuple[bool, bool]:
+    local, first = learner("plain"), learner("plain")
+    with torch.no_grad():
+        local.model.conv1.weight += world().rank
+    before = same_weights(local.model, first.model)
+    share(local)
+    return before, same_weights(local.model, first.model)
+
+
+def test_all_ranks_begin_from_the_first_ones_weights() -> None:
+    assert on_ranks(sharing) == [(True, True), (False, True)]
