@@ -152,13 +152,11 @@ def plan_run(
 
 def refuse_unplanned(run: Run) -> None:
     """Raise ``InvalidInput`` where the memory of the run's rule is not predicted whole."""
-    reason = ""
-    if not RULES[run.rule].one_thread:
-        reason = f"the rule {run.rule!r} uses several threads, whose memory is not predicted"
-    elif run.rule_options.get("cache"):
-        reason = "the features that --cache keeps are not counted"
-    if reason:
-        raise InvalidInput(f"Cannot use --at {run.at}: {reason}. Give a number of units.")
+    if run.rule_options.get("cache"):
+        raise InvalidInput(
+            f"Cannot use --at {run.at}: the features that --cache keeps are not counted. Give a "
+            "number of units."
+        )
 
 
 def in_words(cut: Cut) -> str:
