@@ -13,8 +13,9 @@ trained at the chosen rate. Trainings that a file of results has already are lef
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import cos, pi
 from pathlib import Path
 from statistics import mean, stdev
@@ -120,6 +121,10 @@ def methods() -> dict[str, Method]:
         "match": Method("blocks, pred + 1 match", options={"loss": "match"}),
         "match-dgl": Method(
             "blocks, dgl-cnn + 1 match", options={"loss": "match", "head_loss": "dgl-cnn"}
+        ),
+        "frozen1-match": Method(
+            "first stage frozen, blocks, pred + 1 match",
+            options={"loss": "match", "train_from": "stages.1.0"},
         ),
         "frozen1-dgl": Method(
             "first stage frozen, blocks, dgl-cnn", options={**dgl, "train_from": "stages.1.0"}
@@ -237,50 +242,62 @@ def describe_run(seed: int, arguments: Any) -> Run:
 
 
 class Results:
-    """Results that are kept in a file of lines, so that none is computed twice."""
+    """Results that are kept in a file of lines, so that none is computed twice.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        compute: whether those that are missing are computed.
+    """
+
+    def __init__(self, path: Path, compute: bool) -> None:
+        self.path, self.compute = path, compute
         lines = path.read_text().splitlines() if path.exists() else []
-        self.known = {json.loads(line)["key"]: json.loads(line) for line in lines}
+        self.known = {result["key"]: result for result in map(json.loads, lines)}
 
-    def get(self, key: str, compute: Any) -> dict[str, Any]:
-        if key not in self.known:
+    def get(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        if key not in self.known and self.compute:
             self.known[key] = {"key": key, **compute()}
             with self.path.open("a") as file:
                 file.write(json.dumps(self.known[key]) + "\n")
             print(json.dumps(self.known[key]), flush=True)
-        return self.known[key]
+        return self.known.get(key)
 
 
 def rows(arguments: Any) -> Iterator[dict[str, Any]]:
     """A row per method: the chosen rate, accuracies over seeds, costs."""
-    results = Results(arguments.results)
+    results = Results(arguments.results, not arguments.table_only)
     for name in arguments.methods:
         method = methods()[name]
 
         def trained(rate: float, seed: int, name: str = name, method: Method = method) -> Any:
-            return results.get(
-                f"{name} {rate:g} {seed}", lambda: fine_tune(method, rate, seed, arguments)
-            )
+            compute = partial(fine_tune, method, rate, seed, arguments)
+            return results.get(f"{name} {rate:g} {seed}", compute)
 
         tried = {rate: trained(rate, arguments.seeds[0]) for rate in arguments.rates}
-        rate = max(tried, key=lambda rate: tried[rate]["val_accuracy"])
-        each = [trained(rate, seed) for seed in arguments.seeds]
-        costs = results.get(f"{name} memory", lambda method=method: memory(method, arguments))
-        accuracies = [result["test_accuracy"] for result in each]
-        yield {
-            "method": method.words,
-            "units": each[0]["units"],
-            "rate": rate,
-            "seeds": len(each),
-            "val_accuracy": round(mean(result["val_accuracy"] for result in each), 2),
-            "test_accuracy": round(mean(accuracies), 2),
-            "deviation": round(stdev(accuracies), 2) if len(each) > 1 else "",
-            "predicted_mb": round(costs["predicted_bytes"] / 1e6, 1),
-            "measured_mb": round(costs["measured_bytes"] / 1e6, 1),
-            "seconds": round(mean(result["seconds"] for result in each), 1),
-        }
+        tried = {rate: result for rate, result in tried.items() if result}
+        costs = results.get(f"{name} memory", partial(memory, method, arguments))
+        if tried and costs:
+            rate = max(tried, key=lambda rate: tried[rate]["val_accuracy"])
+            each = list(filter(None, (trained(rate, seed) for seed in arguments.seeds)))
+            yield {"method": method.words, **summary(rate, list(tried), each, costs)}
+
+
+def summary(
+    rate: float, tried: list[float], each: list[dict[str, Any]], costs: dict[str, int]
+) -> dict[str, Any]:
+    """Means over seeds, and the sample deviation of the test accuracy."""
+    accuracies = [result["test_accuracy"] for result in each]
+    return {
+        "units": each[0]["units"],
+        "rate": rate,
+        "rates_tried": " ".join(f"{value:g}" for value in tried),
+        "seeds": len(each),
+        "val_accuracy": round(mean(result["val_accuracy"] for result in each), 2),
+        "test_accuracy": round(mean(accuracies), 2),
+        "deviation": round(stdev(accuracies), 2) if len(each) > 1 else "",
+        "predicted_mb": round(costs["predicted_bytes"] / 1e6, 1),
+        "measured_mb": round(costs["measured_bytes"] / 1e6, 1),
+        "seconds": round(mean(result["seconds"] for result in each), 1),
+    }
 
 
 def main() -> None:
@@ -295,13 +312,16 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=Path("fine-tuning.jsonl"))
+    parser.add_argument(
+        "--table-only", action="store_true", help="train nothing: rows of what there is"
+    )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     facts = describe_machine(torch.device("cpu"))
     where = {"machine": facts["machine"]["device"], "commit": facts["commit"]}
     table = []
     for row in rows(arguments):
-        table.append({**row, **where, "command": facts["command"]})
+        table.append({**row, **where})
         print(*row.values(), sep="  ", flush=True)
     if arguments.csv:
         with replacing(arguments.csv) as draft:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from layerwise.core.feature import Feature
 from layerwise.core.order import changes_input
 from layerwise.core.settings import Check, Settings
-from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import Chain, split
 from layerwise.errors import CannotSplit, InvalidInput
 
@@ -75,7 +74,7 @@ class Guide:
     """
 
     def __init__(
-        self, teacher: "Teacher | nn.Module | None", chain: Chain, sample: Tensor, options: Any
+        self, teacher: Teacher | nn.Module | None, chain: Chain, sample: Tensor, options: Any
     ) -> None:
         self.own = teacher is None
         if isinstance(teacher, nn.Module):
@@ -90,19 +89,25 @@ class Guide:
         return TeacherUnit(self, name, self.own)
 
     @cached_property
+    def network(self) -> nn.Module:
+        """A copy of the teacher's network, where the sample is and of its number type."""
+        assert self.teacher is not None
+        kind = self.sample.dtype if self.sample.is_floating_point() else None
+        return copy.deepcopy(self.teacher.network).to(self.sample.device, kind)
+
+    @cached_property
     def whole(self) -> Chain:
-        """The teacher's chain, of its own modules.
+        """The teacher's chain.
 
         Raises:
             CannotSplit: it cannot be cut so.
         """
         if self.teacher is None:
             return self.student
-        network, paths = self.teacher.network, self.teacher.units
+        paths = self.teacher.units
         at = self.options["at"] if paths is None else list(dict.fromkeys(paths.values()))
         try:
-            with modes_kept(network):
-                chain = split(network, sample=self.sample, **{**self.options, "at": at})
+            chain = split(self.network, sample=self.sample, **{**self.options, "at": at})
         except CannotSplit as error:
             raise CannotSplit(f"Cannot use the teacher. {error}") from error
         if paths is None and len(chain) != len(self.names):
@@ -130,7 +135,7 @@ class Guide:
         features = []
         with torch.no_grad():
             for piece, axis in zip(self.pieces, self.whole.channels, strict=True):
-                activations = piece.to(self.sample.device)(*activations)
+                activations = piece(*activations)
                 features.append(Feature(tuple(activations[0].shape[1:]), axis))
         return features
 
@@ -145,7 +150,7 @@ class Guide:
         if name == self.names[-1]:
             return len(self.whole) - 1
         path = self.teacher.units[name]
-        held = {id(p) for p in self.teacher.network.get_submodule(path).parameters()}
+        held = {id(p) for p in self.network.get_submodule(path).parameters()}
         numbers = [
             number
             for number, piece in enumerate(self.whole.pieces)

@@ -143,6 +143,7 @@ class Match(Guided):
                 f"Cannot use {', '.join(options)} with match: without labels there is no head. "
                 "Give label_weight too, or leave it out."
             )
+        self.reads_later_weights = getattr(self.loss, "reads_later_weights", False)
 
     @staticmethod
     def output(site: Site, *, label_weight: float | None = None) -> nn.Module:
@@ -160,15 +161,9 @@ class Match(Guided):
         wanted = pooled(self.teachers_features(targets), self.size)
         compared = self.projection(pooled(features, self.size))
         with torch.autocast(features.device.type, enabled=False):
-            error = self.match_weight * self.error(
-                at_least_float32(compared), at_least_float32(wanted)
-            )
+            error = self.match_weight * self.error(*map(at_least_float32, (compared, wanted)))
             if self.loss is None:
-                means = at_least_float32(
-                    features.detach().flatten(2).mean(2)
-                    if features.dim() > 2
-                    else features.detach()
-                )
+                means = at_least_float32(pooled(features.detach(), None))
                 return Evaluated(error, count_nearest(similarity_matrix(means), targets.labels))
         loss, correct = self.loss(features, targets)
         return Evaluated(self.label_weight * loss + error, correct)
