@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from math import cos, pi
 from pathlib import Path
 from statistics import mean, stdev
@@ -120,6 +121,10 @@ def methods() -> dict[str, Method]:
         "match": Method("blocks, pred + 1 match", options={"loss": "match"}),
         "match-dgl": Method(
             "blocks, dgl-cnn + 1 match", options={"loss": "match", "head_loss": "dgl-cnn"}
+        ),
+        "frozen1-match": Method(
+            "first stage frozen, blocks, pred + 1 match",
+            options={"loss": "match", "train_from": "stages.1.0"},
         ),
         "frozen1-dgl": Method(
             "first stage frozen, blocks, dgl-cnn", options={**dgl, "train_from": "stages.1.0"}
@@ -264,13 +269,12 @@ def rows(arguments: Any) -> Iterator[dict[str, Any]]:
         method = methods()[name]
 
         def trained(rate: float, seed: int, name: str = name, method: Method = method) -> Any:
-            return results.get(
-                f"{name} {rate:g} {seed}", lambda: fine_tune(method, rate, seed, arguments)
-            )
+            compute = partial(fine_tune, method, rate, seed, arguments)
+            return results.get(f"{name} {rate:g} {seed}", compute)
 
         tried = {rate: trained(rate, arguments.seeds[0]) for rate in arguments.rates}
         tried = {rate: result for rate, result in tried.items() if result}
-        costs = results.get(f"{name} memory", lambda method=method: memory(method, arguments))
+        costs = results.get(f"{name} memory", partial(memory, method, arguments))
         if tried and costs:
             rate = max(tried, key=lambda rate: tried[rate]["val_accuracy"])
             each = list(filter(None, (trained(rate, seed) for seed in arguments.seeds)))

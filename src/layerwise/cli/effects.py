@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from layerwise.errors import InvalidInput
-from layerwise.runs.losses import losses_of
 from layerwise.runs.run import GLOBAL_RULES, Execution, Run
 from layerwise.utils.launch import is_first, launched_size
 from layerwise.utils.options import as_flag, options_of
@@ -98,11 +97,6 @@ CONDITIONS = (
         ("train_from",),
         lambda run, _: not run.is_global,
         "the network is trained as one unit (rule {rule}, at {at})",
-    ),
-    Condition(
-        ("teacher",),
-        lambda run, _: "match" in losses_of(run).values(),
-        "no unit learns by the loss match",
     ),
     Condition(
         ("output_layer",),

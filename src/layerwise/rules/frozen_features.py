@@ -88,6 +88,7 @@ def ordered(
     learner: Learner,
     source: Batches,
     keeping: Keeping,
+    /,  # a rule's own option may be called keeping too
     *given: Any,
     **options: Any,
 ) -> Iterator[Tick]:
