@@ -3,6 +3,7 @@
 No code in a file is ever run.
 """
 
+import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # a file of others can fail in torch, zip, pickle or safetensors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        if isinstance(error, pickle.UnpicklingError):  # whose advice is to trust the file
+            reason = "a pickle of other objects"
         raise InvalidInput(
             f"Cannot load weights from {path}: it is damaged, or holds more than tensors "
             f"({reason}). Give a file of safetensors, or of torch.save(model.state_dict(), …)."
@@ -95,7 +98,7 @@ def load_weights(
     fits = {key: key in state and state[key].shape == own[key].shape for key in own}
     drawn = [key for key in classifier if not fits[key]]
     left_out = {*drawn, *(key for key in own if key not in state and key.endswith(COUNTERS))}
-    wrong = misfits(state, {key: value for key, value in own.items() if key not in left_out}, drawn)
+    wrong = misfits(state, own, left_out)
     if wrong:
         raise InvalidInput(
             f"Cannot load {path} into {name}: {'; '.join(wrong)}. Give the weights of this network"
@@ -145,16 +148,17 @@ def in_grey(state: Mapping[str, Tensor], own: Mapping[str, Tensor], say: Say) ->
 
 
 def misfits(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], drawn: Collection[str]
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], left_out: Collection[str]
 ) -> list[str]:
     """What does not fit, in words: weights that are missing, strange, or of another shape."""
-    missing = [key for key in own if key not in state]
-    strange = [key for key in state if key not in own and key not in drawn]
+    wanted = [key for key in own if key not in left_out]
+    missing = [key for key in wanted if key not in state]
     shapes = [
         f"{key} ({shape_of(state[key])} instead of {shape_of(own[key])})"
-        for key in own
+        for key in wanted
         if key in state and state[key].shape != own[key].shape
     ]
+    strange = sorted(state.keys() - own.keys())
     words = (("it lacks", missing), ("it has strange", strange), ("it has of other shape", shapes))
     return [f"{text} {few(names)}" for text, names in words if names]
 
