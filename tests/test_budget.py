@@ -131,4 +131,4 @@ def test_audit_and_compare_plan_too(tmp_path: Path, capsys: pytest.CaptureFixtur
           str(tmp_path), "--json"])  # fmt: skip
     whole, local = last_json(capsys)["rows"]
     assert whole["units"] == 1 < local["units"]
-    assert local["predicted_peak_bytes"] <= 700_000
+    assert local["peak_memory_bytes"] <= 700_000

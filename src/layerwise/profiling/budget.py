@@ -188,11 +188,17 @@ def plan_units(
 
     Raises:
         InvalidInput: no cut satisfies the limit; the smallest predicted peak is named.
+        CannotSplit: the network cannot be cut so.
     """
     lowest_peaks = list[tuple[int, int]]()
     for at in ("block", "layer"):
         cuts = cuts_by_count(model, at, sample, batch_size, num_classes, **of_split)
-        peaks = search(cuts, peak, limit)
+        try:
+            peaks = search(cuts, peak, limit)
+        except (CannotSplit, InvalidInput):  # the loss may need whole blocks
+            if not lowest_peaks:
+                raise
+            break
         fitting = [count for count, needed in peaks.items() if needed <= limit]
         if fitting:
             count = min(fitting)
@@ -265,7 +271,7 @@ def search(cuts: Sequence[Cut], peak: Peak, limit: int) -> dict[int, int]:
     while not fits(count) and count < len(cuts):
         failing, count = count, min(max(count + 1, count * 3 // 2), len(cuts))
     if not peaks:
-        raise refusals[0]
+        raise refusals[-1]
     if not fits(count):
         count = lowest(peaks, fits, len(cuts))
         failing = max((tried for tried in peaks if tried < count), default=0)
