@@ -22,6 +22,7 @@ from layerwise.losses.site import (
     Targets,
     at_least_float32,
     check_shape,
+    classifies,
     end_update,
     similarity_matrix,
 )
@@ -113,6 +114,8 @@ class Match(Guided):
             no features for the unit.
     """
 
+    training_only = ("before", "pieces", "projection")
+
     def __init__(
         self,
         site: Site,
@@ -155,6 +158,15 @@ class Match(Guided):
     def end_update(self) -> None:
         if self.loss is not None:
             end_update(self.loss)
+
+    @property
+    def classifies(self) -> bool:
+        return self.loss is not None and classifies(self.loss)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of the local loss of the labels; shapes: (B, …) -> (B, num_classes)."""
+        result: Tensor = self.loss.logits(features)  # type: ignore[union-attr, operator]
+        return result
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
