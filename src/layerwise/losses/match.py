@@ -49,7 +49,8 @@ class Guided(nn.Module):
 
     def train(self, mode: bool = True) -> "Guided":
         super().train(mode)
-        self.pieces.eval()
+        if "pieces" in self._modules:  # an early exit leaves them out
+            self.pieces.eval()
         return self
 
     @torch.no_grad()
