@@ -26,6 +26,7 @@ from layerwise.training.prepare import (
     Prepared,
     apply_execution,
     choices,
+    choose_steps,
     feature_keeping,
     hierarchy_of,
     memory_limit,
@@ -136,13 +137,14 @@ def begin(
         formats = set_memory_format(learner, execution.memory_format, before)
         meter = Meter(learner, memory=prepared.rule.one_thread)
         watch = build_watch(prepared, learner, data)
-        choice = record_steps(learner, execution, run.batch_size)
+        record_steps(learner, execution)
         restored = restore(folder, learner, meter, data.facts()) if going_on else Restored()
         start = restored.position
         options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
         ticks = prepared.rule.order(
             learner, data.train, run.epochs, prepared.schedule, start, **options
         )
+        choice = choose_steps(learner, run, execution)
         if not going_on:
             facts = describe_session(prepared, data, learner, formats)
             held.enter_context(folder.created(run, facts))
