@@ -32,7 +32,7 @@ BATCH = 128
 MODELS = ("resnet18", "vgg16")
 LOSSES = ("pred", "predsim-lite", "predsim")
 PARTS = (2, 4, 8)
-SHARES = (0.9, 0.8, 0.7)  # of global training's memory, for which a plan is made
+SHARES = (0.9, 0.8, 0.7, 0.6)  # of global training's memory, for which a plan is made
 REPETITIONS = 3  # timed steps of each method, after two that are not counted
 ADAM = partial(torch.optim.Adam, fused=True)
 

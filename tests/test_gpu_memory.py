@@ -66,7 +66,7 @@ def test_a_gpu_is_predicted_without_one(loss: str) -> None:
     peaks = {
         (device, memory_format): predict_peak(
             narrow("vgg8b"),
-            (64, 1, 8, 8),
+            (1024, 1, 8, 8),
             10,
             memory_format=memory_format,
             device=device,

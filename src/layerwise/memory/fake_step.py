@@ -112,16 +112,13 @@ class Footprint(TorchDispatchMode):
     def _take_over(self, summand: Tensor, result: Tensor) -> None:
         """Count a sum in the place of its first summand, which is not needed any more."""
         old, new = storage_bytes(summand)[0], storage_bytes(result)[0]
-        size = result.untyped_storage().nbytes()
-        if new not in self._alive and self._alive.get(old, 0) >= size > 0:
+        if new not in self._alive and self._alive.get(old, 0) == allocated_bytes(result):
             self._alive[new], self._alive[old] = self._alive[old], 0
             weakref.finalize(result.untyped_storage(), self._remove, new).atexit = False
 
     def _add(self, tensor: Tensor) -> None:
-        key, size = storage_bytes(tensor)
+        key, size = storage_bytes(tensor)[0], allocated_bytes(tensor)
         if key not in self._alive:
-            if device_kind(tensor) == "cuda":
-                size = cuda.block_bytes(size)
             self._alive[key] = size
             weakref.finalize(tensor.untyped_storage(), self._remove, key).atexit = False
             self._change(size)
@@ -132,6 +129,12 @@ class Footprint(TorchDispatchMode):
     def _change(self, size: int) -> None:
         self._sum += size
         self.timeline.points.append((self._operations, self._sum))
+
+
+def allocated_bytes(tensor: Tensor) -> int:
+    """Bytes that the device's allocator counts for a tensor's storage."""
+    size = tensor.untyped_storage().nbytes()
+    return cuda.block_bytes(size) if device_kind(tensor) == "cuda" else size
 
 
 def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:

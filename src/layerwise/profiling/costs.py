@@ -12,7 +12,7 @@ from layerwise.profiling.measure import TIMED, TIMED_RECORDED
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import apply_execution, prepare, record_steps
+from layerwise.training.prepare import apply_execution, choose_steps, prepare, record_steps
 from layerwise.utils.device import synchronise
 
 
@@ -70,9 +70,10 @@ def seconds_of_step(run: Run, execution: Execution) -> float:
     apply_execution(prepared.device, execution)
     learner = prepared.make_learner(prepared.dataset.expected(run.image_size))
     set_memory_format(learner, execution.memory_format)
-    record_steps(learner, execution, run.batch_size)
+    record_steps(learner, execution)
     epochs = TIMED if learner.captured is None else TIMED_RECORDED
     ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, trial_options(run))
+    choose_steps(learner, run, execution)
     seconds: dict[int, list[float]] = defaultdict(list)
     while True:
         synchronise(prepared.device)

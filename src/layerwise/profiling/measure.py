@@ -24,7 +24,7 @@ from layerwise.memory.accounting import measured, persistent_bytes, phases, prof
 from layerwise.profiling.trial_steps import rule_ticks, trial_learner, trial_options
 from layerwise.runs.folder import FORMATS
 from layerwise.runs.run import Execution, Run, described, run_from
-from layerwise.training.prepare import apply_execution, prepare, record_steps
+from layerwise.training.prepare import apply_execution, choose_steps, prepare, record_steps
 from layerwise.utils.device import device_of, synchronise
 from layerwise.utils.plugins import IMPORTED, import_files
 
@@ -76,11 +76,12 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     apply_execution(device, execution)
     learner, options = trial_learner(prepared, num_classes), trial_options(run)
     set_memory_format(learner, execution.memory_format)
-    record_steps(learner, execution, run.batch_size)
+    record_steps(learner, execution)
     seconds: dict[int, list[float]] = defaultdict(list)
     unit_seconds: dict[int, list[float]] = defaultdict(list)
     epochs = TIMED if learner.captured is None else TIMED_RECORDED
     ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, options)
+    choose_steps(learner, run, execution)
     while True:
         marks: list[tuple[float, int]] = []
 

@@ -452,29 +452,44 @@ def memory_limit(run: Run, execution: Execution) -> Mapping[str, Bytes]:
     Raises:
         InvalidInput: it is not a size.
     """
-    if execution.memory is None or "limit" not in keyword_only(RULES[run.rule].order):
-        return {}
-    return {"limit": Bytes(parse_size("--memory", execution.memory))}
+    limit = step_limit(execution)
+    takes_limit = "limit" in keyword_only(RULES[run.rule].order)
+    return {"limit": limit} if takes_limit and limit is not None else {}
 
 
-def record_steps(learner: Learner, execution: Execution, batch_size: int) -> StepChoice | None:
-    """Let a learner's steps be recorded if it is on a GPU and the run asks for it.
+def step_limit(execution: Execution) -> Bytes | None:
+    """The most bytes of a step that ``--memory`` allows, or None.
+
+    Raises:
+        InvalidInput: it is not a size.
+    """
+    return None if execution.memory is None else Bytes(parse_size("--memory", execution.memory))
+
+
+def record_steps(learner: Learner, execution: Execution) -> None:
+    """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
+    if execution.graphs and not learner.windowed and device_of(learner.model).type == "cuda":
+        learner.captured = CapturedSteps(learner, execution.streams or 1)
+
+
+def choose_steps(learner: Learner, run: Run, execution: Execution) -> StepChoice | None:
+    """Let recorded steps overlap on as many streams as keep to the limit of memory.
+
+    It is called when the rule has been given the learner, since some rules make steps singly.
 
     Returns:
-        How steps are made, if their memory was predicted: it is where several streams could be used
-        and nobody says how many, or where there is a limit.
+        How steps are made, if their memory was predicted: it is where steps are recorded and
+        several streams could be used and nobody says how many, or where there is a limit.
 
     Raises:
         InvalidInput: not even a step made singly keeps to ``execution.memory``.
     """
-    if not execution.graphs or learner.windowed or device_of(learner.model).type != "cuda":
+    limit = step_limit(execution)
+    told = execution.streams is not None or len(learner.units) == 1
+    if learner.captured is None or (limit is None and told):
         return None
-    limit = None if execution.memory is None else parse_size("--memory", execution.memory)
-    if limit is None and (execution.streams is not None or len(learner.units) == 1):
-        learner.captured = CapturedSteps(learner, execution.streams or 1)
-        return None
+    computed = -(-run.batch_size // run.rule_options.get("micro_batches", 1))
     most = execution.streams or MOST_STREAMS
-    choice = choose_streams(step_bytes(learner, batch_size), limit, most)
-    if choice.streams:
-        learner.captured = CapturedSteps(learner, choice.streams)
+    choice = choose_streams(step_bytes(learner, computed), limit, most)
+    learner.captured = CapturedSteps(learner, choice.streams) if choice.streams else None
     return choice

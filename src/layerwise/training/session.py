@@ -40,6 +40,7 @@ from layerwise.training.prepare import (
     Prepared,
     apply_execution,
     choices,
+    choose_steps,
     feature_keeping,
     hierarchy_of,
     keeping_in_memory,
@@ -179,7 +180,8 @@ def begin(
         with together():
             watch = build_watch(prepared, learner, data)
         alone = here.size == 1
-        choice = record_steps(learner, execution, run.batch_size) if alone else None
+        if alone:
+            record_steps(learner, execution)
         restored = decided_by_first(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
@@ -195,6 +197,7 @@ def begin(
                 *(run.epochs, prepared.schedule, start),
                 **options,
             )
+        choice = choose_steps(learner, run, execution) if alone else None
         if not going_on:
             decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
         placement = place(prepared, learner)
