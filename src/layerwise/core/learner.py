@@ -52,6 +52,8 @@ class Learner:
         progress: share of training at which their values are those of now.
         structure: the modules and weights that the learner was made of.
         stage: where its units live on several ranks; see ``distributed.stage``; None: all are here.
+        replicas: where several ranks share every batch; see ``distributed.replicas``; None: this
+            process has all of it.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Learner:
         self.training = model.training
         self.structure = Structure(model, self.units)
         self.stage: Any = None
+        self.replicas: Any = None
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
@@ -113,7 +116,8 @@ class Learner:
             self.zero_grad()  # some units have the gradients of this part, others not
             raise
         self.steps += 1
-        return StepResult(results, len(targets.labels))
+        size = len(targets.labels) if self.replicas is None else self.replicas.share.examples
+        return StepResult(results, size)
 
     def step_arriving(self) -> StepResult:
         """The step of a rank behind the first, whose batch the rank before sends."""
@@ -173,6 +177,8 @@ class Learner:
         check_reach(reach, self.units)
         self._reach = reach
         self.plain_step = partial(step_windows, reach=reach) if self.windowed else step_units
+        if self.replicas is not None:
+            self.plain_step = self.replicas.around(self.plain_step)
         self.step_singly()
 
     @property

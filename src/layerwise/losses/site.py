@@ -85,6 +85,27 @@ class Evaluated(NamedTuple):
     correct: Tensor
 
 
+class Examples:
+    """The examples that a loss compares: those of the batch at hand.
+
+    Replicas of a learner share a batch; theirs are the examples of all of them.
+    """
+
+    def gather(self, values: Tensor) -> Tensor:
+        """A row of every example that is compared, from the rows at hand, (B, ...) -> (A, ...).
+
+        A gradient goes to the rows at hand alone.
+        """
+        return values
+
+    def own(self, values: Tensor) -> Tensor:
+        """The rows at hand among all, (A, ...) -> (B, ...)."""
+        return values
+
+
+AT_HAND = Examples()
+
+
 @dataclass
 class Targets:
     """Labels of a batch, and their similarity, which is computed once for all units.
@@ -94,16 +115,23 @@ class Targets:
         num_classes: number of classes.
         images: the batch's images (B, C, H, W), for losses that say ``reads_images``; None: no loss
             reads them.
+        examples: those that a loss compares with each other, A of them; see ``Examples``.
     """
 
     labels: Tensor
     num_classes: int
     images: Tensor | None = None
+    examples: Examples = AT_HAND
+
+    @cached_property
+    def compared_labels(self) -> Tensor:
+        """Labels of the examples that are compared, (A,)."""
+        return self.examples.gather(self.labels)
 
     @cached_property
     def similarity(self) -> Tensor:
-        """Cosine similarity of the centred one-hot labels, (B, B)."""
-        return similarity_matrix(F.one_hot(self.labels, self.num_classes).float())
+        """Cosine similarity of the centred one-hot labels of these examples, (A, A)."""
+        return similarity_matrix(F.one_hot(self.compared_labels, self.num_classes).float())
 
 
 def similarity_matrix(features: Tensor) -> Tensor:

@@ -68,6 +68,8 @@ def end_epoch(
     The first rank writes; where units live on several, it has all of them meanwhile.
     """
     learner, meter, execution = session.learner, session.meter, prepared.execution
+    if learner.replicas is not None:
+        learner.replicas.share_buffers(learner)
     due = is_due(tick, execution.eval_every)
     scores = evaluate_epoch(tick, learner, session.data, prepared) if due else {}
     meter.collect()
@@ -103,7 +105,7 @@ def measure_separability(tick: Tick, session: Session, folder: RunFolder) -> Non
 
 def should_stop(session: Session, requested: bool) -> bool:
     """Whether training stops here; on several ranks, once all know that it does."""
-    if session.learner.stage is None:
+    if world().size == 1:
         return requested
     world().stopping.asked = requested
     return world().stopping.agreed
@@ -130,8 +132,10 @@ def end_training(session: Session, prepared: Prepared, folder: RunFolder) -> dic
     learner, meter = session.learner, session.meter
     peaks = gathered(meter.peak_bytes)
     numbers = {**describe(prepared, folder, learner), **meter.result()}
+    numbers["peak_memory_bytes"] = max(filter(None, peaks), default=None)
+    if learner.replicas is not None:
+        numbers["replicas"] = learner.replicas.count
     if session.placement:
-        numbers["peak_memory_bytes"] = max(filter(None, peaks), default=None)
         numbers["ranks"] = [
             {**rank, "peak_memory_bytes": peak}
             for rank, peak in zip(session.placement, peaks, strict=True)

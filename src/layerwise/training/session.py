@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
+from layerwise.data.loader import Share
 from layerwise.distributed import (
     agree,
     check_placeable,
     decided_by_first,
     distribute,
     rank_bytes,
+    replicate,
     together,
     unit_needs,
     world,
@@ -54,6 +56,7 @@ from layerwise.utils.version import version
 ALIKE = (
     *("memory_format", "eval_every", "save_every", "separability_every"),
     *("ranks", "run_ahead", "rank_timeout"),
+    *("replicas", "sync_batch_norm", "gather_examples"),
 )
 MOST_TRIED = 128  # images of the steps by which ranks are balanced
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
@@ -147,7 +150,7 @@ def begin(
         before = decided_by_first(lambda: layouts_of(folder, held) if going_on else None)
         with together():
             apply_execution(prepared.device, execution)
-            data = prepared.load_data(progress.data)
+            data = share_data(prepared, prepared.load_data(progress.data))
             learner = prepared.make_learner(data, check=True)
             check_placement(prepared, learner)
         agree(**comparable(prepared, data))
@@ -165,7 +168,7 @@ def begin(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
         start = restored.position
-        meter.share()
+        meter.share(alike=execution.replicas > 1)
         options = {**run.rule_options, **keeping}
         with together():
             ticks = prepared.rule.order(
@@ -174,7 +177,10 @@ def begin(
         if not going_on:
             decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
         placement = place(prepared, learner)
-        parts = describe_device(prepared.device, run.amp), summary(formats), describe_steps(learner)
+        parts = (
+            *(describe_device(prepared.device, run.amp), summary(formats), describe_steps(learner)),
+            f"{execution.replicas} replicas" if execution.replicas > 1 else "",
+        )
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
         progress.ranks(placement)
@@ -186,21 +192,43 @@ def begin(
         yield Session(data, learner, meter, ticks, watch, log, placement)
 
 
+def share_data(prepared: Prepared, data: Splits) -> Splits:
+    """The data, of which this rank reads its share of every batch to train on.
+
+    Raises:
+        InvalidInput: batches are too small to be shared.
+    """
+    count = prepared.execution.replicas
+    if count == 1:
+        return data
+    parts = prepared.run.rule_options.get("micro_batches", 1)
+    return replace(data, train=data.train.shared(Share(world().rank, count, parts)))
+
+
 def check_placement(prepared: Prepared, learner: Learner) -> None:
     """Refuse units that cannot live on the ranks that there are.
 
     Raises:
         InvalidInput: saying why.
     """
-    if world().size > 1:
+    if world().size > 1 and prepared.execution.replicas == 1:
         check_placeable(learner, prepared.execution.ranks, prepared.execution.run_ahead)
 
 
 def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
-    """Let the units live on the ranks that there are; each one's units and predicted bytes."""
-    if world().size == 1:
-        return []
+    """Let the units live on the ranks that there are; each one's units and predicted bytes.
+
+    Replicas, each of which has all units, need no such list.
+    """
     run, execution = prepared.run, prepared.execution
+    if execution.replicas > 1:
+        replicate(
+            learner,
+            sync_batch_norm=execution.sync_batch_norm,
+            gather_examples=execution.gather_examples,
+        )
+    if world().size == 1 or execution.replicas > 1:
+        return []
     parts = run.rule_options.get("micro_batches", 1)
     needs = decided_by_first(lambda: unit_needs(learner, max(2, run.batch_size // parts)))
     rounded = run.rule_options.get("bfloat16_features", False)

@@ -1,0 +1,365 @@
+"""Replicas that share every batch learn as one process does with the whole batch."""
+
+import copy
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layerwise
+from layerwise.cli import main
+from layerwise.data.loader import Share
+from layerwise.distributed import gathered, replicate, world
+from layerwise.errors import InvalidInput
+from layerwise.losses import LOSSES
+from layerwise.ops.replicated import synchronised
+from layerwise.runs.folder import RunFolder
+from tests.helpers import CLASSES, FOREIGN, digits, narrow, ticks
+from tests.ranks import on_ranks
+
+BATCH = 11  # shares of 6 and 5
+STEPS = 3
+EXACT = 1e-9  # relative to the largest number, in float64
+OPTIMIZERS: dict[str, Any] = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "adam": lambda weights: torch.optim.Adam(weights, lr=1e-3, eps=1e-3, fused=True),
+}
+Batch = tuple[Tensor, Tensor]
+
+
+def whole_batches(dtype: torch.dtype = torch.float64) -> Iterator[Batch]:
+    drawn = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        images = torch.randn(BATCH, 1, 8, 8, generator=drawn, dtype=torch.float64)
+        yield images.to(dtype), torch.randint(CLASSES, (BATCH,), generator=drawn)
+
+
+def own_share(batch: Batch) -> Batch:
+    images, labels = (each.tensor_split(world().size)[world().rank] for each in batch)
+    return images, labels
+
+
+def local(
+    name: str = "pre-activation", dtype: torch.dtype = torch.float64, **options: Any
+) -> layerwise.Learner:
+    torch.manual_seed(0)
+    network = FOREIGN[name]() if name in FOREIGN else narrow(name, dropout=0.0)
+    sample = torch.zeros(2, 1, 8, 8, dtype=dtype)
+    options = {"optimizer": OPTIMIZERS["sgd"], "seed": 0, "check": False} | options
+    return layerwise.localize(network.to(dtype), sample, CLASSES, **options)
+
+
+def numbers(learner: layerwise.Learner) -> list[Tensor]:
+    """All weights, buffers and numbers of optimizers."""
+    modules = [learner.model, *(unit.loss for unit in learner.units)]
+    tensors = [tensor for module in modules for tensor in module.state_dict().values()]
+    for unit in learner.units:
+        for state in unit.optimizer.state.values() if unit.optimizer else ():
+            tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    return tensors
+
+
+def difference(one: layerwise.Learner, other: layerwise.Learner) -> float:
+    """The largest difference of two learners' numbers, relative to the largest of its tensor."""
+    pairs = list(zip(numbers(one), numbers(other), strict=True))
+    assert pairs
+    return max(
+        float((mine - its).abs().max() / its.abs().max().clamp(min=1e-3))
+        for mine, its in pairs
+        if its.numel()
+    )
+
+
+def alike_everywhere(learner: layerwise.Learner) -> bool:
+    """Whether all ranks have the same weights, to the bit."""
+    everyone = gathered([tensor.clone() for tensor in numbers(learner)])
+    return all(
+        torch.equal(mine, its)
+        for others in everyone[1:]
+        for mine, its in zip(everyone[0], others, strict=True)
+    )
+
+
+def compared(options: dict[str, Any]) -> float:
+    """The difference that sharing batches makes after some steps, in numbers and results."""
+    whole, shared = local(**options), local(**options)
+    before = copy.deepcopy(shared.model)
+    replicate(shared)
+    worst = 0.0
+    for batch in whole_batches():
+        expected, result = whole.step(*batch), shared.step(*own_share(batch))
+        assert result.size == expected.size == BATCH
+        assert result.accuracies == expected.accuracies
+        losses = result.loss_tensor().double(), expected.loss_tensor().double()
+        worst = max(worst, float((losses[0] - losses[1]).abs().max()) * EXACT / 1e-5)
+    assert alike_everywhere(shared)
+    weights = list(zip(before.parameters(), shared.model.parameters(), strict=True))
+    assert any(not torch.equal(first, last) for first, last in weights)
+    return max(worst, difference(shared, whole))
+
+
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        loss: {"loss": loss, "optimizer": OPTIMIZERS[("sgd", "adam")[number % 2]]}
+        for number, loss in enumerate(LOSSES)
+    },
+    "sgd": {"name": "vgg8b"},
+    "adam": {"name": "resnet18", "optimizer": OPTIMIZERS["adam"], "clip_grad": 0.01},
+    "global": {"at": 1, "name": "resnet18", "optimizer": OPTIMIZERS["adam"]},
+    "windows": {"span": 2},
+    "functions": {"name": "branches", "loss": "sim"},
+}
+
+
+def all_compared() -> dict[str, float]:
+    return {name: compared(options) for name, options in CASES.items()}
+
+
+def test_replicas_learn_as_one_process_with_the_whole_batch() -> None:
+    """By every loss, plain SGD and Adam, with batch statistics of the whole batch."""
+    for differences in on_ranks(all_compared):
+        assert isinstance(differences, dict), differences
+        assert differences.keys() == CASES.keys()
+        assert {name: value for name, value in differences.items() if value > EXACT} == {}
+
+
+COMBINATIONS = list(product((1, 3), (None, torch.bfloat16), (None, 0.02)))
+
+
+def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> float:
+    """The difference after an epoch of batches in parts, in mixed precision and clipped."""
+    dtype = torch.float32 if amp else torch.float64
+    options: dict[str, Any] = {"name": "vgg8b", "dtype": dtype, "amp": amp, "clip_grad": clip_grad}
+    whole, shared = local(**options), local(**options)
+    replicate(shared)
+    data = Converted(digits(50).train, dtype)
+    loader = Converted(digits(50).train.shared(Share(world().rank, world().size, parts)), dtype)
+    expected = ticks("simultaneous", whole, data, epochs=1, micro_batches=parts)
+    made = ticks("simultaneous", shared, loader, epochs=1, micro_batches=parts)
+    assert [tick.after for tick in made] == [tick.after for tick in expected]
+    assert [tick.result.size for tick in made] == [tick.result.size for tick in expected]
+    assert alike_everywhere(shared)
+    return difference(shared, whole)
+
+
+class Converted:
+    """A loader's batches with images of another number type."""
+
+    def __init__(self, loader: Any, dtype: torch.dtype) -> None:
+        self.loader, self.dtype = loader, dtype
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for images, labels in self.loader.batches(epoch, start):
+            yield images.to(self.dtype), labels
+
+
+def all_combined() -> list[float]:
+    return [combined(*combination) for combination in COMBINATIONS]
+
+
+def test_parts_mixed_precision_and_clipping_go_together() -> None:
+    for differences in on_ranks(all_combined):
+        assert isinstance(differences, list), differences
+        for combination, value in zip(COMBINATIONS, differences, strict=True):
+            assert value < (0.05 if combination[1] else EXACT), (combination, differences)
+
+
+def by_shares() -> float:
+    """How far one step with everything of each share is from the mean of two lone steps."""
+    options = {"optimizer": lambda weights: torch.optim.SGD(weights, lr=0.05)}
+    images, labels = (each[:10] for each in next(whole_batches()))
+    shared = local(**options)
+    replicate(shared, sync_batch_norm=False, gather_examples=False)
+    shared.step(*own_share((images, labels)))
+    lone = [local(**options) for _ in range(2)]
+    for learner, part, its_labels in zip(lone, images.split(5), labels.split(5), strict=True):
+        learner.step(part, its_labels)
+    return max(
+        float((weight - (first + second) / 2).abs().max())
+        for weight, first, second in zip(
+            *(learner.model.parameters() for learner in (shared, *lone)), strict=True
+        )
+    )
+
+
+def test_statistics_and_similarities_can_be_of_each_share() -> None:
+    for value in on_ranks(by_shares):
+        assert value < EXACT
+
+
+class Ordered(nn.Module):
+    """A network that notes when its layers compute."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),
+            nn.Linear(8, CLASSES),
+        )  # fmt: skip
+        self.layers.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def noted() -> list[str]:
+    events: list[str] = []
+    torch.manual_seed(0)
+    learner = layerwise.localize(
+        Ordered(events), torch.zeros(2, 1, 8, 8).double(), CLASSES, loss="pred", check=False
+    )
+    replicate(learner)
+
+    def note(what: str, unit: layerwise.Unit, then: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*arguments: Any) -> Any:
+            events.append(f"{what} {unit.index}")
+            return then(*arguments)
+
+        return noting
+
+    for unit in learner.units:
+        unit.evaluate = note("forward", unit, unit.evaluate)  # type: ignore[method-assign]
+        unit.hand_over = note("send", unit, learner.replicas.average)
+        unit.update = note("update", unit, unit.update)  # type: ignore[method-assign]
+    for batch in whole_batches():
+        learner.step(*own_share(batch))
+    return events
+
+
+def test_gradients_travel_while_the_next_unit_computes() -> None:
+    """And every update comes before the unit's next forward pass."""
+    for events in on_ranks(noted):
+        assert [event for event in events if "update" not in event] == [
+            "forward 0", "send 0", "forward 1", "send 1",
+        ] * STEPS  # fmt: skip
+        for unit in ("0", "1"):
+            own = [event.split()[0] for event in events if event.endswith(unit)]
+            assert own == ["forward", "send", "update"] * STEPS
+
+
+SHAPES = [(7, 5, 3, 2), (7, 5), (9, 3, 4), (5, 2, 2, 2, 2)]
+
+
+def normalised() -> list[float]:
+    return [worst for shape in SHAPES for worst in (of_shape(shape, True), of_shape(shape, False))]
+
+
+def of_shape(shape: tuple[int, ...], affine: bool) -> float:
+    """The largest relative difference between shared normalisation and that of all maps."""
+    learner = local("plain")
+    replicate(learner)
+    kinds = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+    torch.manual_seed(0)
+    whole = kinds[len(shape)](shape[1], affine=affine, dtype=torch.float64)
+    shared = copy.deepcopy(whole)
+    maps = torch.randn(shape, dtype=torch.float64) + 1e4  # squares of it lose half of the digits
+    gradient = torch.randn(shape, dtype=torch.float64) / len(maps)
+    own = learner.replicas.meet(len(maps.tensor_split(world().size)[world().rank]), True)
+    pairs = []
+    for norm, share in ((whole, None), (shared, own)):
+        read = (maps if share is None else maps[share.own_rows]).clone().requires_grad_()
+        if share is None:
+            result = norm(read)
+            result.backward(gradient)
+            pairs.append([result[own.own_rows], read.grad[own.own_rows]])
+        else:
+            with synchronised(share):
+                result = norm(read)
+            # of the mean over a share, not over all examples
+            factor = len(maps) / len(read)
+            result.backward(gradient[share.own_rows] * factor)
+            pairs.append([result, read.grad / factor])
+            for weight in norm.parameters():
+                weight.grad = share.total(weight.grad / factor)
+        pairs[-1] += [weight.grad for weight in norm.parameters()]
+        pairs[-1] += [norm.running_mean, norm.running_var]
+    return max(
+        float((mine - its).abs().max() / its.abs().max()) for its, mine in zip(*pairs, strict=True)
+    )
+
+
+def test_batch_normalisation_of_shares_is_that_of_the_whole_batch() -> None:
+    for differences in on_ranks(normalised):
+        assert isinstance(differences, list), differences
+        assert max(differences) < 1e-7, differences  # 1e4 takes 4 of 16 digits from the maps
+
+
+def test_shares_make_up_the_batch() -> None:
+    indices = torch.arange(37)
+    for count, parts in product((1, 2, 3, 5), (1, 2, 4, 50)):
+        shares = [Share(replica, count, parts).of(indices) for replica in range(count)]
+        assert sorted(torch.cat(shares).tolist()) == indices.tolist()
+        assert min(map(len, shares)) >= 2
+        halves = [Share(replica, 2, 2).of(indices).tensor_split(2)[0] for replica in range(2)]
+        assert sorted(torch.cat(halves).tolist()) == indices.tensor_split(2)[0].tolist()
+
+
+def test_batches_that_are_too_small_are_left_out_or_refused() -> None:
+    whole = digits(50).train  # batches of 16, 16, 16 and 2
+    shared = whole.shared(Share(1, 2))
+    assert (len(whole), len(shared)) == (4, 3)
+    assert [len(labels) for _, labels in shared.batches(0)] == [8, 8, 8]
+    with pytest.raises(InvalidInput, match="Cannot share batches of 16 images among 9 replicas"):
+        whole.shared(Share(0, 9))
+
+
+def steps_refused() -> list[str]:
+    shared = local("plain")
+    replicate(shared)
+    batch = own_share(next(whole_batches()))
+    texts = []
+    for attempt in (
+        lambda: replicate(shared),
+        lambda: layerwise.distribute(shared),
+        lambda: shared.step(*batch, update=world().first),
+    ):
+        try:
+            attempt()
+        except InvalidInput as refusal:
+            texts.append(str(refusal))
+    shared.step(*batch)
+    return [*texts, str(alike_everywhere(shared))]
+
+
+def test_steps_that_cannot_be_shared_are_refused_on_all_ranks() -> None:
+    for texts in on_ranks(steps_refused):
+        assert isinstance(texts, list), texts
+        assert len(texts) == 4, texts
+        assert "Cannot replicate the learner: it is distributed" in texts[0]
+        assert "Cannot distribute the learner: it is already" in texts[1]
+        assert "Make the same steps on all ranks" in texts[2]
+        assert texts[3] == "True"
+
+
+RUN = ["train", "vgg8b", "--width", "0.0625", "--train-images", "60", "--batch-size", "20"]
+RUN += ["--epochs", "2", "--lr", "0.001", "--device", "cpu"]
+
+
+def trained(path: str, *options: str) -> None:
+    main([*RUN, "--output", path, *options])
+
+
+def trained_on_ranks(folder: str) -> list[str]:
+    """A whole run by replicas; one that stops after an epoch; one that goes on from one process."""
+    trained(f"{folder}/shared", "--replicas", "2")
+    trained(f"{folder}/begun-alone", "--replicas", "2", "--resume")
+    texts = []
+    for options in (
+        ["--replicas", "3"],
+        ["--replicas", "2", "--rule", "sequential"],
+        ["--replicas", "2", "--batch-size", "3"],
+        ["--replicas", "0"],
+        [],
+    ):
+        try:
+            trained(f"{folder}/refused", *options)
+        except (InvalidInput, SystemExit) as refusal:
+            texts.append(str(refusal))
+    return texts
