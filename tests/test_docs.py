@@ -94,6 +94,8 @@ def check_command(words: list[str]) -> None:
             carry_out(arguments)
         else:
             parse(arguments)
+    elif program == "torchrun":  # tests/test_ranks_train.py starts it
+        parse(arguments[arguments.index("layerwise") + 1 :])
     elif program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)

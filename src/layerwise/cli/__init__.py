@@ -44,7 +44,9 @@ MODULES = {"list": "listing"}  # where a module of the command's name would hide
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 a check failed, 2 refused, 130 interrupted."""
+    """Run a command and exit: 0 done, 1 a check failed or a rank was lost, 2 refused, 130
+    interrupted.
+    """
     set_environment()
     with visible_streams():
         try:
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 leave(f"layerwise: {problem}", FAILED)
         except (InvalidInput, CannotSplit, Diverged, LostRank) as error:
             of_all_ranks = getattr(error, "of_all_ranks", False)  # then the first says it
-            leave(named(spelled_as_option(str(error))), REFUSED, not is_first() and of_all_ranks)
+            code = FAILED if isinstance(error, LostRank) else REFUSED
+            leave(named(spelled_as_option(str(error))), code, not is_first() and of_all_ranks)
         except KeyboardInterrupt as interruption:
             leave(named(str(interruption) or "interrupted"), INTERRUPTED, not is_first())
         except (MemoryError, RuntimeError) as error:

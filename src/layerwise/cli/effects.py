@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 
 from layerwise.errors import InvalidInput
 from layerwise.runs.run import GLOBAL_RULES, Execution, Run
-from layerwise.utils.launch import launched_size
+from layerwise.utils.launch import is_first, launched_size
 from layerwise.utils.options import as_flag, options_of
 
 
@@ -140,7 +140,8 @@ def check_effects(
             raise InvalidInput(
                 f"Cannot use {flag}: it would change nothing, for {reason}. Leave it out."
             )
-        print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)
+        if is_first():
+            print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)
 
 
 def without_effect(name: str, runs: Sequence[Run], execution: Execution) -> str | None:

@@ -5,6 +5,7 @@ memory: a map in channels-last arrives in channels-last, so that the next unit c
 bits. Sending returns at once; receiving goes on beside the computation of the batch before.
 """
 
+import math
 import pickle
 import threading
 from collections import deque
@@ -172,6 +173,8 @@ class Receiver:
     def __init__(self, rank: int, device: torch.device, wire: torch.device, rounded: bool) -> None:
         self.rank, self.device, self.wire, self.rounded = rank, device, wire, rounded
         self.coming: Beside | None = None
+        # what is received does not wait for what is computed
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def receive(self, more: bool = True) -> Message:
         """The next message.
@@ -184,22 +187,29 @@ class Receiver:
         """
         coming, self.coming = self.coming or Beside(self.receive_now), None
         message: Message = coming.result()
+        if self.stream is not None:
+            for tensor in message.tensors():  # its memory is not for the other stream meanwhile
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         if more and not message.facts.get("last"):
             self.coming = Beside(self.receive_now)
         return message
 
     def receive_now(self) -> Message:
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        if self.stream is None:
+            return self.received()
+        with torch.cuda.stream(self.stream):
+            message = self.received()
+            self.stream.synchronize()
+        return message
+
+    def received(self) -> Message:
         description = torch.empty(DESCRIPTION, dtype=torch.uint8)
         with naming_lost_ranks():
             dist.recv(description, self.rank, tag=DESCRIBED)
-            facts, entries = pickle.loads(bytes(description.tolist()))
+            facts, entries = pickle.loads(description.numpy().tobytes())
             values: list[Any] = []
             for entry in entries:
                 values.append(self.value_of(entry, values))
-        if self.wire.type == "cuda":  # what follows runs on another stream
-            torch.cuda.current_stream().synchronize()
         return Message(tuple(values), facts)
 
     def value_of(self, entry: Entry, earlier: Sequence[Any]) -> Any:
@@ -207,12 +217,9 @@ class Receiver:
             return entry.value
         if entry.same_as is not None:
             return earlier[entry.same_as]
-        size = 1
-        for length in entry.shape:
-            size *= length
         rounded = self.rounded and entry.dtype is torch.float32
         kind = torch.bfloat16 if rounded else entry.dtype
-        content = torch.empty(size, dtype=kind, device=self.wire)
+        content = torch.empty(math.prod(entry.shape), dtype=kind, device=self.wire)
         dist.recv(content, self.rank, tag=CONTENT)
         return content.to(self.device, entry.dtype).as_strided(entry.shape, entry.stride)
 

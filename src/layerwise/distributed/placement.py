@@ -145,7 +145,8 @@ def rank_bytes(needs: Sequence[Need], placement: Sequence[range], depth: int) ->
     """
     peaks = []
     for units in placement:
-        arriving = 2 * needs[units.start - 1].passed if units.start else 0
+        # the batch at hand is in its unit's step
+        arriving = needs[units.start - 1].passed if units.start else 0
         leaving = depth * needs[units.stop - 1].passed if units.stop < len(needs) else 0
         own = [needs[index] for index in units]
         persistent, step = sum(need.persistent for need in own), max(need.step for need in own)

@@ -168,7 +168,9 @@ class Stage:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of features on their way: two batches that come, and those that may be ahead."""
+        """Bytes of features that a step of this thread does not make: two batches that come, the
+        one at hand and the next, and those that may be ahead.
+        """
         coming, going = self.passed_bytes
         return 2 * coming + self.run_ahead * going
 
@@ -266,7 +268,8 @@ def distribute(
     Args:
         learner: made by ``localize``; afterwards it holds only the weights, heads and optimizer
             states of this rank's units. ``whole`` brings them together.
-        ranks: numbers of units on each rank, such as ``5,4``; None: balanced by measured seconds.
+        ranks: numbers of units on each rank, such as ``5,4``; None or empty: balanced by measured
+            seconds.
         run_ahead: batches that a rank may be ahead of the next one, each of which costs the memory
             of the features between them.
         bfloat16_features: let features of float32 travel as bfloat16: half the bytes, other bits.
@@ -294,7 +297,7 @@ def distribute(
 
 def chosen_placement(learner: Learner, ranks: str | None, batch_size: int) -> list[range]:
     """The units of each rank, as given or balanced."""
-    if ranks is not None:
+    if ranks:
         return parsed_ranks(ranks, len(learner.units), world().size)
     return balanced_ranks(unit_seconds(learner, batch_size), world().size)
 
@@ -310,7 +313,7 @@ def check_placeable(learner: Learner, ranks: str | None = None, run_ahead: int =
     if run_ahead < 1:
         raise InvalidInput(f"Cannot use run_ahead {run_ahead}: it is too small. Give 1 or more.")
     check_room(len(learner.units), world().size)
-    if ranks is not None:
+    if ranks:
         parsed_ranks(ranks, len(learner.units), world().size)
     learner.refuse_windows("parallel")
     for unit in learner.units:

@@ -184,8 +184,8 @@ def naming_lost_ranks() -> Iterator[None]:
             text = f"Cannot go on: {reason}"
         elif timed_out:
             text = (
-                f"Cannot go on: another rank has not answered for {here.timeout:g} s. Go on from "
-                "the last saved epoch with --resume, with a larger --rank-timeout if it was busy."
+                f"Cannot go on: another rank has not answered{within(here)}. Go on from the last "
+                "saved epoch with --resume, with a larger --rank-timeout if it was busy."
             )
         else:
             text = (
@@ -193,6 +193,11 @@ def naming_lost_ranks() -> Iterator[None]:
                 "failed. Go on from the last saved epoch with --resume."
             )
         raise LostRank(text) from error
+
+
+def within(here: World) -> str:
+    """The time that a rank was given, in words; nothing of a process group of a user's own."""
+    return f" for {here.timeout:g} s" if here.timeout else ""
 
 
 def leave_last_words(error: BaseException, here: World) -> None:

@@ -182,8 +182,8 @@ class Execution:
     )
     ranks: str | None = option(
         None,
-        "on several ranks: numbers of units on each, such as 5,4 (default: balanced by measured "
-        "time)",
+        "on several ranks: numbers of units on each, such as 5,4; '': balanced by measured time "
+        "(the default)",
     )
     run_ahead: int = option(
         2,

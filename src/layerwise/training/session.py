@@ -146,19 +146,17 @@ def begin(
     """
     run, execution, here = prepared.run, prepared.execution, world()
     keeping = feature_keeping(prepared, folder.path)
+    agree(configuration=comparable(prepared), version=versions())
     with ExitStack() as held:
         before = decided_by_first(lambda: layouts_of(folder, held) if going_on else None)
+        apply_execution(prepared.device, execution)
+        data = load_in_turn(prepared, progress)
         with together():
-            apply_execution(prepared.device, execution)
-            data = share_data(prepared, prepared.load_data(progress.data))
+            data = share_data(prepared, data)
             learner = prepared.make_learner(data, check=True)
             check_placement(prepared, learner)
-        agree(**comparable(prepared, data))
-        formats = decided_by_first(
-            lambda: set_memory_format(learner, execution.memory_format, before)
-        )
-        if not here.first:
-            set_memory_format(learner, execution.memory_format, formats)
+        agree(data=data.facts())
+        formats = set_formats(prepared, learner, before)
         meter = Meter(learner)
         with together():
             watch = build_watch(prepared, learner, data)
@@ -203,6 +201,18 @@ def share_data(prepared: Prepared, data: Splits) -> Splits:
         return data
     parts = prepared.run.rule_options.get("micro_batches", 1)
     return replace(data, train=data.train.shared(Share(world().rank, count, parts)))
+
+
+def load_in_turn(prepared: Prepared, progress: Progress) -> Splits:
+    """The run's images; those to download are read by one rank of a machine before the others."""
+    data: Splits | None = None
+    turns = (True, False) if prepared.execution.download else (None,)
+    for first in turns:
+        with together():
+            if first in (None, world().local_rank == 0):
+                data = prepared.load_data(progress.data)
+    assert data is not None
+    return data
 
 
 def check_placement(prepared: Prepared, learner: Learner) -> None:
@@ -266,14 +276,22 @@ def create_folder(
     held.enter_context(folder.created(prepared.run, facts))
 
 
-def comparable(prepared: Prepared, data: Splits) -> dict[str, Mapping[str, Any]]:
-    """What all ranks must have alike: the run, when they wait for each other, data, versions."""
+def comparable(prepared: Prepared) -> dict[str, Any]:
+    """The options that all ranks must have alike: the run's, and when they wait for each other."""
     execution = asdict(prepared.execution)
-    return {
-        "configuration": {**described(prepared.run), **{name: execution[name] for name in ALIKE}},
-        "data": data.facts(),
-        "version": {"layerwise": version(), "torch": torch.__version__},
-    }
+    return {**described(prepared.run), **{name: execution[name] for name in ALIKE}}
+
+
+def versions() -> dict[str, str]:
+    """The versions that all ranks must have alike."""
+    return {"layerwise": version(), "torch": torch.__version__}
+
+
+def set_formats(prepared: Prepared, learner: Learner, before: Any) -> list[str]:
+    """Set the memory formats of units, on all ranks as the first one chooses them."""
+    choice = prepared.execution.memory_format
+    formats = decided_by_first(lambda: set_memory_format(learner, choice, before))
+    return formats if world().first else set_memory_format(learner, choice, formats)
 
 
 def describe_session(

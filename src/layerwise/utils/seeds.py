@@ -1,8 +1,6 @@
 """Random seeds and generators."""
 
 import hashlib
-import threading
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,10 +13,6 @@ def derived_seed(seed: int, purpose: object, number: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-# A device's threads share one generator, so those that seed it take turns.
-_generator_locks: dict[torch.device, threading.Lock] = defaultdict(threading.Lock)
-
-
 @contextmanager
 def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iterator[None]:
     """Draw random numbers as a function of seed, unit and step.
@@ -28,15 +22,14 @@ def seeded(seed: int | None, unit: int, step: int, device: torch.device) -> Iter
     if seed is None:
         yield
         return
-    with _generator_locks[device]:
-        generator = (
-            torch.default_generator
-            if device.type == "cpu"
-            else torch.cuda.default_generators[device.index or 0]
-        )
-        state = generator.get_state()
-        generator.manual_seed(derived_seed(seed, unit, step))
-        try:
-            yield
-        finally:
-            generator.set_state(state)
+    generator = (
+        torch.default_generator
+        if device.type == "cpu"
+        else torch.cuda.default_generators[device.index or 0]
+    )
+    state = generator.get_state()
+    generator.manual_seed(derived_seed(seed, unit, step))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
