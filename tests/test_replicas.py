@@ -1,23 +1,30 @@
 """Replicas that share every batch learn as one process does with the whole batch."""
 
 import copy
+import os
+import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import layerwise
-from layerwise.cli import main
 from layerwise.data.loader import Share
 from layerwise.distributed import gathered, replicate, world
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES
 from layerwise.ops.replicated import synchronised
-from layerwise.runs.folder import RunFolder
+from layerwise.runs.folder import WEIGHTS, RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.training.loop import Interrupted, train
+from layerwise.training.prepare import prepare
+from layerwise.training.progress import Progress
 from tests.helpers import CLASSES, FOREIGN, digits, narrow, ticks
 from tests.ranks import on_ranks
 
@@ -44,7 +51,7 @@ def own_share(batch: Batch) -> Batch:
 
 
 def local(
-    name: str = "pre-activation", dtype: torch.dtype = torch.float64, **options: Any
+    name: str = "vgg8b", dtype: torch.dtype = torch.float64, **options: Any
 ) -> layerwise.Learner:
     torch.manual_seed(0)
     network = FOREIGN[name]() if name in FOREIGN else narrow(name, dropout=0.0)
@@ -68,7 +75,7 @@ def difference(one: layerwise.Learner, other: layerwise.Learner) -> float:
     pairs = list(zip(numbers(one), numbers(other), strict=True))
     assert pairs
     return max(
-        float((mine - its).abs().max() / its.abs().max().clamp(min=1e-3))
+        float((mine - its).detach().abs().max() / its.detach().abs().max().clamp(min=1e-3))
         for mine, its in pairs
         if its.numel()
     )
@@ -85,32 +92,29 @@ def alike_everywhere(learner: layerwise.Learner) -> bool:
 
 
 def compared(options: dict[str, Any]) -> float:
-    """The difference that sharing batches makes after some steps, in numbers and results."""
-    whole, shared = local(**options), local(**options)
-    before = copy.deepcopy(shared.model)
+    """The difference that sharing batches makes after some steps, in numbers; checks results."""
+    shared = local(**options)
+    before, whole = copy.deepcopy(shared.model), copy.deepcopy(shared)
     replicate(shared)
-    worst = 0.0
     for batch in whole_batches():
         expected, result = whole.step(*batch), shared.step(*own_share(batch))
         assert result.size == expected.size == BATCH
         assert result.accuracies == expected.accuracies
-        losses = result.loss_tensor().double(), expected.loss_tensor().double()
-        worst = max(worst, float((losses[0] - losses[1]).abs().max()) * EXACT / 1e-5)
+        assert result.losses == pytest.approx(expected.losses, rel=1e-6)
     assert alike_everywhere(shared)
     weights = list(zip(before.parameters(), shared.model.parameters(), strict=True))
     assert any(not torch.equal(first, last) for first, last in weights)
-    return max(worst, difference(shared, whole))
+    return difference(shared, whole)
 
 
 CASES: dict[str, dict[str, Any]] = {
     **{
-        loss: {"loss": loss, "optimizer": OPTIMIZERS[("sgd", "adam")[number % 2]]}
+        loss: {"at": 3, "loss": loss, "optimizer": OPTIMIZERS[("sgd", "adam")[number % 2]]}
         for number, loss in enumerate(LOSSES)
     },
-    "sgd": {"name": "vgg8b"},
-    "adam": {"name": "resnet18", "optimizer": OPTIMIZERS["adam"], "clip_grad": 0.01},
-    "global": {"at": 1, "name": "resnet18", "optimizer": OPTIMIZERS["adam"]},
-    "windows": {"span": 2},
+    "clipped": {"name": "resnet18", "at": 3, "optimizer": OPTIMIZERS["adam"], "clip_grad": 0.01},
+    "global": {"name": "resnet18", "at": 1, "optimizer": OPTIMIZERS["adam"]},
+    "windows": {"at": 3, "span": 2},
     "functions": {"name": "branches", "loss": "sim"},
 }
 
@@ -133,8 +137,8 @@ COMBINATIONS = list(product((1, 3), (None, torch.bfloat16), (None, 0.02)))
 def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> float:
     """The difference after an epoch of batches in parts, in mixed precision and clipped."""
     dtype = torch.float32 if amp else torch.float64
-    options: dict[str, Any] = {"name": "vgg8b", "dtype": dtype, "amp": amp, "clip_grad": clip_grad}
-    whole, shared = local(**options), local(**options)
+    shared = local(at=3, dtype=dtype, amp=amp, clip_grad=clip_grad)
+    whole = copy.deepcopy(shared)
     replicate(shared)
     data = Converted(digits(50).train, dtype)
     loader = Converted(digits(50).train.shared(Share(world().rank, world().size, parts)), dtype)
@@ -173,16 +177,15 @@ def test_parts_mixed_precision_and_clipping_go_together() -> None:
 
 def by_shares() -> float:
     """How far one step with everything of each share is from the mean of two lone steps."""
-    options = {"optimizer": lambda weights: torch.optim.SGD(weights, lr=0.05)}
+    shared = local(at=3, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.05))
     images, labels = (each[:10] for each in next(whole_batches()))
-    shared = local(**options)
+    lone = [copy.deepcopy(shared) for _ in range(2)]
     replicate(shared, sync_batch_norm=False, gather_examples=False)
     shared.step(*own_share((images, labels)))
-    lone = [local(**options) for _ in range(2)]
     for learner, part, its_labels in zip(lone, images.split(5), labels.split(5), strict=True):
         learner.step(part, its_labels)
     return max(
-        float((weight - (first + second) / 2).abs().max())
+        float((weight - (first + second) / 2).detach().abs().max())
         for weight, first, second in zip(
             *(learner.model.parameters() for learner in (shared, *lone)), strict=True
         )
@@ -194,27 +197,10 @@ def test_statistics_and_similarities_can_be_of_each_share() -> None:
         assert value < EXACT
 
 
-class Ordered(nn.Module):
-    """A network that notes when its layers compute."""
-
-    def __init__(self, events: list[str]) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(),
-            nn.Linear(8, CLASSES),
-        )  # fmt: skip
-        self.layers.double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
-
-
 def noted() -> list[str]:
+    """Events of units over some steps."""
     events: list[str] = []
-    torch.manual_seed(0)
-    learner = layerwise.localize(
-        Ordered(events), torch.zeros(2, 1, 8, 8).double(), CLASSES, loss="pred", check=False
-    )
+    learner = local("plain", loss="pred")
     replicate(learner)
 
     def note(what: str, unit: layerwise.Unit, then: Callable[..., Any]) -> Callable[..., Any]:
@@ -281,7 +267,8 @@ def of_shape(shape: tuple[int, ...], affine: bool) -> float:
         pairs[-1] += [weight.grad for weight in norm.parameters()]
         pairs[-1] += [norm.running_mean, norm.running_var]
     return max(
-        float((mine - its).abs().max() / its.abs().max()) for its, mine in zip(*pairs, strict=True)
+        float((mine - its).detach().abs().max() / its.detach().abs().max())
+        for its, mine in zip(*pairs, strict=True)
     )
 
 
@@ -338,28 +325,84 @@ def test_steps_that_cannot_be_shared_are_refused_on_all_ranks() -> None:
         assert texts[3] == "True"
 
 
-RUN = ["train", "vgg8b", "--width", "0.0625", "--train-images", "60", "--batch-size", "20"]
-RUN += ["--epochs", "2", "--lr", "0.001", "--device", "cpu"]
+CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
+RUN = Run(model="vgg8b", width=1 / 16, train_images=50, batch_size=16, epochs=2, lr=1e-3, amp=False)
 
 
-def trained(path: str, *options: str) -> None:
-    main([*RUN, "--output", path, *options])
+class StopAfter(Progress):
+    """Asks the first rank to stop when so many steps have been made."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def tick(self, tick: Any, meter: Any) -> None:
+        self.left -= 1
+        if not self.left and world().first:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
-def trained_on_ranks(folder: str) -> list[str]:
-    """A whole run by replicas; one that stops after an epoch; one that goes on from one process."""
-    trained(f"{folder}/shared", "--replicas", "2")
-    trained(f"{folder}/begun-alone", "--replicas", "2", "--resume")
-    texts = []
-    for options in (
-        ["--replicas", "3"],
-        ["--replicas", "2", "--rule", "sequential"],
-        ["--replicas", "2", "--batch-size", "3"],
-        ["--replicas", "0"],
-        [],
-    ):
-        try:
-            trained(f"{folder}/refused", *options)
-        except (InvalidInput, SystemExit) as refusal:
-            texts.append(str(refusal))
-    return texts
+def carry_out(
+    run: Run, path: Path, resume: bool = False, stop_after: int = 0, **how: Any
+) -> dict[str, Any] | str:
+    """A run's result, or a sentence if it was refused or stopped."""
+    try:
+        progress = StopAfter(stop_after) if stop_after else Progress()
+        return train(prepare(run, replace(CPU, **how)), RunFolder(path), resume, progress)
+    except (InvalidInput, Interrupted) as ending:
+        return str(ending)
+
+
+def carried_out(folder: Path) -> list[Any]:
+    """Runs by replicas: whole; stopped, and gone on with; begun alone."""
+    dropping = replace(RUN, dropout=0.2)
+    return [
+        carry_out(RUN, folder / "shared", replicas=2),
+        carry_out(dropping, folder / "dropping", replicas=2),
+        carry_out(dropping, folder / "stopped", stop_after=5, replicas=2),
+        carry_out(dropping, folder / "stopped", resume=True, replicas=2),
+        carry_out(RUN, folder / "begun-alone", resume=True, replicas=2),
+        carry_out(RUN, folder / "begun-shared", stop_after=2, replicas=2),
+        carry_out(replace(RUN, batch_size=3), folder / "refused", replicas=2),
+        carry_out(RUN, folder / "refused", replicas=3),
+        carry_out(RUN, folder / "refused", replicas=0),
+        carry_out(replace(RUN, rule="sequential"), folder / "refused", replicas=2),
+        carry_out(RUN, folder / "refused"),
+    ]
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    return load_file(path / WEIGHTS)
+
+
+def losses_of_epochs(path: Path) -> list[float]:
+    return [unit["val_loss"] for record in RunFolder(path).log() for unit in record["units"]]
+
+
+def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
+    """Also when they are stopped and go on with another number of replicas."""
+    carry_out(RUN, tmp_path / "alone")
+    carry_out(RUN, tmp_path / "begun-alone", stop_after=6)
+    first, second = on_ranks(carried_out, tmp_path)
+    assert isinstance(first, list), first
+    assert isinstance(second, list), second
+    carry_out(RUN, tmp_path / "begun-shared", resume=True)
+
+    wanted = weights_of(tmp_path / "alone")
+    for name in ("shared", "begun-alone", "begun-shared"):
+        for key, weight in weights_of(tmp_path / name).items():
+            torch.testing.assert_close(weight, wanted[key], rtol=1e-2, atol=1e-4)
+        losses = losses_of_epochs(tmp_path / name)
+        assert losses == pytest.approx(losses_of_epochs(tmp_path / "alone"), rel=1e-3)
+    stopped, unstopped = (weights_of(tmp_path / name) for name in ("stopped", "dropping"))
+    assert all(torch.equal(weight, unstopped[key]) for key, weight in stopped.items())
+
+    assert first[0] == second[0]
+    assert first[0]["replicas"] == 2
+    for texts in (first, second):
+        assert "stopped after 1 epochs and" in texts[2]
+        assert "Cannot share batches of 3 images among 2 replicas" in texts[6]
+        assert "Cannot use --replicas 3 on 2 ranks: each replica is a rank" in texts[7]
+        assert "Cannot use --replicas 0: it is too small" in texts[8]
+        assert "'sequential' with --replicas 2: only some rules share batches" in texts[9]
+        assert "Give --replicas 2, which share every batch, or --rule parallel" in texts[10]
+    assert not (tmp_path / "refused").exists()

@@ -308,7 +308,7 @@ def check_placeable(learner: Learner, ranks: str | None = None, run_ahead: int =
     Raises:
         InvalidInput: saying why.
     """
-    if learner.stage is not None:
+    if learner.stage is not None or learner.replicas is not None:
         raise InvalidInput("Cannot distribute the learner: it is already. Leave the call out.")
     if run_ahead < 1:
         raise InvalidInput(f"Cannot use run_ahead {run_ahead}: it is too small. Give 1 or more.")
