@@ -25,6 +25,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import Interrupted, train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
+from layerwise.utils.options import Options
 from tests.helpers import CLASSES, FOREIGN, digits, narrow, ticks
 from tests.ranks import on_ranks
 
@@ -323,6 +324,44 @@ def test_steps_that_cannot_be_shared_are_refused_on_all_ranks() -> None:
         assert "Cannot distribute the learner: it is already" in texts[1]
         assert "Make the same steps on all ranks" in texts[2]
         assert texts[3] == "True"
+
+
+def in_a_grid(folder: Path) -> Any:
+    """The difference of two replicas on two ranks each; and a run, which another goes on with."""
+    shared = local(at=3)
+    whole = copy.deepcopy(shared)
+    layerwise.distribute(shared, "2,1", replicas=2)
+    for images, labels in whole_batches():
+        parts = list(zip(images.tensor_split(2), labels.tensor_split(2), strict=True))
+        for number, part in enumerate(parts, start=1):
+            shared.step(*(each.tensor_split(2)[world().rank // 2] for each in part), number == 2)
+            whole.step(*part, number == 2)
+    with layerwise.whole(shared) as first:
+        value = difference(shared, whole) if first else 0.0
+    parallel = replace(RUN, rule="parallel", rule_options=Options({"micro_batches": 2}))
+    path = folder / "grid"
+    return [
+        value,
+        carry_out(parallel, path, stop_after=2, replicas=2),
+        carry_out(parallel, path, resume=True, replicas=2, ranks="4,3"),
+        carry_out(parallel, folder / "refused", replicas=3),
+    ]
+
+
+def test_replicas_on_several_ranks_each(tmp_path: Path) -> None:
+    carry_out(replace(RUN, rule_options=Options({"micro_batches": 2})), tmp_path / "alone")
+    wanted = weights_of(tmp_path / "alone")
+    for rank, results in enumerate(on_ranks(in_a_grid, tmp_path, size=4)):
+        assert isinstance(results, list), results
+        value, stopped, result, refused = results
+        assert value < EXACT, rank
+        assert "all is saved" in stopped
+        assert [entry["units"] for entry in result["ranks"]] == [[0, 3], [4, 6]] * 2
+        assert "Cannot have 3 replicas on 4 ranks" in refused
+    for key, weight in weights_of(tmp_path / "grid").items():
+        torch.testing.assert_close(weight, wanted[key], rtol=1e-2, atol=1e-4)
+    losses = losses_of_epochs(tmp_path / "grid")
+    assert losses == pytest.approx(losses_of_epochs(tmp_path / "alone"), rel=1e-3)
 
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)

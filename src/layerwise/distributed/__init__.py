@@ -6,6 +6,7 @@ units that live here, ``replicas`` lets ranks share every batch. A process that 
 """
 
 from layerwise.distributed.agreement import agree, decided_by_first, together
+from layerwise.distributed.grid import Place, place_in_grid
 from layerwise.distributed.placement import rank_bytes, unit_needs
 from layerwise.distributed.replicas import replicate
 from layerwise.distributed.stage import check_placeable, distribute, whole
@@ -13,6 +14,7 @@ from layerwise.distributed.state import share
 from layerwise.distributed.world import World, gathered, joined, print_once, world
 
 __all__ = [
+    "Place",
     "World",
     "agree",
     "check_placeable",
@@ -20,6 +22,7 @@ __all__ = [
     "distribute",
     "gathered",
     "joined",
+    "place_in_grid",
     "print_once",
     "rank_bytes",
     "replicate",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Unit
 from layerwise.distributed.agreement import together
+from layerwise.distributed.grid import Place, group_of_position, place_in_grid
 from layerwise.distributed.state import share as share_state
 from layerwise.distributed.world import naming_lost_ranks, world
 from layerwise.errors import InvalidInput
@@ -37,10 +39,12 @@ class BatchShare(Examples):
     Attributes:
         sizes: number of examples of each replica.
         rank: number of this replica.
+        group: process group of the replicas' ranks; None: all ranks.
     """
 
     sizes: tuple[int, ...]
     rank: int
+    group: Any = None
 
     @property
     def examples(self) -> int:
@@ -74,21 +78,21 @@ class BatchShare(Examples):
         block[: len(rows)] = rows
         blocks = [torch.empty_like(block) for _ in self.sizes]
         with naming_lost_ranks():
-            dist.all_gather(blocks, block)
+            dist.all_gather(blocks, block, group=self.group)
         return torch.cat([each[:size] for each, size in zip(blocks, self.sizes, strict=True)])
 
     def each(self, numbers: Tensor) -> Tensor:
         """The numbers of every replica, (F,) -> (replicas, F)."""
         every = [torch.empty_like(numbers) for _ in self.sizes]
         with naming_lost_ranks():
-            dist.all_gather(every, numbers.contiguous())
+            dist.all_gather(every, numbers.contiguous(), group=self.group)
         return torch.stack(every)
 
     def total(self, numbers: Tensor) -> Tensor:
         """The sum over all replicas, (F,) -> (F,)."""
         total = numbers.clone()
         with naming_lost_ranks():
-            dist.all_reduce(total)
+            dist.all_reduce(total, group=self.group)
         return total
 
 
@@ -99,9 +103,10 @@ class Bucket:
 
     Args:
         scale: factor of this replica's gradients in the sum of all.
+        group: process group of the replicas' ranks.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter], scale: float) -> None:
+    def __init__(self, weights: Sequence[nn.Parameter], scale: float, group: Any) -> None:
         self.weights = weights
         lengths = [weight.numel() for weight in weights]
         numbers = weights[0].new_zeros(sum(lengths) + len(weights))
@@ -116,7 +121,7 @@ class Bucket:
             weight.grad = None
         numbers.mul_(scale)
         with naming_lost_ranks():
-            self.work = dist.all_reduce(numbers, async_op=True)
+            self.work = dist.all_reduce(numbers, group=group, async_op=True)
 
     def give(self) -> None:
         """Wait for the sum and give it to the weights, except to those without any gradient."""
@@ -169,20 +174,22 @@ class Replicas:
         coming: averages on their way, in the order of updates.
     """
 
-    def __init__(self, learner: Learner, synchronises: bool, gathers: bool) -> None:
-        here = world()
-        self.rank, self.count = here.rank, here.size
+    def __init__(self, learner: Learner, place: Place, synchronises: bool, gathers: bool) -> None:
+        self.learner = learner
+        self.rank, self.count = place.replica, place.replicas
+        self.group, self.counts_wish = group_of_position(place), place.position == 0
         self.synchronises, self.gathers = synchronises, gathers
         self.device = device_of(learner.model)
         backends = str(dist.get_backend_config())
         self.counting = torch.device("cpu") if "gloo" in backends else self.device
-        self.share = BatchShare((1,) * self.count, self.rank)
+        self.share = BatchShare((1,) * self.count, self.rank, self.group)
         self.examples = 0
         self.coming: deque[Average] = deque()
-        for unit in learner.units:
+        for unit in learner.own_units:
             unit.hand_over = self.average
             if unit.seed is not None and self.rank > 0:  # dropout of its own
                 unit.seed = derived_seed(unit.seed, "replica", self.rank)
+        learner.replicas = self
 
     def around(self, make_step: Callable[..., list[Evaluated]]) -> Callable[..., list[Evaluated]]:
         """A step of this replica's units as one of all replicas."""
@@ -206,6 +213,8 @@ class Replicas:
         Returns:
             The loss of each unit and its number of correct examples, of all replicas.
         """
+        if self.learner.stage is not None:  # the first rank of a replica tells the others
+            update = self.learner.stage.tells_update(update)
         self.share = self.meet(len(targets.labels), update)
         self.examples += self.share.examples
         targets = replace(targets, examples=self.share if self.gathers else AT_HAND)
@@ -229,10 +238,11 @@ class Replicas:
             LostRank: a replica does not answer.
         """
         stopping = world().stopping
-        facts = torch.tensor([size, update, stopping.asked], device=self.counting)
+        asked = self.counts_wish and stopping.asked  # other ranks are told with a batch
+        facts = torch.tensor([size, update, asked], device=self.counting)
         every = [torch.empty_like(facts) for _ in range(self.count)]
         with naming_lost_ranks():
-            dist.all_gather(every, facts)
+            dist.all_gather(every, facts, group=self.group)
         sizes, updates, stops = zip(*(each.tolist() for each in every), strict=True)
         stopping.agreed |= any(stops)
         if len(set(updates)) > 1:
@@ -240,7 +250,7 @@ class Replicas:
                 "Cannot make a step: some replicas end a batch with it and others do not. Make "
                 "the same steps on all ranks."
             )
-        return BatchShare(sizes, self.rank)
+        return BatchShare(sizes, self.rank, self.group)
 
     def average(self, unit: Unit, parts: Sequence[int]) -> None:
         """Begin to average the gradients of a unit's update, and finish those that have arrived.
@@ -255,7 +265,8 @@ class Replicas:
                 weights[weight.device, weight.dtype].append(weight)
         scale = parts[0] / self.examples
         unit.zero_grad()
-        self.coming.append(Average(unit, [Bucket(each, scale) for each in weights.values()]))
+        buckets = [Bucket(each, scale, self.group) for each in weights.values()]
+        self.coming.append(Average(unit, buckets))
         while self.coming[0].arrived and self.coming[0].unit is not unit:
             self.coming.popleft().finish()
 
@@ -280,16 +291,16 @@ class Replicas:
         """The smallest of all replicas' numbers; all must call this."""
         number = torch.tensor([size], device=self.counting)
         with naming_lost_ranks():
-            dist.all_reduce(number, dist.ReduceOp.MIN)
+            dist.all_reduce(number, dist.ReduceOp.MIN, group=self.group)
         return int(number)
 
-    def share_buffers(self, learner: Learner) -> None:
+    def share_buffers(self) -> None:
         """Give all replicas the first one's buffers, such as running statistics."""
-        buffers = [*learner.model.buffers()]
-        buffers += [buffer for unit in learner.units for buffer in unit.loss.buffers()]
+        source = dist.get_global_rank(self.group, 0) if self.group is not None else 0
         with naming_lost_ranks():
-            for buffer in buffers:
-                dist.broadcast(buffer, 0)
+            for unit in self.learner.own_units:
+                for buffer in [*unit.piece.buffers(), *unit.loss.buffers()]:
+                    dist.broadcast(buffer, source, group=self.group)
 
 
 def replicate(
@@ -320,7 +331,7 @@ def replicate(
     with together():
         check_replicable(learner)
     share_state(learner)
-    learner.replicas = Replicas(learner, sync_batch_norm, gather_examples)
+    Replicas(learner, place_in_grid(world().size), sync_batch_norm, gather_examples)
     learner.span = learner.span  # steps are made anew
     learner.step_singly()
 

@@ -16,7 +16,7 @@ RULES: dict[str, Rule] = {
     "simultaneous": Rule(simultaneous, replicated=True),
     "growing": Rule(growing, trial={"global_share": 1.0, "growth": 0.0}),
     "sequential": Rule(sequential, trial={"laps": 1}),
-    "parallel": Rule(parallel, on_ranks=True),
+    "parallel": Rule(parallel, on_ranks=True, replicated=True),
     "global": Rule(backpropagation, at=1, replicated=True),
     "checkpointed": Rule(checkpointed, at=1),
 }

@@ -9,7 +9,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, precision
 from layerwise.data.loader import Loader
-from layerwise.distributed import gathered
+from layerwise.distributed import gathered, world
 from layerwise.losses import Targets
 
 
@@ -67,7 +67,7 @@ def unit_scores(learner: Learner, loader: Loader, first: int, last: int) -> list
                 )
         pass_on(learner, activations, targets)
     if learner.replicas is not None:
-        count = sum(gathered(count))
+        count = sum(gathered(count)) // (world().size // learner.replicas.count)
     shares = summed_over_ranks(learner, total).double().cpu() / count
     return [UnitScore(loss, 100.0 * share) for loss, share in shares.tolist()]
 

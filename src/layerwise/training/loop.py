@@ -69,7 +69,7 @@ def end_epoch(
     """
     learner, meter, execution = session.learner, session.meter, prepared.execution
     if learner.replicas is not None:
-        learner.replicas.share_buffers(learner)
+        learner.replicas.share_buffers()
     due = is_due(tick, execution.eval_every)
     scores = evaluate_epoch(tick, learner, session.data, prepared) if due else {}
     meter.collect()

@@ -154,7 +154,8 @@ class Meter:
     def collect(self) -> None:
         """Bring the sums of all ranks to the first one; all ranks must call this."""
         if self.learner.stage is not None:
-            sums = torch.stack(gathered(self.sums.cpu())).sum(0)
+            replica = gathered(self.sums.cpu())[: self.learner.stage.place.length]
+            sums = torch.stack(replica).sum(0)
             self.sums.copy_(sums if world().first else torch.zeros_like(sums))
 
     def end_epoch(self, tick: Tick, scores: dict[str, Any]) -> dict[str, Any]:

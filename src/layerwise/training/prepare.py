@@ -20,7 +20,7 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.split import OUTPUT_LAYERS
 from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
 from layerwise.data.splits import choose_augmentation
-from layerwise.distributed import world
+from layerwise.distributed import place_in_grid, world
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
@@ -233,7 +233,9 @@ def check_replicas(rule: str, replicas: int, ranks: int) -> None:
             f"Cannot train by the rule {rule!r} with --replicas {replicas}: only some rules share "
             f"batches. Give --rule {accepted}, or leave --replicas out."
         )
-    if replicas != ranks:
+    if RULES[rule].on_ranks:
+        place_in_grid(replicas)
+    elif replicas != ranks:
         raise InvalidInput(
             f"Cannot use --replicas {replicas} on {ranks} rank{'s' * (ranks > 1)}: each replica is "
             f"a rank. Start with torchrun --nproc-per-node {replicas}, or give --replicas {ranks}."

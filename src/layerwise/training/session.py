@@ -18,6 +18,7 @@ from layerwise.distributed import (
     check_placeable,
     decided_by_first,
     distribute,
+    place_in_grid,
     rank_bytes,
     replicate,
     together,
@@ -166,7 +167,7 @@ def begin(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
         start = restored.position
-        meter.share(alike=execution.replicas > 1)
+        meter.share(alike=execution.replicas == here.size)
         options = {**run.rule_options, **keeping}
         with together():
             ticks = prepared.rule.order(
@@ -200,7 +201,8 @@ def share_data(prepared: Prepared, data: Splits) -> Splits:
     if count == 1:
         return data
     parts = prepared.run.rule_options.get("micro_batches", 1)
-    return replace(data, train=data.train.shared(Share(world().rank, count, parts)))
+    share = Share(place_in_grid(count).replica, count, parts)
+    return replace(data, train=data.train.shared(share))
 
 
 def load_in_turn(prepared: Prepared, progress: Progress) -> Splits:
@@ -221,39 +223,42 @@ def check_placement(prepared: Prepared, learner: Learner) -> None:
     Raises:
         InvalidInput: saying why.
     """
-    if world().size > 1 and prepared.execution.replicas == 1:
-        check_placeable(learner, prepared.execution.ranks, prepared.execution.run_ahead)
+    execution = prepared.execution
+    if 1 < world().size != execution.replicas:
+        check_placeable(learner, execution.ranks, execution.run_ahead, execution.replicas)
 
 
 def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
     """Let the units live on the ranks that there are; each one's units and predicted bytes.
 
-    Replicas, each of which has all units, need no such list.
+    Where every rank is a replica, with all units, there is no such list.
     """
     run, execution = prepared.run, prepared.execution
-    if execution.replicas > 1:
-        replicate(
-            learner,
-            sync_batch_norm=execution.sync_batch_norm,
-            gather_examples=execution.gather_examples,
-        )
-    if world().size == 1 or execution.replicas > 1:
+    choices_of_replicas = {
+        "sync_batch_norm": execution.sync_batch_norm,
+        "gather_examples": execution.gather_examples,
+    }
+    if execution.replicas == world().size:
+        replicate(learner, **choices_of_replicas)
         return []
+    size = run.batch_size // execution.replicas
     parts = run.rule_options.get("micro_batches", 1)
-    needs = decided_by_first(lambda: unit_needs(learner, max(2, run.batch_size // parts)))
+    needs = decided_by_first(lambda: unit_needs(learner, max(2, size // parts)))
     rounded = run.rule_options.get("bfloat16_features", False)
     placement = distribute(
         learner,
         execution.ranks,
         run_ahead=execution.run_ahead,
         bfloat16_features=rounded,
-        batch_size=min(run.batch_size, MOST_TRIED),
+        batch_size=min(size, MOST_TRIED),
+        replicas=execution.replicas,
+        **choices_of_replicas,
     )
     predicted = rank_bytes(needs, placement, execution.run_ahead)
     return [
         {"units": [units.start, units.stop - 1], "predicted_memory_bytes": peak}
         for units, peak in zip(placement, predicted, strict=True)
-    ]
+    ] * execution.replicas
 
 
 def layouts_of(folder: RunFolder, held: ExitStack) -> Any:
