@@ -179,8 +179,7 @@ def global_alone(name: str, options: argparse.Namespace, images: Tensor, labels:
     if not world().first:
         return Method(1, lambda steps: 0.0, 0)
     torch.manual_seed(0)
-    model = create_model(name, width=options.width).to(memory_format=torch.channels_last)
-    maps = images.to(memory_format=torch.channels_last)
+    model, maps = network_and_maps(name, options, images)
     optimizer = adam(model.parameters())
 
     def step() -> None:
@@ -190,6 +189,15 @@ def global_alone(name: str, options: argparse.Namespace, images: Tensor, labels:
 
     peak = peak_of_second(step)
     return Method(1, seconds_each(step), peak + held_by(model, optimizer))
+
+
+def network_and_maps(
+    name: str, options: argparse.Namespace, images: Tensor
+) -> tuple[nn.Module, Tensor]:
+    """A network and images in channels-last, which local training takes too."""
+    model = create_model(name, width=options.width)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, images.to(memory_format=torch.channels_last)
 
 
 class Pieces(nn.Module):
@@ -211,10 +219,9 @@ def pipeline(
     kind: Any, count: int, name: str, options: argparse.Namespace, images: Tensor, labels: Tensor
 ) -> Method:
     torch.manual_seed(0)
-    model = create_model(name, width=options.width).to(memory_format=torch.channels_last)
-    maps = images.to(memory_format=torch.channels_last)
+    model, maps = network_and_maps(name, options, images)
     chain = split(model, CUTS[name], torch.zeros(2, 3, SIZE, SIZE))
-    seconds = gathered(piece_seconds(chain.pieces, maps) if world().first else None)[0]
+    seconds = gathered(piece_seconds(list(chain.pieces), maps) if world().first else None)[0]
     own = balanced_ranks(seconds, world().size)[world().rank]
     module = Pieces([chain.pieces[index] for index in own]).train()
     optimizer = adam(module.parameters())

@@ -132,7 +132,7 @@ class Learner:
         """
         if self.stage is not None and self.stage.before is not None:
             self.structure.check(self.units)
-            return self.stage.take()  # type: ignore[no-any-return]
+            return self.stage.take()
         self.check(images, labels)
         if images.shape[1:] != self.image_shape or images.dtype != self.image_type:
             raise InvalidInput(

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.distributed.world import naming_lost_ranks
+from layerwise.distributed.world import naming_lost_ranks, unprofiled
 from layerwise.errors import InvalidInput
 
 DESCRIPTION = 4096  # bytes
@@ -143,7 +143,8 @@ class Sender:
         return content.to(self.wire)
 
     def post(self, content: Tensor, tag: int) -> tuple[dist.Work, Tensor]:
-        work = dist.isend(content, self.rank, tag=tag)
+        with unprofiled():
+            work = dist.isend(content, self.rank, tag=tag)
         assert work is not None
         return work, content
 
@@ -228,7 +229,8 @@ class Beside:
     """A function's result, computed beside what goes on; no process waits for it when it ends."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        self.function, self.value, self.error = function, None, None
+        self.function, self.value = function, None
+        self.error: BaseException | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 

@@ -75,7 +75,8 @@ class Stage:
         self.images_wanted = any(
             learner.units[index].reads_images for index in range(self.own.stop, len(learner.units))
         )
-        self.whole, self.updates, self.taken = False, True, 0
+        self.whole, self.updates = False, True
+        self.batches = 0  # passed on since the last pause
         self.passed_bytes = [0, 0]  # of the last message that came, and that went
 
     @property
@@ -96,7 +97,7 @@ class Stage:
                 "Cannot make a step: the first rank has made fewer. Make the same steps on all "
                 "ranks."
             )
-        self.taken += 1
+        self.batches += 1
         self.updates = message.facts["update"]
         world().stopping.agreed |= message.facts["stop"]
         self.passed_bytes[0] = bytes_of(message.values)
@@ -119,7 +120,7 @@ class Stage:
             "update": self.updates,
             "stop": world().stopping.agreed,
         }
-        self.taken += self.before is None
+        self.batches += self.before is None
         self.passed_bytes[1] = bytes_of(values)
         self.sender.send(Message(values, facts))
 
@@ -166,15 +167,15 @@ class Stage:
             InvalidInput: the ranks made different numbers of steps.
             LostRank: a rank does not answer.
         """
-        moved, self.taken = self.taken > 0, 0
-        if self.receiver is not None and moved:
+        passed, self.batches = self.batches > 0, 0
+        if self.receiver is not None and passed:
             last = self.receiver.receive(more=False)
             if "last" not in last.facts:
                 raise InvalidInput(
                     "Cannot go on: the first rank has made more steps. Make the same steps on all "
                     "ranks."
                 )
-        if self.sender is not None and moved:
+        if self.sender is not None and passed:
             self.sender.send(Message(facts={"last": True}))
             self.sender.wait_for(0)
 
@@ -341,6 +342,11 @@ def check_placeable(
         raise InvalidInput("Cannot distribute the learner: it is already. Leave the call out.")
     if run_ahead < 1:
         raise InvalidInput(f"Cannot use run_ahead {run_ahead}: it is too small. Give 1 or more.")
+    if world().size > 1 and "cpu:" not in str(dist.get_backend_config()):
+        raise InvalidInput(
+            "Cannot distribute the learner: the process group has no backend for the CPU, which "
+            "describes what is sent. Make it with the backend 'cpu:gloo,cuda:nccl'."
+        )
     length = place_in_grid(replicas).length
     check_room(len(learner.units), length)
     if ranks:

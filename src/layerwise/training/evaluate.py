@@ -101,7 +101,7 @@ def own_batches(learner: Learner) -> tuple[int, int]:
 def entering(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Activations, Targets]:
     """What enters the first unit that is here, and the targets."""
     if learner.stage is not None and learner.stage.before is not None:
-        return learner.stage.take()  # type: ignore[no-any-return]
+        return learner.stage.take()
     return (images,), Targets(labels, learner.num_classes, images)
 
 

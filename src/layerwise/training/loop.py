@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from layerwise.core.learner import Learner
 from layerwise.data import Splits
-from layerwise.distributed import decided_by_first, gathered, print_once, whole, world
+from layerwise.distributed import decided_by_first, gathered, print_once, together, whole, world
 from layerwise.errors import InvalidInput
 from layerwise.rules import Tick
 from layerwise.runs.digests import sealed
@@ -18,7 +18,7 @@ from layerwise.training.evaluate import network_accuracy, unit_scores
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
-from layerwise.training.session import Session, begin, check_folder, describe
+from layerwise.training.session import Session, begin, check_folder, check_ranks, describe
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
 
@@ -40,6 +40,9 @@ def train(
         Diverged: a loss became NaN or infinite; the folder keeps the state of the epoch before.
         Interrupted: stopped by a signal; the folder keeps the state.
     """
+    with together():
+        check_ranks(prepared)
+    world().stopping.asked = world().stopping.agreed = False
     going_on = decided_by_first(lambda: check_folder(prepared, folder, resume))
     if going_on and decided_by_first(lambda: folder.finished):
         return decided_by_first(lambda: verified_result(folder))

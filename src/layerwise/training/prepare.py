@@ -20,7 +20,6 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.split import OUTPUT_LAYERS
 from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
 from layerwise.data.splits import choose_augmentation
-from layerwise.distributed import place_in_grid, world
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
@@ -169,7 +168,6 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     """
     check_ranges(run, execution)
     run = with_own_options(run)
-    check_ranks(run, execution)
     losses = {0: run.loss} if run.is_global else losses_of(run)
     rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
     size = run.image_size or dataset.format.image_size
@@ -197,49 +195,6 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         find_device(execution),
         parse_measures(execution),
     )
-
-
-def check_ranks(run: Run, execution: Execution) -> None:
-    """Refuse ranks that the run does not use, and replicas that it cannot have.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    size, replicas, rule = world().size, execution.replicas, RULES.get(run.rule)
-    if rule is None:
-        return
-    if replicas != 1:
-        check_replicas(run.rule, replicas, size)
-    elif size > 1 and not rule.on_ranks:
-        shared = f"--replicas {size}, which share every batch, or " if rule.replicated else ""
-        raise InvalidInput(
-            f"Cannot train by the rule {run.rule!r} on {size} ranks: its units are all in one "
-            f"process. Give {shared}--rule parallel, whose units live on different ranks, or start "
-            "one process."
-        )
-
-
-def check_replicas(rule: str, replicas: int, ranks: int) -> None:
-    """Refuse a number of replicas that there are no ranks for, or a rule that has none.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    if replicas < 1:
-        raise InvalidInput(f"Cannot use --replicas {replicas}: it is too small. Give 1 or more.")
-    if not RULES[rule].replicated:
-        accepted = " or ".join(name for name, entry in RULES.items() if entry.replicated)
-        raise InvalidInput(
-            f"Cannot train by the rule {rule!r} with --replicas {replicas}: only some rules share "
-            f"batches. Give --rule {accepted}, or leave --replicas out."
-        )
-    if RULES[rule].on_ranks:
-        place_in_grid(replicas)
-    elif replicas != ranks:
-        raise InvalidInput(
-            f"Cannot use --replicas {replicas} on {ranks} rank{'s' * (ranks > 1)}: each replica is "
-            f"a rank. Start with torchrun --nproc-per-node {replicas}, or give --replicas {ranks}."
-        )
 
 
 def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:

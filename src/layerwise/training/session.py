@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,13 +12,11 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format, summary
 from layerwise.core.table import count
 from layerwise.data import Splits
-from layerwise.data.loader import Share
 from layerwise.distributed import (
     agree,
     check_placeable,
     decided_by_first,
     distribute,
-    place_in_grid,
     rank_bytes,
     replicate,
     together,
@@ -46,6 +44,7 @@ from layerwise.training.prepare import (
     registries,
 )
 from layerwise.training.progress import Progress
+from layerwise.training.replicas import check_replicas, share_data
 from layerwise.training.saved import compared_run
 from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
@@ -81,6 +80,23 @@ class Session:
     watch: Watch | None
     log: Callable[[dict[str, Any]], None]
     placement: list[dict[str, Any]]
+
+
+def check_ranks(prepared: Prepared) -> None:
+    """Refuse ranks that the run does not use, and replicas that it cannot have.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    check_replicas(prepared)
+    size, rule = world().size, prepared.rule
+    if size > 1 and not rule.on_ranks and prepared.execution.replicas == 1:
+        shared = f"--replicas {size}, which share every batch, or " if rule.replicated else ""
+        raise InvalidInput(
+            f"Cannot train by the rule {prepared.run.rule!r} on {size} ranks: its units are all in "
+            f"one process. Give {shared}--rule parallel, whose units live on different ranks, or "
+            "start one process."
+        )
 
 
 def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
@@ -189,20 +205,6 @@ def begin(
             folder.truncate_log(start.epoch, restored.marks)
             settle_best(folder, meter)
         yield Session(data, learner, meter, ticks, watch, log, placement)
-
-
-def share_data(prepared: Prepared, data: Splits) -> Splits:
-    """The data, of which this rank reads its share of every batch to train on.
-
-    Raises:
-        InvalidInput: batches are too small to be shared.
-    """
-    count = prepared.execution.replicas
-    if count == 1:
-        return data
-    parts = prepared.run.rule_options.get("micro_batches", 1)
-    share = Share(place_in_grid(count).replica, count, parts)
-    return replace(data, train=data.train.shared(share))
 
 
 def load_in_turn(prepared: Prepared, progress: Progress) -> Splits:
