@@ -365,7 +365,7 @@ def test_replicas_on_several_ranks_each(tmp_path: Path) -> None:
 
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
-RUN = Run(model="vgg8b", width=1 / 16, train_images=50, batch_size=16, epochs=2, lr=1e-3, amp=False)
+RUN = Run(model="vgg8b", width=1 / 16, train_images=52, batch_size=16, epochs=2, lr=1e-3, amp=False)
 
 
 class StopAfter(Progress):
