@@ -141,8 +141,8 @@ def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> fl
     shared = local(at=3, dtype=dtype, amp=amp, clip_grad=clip_grad)
     whole = copy.deepcopy(shared)
     replicate(shared)
-    data = Converted(digits(50).train, dtype)
-    loader = Converted(digits(50).train.shared(Share(world().rank, world().size, parts)), dtype)
+    data = Converted(digits(60).train, dtype)
+    loader = Converted(digits(60).train.shared(Share(world().rank, world().size, parts)), dtype)
     expected = ticks("simultaneous", whole, data, epochs=1, micro_batches=parts)
     made = ticks("simultaneous", shared, loader, epochs=1, micro_batches=parts)
     assert [tick.after for tick in made] == [tick.after for tick in expected]
@@ -365,7 +365,7 @@ def test_replicas_on_several_ranks_each(tmp_path: Path) -> None:
 
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
-RUN = Run(model="vgg8b", width=1 / 16, train_images=52, batch_size=16, epochs=2, lr=1e-3, amp=False)
+RUN = Run(model="vgg8b", width=1 / 16, train_images=56, batch_size=16, epochs=2, lr=1e-3, amp=False)
 
 
 class StopAfter(Progress):

@@ -40,11 +40,13 @@ class BatchShare(Examples):
         sizes: number of examples of each replica.
         rank: number of this replica.
         group: process group of the replicas' ranks; None: all ranks.
+        first_sizes: sizes of the batch's first part; None: it comes as a whole.
     """
 
     sizes: tuple[int, ...]
     rank: int
     group: Any = None
+    first_sizes: tuple[int, ...] | None = None
 
     @property
     def examples(self) -> int:
@@ -59,6 +61,11 @@ class BatchShare(Examples):
     @property
     def weight(self) -> float:
         return self.sizes[self.rank] * self.count / self.examples
+
+    @property
+    def gradient_weight(self) -> float:
+        sizes = self.first_sizes or self.sizes
+        return sizes[self.rank] * self.count / sum(sizes)
 
     @property
     def own_rows(self) -> slice:
@@ -170,7 +177,7 @@ class Replicas:
 
     Attributes:
         share: this replica's part of the batch at hand.
-        examples: examples of all replicas since the last update.
+        examples: number of examples of all replicas since the last update.
         coming: averages on their way, in the order of updates.
     """
 
@@ -215,7 +222,13 @@ class Replicas:
         """
         if self.learner.stage is not None:  # the first rank of a replica tells the others
             update = self.learner.stage.tells_update(update)
+        if not any(unit.parts for unit in self.learner.own_units):
+            self.examples = 0
+        before = self.share
         self.share = self.meet(len(targets.labels), update)
+        if self.examples:
+            first_sizes = before.first_sizes or before.sizes
+            self.share = replace(self.share, first_sizes=first_sizes)
         self.examples += self.share.examples
         targets = replace(targets, examples=self.share if self.gathers else AT_HAND)
         try:
@@ -224,10 +237,7 @@ class Replicas:
             self.finish()
         except BaseException:
             self.coming.clear()
-            self.examples = 0
             raise
-        if update:
-            self.examples = 0
         return self.of_all(results)
 
     def meet(self, size: int, update: bool) -> BatchShare:

@@ -25,12 +25,17 @@ class Share(Protocol):
 
     Attributes:
         weight: number of its examples, relative to the mean of all replicas.
+        gradient_weight: what its gradients count in their sum over all replicas, relative to the
+            mean: where a batch comes in parts, whose losses are scaled to the size of the first,
+            that of the first part.
         own_rows: its rows among those of all.
         count: number of replicas.
     """
 
     @property
     def weight(self) -> float: ...
+    @property
+    def gradient_weight(self) -> float: ...
     @property
     def own_rows(self) -> slice: ...
     @property
@@ -101,7 +106,8 @@ class BatchNorm(torch.autograd.Function):
             eps=0.0,
             output_mask=[False, True, True],
         )
-        sums = share.total(torch.cat([for_weight, for_bias]) * share.weight) / share.weight
+        part = share.gradient_weight
+        sums = share.total(torch.cat([for_weight, for_bias]) * part) / part
         whole_weight, whole_bias = sums.chunk(2)
         factor = -whole_weight * inverse / count
         shift = -whole_bias / count - factor * mean
