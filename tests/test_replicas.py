@@ -477,7 +477,7 @@ def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
         assert "stopped after 1 epochs and" in texts[2]
         assert "Cannot share batches of 3 images among 2 replicas" in texts[6]
         assert "Cannot use --replicas 3 on 2 ranks: each replica is a rank" in texts[7]
-        assert "Cannot use --replicas 0: it is too small" in texts[8]
+        assert "Cannot use replicas 0: it is out of range. Give 1 or more" in texts[8]
         assert "'sequential' with --replicas 2: only some rules share batches" in texts[9]
         assert "Give --replicas 2, which share every batch, or --rule parallel" in texts[10]
     assert not (tmp_path / "refused").exists()

@@ -17,8 +17,6 @@ def check_replicas(prepared: Prepared) -> None:
         InvalidInput: as said.
     """
     replicas, rule, ranks = prepared.execution.replicas, prepared.rule, world().size
-    if replicas < 1:
-        raise InvalidInput(f"Cannot use --replicas {replicas}: it is too small. Give 1 or more.")
     if replicas > 1 and not rule.replicated:
         accepted = " or ".join(name for name, entry in RULES.items() if entry.replicated)
         raise InvalidInput(
