@@ -4,6 +4,7 @@ They are forked from a server that has imported torch once, so that a world of t
 of a second.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 from layerwise.distributed import joined
 
-PRELOADED = ["torch", "layerwise.training.loop", "tests.helpers"]
+PRELOADED = ["torch", "pytest", "layerwise.training.loop", "tests.contract"]
 PATIENCE = 60.0  # seconds for all of a test's ranks
 
 
@@ -46,6 +47,7 @@ def work(
     pipe: Connection, variables: dict[str, str], timeout: float, task: Callable[..., Any], args: Any
 ) -> None:
     """Carry out a task as one rank, and send what it returns, or the exception that it raised."""
+    faulthandler.enable()  # a crash says where
     os.environ.update(variables, OMP_NUM_THREADS="1")
     import torch
 

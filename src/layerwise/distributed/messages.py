@@ -7,8 +7,8 @@ bits. Sending returns at once; receiving goes on beside the computation of the b
 
 import math
 import pickle
+import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.distributed.world import naming_lost_ranks, unprofiled
+from layerwise.distributed.world import naming_lost_ranks
 from layerwise.errors import InvalidInput
 
 DESCRIPTION = 4096  # bytes
@@ -85,13 +85,13 @@ def is_same(one: Any, other: Tensor) -> bool:
     )
 
 
-def described(message: Message) -> Tensor:
+def described(facts: dict[str, Any], entries: Sequence[Entry]) -> Tensor:
     """The description of a message, (``DESCRIPTION``,) uint8.
 
     Raises:
         InvalidInput: its plain values are too long.
     """
-    content = pickle.dumps((message.facts, entries_of(message.values)))
+    content = pickle.dumps((facts, entries))
     if len(content) > DESCRIPTION:
         raise InvalidInput(
             f"Cannot send activations to the next rank: their description takes {len(content)} "
@@ -103,6 +103,9 @@ def described(message: Message) -> Tensor:
 class Sender:
     """Sends messages to a rank without waiting, up to a number that have not arrived.
 
+    A thread of its own sends them. So a profiler around a step, which follows the calling thread,
+    meets no message: PyTorch's writes into freed memory when one ends after it.
+
     Args:
         rank: whom to send to.
         depth: most messages on their way; one more waits until the oldest has arrived.
@@ -112,8 +115,10 @@ class Sender:
 
     def __init__(self, rank: int, depth: int, wire: torch.device, rounded: bool) -> None:
         self.rank, self.depth, self.wire, self.rounded = rank, depth, wire, rounded
-        # works of each message, with the tensors that must live until they are done
-        self.sent: deque[list[tuple[dist.Work, Tensor]]] = deque()
+        self.places = threading.Semaphore(depth)
+        self.waiting: queue.SimpleQueue[list[Tensor]] = queue.SimpleQueue()
+        self.error: BaseException | None = None
+        threading.Thread(target=self.run, daemon=True).start()
 
     def send(self, message: Message) -> None:
         """Send a message; its tensors must not change until it has arrived.
@@ -121,44 +126,52 @@ class Sender:
         Raises:
             LostRank: the rank does not take messages.
         """
-        message.values = tuple(
-            dense(value) if isinstance(value, Tensor) else value for value in message.values
-        )
-        entries = entries_of(message.values)
-        pairs = zip(entries, message.values, strict=True)
+        values = [dense(value) if isinstance(value, Tensor) else value for value in message.values]
+        entries = entries_of(values)
         contents = [
-            flat(value)
-            for entry, value in pairs
+            self.on_wire(flat(value))
+            for entry, value in zip(entries, values, strict=True)
             if entry.dtype is not None and entry.same_as is None
         ]
-        self.wait_for(self.depth - 1)
-        with naming_lost_ranks():
-            works = [self.post(described(message), DESCRIBED)]
-            works += [self.post(self.on_wire(content), CONTENT) for content in contents]
-        self.sent.append(works)
+        self.places.acquire()
+        self.raise_error()
+        self.waiting.put([described(message.facts, entries), *contents])
 
     def on_wire(self, content: Tensor) -> Tensor:
         if self.rounded and content.dtype is torch.float32:
             content = content.to(torch.bfloat16)
         return content.to(self.wire)
 
-    def post(self, content: Tensor, tag: int) -> tuple[dist.Work, Tensor]:
-        with unprofiled():
-            work = dist.isend(content, self.rank, tag=tag)
-        assert work is not None
-        return work, content
+    def run(self) -> None:
+        if self.wire.type == "cuda":
+            torch.cuda.set_device(self.wire)
+        while True:
+            self.send_now(self.waiting.get())
+            self.places.release()
 
-    def wait_for(self, most: int) -> None:
-        """Wait until at most so many messages are on their way.
+    def send_now(self, contents: list[Tensor]) -> None:
+        """Send a message's tensors, unless an earlier one was not taken."""
+        try:
+            with naming_lost_ranks():
+                for number, content in enumerate(contents if self.error is None else ()):
+                    dist.send(content, self.rank, tag=CONTENT if number else DESCRIBED)
+        except BaseException as error:  # the calling thread raises it
+            self.error = error
+
+    def wait(self) -> None:
+        """Wait until all messages have arrived.
 
         Raises:
             LostRank: the rank does not take messages.
         """
-        while len(self.sent) > most:
-            with naming_lost_ranks():
-                for work, _ in self.sent[0]:
-                    work.wait()
-            self.sent.popleft()
+        for _ in range(self.depth):
+            self.places.acquire()
+        self.places.release(self.depth)
+        self.raise_error()
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 class Receiver:

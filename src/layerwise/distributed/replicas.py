@@ -21,7 +21,7 @@ from layerwise.core.unit import Unit
 from layerwise.distributed.agreement import together
 from layerwise.distributed.grid import Place, group_of_position, place_in_grid
 from layerwise.distributed.state import share as share_state
-from layerwise.distributed.world import naming_lost_ranks, unprofiled, world
+from layerwise.distributed.world import naming_lost_ranks, world
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.site import AT_HAND, Examples
@@ -127,7 +127,7 @@ class Bucket:
             self.present[number] = 1.0
             weight.grad = None
         numbers.mul_(scale)
-        with naming_lost_ranks(), unprofiled():
+        with naming_lost_ranks():
             self.work = dist.all_reduce(numbers, group=group, async_op=True)
 
     def give(self) -> None:

@@ -177,7 +177,7 @@ class Stage:
                 )
         if self.sender is not None and passed:
             self.sender.send(Message(facts={"last": True}))
-            self.sender.wait_for(0)
+            self.sender.wait()
 
     @property
     def kept_bytes(self) -> int:

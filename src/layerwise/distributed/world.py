@@ -200,19 +200,6 @@ def within(here: World) -> str:
     return f" for {here.timeout:g} s" if here.timeout else ""
 
 
-@contextmanager
-def unprofiled() -> Iterator[None]:
-    """Keep what is begun here out of PyTorch's profiler, of which memory is measured.
-
-    A message that arrives after the profiler has ended would write into what it has freed.
-    """
-    torch.autograd._enable_record_function(False)
-    try:
-        yield
-    finally:
-        torch.autograd._enable_record_function(True)
-
-
 def leave_last_words(error: BaseException, here: World) -> None:
     """Tell the other ranks why this one ends, unless it ends because of them."""
     if isinstance(error, LostRank) or getattr(error, "of_all_ranks", False):
