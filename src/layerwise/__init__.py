@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layerwise.core.teacher import Teacher
     from layerwise.core.unit import Unit
     from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat
-    from layerwise.distributed import distribute, joined, whole
+    from layerwise.distributed import distribute, joined, replicate, whole
     from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, MissingData
     from layerwise.losses import (
         LOSSES,
@@ -53,7 +53,7 @@ HOMES = {
     "core.split": ("Chain", "split"),
     "core.teacher": ("Teacher",),
     "core.unit": ("Unit",),
-    "distributed": ("distribute", "joined", "whole"),
+    "distributed": ("distribute", "joined", "replicate", "whole"),
     "data": ("DATASETS", "Arrays", "DataSet", "ImageFormat"),
     "errors": ("CannotSplit", "Diverged", "InvalidInput", "LostRank", "MissingData"),
     "losses": (
@@ -112,6 +112,7 @@ __all__ = [
     "list_models",
     "localize",
     "predict_peak",
+    "replicate",
     "separability",
     "separability_over_epochs",
     "set_memory_format",

@@ -131,6 +131,11 @@ CONDITIONS = (
         on_several_ranks,
         "torchrun has not started several ranks",
     ),
+    Condition(
+        ("sync_batch_norm", "gather_examples"),
+        lambda _, execution: execution.replicas > 1,
+        "it needs --replicas",
+    ),
 )
 REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
 

@@ -55,6 +55,8 @@ class Learner:
         plan: the budget of memory that the units were planned by, and their predicted peak, where
             ``at`` was one; else None.
         stage: where its units live on several ranks; see ``distributed.stage``; None: all are here.
+        replicas: where several ranks share every batch; see ``distributed.replicas``; None: this
+            process has all of it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Learner:
         self.structure = Structure(model, self.units)
         self.plan: Any = None
         self.stage: Any = None
+        self.replicas: Any = None
 
     def __repr__(self) -> str:
         """A table of the chain: what each unit holds, its head, its loss, its parameters."""
@@ -118,7 +121,8 @@ class Learner:
             self.zero_grad()  # some units have the gradients of this part, others not
             raise
         self.steps += 1
-        return StepResult(results, len(targets.labels))
+        size = len(targets.labels) if self.replicas is None else self.replicas.share.examples
+        return StepResult(results, size)
 
     def step_arriving(self) -> StepResult:
         """The step of a rank behind the first, whose batch the rank before sends."""
@@ -178,6 +182,8 @@ class Learner:
         check_reach(reach, self.units)
         self._reach = reach
         self.plain_step = partial(step_windows, reach=reach) if self.windowed else step_units
+        if self.replicas is not None:
+            self.plain_step = self.replicas.around(self.plain_step)
         self.step_singly()
 
     @property

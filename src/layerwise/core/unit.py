@@ -47,6 +47,9 @@ class Unit:
         scaler: scaling of the loss, so that gradients of float16 do not underflow, or None.
         parts: numbers of examples of the parts of a batch whose gradients wait for an update.
         sums: sum of these gradients, each times its part's size relative to the first part's.
+        hand_over: function that is given the unit and the parts of a batch once their gradients
+            are there, and updates the unit later, such as by the average of several replicas;
+            None: it is updated at once.
     """
 
     index: int
@@ -64,6 +67,7 @@ class Unit:
     scaler: torch.amp.GradScaler | None = None
     parts: list[int] = field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    hand_over: "Callable[[Unit, Sequence[int]], None] | None" = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
@@ -219,7 +223,9 @@ class Unit:
         for weight, gradient in self.sums.items():
             weight.grad = gradient if weight.requires_grad else None
         backward(examples / parts[0])
-        if update:
+        if update and self.hand_over is not None:
+            self.hand_over(self, parts)
+        elif update:
             self.update(self.optimizer, sum(parts) / parts[0])
         else:
             self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}

@@ -5,12 +5,14 @@ entered anywhere, and an image looks the same in whichever batch it comes.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from layerwise.errors import InvalidInput
 from layerwise.utils.seeds import derived_seed
 
 
@@ -122,6 +124,37 @@ def cut_out(images: Tensor, draws: Draws, side: int) -> Tensor:
     return images.masked_fill(blank[:, None], 0.0)
 
 
+@dataclass(frozen=True)
+class Share:
+    """A replica's part of every batch.
+
+    Attributes:
+        replica: number of the replica, from 0.
+        count: number of replicas.
+        parts: parts that a batch is computed in one after the other, each of which is shared.
+    """
+
+    replica: int = 0
+    count: int = 1
+    parts: int = 1
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images of a batch that all replicas can learn from."""
+        return 2 * self.count
+
+    def of(self, indices: Tensor) -> Tensor:
+        """The replica's images among those of a batch."""
+        if self.count == 1:
+            return indices
+        parts = max(1, min(self.parts, len(indices) // self.smallest_batch))
+        shares = [part.tensor_split(self.count) for part in indices.tensor_split(parts)]
+        return torch.cat([share[self.replica] for share in shares])
+
+
+WHOLE = Share()
+
+
 class Loader:
     """Batches of one set of images, normalised, on a device.
 
@@ -130,6 +163,9 @@ class Loader:
         mean, std: per channel, of pixel values from 0 to 255.
         augmentation: None for evaluation.
         views: how many different augmentations of an image there are; None: a new one each epoch.
+
+    Attributes:
+        share: part of every batch of an epoch that is read here.
     """
 
     def __init__(
@@ -151,32 +187,55 @@ class Loader:
         self.augmentation = augmentation
         self.views = views if augmentation is not None and augmentation != Augmentation() else 1
         self.drawn: tuple[int, Draws] | None = None
+        self.share = WHOLE
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.labels), self.batch_size)
-        return whole + (rest > 1 or len(self.labels) == 1)
+        return whole + (rest >= self.share.smallest_batch or len(self.labels) == 1)
+
+    def shared(self, share: Share) -> "Loader":
+        """The same batches, of which a replica reads its share.
+
+        Raises:
+            InvalidInput: a batch is too small for so many replicas.
+        """
+        size = min(self.batch_size, len(self.labels))
+        if size < share.smallest_batch:
+            raise InvalidInput(
+                f"Cannot share batches of {size} images among {share.count} replicas: each needs 2 "
+                f"images. Give --batch-size {share.smallest_batch} or more, or fewer --replicas."
+            )
+        loader = copy(self)
+        loader.share = share
+        return loader
 
     def order(self, epoch: int) -> list[Tensor]:
         """Shuffled indices of every batch of an epoch.
 
-        A last batch of a single image is left out, unless there is no other.
+        A last batch of a single image is left out, unless there is no other; one of fewer than two
+        for each replica, too.
         """
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
         shuffled = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         batches = shuffled.split(self.batch_size)
-        return [indices for indices in batches if len(indices) > 1 or len(shuffled) == 1]
+        least = self.share.smallest_batch
+        return [indices for indices in batches if len(indices) >= least or len(shuffled) == 1]
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W) and labels (B,) of an epoch, from batch ``start`` on."""
-        order = self.order(epoch)[start:]
+    def batches(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W) and labels (B,) of an epoch's batches.
+
+        Args:
+            start: number of the first batch.
+            step: distance to the next one.
+        """
+        order = [self.share.of(indices) for indices in self.order(epoch)[start::step]]
         for indices, pixels in zip(order, self.pixels.stream(order), strict=True):
             yield self.prepare(pixels, indices, epoch), self.labels[indices]
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in the set's order, not augmented."""
-        order = list(
-            torch.arange(len(self.labels), device=self.labels.device).split(self.batch_size)
-        )
+    def in_order(self, start: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images in the set's order, not augmented; for the arguments see ``batches``."""
+        numbers = torch.arange(len(self.labels), device=self.labels.device)
+        order = list(numbers.split(self.batch_size))[start::step]
         for indices, pixels in zip(order, self.pixels.stream(order), strict=True):
             yield self.normalise(pixels), self.labels[indices]
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations, Unit
 from layerwise.distributed.agreement import decided_by_first, together
+from layerwise.distributed.grid import Place, place_in_grid
 from layerwise.distributed.messages import Message, Receiver, Sender
 from layerwise.distributed.placement import (
     balanced_ranks,
@@ -25,6 +26,7 @@ from layerwise.distributed.placement import (
     parsed_ranks,
     unit_seconds,
 )
+from layerwise.distributed.replicas import Replicas, replicate
 from layerwise.distributed.state import share
 from layerwise.distributed.world import naming_lost_ranks, world
 from layerwise.errors import InvalidInput
@@ -38,7 +40,8 @@ class Stage:
     """The units of this rank, and its connections to the ranks before and behind.
 
     Args:
-        placement: units of each rank, in order.
+        place: of this rank in the grid.
+        placement: units of each rank of a replica, in order.
         run_ahead: batches that a rank may be ahead of the next one.
         rounded: whether features of float32 travel as bfloat16.
 
@@ -50,13 +53,18 @@ class Stage:
     """
 
     def __init__(
-        self, learner: Learner, placement: Sequence[range], run_ahead: int, rounded: bool
+        self,
+        learner: Learner,
+        place: Place,
+        placement: Sequence[range],
+        run_ahead: int,
+        rounded: bool,
     ) -> None:
-        here = world()
-        self.learner, self.placement, self.own = learner, list(placement), placement[here.rank]
+        self.learner, self.place, self.placement = learner, place, list(placement)
+        self.own = self.placement[place.position]
         self.run_ahead, self.rounded = run_ahead, rounded
-        self.before = here.rank - 1 if here.rank > 0 else None
-        self.behind = here.rank + 1 if here.rank + 1 < here.size else None
+        self.before = place.rank - 1 if place.position > 0 else None
+        self.behind = place.rank + 1 if place.position + 1 < place.length else None
         device = device_of(learner.model)
         wire = device if "nccl" in str(dist.get_backend_config()) else torch.device("cpu")
         self.receiver = self.sender = None
@@ -115,6 +123,10 @@ class Stage:
         self.batches += self.before is None
         self.passed_bytes[1] = bytes_of(values)
         self.sender.send(Message(values, facts))
+
+    def tells_update(self, update: bool) -> bool:
+        """Whether the batch at hand ends in an update, which its first rank alone is told."""
+        return update if self.before is None else self.updates
 
     def step(
         self,
@@ -191,10 +203,10 @@ class Stage:
         """Give the first rank the weights and optimizer states of all others' units."""
         self.pause()
         if world().first:
-            for rank in range(1, world().size):
+            for rank in range(1, self.place.length):
                 for index, part in zip(self.placement[rank], received(rank), strict=True):
                     put(self.learner.units[index], part)
-        else:
+        elif self.place.replica == 0:
             with naming_lost_ranks():
                 dist.send_object_list([[part_of(unit) for unit in self.units]], 0, device=CPU)
         self.whole = True
@@ -258,6 +270,9 @@ def distribute(
     run_ahead: int = 2,
     bfloat16_features: bool = False,
     batch_size: int = TRIAL_BATCH,
+    replicas: int = 1,
+    sync_batch_norm: bool = True,
+    gather_examples: bool = True,
 ) -> list[range]:
     """Let a learner's units live on the ranks that torchrun started, consecutive ones together.
 
@@ -275,9 +290,12 @@ def distribute(
             of the features between them.
         bfloat16_features: let features of float32 travel as bfloat16: half the bytes, other bits.
         batch_size: images of the steps that are measured.
+        replicas: number of replicas, each on an equal number of ranks that follow each other. The
+            first rank of each reads its own share of every batch.
+        sync_batch_norm, gather_examples: see ``replicate``.
 
     Returns:
-        The indices of each rank's units.
+        The indices of the units of each rank of a replica.
 
     Raises:
         InvalidInput: there are more ranks than units, losses reach over units, or ranks differ.
@@ -286,30 +304,41 @@ def distribute(
     if world().size == 1:
         return [range(len(learner.units))]
     with together():
-        check_placeable(learner, ranks, run_ahead)
+        check_placeable(learner, ranks, run_ahead, replicas)
+    place = place_in_grid(replicas)
+    if place.length == 1:
+        replicate(learner, sync_batch_norm=sync_batch_norm, gather_examples=gather_examples)
+        return [range(len(learner.units))]
     share(learner)
-    placement = decided_by_first(lambda: chosen_placement(learner, ranks, batch_size))
+    placement = decided_by_first(lambda: chosen_placement(learner, ranks, batch_size, place.length))
     learner.step_singly()
-    learner.stage = stage = Stage(learner, placement, run_ahead, bfloat16_features)
+    learner.stage = stage = Stage(learner, place, placement, run_ahead, bfloat16_features)
     learner.plain_step = learner.make_step = stage.step
+    if replicas > 1:
+        shared = Replicas(learner, place, sync_batch_norm, gather_examples)
+        learner.plain_step = learner.make_step = shared.around(stage.step)
     stage.drop()
     return placement
 
 
-def chosen_placement(learner: Learner, ranks: str | None, batch_size: int) -> list[range]:
-    """The units of each rank, as given or balanced."""
+def chosen_placement(
+    learner: Learner, ranks: str | None, batch_size: int, length: int
+) -> list[range]:
+    """The units of each of so many ranks, as given or balanced."""
     if ranks:
-        return parsed_ranks(ranks, len(learner.units), world().size)
-    return balanced_ranks(unit_seconds(learner, batch_size), world().size)
+        return parsed_ranks(ranks, len(learner.units), length)
+    return balanced_ranks(unit_seconds(learner, batch_size), length)
 
 
-def check_placeable(learner: Learner, ranks: str | None = None, run_ahead: int = 1) -> None:
+def check_placeable(
+    learner: Learner, ranks: str | None = None, run_ahead: int = 1, replicas: int = 1
+) -> None:
     """Refuse a learner whose units cannot live on different ranks.
 
     Raises:
         InvalidInput: saying why.
     """
-    if learner.stage is not None:
+    if learner.stage is not None or learner.replicas is not None:
         raise InvalidInput("Cannot distribute the learner: it is already. Leave the call out.")
     if run_ahead < 1:
         raise InvalidInput(f"Cannot use run_ahead {run_ahead}: it is too small. Give 1 or more.")
@@ -318,9 +347,10 @@ def check_placeable(learner: Learner, ranks: str | None = None, run_ahead: int =
             "Cannot distribute the learner: the process group has no backend for the CPU, which "
             "describes what is sent. Make it with the backend 'cpu:gloo,cuda:nccl'."
         )
-    check_room(len(learner.units), world().size)
+    length = place_in_grid(replicas).length
+    check_room(len(learner.units), length)
     if ranks:
-        parsed_ranks(ranks, len(learner.units), world().size)
+        parsed_ranks(ranks, len(learner.units), length)
     learner.refuse_windows("parallel")
     for unit in learner.units:
         if unit.reads_later_weights:

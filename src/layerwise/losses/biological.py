@@ -123,7 +123,7 @@ class BiologicalSim(nn.Module):
         # of a copy, since the deviation overwrites what it reads
         vectors = spatial_deviation(pooled.clone()) if self.deviation else pooled.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
-            similarity = similarity_matrix(at_least_float32(vectors))
-            wanted = similarity_matrix(self.projected[targets.labels])
+            similarity = similarity_matrix(targets.examples.gather(at_least_float32(vectors)))
+            wanted = similarity_matrix(self.projected[targets.compared_labels])
             loss = torch.mean((similarity - wanted) ** 2)
-        return Evaluated(loss, count_nearest(similarity.detach(), targets.labels))
+        return Evaluated(loss, count_nearest(similarity.detach(), targets))

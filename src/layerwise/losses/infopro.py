@@ -138,10 +138,10 @@ class InfoProContrast(InfoPro):
         """The task's loss."""
         vectors = self.classifier(self.embedding(features))
         with torch.autocast(features.device.type, enabled=False):
-            vectors = F.normalize(at_least_float32(vectors), dim=1)
+            vectors = targets.examples.gather(F.normalize(at_least_float32(vectors), dim=1))
             similarity = vectors @ vectors.T
-            loss = contrast(similarity, targets.labels)
-        return Evaluated(loss, count_nearest(similarity.detach(), targets.labels))
+            loss = contrast(similarity, targets.compared_labels)
+        return Evaluated(loss, count_nearest(similarity.detach(), targets))
 
 
 def contrast(similarity: Tensor, labels: Tensor) -> Tensor:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput
-from layerwise.losses.site import Evaluated, Site, Targets, check_shape, similarity_matrix
+from layerwise.losses.site import (
+    Evaluated,
+    Site,
+    Targets,
+    at_least_float32,
+    check_shape,
+    similarity_matrix,
+)
 from layerwise.ops.pooling import average, averaging
 from layerwise.ops.small_conv import Convolution
 from layerwise.ops.spatial_std import spatial_deviation
@@ -64,28 +71,27 @@ class Sim(nn.Module):
         self.deviation = bool(size) and compared > 3 and prod(size) > 1
 
     def compare(self, features: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """The loss, and the similarity matrix (B, B) it was computed from."""
+        """The loss, and the similarity matrix (A, A) it was computed from."""
         transformed = self.transform(average(features, self.kernel))
         # (B, number of features)
         vectors = spatial_deviation(transformed) if self.deviation else transformed.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
             # in bfloat16, inner products lose too much precision
-            similarity = similarity_matrix(
-                vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-            )
+            similarity = similarity_matrix(targets.examples.gather(at_least_float32(vectors)))
             return torch.mean((similarity - targets.similarity) ** 2), similarity
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""
         loss, similarity = self.compare(features, targets)
-        return Evaluated(loss, count_nearest(similarity.detach(), targets.labels))
+        return Evaluated(loss, count_nearest(similarity.detach(), targets))
 
 
-def count_nearest(similarity: Tensor, labels: Tensor) -> Tensor:
-    """Number of examples that share the label of their nearest neighbour in the batch.
+def count_nearest(similarity: Tensor, targets: Targets) -> Tensor:
+    """Number of examples at hand that share the label of the nearest of those compared.
 
-    Shapes: (B, B) and (B,) -> ().
+    Shapes: (A, A) -> ().
     """
+    labels = targets.compared_labels
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     nearest = similarity.masked_fill(itself, -2.0).argmax(1)  # below every similarity
-    return torch.sum(labels[nearest] == labels)
+    return torch.sum(targets.examples.own(labels[nearest] == labels))

@@ -103,6 +103,27 @@ class Evaluated(NamedTuple):
     correct: Tensor
 
 
+class Examples:
+    """The examples that a loss compares: those of the batch at hand.
+
+    Replicas of a learner share a batch; theirs are the examples of all of them.
+    """
+
+    def gather(self, values: Tensor) -> Tensor:
+        """A row of every example that is compared, from the rows at hand, (B, ...) -> (A, ...).
+
+        A gradient goes to the rows at hand alone.
+        """
+        return values
+
+    def own(self, values: Tensor) -> Tensor:
+        """The rows at hand among all, (A, ...) -> (B, ...)."""
+        return values
+
+
+AT_HAND = Examples()
+
+
 @dataclass
 class Targets:
     """Labels of a batch, and their similarity, which is computed once for all units.
@@ -114,17 +135,24 @@ class Targets:
             reads them.
         shared: what losses of several units have computed of this batch, such as a teacher's
             features, by a name of theirs.
+        examples: those that a loss compares with each other, A of them; see ``Examples``.
     """
 
     labels: Tensor
     num_classes: int
     images: Tensor | None = None
     shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    examples: Examples = AT_HAND
+
+    @cached_property
+    def compared_labels(self) -> Tensor:
+        """Labels of the examples that are compared, (A,)."""
+        return self.examples.gather(self.labels)
 
     @cached_property
     def similarity(self) -> Tensor:
-        """Cosine similarity of the centred one-hot labels, (B, B)."""
-        return similarity_matrix(F.one_hot(self.labels, self.num_classes).float())
+        """Cosine similarity of the centred one-hot labels of these examples, (A, A)."""
+        return similarity_matrix(F.one_hot(self.compared_labels, self.num_classes).float())
 
 
 def similarity_matrix(features: Tensor) -> Tensor:

@@ -34,8 +34,11 @@ _several_gradients: ContextVar[bool] = ContextVar("several_gradients", default=F
 
 @contextmanager
 def gradients_asked_for(several: bool) -> Iterator[None]:
-    """Say whether the gradient of maps will be asked for several times, which takes more memory."""
-    token = _several_gradients.set(several)
+    """Say whether the gradient of maps will be asked for several times, which takes more memory.
+
+    Inside a context that says so, it stays so.
+    """
+    token = _several_gradients.set(several or _several_gradients.get())
     try:
         yield
     finally:

@@ -13,11 +13,11 @@ from layerwise.rules.sequential import sequential
 from layerwise.rules.simultaneous import backpropagation, simultaneous
 
 RULES: dict[str, Rule] = {
-    "simultaneous": Rule(simultaneous),
+    "simultaneous": Rule(simultaneous, replicated=True),
     "growing": Rule(growing, trial={"global_share": 1.0, "growth": 0.0}),
     "sequential": Rule(sequential, trial={"laps": 1}),
-    "parallel": Rule(parallel, on_ranks=True),
-    "global": Rule(backpropagation, at=1),
+    "parallel": Rule(parallel, on_ranks=True, replicated=True),
+    "global": Rule(backpropagation, at=1, replicated=True),
     "checkpointed": Rule(checkpointed, at=1),
 }
 

@@ -62,6 +62,7 @@ class Rule:
         order: generator ``(learner, batches, epochs, schedule, start, **options) -> ticks``.
         at: number of units, if it is fixed: global backpropagation is the chain with one unit.
         on_ranks: whether units can live on several ranks.
+        replicated: whether several ranks can share every batch.
         trial: options with which single steps are predicted and measured, for an order that changes
             over training: its first steps, which take the most memory.
     """
@@ -69,6 +70,7 @@ class Rule:
     order: Callable[..., Iterator[Tick]]
     at: int | None = None
     on_ranks: bool = False
+    replicated: bool = False
     trial: Mapping[str, Any] = field(default_factory=dict)
 
 

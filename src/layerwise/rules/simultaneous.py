@@ -85,7 +85,10 @@ def every_batch(
 
 def step_in_parts(learner: Learner, images: Tensor, labels: Tensor, count: int) -> StepResult:
     """One update of a batch that is computed in parts, each of 2 images or more."""
-    count = max(1, min(count, len(labels) // 2))
+    size = len(labels)
+    if count > 1 and learner.replicas is not None:
+        size = learner.replicas.smallest(size)
+    count = max(1, min(count, size // 2))
     parts = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
     return joined(
         [learner.step(*part, update=number == count) for number, part in enumerate(parts, start=1)]

@@ -67,6 +67,7 @@ RANGES: dict[str, Range] = {
     "save_every": Range(1, MANY),
     "separability_every": Range(0, MANY),
     "run_ahead": Range(1, 1000),
+    "replicas": Range(1, 10**6),
     "rank_timeout": Range(1, 10**6, "1 second or more"),
 }
 

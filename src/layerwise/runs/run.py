@@ -221,6 +221,21 @@ class Execution:
         "on several ranks: batches that a rank may be ahead of the next; each takes the memory of "
         "the features between them",
     )
+    replicas: int = option(
+        1,
+        "on several ranks: replicas of the network, each of which learns from a share of every "
+        "batch",
+    )
+    sync_batch_norm: bool = option(
+        True,
+        "with --replicas: batch normalisation takes its statistics of the whole batch, not of each "
+        "share",
+    )
+    gather_examples: bool = option(
+        True,
+        "with --replicas: losses that compare examples, such as sim, compare those of the whole "
+        "batch, not of each share",
+    )
     rank_timeout: float = option(
         300.0,
         "on several ranks: seconds after which a rank that does not answer is given up, and all "

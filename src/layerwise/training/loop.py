@@ -43,6 +43,7 @@ def train(
     """
     with together():
         check_ranks(prepared)
+    world().stopping.asked = world().stopping.agreed = False
     going_on = decided_by_first(lambda: check_folder(prepared, folder, resume))
     if going_on and decided_by_first(lambda: folder.finished):
         return decided_by_first(lambda: verified_result(folder))
@@ -71,6 +72,8 @@ def end_epoch(
     The first rank writes; where units live on several, it has all of them meanwhile.
     """
     learner, meter, execution = session.learner, session.meter, prepared.execution
+    if learner.replicas is not None:
+        learner.replicas.share_buffers()
     due = is_due(tick, execution.eval_every)
     scores = evaluate_epoch(tick, learner, session.data, prepared) if due else {}
     meter.collect()
@@ -106,7 +109,7 @@ def measure_separability(tick: Tick, session: Session, folder: RunFolder) -> Non
 
 def should_stop(session: Session, requested: bool) -> bool:
     """Whether training stops here; on several ranks, once all know that it does."""
-    if session.learner.stage is None:
+    if world().size == 1:
         return requested
     world().stopping.asked = requested
     return world().stopping.agreed
@@ -133,8 +136,10 @@ def end_training(session: Session, prepared: Prepared, folder: RunFolder) -> dic
     learner, meter = session.learner, session.meter
     peaks = gathered(meter.peak_bytes)
     numbers = {**describe(prepared, folder, learner), **meter.result()}
+    numbers["peak_memory_bytes"] = max(filter(None, peaks), default=None)
+    if learner.replicas is not None:
+        numbers["replicas"] = learner.replicas.count
     if session.placement:
-        numbers["peak_memory_bytes"] = max(filter(None, peaks), default=None)
         numbers["ranks"] = [
             {**rank, "peak_memory_bytes": peak}
             for rank, peak in zip(session.placement, peaks, strict=True)

@@ -32,6 +32,7 @@ class Meter:
     Nothing is read from a GPU before an epoch ends or ``CHECK_EVERY`` steps are made.
 
     Where units live on several ranks, each measures its own, and ``collect`` brings sums together.
+    Results of replicas are those of the whole batch on every rank.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -152,8 +153,9 @@ class Meter:
 
     def collect(self) -> None:
         """Bring the sums of all ranks to the first one; all ranks must call this."""
-        if world().size > 1:
-            sums = torch.stack(gathered(self.sums.cpu())).sum(0)
+        if self.learner.stage is not None:
+            replica = gathered(self.sums.cpu())[: self.learner.stage.place.length]
+            sums = torch.stack(replica).sum(0)
             self.sums.copy_(sums if world().first else torch.zeros_like(sums))
 
     def end_epoch(self, tick: Tick, scores: dict[str, Any]) -> dict[str, Any]:
@@ -242,13 +244,15 @@ class Meter:
         for name in SAVED:
             setattr(self, name, state[name])
 
-    def share(self) -> None:
+    def share(self, alike: bool = False) -> None:
         """Go on from the first rank's state; all ranks must call this.
 
-        Sums and memory, which each rank measures of its own units, stay the first one's alone.
+        Args:
+            alike: whether all ranks measure the same. Otherwise sums and memory, which each
+                measures of its own units, stay the first one's alone.
         """
         if world().size > 1:
             self.load_state_dict(decided_by_first(self.state_dict))
-            if not world().first:
+            if not world().first and not alike:
                 self.sums.zero_()
                 self.peak_bytes = None

@@ -18,6 +18,7 @@ from layerwise.distributed import (
     decided_by_first,
     distribute,
     rank_bytes,
+    replicate,
     together,
     unit_needs,
     world,
@@ -49,6 +50,7 @@ from layerwise.training.prepare import (
     registries_of,
 )
 from layerwise.training.progress import Progress
+from layerwise.training.replicas import check_replicas, share_data
 from layerwise.training.saved import compared_run
 from layerwise.training.tensorboard import open_log
 from layerwise.training.weights import settle_best
@@ -60,6 +62,7 @@ from layerwise.utils.version import version
 ALIKE = (
     *("memory_format", "eval_every", "save_every", "separability_every"),
     *("ranks", "run_ahead", "rank_timeout"),
+    *("replicas", "sync_batch_norm", "gather_examples"),
 )
 MOST_TRIED = 128  # images of the steps by which ranks are balanced
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
@@ -86,15 +89,18 @@ class Session:
 
 
 def check_ranks(prepared: Prepared) -> None:
-    """Refuse several ranks for a rule whose units are all in one process.
+    """Refuse ranks that the run does not use, and replicas that it cannot have.
 
     Raises:
         InvalidInput: as said.
     """
-    if world().size > 1 and not prepared.rule.on_ranks:
+    check_replicas(prepared)
+    size, rule = world().size, prepared.rule
+    if size > 1 and not rule.on_ranks and prepared.execution.replicas == 1:
+        shared = f"--replicas {size}, which share every batch, or " if rule.replicated else ""
         raise InvalidInput(
-            f"Cannot train by the rule {prepared.run.rule!r} on {world().size} ranks: its units "
-            "are all in one process. Give --rule parallel, whose units live on different ranks, or "
+            f"Cannot train by the rule {prepared.run.rule!r} on {size} ranks: its units are all in "
+            f"one process. Give {shared}--rule parallel, whose units live on different ranks, or "
             "start one process."
         )
 
@@ -172,6 +178,7 @@ def begin(
         apply_execution(prepared.device, execution)
         data = load_in_turn(prepared, progress)
         with together():
+            data = share_data(prepared, data)
             learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
             check_placement(prepared, learner)
         agree(data=data.facts())
@@ -186,7 +193,7 @@ def begin(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
         start = restored.position
-        meter.share()
+        meter.share(alike=execution.replicas == here.size)
         options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
         with together():
             ticks = ordered(
@@ -205,6 +212,7 @@ def begin(
             describe_device(prepared.device, run.amp),
             summary(formats),
             describe_steps(learner, choice),
+            f"{execution.replicas} replicas" if execution.replicas > 1 else "",
         )
         chosen = ", ".join(filter(None, parts))
         progress.begin(run, folder.path, chosen, len(learner.units), start.epoch)
@@ -235,30 +243,42 @@ def check_placement(prepared: Prepared, learner: Learner) -> None:
     Raises:
         InvalidInput: saying why.
     """
-    if world().size > 1:
-        check_placeable(learner, prepared.execution.ranks, prepared.execution.run_ahead)
+    execution = prepared.execution
+    if 1 < world().size != execution.replicas:
+        check_placeable(learner, execution.ranks, execution.run_ahead, execution.replicas)
 
 
 def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
-    """Let the units live on the ranks that there are; each one's units and predicted bytes."""
-    if world().size == 1:
-        return []
+    """Let the units live on the ranks that there are; each one's units and predicted bytes.
+
+    Where every rank is a replica, with all units, there is no such list.
+    """
     run, execution = prepared.run, prepared.execution
+    choices_of_replicas = {
+        "sync_batch_norm": execution.sync_batch_norm,
+        "gather_examples": execution.gather_examples,
+    }
+    if execution.replicas == world().size:
+        replicate(learner, **choices_of_replicas)
+        return []
+    size = run.batch_size // execution.replicas
     parts = run.rule_options.get("micro_batches", 1)
-    needs = decided_by_first(lambda: unit_needs(learner, max(2, run.batch_size // parts)))
+    needs = decided_by_first(lambda: unit_needs(learner, max(2, size // parts)))
     rounded = run.rule_options.get("bfloat16_features", False)
     placement = distribute(
         learner,
         execution.ranks,
         run_ahead=execution.run_ahead,
         bfloat16_features=rounded,
-        batch_size=min(run.batch_size, MOST_TRIED),
+        batch_size=min(size, MOST_TRIED),
+        replicas=execution.replicas,
+        **choices_of_replicas,
     )
     predicted = rank_bytes(needs, placement, execution.run_ahead)
     return [
         {"units": [units.start, units.stop - 1], "predicted_memory_bytes": peak}
         for units, peak in zip(placement, predicted, strict=True)
-    ]
+    ] * execution.replicas
 
 
 def layouts_of(folder: RunFolder, held: ExitStack) -> Any:
