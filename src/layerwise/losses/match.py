@@ -177,7 +177,8 @@ class Match(Guided):
             error = self.match_weight * self.error(*map(at_least_float32, (compared, wanted)))
             if self.loss is None:
                 means = at_least_float32(pooled(features.detach(), None))
-                return Evaluated(error, count_nearest(similarity_matrix(means), targets.labels))
+                compared = similarity_matrix(targets.examples.gather(means))
+                return Evaluated(error, count_nearest(compared, targets))
         loss, correct = self.loss(features, targets)
         return Evaluated(self.label_weight * loss + error, correct)
 
