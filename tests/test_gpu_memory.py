@@ -61,22 +61,15 @@ def test_grouped_convolutions_are_not_copied() -> None:
     assert cuda.workspace_bytes(CONVOLUTION, [maps, weight], maps) == 0
 
 
-@pytest.mark.parametrize("loss", ["pred", "predsim"])
-def test_a_gpu_is_predicted_without_one(loss: str) -> None:
-    peaks = {
-        (device, memory_format): predict_peak(
-            narrow("vgg8b"),
-            (1024, 1, 8, 8),
-            10,
-            memory_format=memory_format,
-            device=device,
-            loss=loss,
-        )
-        for device in ("cpu", "cuda")
-        for memory_format in ("contiguous", "channels-last")
-    }
-    assert len(set(peaks.values())) == len(peaks)
-    assert peaks["cuda", "channels-last"] < peaks["cuda", "contiguous"]
+def test_a_gpu_is_predicted_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peak(device: str) -> int:
+        return predict_peak(narrow("vgg8b"), (16, 1, 8, 8), 10, device=device, loss="pred")
+
+    on_cpu, on_gpu, copied = peak("cpu"), peak("cuda"), 10**8
+    assert on_cpu < on_gpu < on_cpu + 10**5  # whole blocks
+    monkeypatch.setattr(cuda, "workspace_bytes", lambda *call: copied)
+    assert peak("cpu") == on_cpu
+    assert copied < peak("cuda") < copied + on_gpu
     assert device_kind(torch.zeros(1)) == "cpu"
 
 
@@ -88,13 +81,14 @@ def test_another_device_is_refused() -> None:
 @without_gpu
 def test_profile_predicts_a_gpu_and_measures_none(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["profile", "vgg8b", "--width", "0.05", "--device", "cuda", "--rules", "global"]
-    assert main([*given, "--batch-size", "4", "--predict", "--json"]) == 0
+    main([*given, "--batch-size", "4", "--predict", "--json"])
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])
     assert result["device"] == "cuda"
     assert result["rules"]["global"]["predicted_peak_bytes"] > 0
     assert "a GPU" in " ".join(printed.split())
-    assert main([*given, "--batch-size", "4"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*given, "--batch-size", "4"])
     assert "torch sees 0 GPUs" in capsys.readouterr().err
 
 
@@ -150,7 +144,7 @@ def test_a_limit_below_a_step_is_refused() -> None:
 
 
 def test_bytes_of_a_step_are_those_that_the_rule_needs() -> None:
-    local = learner("resnet18", "predsim")
+    local = learner("vgg8b", "predsim")
     before = {name: value.clone() for name, value in local.model.state_dict().items()}
     found = step_bytes(local, 16)
     (step,) = predict_steps("simultaneous", local, 16, {})
@@ -219,15 +213,15 @@ def test_a_plan_recomputes_the_least_of_all_that_fit(seed: int) -> None:
 
 def test_checkpointing_by_a_plan_is_global_and_keeps_to_its_limit() -> None:
     data = digits(train_images=48)
-    plain, planned = (learner("resnet18", at=1) for _ in range(2))
+    plain, planned = (learner("vgg8b", at=1) for _ in range(2))
 
     def peak(rule: str, **options: int) -> int:
-        (step,) = predict_steps(rule, learner("resnet18", at=1), 16, options)
+        (step,) = predict_steps(rule, learner("vgg8b", at=1), 16, options)
         return max(step.peaks().values())
 
     least, most = peak("checkpointed"), peak("global")
     limit = (least + most) // 2
-    assert least < peak("checkpointed", limit=limit) <= limit < most
+    assert peak("checkpointed", limit=limit) <= limit < most
     ticks("global", plain, data.train, epochs=1)
     ticks("checkpointed", planned, data.train, epochs=1, limit=limit)
     assert same_weights(plain.model, planned.model)
@@ -250,6 +244,7 @@ def test_a_run_that_cannot_keep_to_its_limit_writes_nothing(
     folder = tmp_path / "run"
     given = ["train", "vgg8b", "--width", "0.05", "--rule", "checkpointed", "--output", str(folder)]
     for size, words in (("1kB", "Cannot checkpoint within 1 kB"), ("much", "Cannot use --memory")):
-        assert main([*given, "--memory", size]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            main([*given, "--memory", size])
         assert words in capsys.readouterr().err
         assert not folder.exists()
