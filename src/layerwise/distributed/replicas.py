@@ -8,7 +8,7 @@ at the latest when the step ends. Weights so stay alike on all ranks.
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Unit
 from layerwise.distributed.agreement import together
+from layerwise.distributed.averages import Average, Bucket
 from layerwise.distributed.grid import Place, group_of_position, place_in_grid
 from layerwise.distributed.state import share as share_state
 from layerwise.distributed.world import naming_lost_ranks, world
@@ -28,8 +29,6 @@ from layerwise.losses.site import AT_HAND, Examples
 from layerwise.ops.replicated import GatherRows, synchronised
 from layerwise.utils.device import device_of
 from layerwise.utils.seeds import derived_seed
-
-LEAST = 2  # images of a batch that a replica learns from
 
 
 @dataclass(frozen=True)
@@ -103,71 +102,6 @@ class BatchShare(Examples):
         return total
 
 
-class Bucket:
-    """Gradients of some weights of one type, side by side, on their way to being averaged.
-
-    The last numbers say of which weights there is a gradient.
-
-    Args:
-        scale: factor of this replica's gradients in the sum of all.
-        group: process group of the replicas' ranks.
-    """
-
-    def __init__(self, weights: Sequence[nn.Parameter], scale: float, group: Any) -> None:
-        self.weights = weights
-        lengths = [weight.numel() for weight in weights]
-        numbers = weights[0].new_zeros(sum(lengths) + len(weights))
-        *self.parts, self.present = numbers.split([*lengths, len(weights)])
-        self.missing = False
-        for number, (weight, part) in enumerate(zip(weights, self.parts, strict=True)):
-            if weight.grad is None:
-                self.missing = True
-                continue
-            as_weight(part, weight).copy_(weight.grad)
-            self.present[number] = 1.0
-            weight.grad = None
-        numbers.mul_(scale)
-        with naming_lost_ranks():
-            self.work = dist.all_reduce(numbers, group=group, async_op=True)
-
-    def give(self) -> None:
-        """Wait for the sum and give it to the weights, except to those without any gradient."""
-        with naming_lost_ranks():
-            self.work.wait()
-        present = self.present.tolist() if self.missing else [1.0] * len(self.weights)
-        for weight, part, share in zip(self.weights, self.parts, present, strict=True):
-            weight.grad = as_weight(part, weight) if share else None
-
-
-def as_weight(numbers: Tensor, weight: Tensor) -> Tensor:
-    """A view of numbers, (N,), that lies in memory as a weight does, for fused optimizers."""
-    dense = weight.is_contiguous() or (
-        weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    )
-    if not dense:
-        return numbers.view(weight.shape)
-    return numbers.as_strided(weight.shape, weight.stride(), numbers.storage_offset())
-
-
-@dataclass
-class Average:
-    """The gradients of a unit's update, on their way to being averaged."""
-
-    unit: Unit
-    buckets: list[Bucket] = field(default_factory=list)
-
-    @property
-    def arrived(self) -> bool:
-        return all(bucket.work.is_completed() for bucket in self.buckets)
-
-    def finish(self) -> None:
-        """Update the unit."""
-        for bucket in self.buckets:
-            bucket.give()
-        assert self.unit.optimizer is not None
-        self.unit.update(self.unit.optimizer, 1.0)
-
-
 class Replicas:
     """This rank's replica of a learner, and its connections to the others.
 
@@ -238,6 +172,8 @@ class Replicas:
         except BaseException:
             self.coming.clear()
             raise
+        if update:
+            self.examples = 0
         return self.of_all(results)
 
     def meet(self, size: int, update: bool) -> BatchShare:
@@ -268,7 +204,15 @@ class Replicas:
         Args:
             parts: numbers of this replica's examples of the parts of a batch; the gradients are
                 the sum of their means, each times its size relative to the first.
+
+        Raises:
+            InvalidInput: the step is none of ``Learner.step``, which all replicas make.
         """
+        if not self.examples:
+            raise InvalidInput(
+                f"Cannot update unit {unit.index} ({unit.name}): its learner has replicas, which "
+                "share batches in learner.step alone. Make steps by it."
+            )
         weights = defaultdict[tuple[torch.device, torch.dtype], list[nn.Parameter]](list)
         for weight in unit.held():
             if weight.requires_grad:
