@@ -13,7 +13,7 @@ predicted, counted whole; times are of steps on random images, all methods in tu
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -43,10 +43,15 @@ def made(model: str, rule: str, loss: str) -> Learner:
     network = layerwise.create_model(model)
     sample = torch.zeros(2, 3, 32, 32)
     at = RULES[rule].at or "layer"
-    options = {"optimizer": ADAM, "memory_format": None, "check": False}
-    learner = layerwise.localize(network, sample, 10, loss=loss or "pred", at=at, **options)
+    learner = layerwise.localize(
+        network, sample, 10, loss or "pred", at, ADAM, memory_format=None, check=False
+    )
     layerwise.set_memory_format(learner, "auto")
     return learner
+
+
+def has_loss(loss: str, row: dict[str, Any]) -> bool:
+    return bool(row["loss"] == loss)
 
 
 def predicted(model: str, rule: str, loss: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -108,20 +113,20 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(MODELS), figsize=(9, 4), layout="constrained")
-    families = {
+    families: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
         "global training": (lambda row: row["method"] == "global", "k*"),
         "in 2, 4, 8 parts": (lambda row: bool(row["micro_batches"]), "k-o"),
         "checkpointing, most": (lambda row: row["method"] == "checkpointed", "ks"),
         "checkpointing, by a plan": (lambda row: row["method"] == "plan", "k:D"),
         **{
-            f"local: {loss}": (lambda row, loss=loss: row["loss"] == loss, style)
+            f"local: {loss}": (partial(has_loss, loss), style)
             for loss, style in zip(LOSSES, ("C0^", "C2P", "C3v"), strict=True)
         },
     }
     for panel, model in zip(panels, MODELS, strict=True):
         for label, (belongs, style) in families.items():
-            points = [row for row in rows if row["model"] == model and belongs(row)]
-            points = sorted((int(row["peak_bytes"]) / 1e6, float(row["seconds"])) for row in points)
+            chosen = [row for row in rows if row["model"] == model and belongs(row)]
+            points = sorted((int(row["peak_bytes"]) / 1e6, float(row["seconds"])) for row in chosen)
             if points:
                 panel.plot(*zip(*points, strict=True), style, ms=7, alpha=0.8, label=label)
         panel.set(title=f"{model}, batch of {BATCH}", xlabel="peak memory, MB")
