@@ -475,7 +475,7 @@ class Tuple(Net):
 
 class Dictionary(Net):
     def forward(self, x: Tensor) -> Any:
-        return {"logits": super().forward(x)}
+        return {"scores": super().forward(x)}
 
 
 class TwoInputs(Net):

@@ -1,13 +1,12 @@
 """The classifier of a network that is made elsewhere: found, checked, and replaced by a new one."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.outputs import LOGITS, parts_of_output
 from layerwise.errors import InvalidInput
 
 Say = Callable[[str], None]
@@ -85,8 +84,7 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
             f"{tuple(images.shape[1:])} ({reason}). Give another --image-size, or let its function "
             "take in_chans and image_size."
         ) from error
-    parts = parts_of_output(result)
-    logits = parts.get(LOGITS, result)
+    logits = logits_in(result)
     if not isinstance(logits, Tensor) or len(logits) != len(images):
         what = type(logits).__name__ if not isinstance(logits, Tensor) else tuple(logits.shape)
         raise InvalidInput(
@@ -94,6 +92,13 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
             "logits, (B, classes), or an object that has them as logits."
         )
     return tuple(logits.shape[1:])
+
+
+def logits_in(result: Any) -> Any:
+    """The part of a result that is called logits, if it has one."""
+    if isinstance(result, Mapping):
+        return result.get("logits", result)
+    return getattr(result, "logits", result)
 
 
 def evaluated(network: nn.Module, images: Tensor) -> Any:

@@ -8,18 +8,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from safetensors.torch import load as load_table
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput, brief
 from layerwise.models.classifier import Say
 from layerwise.utils.archives import refuse_damaged_archive
-from layerwise.utils.files import open_file, read_file
+from layerwise.utils.files import open_file
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, and trainers
 HOLDERS = ("state_dict", "model_state_dict", "model")  # where checkpoints of training have weights
-ZIP, PICKLE = b"PK", b"\x80"  # begin the files of torch.save, now and before version 1.6
+ZIP = b"PK"  # begins the files of torch.save, but for those before version 1.6
+TABLE = b"{"  # in safetensors, behind the eight bytes of its length
 MOST_NAMED = 3  # weights in a refusal
 COUNTERS = "num_batches_tracked"  # of batch normalisation, which old files lack
 
@@ -42,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a file of others can fail in torch, zip, pickle or safetensors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
         if isinstance(error, pickle.UnpicklingError):  # whose advice is to trust the file
-            reason = "a pickle of other objects"
+            reason = "not tensors alone"
         raise InvalidInput(
             f"Cannot load weights from {path}: it is damaged, or holds more than tensors "
             f"({reason}). Give a file of safetensors, or of torch.save(model.state_dict(), …)."
@@ -52,14 +53,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def read_state(path: Path) -> Any:
     with open_file(path) as file:
-        head = file.read(2)
+        head = file.read(9)
         file.seek(0)
-        if head == ZIP:
+        if head[8:] == TABLE:
+            return load_table(file.read())
+        if head.startswith(ZIP):
             refuse_damaged_archive(file)
             file.seek(0)
-        if head == ZIP or head[:1] == PICKLE:
-            return torch.load(file, map_location="cpu", weights_only=True)
-    return safetensors.torch.load(read_file(path))
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def checked_weights(path: Path, state: Any) -> dict[str, Tensor]:
