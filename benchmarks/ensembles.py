@@ -37,7 +37,7 @@ def all_logits(learner: Learner, loader: Loader) -> tuple[Tensor, Tensor]:
         for unit in learner.units:
             activations = unit.forward(activations)
             if can_end(learner.units, unit):
-                heads.append(exit_logits(learner.units, unit, activations))
+                heads.append(exit_logits(learner.units, unit, activations).float())
         logits.append(torch.stack(heads))
         labels.append(answers)
     return torch.cat(logits, 1), torch.cat(labels)

@@ -359,12 +359,12 @@ def test_the_result_has_every_exit_and_the_ensemble(
 
 def test_the_report_shows_the_exits(run: Path) -> None:
     record, names = read_run(run)[0], Names()
-    shown, result = early_exits(record, names), record.result or {}
+    result, shown = record.result or {}, early_exits(record, names)
     assert shown is not None
     labels = names.listed()[shown["names"]]
     assert labels == (*record.facts["units"], "ensemble of all heads")
-    assert shown["multiply_adds"][-1] == record.result["ensemble"]["multiply_adds"]
+    assert shown["multiply_adds"][-1] == result["ensemble"]["multiply_adds"]
     for change in ({"exits": 3}, {"ensemble": None}, {"ensemble": {"test_accuracy": "x"}}):
         assert early_exits(replace(record, result={**result, **change}), names) is None
-    odd = {"exits": [7, {"name": "x"}, *record.result["exits"]]}
+    odd = {"exits": [7, {"name": "x"}, *result["exits"]]}
     assert early_exits(replace(record, result={**result, **odd}), names) == shown

@@ -11,7 +11,7 @@ from layerwise.core.pieces import CHECK, Reused
 from layerwise.core.settings import refuse_changes
 from layerwise.core.table import name_of_loss
 from layerwise.core.tracer import ROOT, strip_root
-from layerwise.core.unit import Activations, Unit
+from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses.site import classifies
 
@@ -134,9 +134,13 @@ def can_end(units: Sequence[Unit], unit: Unit) -> bool:
 def exit_logits(units: Sequence[Unit], unit: Unit, passed: Activations) -> Tensor:
     """The logits of a unit's head, or of the network, from what the unit passes on.
 
+    They are computed in the unit's precision.
+
     Shapes: (B, num_classes).
     """
+    result: Tensor = passed[0]
     if unit is units[-1]:
-        result: Tensor = passed[0]
         return result
-    return LocalHead(unit.feature, unit.loss)(passed[0])
+    with precision(passed, unit.amp):
+        result = LocalHead(unit.feature, unit.loss)(passed[0])
+    return result

@@ -277,7 +277,8 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                     feature = unit.feature.turned(activations[0])
                     checked_result(loss(feature, targets, *entered))
                     if classifies(loss):
-                        check_logits(loss.logits(feature), learner.num_classes)  # type: ignore[operator]
+                        logits = loss.logits(feature)  # type: ignore[operator]
+                        check_logits(logits, learner.num_classes)
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised

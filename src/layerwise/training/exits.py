@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
-from layerwise.core.unit import Activations, precision
+from layerwise.core.unit import Activations
 from layerwise.data.loader import Loader
 
 
@@ -53,9 +53,7 @@ def correct_of_exits(learner: Learner, images: Tensor, labels: Tensor) -> Tensor
     for unit in learner.units:
         activations = unit.forward(activations)
         if can_end(learner.units, unit):
-            with precision(activations, unit.amp):
-                logits = exit_logits(learner.units, unit, activations)
-            outputs.append((unit.index + 1, logits))
+            outputs.append((unit.index + 1, exit_logits(learner.units, unit, activations)))
     votes = torch.stack([weight * logits.double().softmax(1) for weight, logits in outputs]).sum(0)
     scores = [*(logits for _, logits in outputs), votes]
     return torch.stack([torch.sum(each.argmax(1) == labels) for each in scores])
@@ -74,7 +72,7 @@ def exit_costs(learner: Learner, image: Tensor) -> tuple[dict[int, int], int]:
             activations = unit.forward(activations)
         network += counter.get_total_flops() // 2
         if can_end(learner.units, unit):
-            with FlopCounterMode(display=False) as counter, precision(activations, unit.amp):
+            with FlopCounterMode(display=False) as counter:
                 exit_logits(learner.units, unit, activations)
             head = counter.get_total_flops() // 2
             costs[unit.index] = network + head
