@@ -44,10 +44,16 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def work(
-    pipe: Connection, variables: dict[str, str], timeout: float, task: Callable[..., Any], args: Any
+    pipe: Connection,
+    variables: dict[str, str],
+    timeout: float,
+    patience: float,
+    task: Callable[..., Any],
+    args: Any,
 ) -> None:
     """Carry out a task as one rank, and send what it returns, or the exception that it raised."""
     faulthandler.enable()  # a crash says where
+    faulthandler.dump_traceback_later(patience, exit=True)
     os.environ.update(variables, OMP_NUM_THREADS="1")
     import torch
 
@@ -60,7 +66,11 @@ def work(
 
 
 def on_ranks(
-    task: Callable[..., Any], *args: Any, size: int = 2, timeout: float = 20.0
+    task: Callable[..., Any],
+    *args: Any,
+    size: int = 2,
+    timeout: float = 20.0,
+    patience: float = PATIENCE,
 ) -> list[Any]:
     """What a function of a module returns on every rank, or the exception that it raised there.
 
@@ -68,26 +78,27 @@ def on_ranks(
 
     Args:
         timeout: seconds that ranks wait for each other.
+        patience: seconds that the task may take; a rank that takes longer says where it is.
     """
     port, processes, pipes = free_port(), [], []
     for rank in range(size):
         here, there = server().Pipe()
-        arguments = (there, environment(rank, size, port), timeout, task, args)
+        arguments = (there, environment(rank, size, port), timeout, patience, task, args)
         process = server().Process(target=work, args=arguments, daemon=True)
         process.start()
         there.close()
         processes.append(process)
         pipes.append(here)
-    results = [received(pipe) for pipe in pipes]
+    results = [received(pipe, patience + 10) for pipe in pipes]
     for process in processes:
-        process.join(PATIENCE)
+        process.join(10)
         assert process.exitcode is not None, "a rank hangs"
     return results
 
 
-def received(pipe: Connection) -> Any:
+def received(pipe: Connection, patience: float) -> Any:
     try:
-        assert pipe.poll(PATIENCE), "a rank hangs"
+        assert pipe.poll(patience), "a rank hangs"
         return pipe.recv()
     except EOFError:
         return None

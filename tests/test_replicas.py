@@ -391,8 +391,8 @@ def test_replicas_on_several_ranks_each(tmp_path: Path) -> None:
         assert "Cannot have 3 replicas on 4 ranks" in refused
     for key, weight in weights_of(tmp_path / "grid").items():
         torch.testing.assert_close(weight, wanted[key], rtol=1e-2, atol=1e-4)
-    losses = losses_of_epochs(tmp_path / "grid")
-    assert losses == pytest.approx(losses_of_epochs(tmp_path / "alone"), rel=1e-3)
+    scores = scores_of_epochs(tmp_path / "grid")
+    assert scores == pytest.approx(scores_of_epochs(tmp_path / "alone"), rel=1e-3)
 
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
@@ -452,8 +452,12 @@ def weights_of(path: Path) -> dict[str, Tensor]:
     return load_file(path / WEIGHTS)
 
 
-def losses_of_epochs(path: Path) -> list[float]:
-    return [unit["val_loss"] for record in RunFolder(path).log() for unit in record["units"]]
+def scores_of_epochs(path: Path) -> list[float]:
+    """Losses of units, in training and in evaluation, and accuracies of the network."""
+    records = RunFolder(path).log()
+    names = ("loss", "val_loss")
+    losses = [unit[name] for record in records for unit in record["units"] for name in names]
+    return [*losses, *(record["val_accuracy"] + record["test_accuracy"] for record in records)]
 
 
 def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
@@ -467,8 +471,8 @@ def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
     for name in ("shared", "begun-alone", "begun-shared"):
         for key, weight in weights_of(tmp_path / name).items():
             torch.testing.assert_close(weight, wanted[key], rtol=1e-2, atol=1e-4)
-        losses = losses_of_epochs(tmp_path / name)
-        assert losses == pytest.approx(losses_of_epochs(tmp_path / "alone"), rel=1e-3)
+        scores = scores_of_epochs(tmp_path / name)
+        assert scores == pytest.approx(scores_of_epochs(tmp_path / "alone"), rel=1e-3)
     stopped, unstopped = (weights_of(tmp_path / name) for name in ("stopped", "dropping"))
     assert all(torch.equal(weight, unstopped[key]) for key, weight in stopped.items())
 

@@ -81,7 +81,7 @@ def network_accuracy(learner: Learner, loader: Loader, amp: torch.dtype | None) 
         return 100.0 * summed_over_ranks(learner, correct).item() / len(loader.labels)
     learner.train(False)
     total = torch.zeros((), dtype=torch.long, device=loader.labels.device)
-    for images, labels in loader.in_order():
+    for images, labels in loader.in_order(*own_batches(learner)):
         activations, targets = entering(learner, images, labels)
         for unit in learner.own_units:
             if unit.index < len(learner.units) - 1:
