@@ -120,4 +120,4 @@ class Ray(Engine):
         for job in jobs:
             ray.cancel(job)
         ray.wait(jobs, num_returns=len(jobs), timeout=STOPPED)
-        return "nothing runs any longer, and runs that were begun have saved their state"
+        return "nothing runs any longer, and runs keep their last state"
