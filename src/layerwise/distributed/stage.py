@@ -188,7 +188,11 @@ class Stage:
 
     def drop(self) -> None:
         """Leave nothing of other ranks' units but the shapes of their weights."""
-        own = {id(tensor) for unit in self.units for tensor in tensors_of(unit)}
+        own = {
+            id(tensor)
+            for unit in self.units
+            for tensor in (*tensors_of(unit), *borrowed_by(unit))
+        }
         for unit in self.learner.units:
             if unit.index not in self.own:
                 for tensor in tensors_of(unit):
@@ -208,6 +212,13 @@ class Stage:
         elif self.place.replica == 0:
             send_parts([part_of(unit) for unit in self.units])
         self.whole = True
+
+
+def borrowed_by(unit: Unit) -> Iterator[Tensor]:
+    """Weights and buffers that a unit's loss reads of other units' losses."""
+    for module in unit.loss.modules():
+        for part in getattr(module, "borrowed", ()):
+            yield from part.state_dict(keep_vars=True).values()
 
 
 def bytes_of(values: Sequence[Any]) -> int:

@@ -44,7 +44,7 @@ class Guided(nn.Module):
 
     def __init__(self, unit: "TeacherUnit") -> None:
         super().__init__()
-        self.before, own = unit.claim()  # those before are parts of other losses
+        self.borrowed, own = unit.claim()  # those before its own, which are parts of other losses
         self.pieces, self.feature = nn.ModuleList(own), unit.feature
 
     def train(self, mode: bool = True) -> "Guided":
@@ -61,7 +61,7 @@ class Guided(nn.Module):
                 "Cannot compute match: the targets hold no images to show the teacher. Give "
                 "Targets(labels, num_classes, images)."
             )
-        pieces = [*self.before, *self.pieces]
+        pieces = [*self.borrowed, *self.pieces]
         walk = targets.shared.get("teacher")
         if walk is None or walk.passed > len(pieces):
             walk = targets.shared["teacher"] = Walk(0, (targets.images.detach(),))
@@ -115,7 +115,7 @@ class Match(Guided):
             no features for the unit.
     """
 
-    training_only = ("before", "pieces", "projection")
+    training_only = ("borrowed", "pieces", "projection")
 
     def __init__(
         self,
