@@ -145,7 +145,7 @@ def test_a_written_run_is_read(tmp_path: Path) -> None:
     run = folder.run()
     assert run == row_run(R4, "small", "layerwise", epochs=1)
     assert (run.output_layer, run.loss_options, run.rule_options) == ("separate", {}, {})
-    assert folder.execution() == Execution(memory_format="contiguous")
+    assert folder.execution() == Execution(memory_format="contiguous", streams=4)
     found = match(run)
     assert found is not None
     assert found.rows == (R4,)
