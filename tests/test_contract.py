@@ -136,9 +136,11 @@ def test_one_unit_is_global_backpropagation(name: str, loss: Any, kernels: Kerne
 
 
 # one start of two ranks for all of them, since each start takes a second
-ON_RANKS = [(*pair, "plain") for pair in PLAIN_PAIRS if pair[1] != "look-ahead"]
-ON_RANKS += [(*pair, "forced") for pair in FORCED_PAIRS]
-ON_RANKS += [(RESIDUAL, loss, "plain") for loss in READERS] + [("swin-like", "pred", "plain")]
+ON_RANKS: list[tuple[str, Any, str]] = [(name, "predsim", "plain") for name in SOME_NETWORKS]
+ON_RANKS += [
+    (FEW, loss, "plain") for loss in (*EVERYWHERE, *NEWER) if loss not in ("predsim", "look-ahead")
+]
+ON_RANKS += [(RESIDUAL, "predsim", "forced"), (RESIDUAL, "infopro", "plain")]
 
 
 def all_on_ranks() -> int:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations, Unit
@@ -27,8 +26,8 @@ from layerwise.distributed.placement import (
     unit_seconds,
 )
 from layerwise.distributed.replicas import Replicas, replicate
-from layerwise.distributed.state import share
-from layerwise.distributed.world import naming_lost_ranks, world
+from layerwise.distributed.state import part_of, put, received, send_parts, share, tensors_of
+from layerwise.distributed.world import world
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
@@ -207,60 +206,13 @@ class Stage:
                 for index, part in zip(self.placement[rank], received(rank), strict=True):
                     put(self.learner.units[index], part)
         elif self.place.replica == 0:
-            with naming_lost_ranks():
-                dist.send_object_list([[part_of(unit) for unit in self.units]], 0, device=CPU)
+            send_parts([part_of(unit) for unit in self.units])
         self.whole = True
-
-
-CPU = torch.device("cpu")
-
-
-def received(rank: int) -> list[dict[str, Any]]:
-    """What another rank's units hold."""
-    parts: list[Any] = [None]
-    with naming_lost_ranks():
-        dist.recv_object_list(parts, rank, device=CPU)
-    return list(parts[0])
-
-
-def tensors_of(unit: Unit) -> list[Tensor]:
-    """The weights and buffers of a unit and its head that a state holds."""
-    return [
-        value
-        for module in (unit.piece, unit.loss)
-        for value in module.state_dict(keep_vars=True).values()
-        if isinstance(value, Tensor)
-    ]
 
 
 def bytes_of(values: Sequence[Any]) -> int:
     tensors = [value for value in values if isinstance(value, Tensor)]
     return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
-
-
-def part_of(unit: Unit) -> dict[str, Any]:
-    """What a unit holds, on the CPU."""
-    part = {
-        "tensors": [tensor.detach() for tensor in tensors_of(unit)],
-        "optimizer": unit.optimizer and unit.optimizer.state_dict(),
-        "scheduler": unit.scheduler and unit.scheduler.state_dict(),
-        "scaler": unit.scaler and unit.scaler.state_dict(),
-    }
-    moved: dict[str, Any] = tree_map(
-        lambda value: value.cpu() if isinstance(value, Tensor) else value, part
-    )
-    return moved
-
-
-def put(unit: Unit, part: dict[str, Any]) -> None:
-    """Give a unit what one of another rank holds."""
-    for tensor, value in zip(tensors_of(unit), part["tensors"], strict=True):
-        tensor.data = value.to(tensor.device)
-    for name in ("optimizer", "scheduler", "scaler"):
-        if part[name] is not None:
-            getattr(unit, name).load_state_dict(part[name])
-    if unit.optimizer is not None:
-        unit.match_optimizer()
 
 
 def distribute(
