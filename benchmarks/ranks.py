@@ -16,6 +16,7 @@ included; of the rank that has most.
 
 import argparse
 import copy
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Method:
 
 
 def main() -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(CUTS), choices=CUTS)
     parser.add_argument("--loss", default="predsim")
@@ -200,6 +202,18 @@ def network_and_maps(
     return model, images.to(memory_format=torch.channels_last)
 
 
+class Contiguous(torch.autograd.Function):
+    """Maps, and their gradients, as PyTorch's pipeline can send them by gloo: contiguous."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        return maps.contiguous().view_as(maps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
 class Pieces(nn.Module):
     """Neighbouring pieces of a chain as a module from a tensor to a tensor."""
 
@@ -208,11 +222,12 @@ class Pieces(nn.Module):
         self.pieces = nn.ModuleList(pieces)
 
     def forward(self, features: Tensor) -> Tensor:
-        activations: tuple[Any, ...] = (features,)
+        activations: tuple[Any, ...] = (Contiguous.apply(features),)
         for piece in self.pieces:
             activations = piece(*activations)
         [result] = activations
-        return result
+        passed: Tensor = Contiguous.apply(result)
+        return passed
 
 
 def pipeline(

@@ -64,15 +64,17 @@ def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     count = world().size
     images = torch.randn(options.batch_size, 3, SIZE, SIZE)
     labels = torch.arange(options.batch_size) % CLASSES
-    own = images.tensor_split(count)[world().rank], labels.tensor_split(count)[world().rank]
+    share, own_labels = (each.tensor_split(count)[world().rank] for each in (images, labels))
     methods: dict[tuple[str, int, str], Step] = {
         ("local", 1, "whole batch"): local_alone(name, options, images, labels),
         ("global", 1, "whole batch"): global_step(name, options, images, labels, 1),
         **{
-            ("local", count, way): replica(name, options, choices, *own)
+            ("local", count, way): replica(name, options, choices, share, own_labels)
             for way, choices in WAYS.items()
         },
-        ("global", count, "statistics of shares"): global_step(name, options, *own, count),
+        ("global", count, "statistics of shares"): global_step(
+            name, options, share, own_labels, count
+        ),
     }
     seconds: dict[tuple[str, int, str], list[float]] = {label: [] for label in methods}
     for _ in range(options.rounds):
@@ -155,7 +157,8 @@ def global_step(
     if replicas == 1 and not world().first:
         return nothing
     torch.manual_seed(0)
-    model = create_model(name, width=options.width).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = create_model(name, width=options.width)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     trained = DistributedDataParallel(model) if replicas > 1 else model
     maps = images.to(memory_format=torch.channels_last)
     optimizer = adam(model.parameters())

@@ -365,9 +365,9 @@ def in_a_grid(folder: Path) -> Any:
     for images, labels in whole_batches():
         parts = list(zip(images.tensor_split(2), labels.tensor_split(2), strict=True))
         for number, part in enumerate(parts, start=1):
-            own = [each.tensor_split(2)[world().rank // 2] for each in part]
-            shared.step(own[0], own[1], number == 2)
-            whole.step(*part, number == 2)
+            own, own_labels = (each.tensor_split(2)[world().rank // 2] for each in part)
+            shared.step(own, own_labels, update=number == 2)
+            whole.step(*part, update=number == 2)
     with layerwise.whole(shared) as first:
         value = difference(shared, whole) if first else 0.0
     parallel = replace(RUN, rule="parallel", rule_options=Options({"micro_batches": 2}))
