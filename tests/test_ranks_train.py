@@ -327,7 +327,7 @@ from layerwise.core.unit import Unit
 step = Unit.step
 def failing(self, *arguments):
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if first and os.environ["RANK"] == "1" and arguments[2] == 7:
+    if first and os.environ["RANK"] == "1" and arguments[2:3] == (7,):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, *arguments)
 Unit.step = failing
@@ -338,13 +338,13 @@ def test_torchrun_starts_a_killed_run_again_and_it_goes_on(alone: Path, tmp_path
     (tmp_path / "kills.py").write_text(KILLS)
     options = "--rule parallel --width 0.0625 --dropout 0.2 --train-images 80 -b 16 --epochs 2"
     options += f" --lr 1e-3 --device cpu --cpu-threads 1 --import {tmp_path / 'kills.py'}"
-    torchrun = "torch.distributed.run --nproc-per-node 2 --max-restarts 1 --master-port 0"
+    torchrun = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1"
     command = f"-m {torchrun} -m layerwise train vgg8 {options} --output {tmp_path / 'run'}"
     program = subprocess.run(
         [sys.executable, *command.split()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
     )
     assert program.returncode == 0, program.stderr[-2000:]
     assert "going on after epoch 1" in program.stdout
