@@ -78,6 +78,7 @@ def row_of(path: str, data_dir: str) -> dict[str, object]:
     return {
         "run": run_words(prepared.run),
         "units": len(logits),
+        "span": learner.span,
         "last unit": accuracy(logits[-1], labels),
         "best on validation": accuracy(logits[best], labels),
         "probabilities, alike": accuracy(weighted(shares, alike), labels),
