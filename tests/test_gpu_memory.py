@@ -184,7 +184,8 @@ def all_plans(joints: list[Joint], limit: int) -> list[int]:
                 for (start, end), again in zip(spans, chosen, strict=True)
             ):
                 continue
-            kept, work, fits, before = 0, 0, True, {}
+            kept, work, fits = 0, 0, True
+            before: dict[int, int] = {}
             for (start, end), again in zip(spans, chosen, strict=True):
                 storages = dict(joints[start].entering)
                 for joint in joints[start:end]:
