@@ -15,6 +15,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,10 +24,18 @@ import torch
 
 import layerwise
 from layerwise.core.learner import Learner
+from layerwise.core.split import split
 from layerwise.errors import InvalidInput
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
+from layerwise.rules.checkpointed import (
+    Checkpointed,
+    Segment,
+    checkpointed_piece,
+    piece_within,
+    with_piece,
+)
 
 BATCH = 128
 MODELS = ("resnet18", "vgg16")
@@ -43,15 +52,10 @@ def made(model: str, rule: str, loss: str) -> Learner:
     network = layerwise.create_model(model)
     sample = torch.zeros(2, 3, 32, 32)
     at = RULES[rule].at or "layer"
-    learner = layerwise.localize(
-        network, sample, 10, loss or "pred", at, ADAM, memory_format=None, check=False
-    )
+    options: dict[str, Any] = {"optimizer": ADAM, "memory_format": None, "check": False}
+    learner = layerwise.localize(network, sample, 10, loss=loss or "pred", at=at, **options)
     layerwise.set_memory_format(learner, "auto")
     return learner
-
-
-def has_loss(loss: str, row: dict[str, Any]) -> bool:
-    return bool(row["loss"] == loss)
 
 
 def predicted(model: str, rule: str, loss: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +67,30 @@ def predicted(model: str, rule: str, loss: str, options: dict[str, Any]) -> dict
     }
 
 
+def segments_of(model: str, limit: int | None) -> str:
+    """The segments of a checkpointed network in words: their pieces, and r if recomputed.
+
+    Finding them takes longer than the steps that are timed.
+    """
+    learner = made(model, "checkpointed", "")
+    piece = (
+        piece_within(learner, BATCH, limit) if limit else checkpointed_piece(learner, BATCH, None)
+    )
+    counts = [len(list(part.get_submodule("pieces").children())) for part in piece.segments]
+    pairs = zip(counts, piece.recomputed, strict=True)
+    return " ".join(f"{count}{'r' if again else ''}" for count, again in pairs)
+
+
+def checkpointed_as(learner: Learner, words: str) -> Checkpointed:
+    """The network of a learner in the segments that ``segments_of`` named."""
+    counts = [int(word.rstrip("r")) for word in words.split()]
+    sample = torch.zeros(2, *learner.image_shape)
+    chains = (split(learner.model, at, sample) for at in ("block", "layer"))
+    pieces = iter(next(chain.pieces for chain in chains if len(chain.pieces) == sum(counts)))
+    segments = [Segment(list(islice(pieces, count))) for count in counts]
+    return Checkpointed(segments, [word.endswith("r") for word in words.split()])
+
+
 def lines(model: str) -> Iterator[dict[str, Any]]:
     """A line per method; a plan for every local method's memory, and for shares of global's."""
 
@@ -70,6 +98,8 @@ def lines(model: str) -> Iterator[dict[str, Any]]:
         said = {name: options.get(name, "") for name in ("micro_batches", "limit")}
         cells = {"model": model, "batch_size": BATCH, "method": method, "rule": rule, "loss": loss}
         found = {**cells, **said, **predicted(model, rule, loss, options), "seconds": ""}
+        checkpoints = rule == "checkpointed"
+        found["segments"] = segments_of(model, options.get("limit")) if checkpoints else ""
         print(*found.values(), flush=True)
         return found
 
@@ -91,9 +121,13 @@ def timed(rows: list[dict[str, Any]]) -> None:
     """Fill in the seconds of a step of each line, medians of steps that take turns."""
     ticks = []
     for row in rows:
-        options = {name: int(row[name]) for name in ("micro_batches", "limit") if row[name]}
+        options = {"micro_batches": int(row["micro_batches"])} if row["micro_batches"] else {}
         learner = made(row["model"], row["rule"], row["loss"])
-        ticks.append(rule_ticks(row["rule"], learner, BATCH, REPETITIONS, options))
+        rule = "global" if row["segments"] else row["rule"]
+        steps = rule_ticks(rule, learner, BATCH, REPETITIONS, options)
+        if row["segments"]:
+            steps = with_piece(learner.units[0], checkpointed_as(learner, row["segments"]), steps)
+        ticks.append(steps)
     seconds: list[list[float]] = [[] for _ in rows]
     for _ in range(REPETITIONS + 2):
         for steps, times in zip(ticks, seconds, strict=True):
@@ -103,6 +137,10 @@ def timed(rows: list[dict[str, Any]]) -> None:
     for row, times in zip(rows, seconds, strict=True):
         row["seconds"] = f"{median(times[2:]):.3f}"
         print(row["model"], row["method"], row["limit"], *(f"{t:.3f}" for t in times), flush=True)
+
+
+def has_loss(loss: str, row: dict[str, Any]) -> bool:
+    return bool(row["loss"] == loss)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -125,8 +163,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     }
     for panel, model in zip(panels, MODELS, strict=True):
         for label, (belongs, style) in families.items():
-            chosen = [row for row in rows if row["model"] == model and belongs(row)]
-            points = sorted((int(row["peak_bytes"]) / 1e6, float(row["seconds"])) for row in chosen)
+            points = sorted(
+                (int(row["peak_bytes"]) / 1e6, float(row["seconds"]))
+                for row in rows
+                if row["model"] == model and belongs(row)
+            )
             if points:
                 panel.plot(*zip(*points, strict=True), style, ms=7, alpha=0.8, label=label)
         panel.set(title=f"{model}, batch of {BATCH}", xlabel="peak memory, MB")

@@ -37,6 +37,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--memory",
+        dest="fitting",  # an execution has another option of this name
         metavar="SIZE",
         help="find the largest batch that fits into 4GB, 4GiB, 500MB …",
     )
@@ -61,7 +62,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
         names,
         parsed.classes,
         parsed.predict,
-        parsed.memory,
+        parsed.fitting,
         parsed.figure,
         parsed.per_unit,
     )
