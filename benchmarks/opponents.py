@@ -42,7 +42,6 @@ MODELS = ("resnet18", "vgg16")
 LOSSES = ("pred", "predsim-lite", "predsim")
 PARTS = (2, 4, 8)
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of global training's memory, for which a plan is made
-REPETITIONS = 3  # timed steps of each method, after two that are not counted
 ADAM = partial(torch.optim.Adam, fused=True)
 
 
@@ -117,25 +116,25 @@ def lines(model: str) -> Iterator[dict[str, Any]]:
                 print(model, refusal, flush=True)
 
 
-def timed(rows: list[dict[str, Any]]) -> None:
+def timed(rows: list[dict[str, Any]], repetitions: int) -> None:
     """Fill in the seconds of a step of each line, medians of steps that take turns."""
     ticks = []
     for row in rows:
         options = {"micro_batches": int(row["micro_batches"])} if row["micro_batches"] else {}
         learner = made(row["model"], row["rule"], row["loss"])
         rule = "global" if row["segments"] else row["rule"]
-        steps = rule_ticks(rule, learner, BATCH, REPETITIONS, options)
+        steps = rule_ticks(rule, learner, BATCH, repetitions, options)
         if row["segments"]:
             steps = with_piece(learner.units[0], checkpointed_as(learner, row["segments"]), steps)
         ticks.append(steps)
     seconds: list[list[float]] = [[] for _ in rows]
-    for _ in range(REPETITIONS + 2):
+    for _ in range(repetitions + 1):
         for steps, times in zip(ticks, seconds, strict=True):
             began = time.perf_counter()
             next(steps)
             times.append(time.perf_counter() - began)
     for row, times in zip(rows, seconds, strict=True):
-        row["seconds"] = f"{median(times[2:]):.3f}"
+        row["seconds"] = f"{median(times[1:]):.3f}"
         print(row["model"], row["method"], row["limit"], *(f"{t:.3f}" for t in times), flush=True)
 
 
@@ -186,6 +185,9 @@ def main() -> None:
     parser.add_argument(
         "--time", choices=MODELS, help="time the steps of this network in the table"
     )
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="timed steps of each, after one that is not"
+    )
     parser.add_argument("--figure", type=Path, help="draw the table, whose steps are timed")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=MODELS)
     parsed = parser.parse_args()
@@ -196,7 +198,7 @@ def main() -> None:
     else:
         rows = [found for model in parsed.models for found in lines(model)]
     if parsed.time:
-        timed([row for row in rows if row["model"] == parsed.time])
+        timed([row for row in rows if row["model"] == parsed.time], parsed.repetitions)
     if parsed.figure:
         draw(rows, parsed.figure)
         return

@@ -124,6 +124,14 @@ def test_streams_add_every_feature_and_a_turn_of_each() -> None:
     assert STEP.recorded(3) == STEP.recorded(4) == 1000 + 10 + 90 + 250 + 160 + 100
 
 
+def test_libraries_hold_memory_for_every_stream() -> None:
+    held = StepBytes(STEP.lasting, STEP.batch, STEP.units, STEP.passed, libraries=1000)
+    assert held.singly() == STEP.singly() + 1000
+    # beside those of the stream on which steps were made before they were recorded
+    assert held.recorded(1) == STEP.recorded(1) + 2000
+    assert held.recorded(3) == STEP.recorded(3) + 4000
+
+
 @pytest.mark.parametrize(
     ("limit", "most", "streams"),
     [(None, 4, 1), (1509, 4, 1), (1510, 4, 2), (1610, 4, 3), (10**6, 2, 2), (1305, 4, 0)],
@@ -153,6 +161,8 @@ def test_bytes_of_a_step_are_those_that_the_rule_needs() -> None:
     assert len(found.units) == len(found.passed) == len(local.units)
     assert found.passed[-1] == 0 < min(found.passed[:-1])
     assert all(torch.equal(before[name], value) for name, value in local.model.state_dict().items())
+    with counting_for("cuda"):
+        assert step_bytes(local, 16).libraries == 2 * 32 * 2**20
 
 
 def random_joints(count: int, seed: int) -> list[Joint]:

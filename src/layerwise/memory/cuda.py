@@ -14,6 +14,16 @@ from torch import Tensor
 
 BLOCK = 512  # bytes
 ALIGNED = 16  # bytes: a pixel's channels fill whole ones in a copy for tensor cores
+HOPPER = 9  # major number of its compute capability
+# that PyTorch gives cuBLAS for each thread and stream, on Hopper and later and on earlier GPUs
+CUBLAS, EARLIER_CUBLAS = 32 * 2**20, (2 * 4096 + 8 * 16) * 2**10
+THREADS = 2  # that multiply matrices: of forward and of backward passes
+
+
+def libraries_bytes(device: torch.device) -> int:
+    """Bytes that cuBLAS holds for the steps of a stream; of Hopper if no GPU is there."""
+    earlier = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < HOPPER
+    return THREADS * (EARLIER_CUBLAS if earlier else CUBLAS)
 
 
 def block_bytes(size: int) -> int:

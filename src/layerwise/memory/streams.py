@@ -12,7 +12,9 @@ from typing import Any
 from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import bytes_of, persistent_bytes, phases
+from layerwise.memory.cuda import libraries_bytes
 from layerwise.memory.fake_step import Footprint, blank_batch, pretended
+from layerwise.utils.device import device_kind
 from layerwise.utils.sizes import format_size
 
 MOST_STREAMS = 4  # more were not faster (docs/log.md)
@@ -28,28 +30,31 @@ class StepBytes:
         batch: of the images, which a recording has a copy of.
         units: per unit, the most alive in its turn beside what is lasting.
         passed: per unit, of what it hands to the next.
+        libraries: of what libraries hold for each stream.
     """
 
     lasting: int
     batch: int
     units: Sequence[int]
     passed: Sequence[int]
+    libraries: int = 0
 
     def singly(self) -> int:
         """Bytes of a step that is made operation by operation."""
-        return self.lasting + max(self.units)
+        return self.lasting + max(self.units) + self.libraries
 
     def recorded(self, streams: int) -> int:
         """The most bytes of a recorded step on so many streams, which units take in turn.
 
         A unit's own feature counts once. What entered it counts with the features that stay and
-        again in its turn, so this is a bound.
+        again in its turn, so this is a bound. The steps before a recording are made singly.
         """
         if streams == 1:
-            return self.singly() + self.batch
+            return self.singly() + self.batch + self.libraries
         turns = [size - feature for size, feature in zip(self.units, self.passed, strict=True)]
         of_streams = sum(max(turns[first::streams]) for first in range(min(streams, len(turns))))
-        return self.lasting + self.batch + sum(self.passed) + of_streams
+        libraries = (1 + streams) * self.libraries
+        return self.lasting + self.batch + sum(self.passed) + of_streams + libraries
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def step_bytes(learner: Learner, batch_size: int) -> StepBytes:
             copied.step(images, labels)
         peaks = footprint.timeline.unit_peaks()
         units = [peaks[unit.index] for unit in copied.units]
-        return StepBytes(lasting, images.nbytes, units, list(passed.values()))
+        libraries = libraries_bytes(images.device) if device_kind(images) == "cuda" else 0
+        return StepBytes(lasting, images.nbytes, units, list(passed.values()), libraries)
 
 
 @contextmanager
