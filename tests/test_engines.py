@@ -202,7 +202,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
 
 def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd):
     pytest.importorskip("submitit", reason="submitit is not installed")
-    run = replace(TINY, epochs=25)
+    run = replace(TINY, epochs=10)
     entries = sweep.entries([run], tmp_path, Execution())
     killer = threading.Thread(target=kill_holder, args=(entries[0].folder,))
     killer.start()
