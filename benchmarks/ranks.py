@@ -76,9 +76,9 @@ def main() -> None:
     with joined("cpu", 600):
         for name in options.models:
             rows += rows_of(name, options)
-    if options.csv and world().first:
-        with replacing(options.csv) as draft:
-            draft.write_text(csv_text(tuple(rows[0]), rows))
+        if options.csv and world().first:
+            with replacing(options.csv) as draft:
+                draft.write_text(csv_text(tuple(rows[0]), rows))
 
 
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
