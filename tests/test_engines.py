@@ -1,10 +1,6 @@
 """Sweeps on workers: runs handed out, tried again, skipped; what is refused, in words."""
 
-import os
 import re
-import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +19,7 @@ from layerwise.experiments.engines.worker import carry_out
 from layerwise.experiments.states import FAILED, FINISHED
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.plugins import IMPORTED
 from tests.test_cli import last_json, refusal
 
 TINY = Run(
@@ -37,6 +34,24 @@ TINY = Run(
 )
 COMPARE = "compare vgg8 --hierarchies 1,1,1,1,1 --rules global --seeds 2 --width 0.0625 --epochs 1"
 COMPARE += " --train-images 40 --batch-size 20 --device cpu"
+
+
+# imported by a worker, which it kills at the first state that is ever saved
+DYING = """
+import os, signal
+from pathlib import Path
+from layerwise.training import loop
+
+save, died = loop.save, Path(__file__).with_name("died")
+
+def save_and_die(*arguments):
+    save(*arguments)
+    if not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.save = save_and_die
+"""
 
 
 @dataclass(kw_only=True)
@@ -200,33 +215,16 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
-def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd):
+def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed")
-    run = replace(TINY, epochs=10)
-    entries = sweep.entries([run], tmp_path, Execution())
-    killer = threading.Thread(target=kill_holder, args=(entries[0].folder,))
-    killer.start()
+    (tmp_path / "dying.py").write_text(DYING)
+    monkeypatch.setitem(IMPORTED, str(tmp_path / "dying.py"), "")
+    entries = sweep.entries([replace(TINY, epochs=2)], tmp_path / "runs", Execution())
     sweep.sweep(entries, engine=create_engine("slurm", {"cluster": "local"}))
-    killer.join()
     assert "worker lost, trying again: " in capfd.readouterr().out
     assert entries[0].state == FINISHED
-    logs = "".join(path.read_text() for path in (tmp_path / ".slurm").glob("*_log.out"))
-    assert "going on after epoch" in logs
-
-
-def kill_holder(folder: RunFolder) -> None:
-    """Kill the process that trains a run once it has saved a state."""
-    deadline = time.monotonic() + 60
-    while not folder.has("last.pt") and time.monotonic() < deadline:
-        time.sleep(0.01)
-    lock = str(folder.file("lock").resolve())
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = {os.readlink(file) for file in (process / "fd").iterdir()}
-        except OSError:
-            continue
-        if lock in opened and int(process.name) != os.getpid():
-            os.kill(int(process.name), signal.SIGKILL)
+    logs = "".join(path.read_text() for path in (tmp_path / "runs/.slurm").glob("*_log.out"))
+    assert "going on after epoch 1" in logs
 
 
 def test_ray_on_this_machine(tmp_path):
