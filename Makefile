@@ -1,10 +1,10 @@
-# make demo: the paper's experiment in small.  make test: lint, types and all tests.
-# make faults: kills, damaged files and very many epochs.
+# make demo: the paper's experiment in small.  make test: lint, types and all tests but the longest.
+# make slow: the longest tests.  make faults: kills, damaged files and very many epochs.
 PYTHON ?= python3.11
 BIN := .venv/bin
 TRAIN := --data digits --width 0.25 --epochs 8 --batch-size 64 --lr 1e-3 --seeds 3 --output-layer separate
 
-.PHONY: demo test faults clean
+.PHONY: demo test slow faults clean
 
 demo: .venv/installed
 	$(BIN)/layerwise compare resnet18 --hierarchies 2,2,2,2 1,1,2,2 $(TRAIN) --output runs/demo
@@ -14,7 +14,11 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q -m "not slow"
+
+# what takes longest: restarts by torchrun, hanging ranks, grids of ranks, Slurm and Ray where installed
+slow: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m slow
 
 # kills at random moments, damaged files, very many epochs: half an hour on one core
 faults: .venv/installed

@@ -215,6 +215,7 @@ def test_what_cannot_be_used_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "dying.py").write_text(DYING)
@@ -227,6 +228,7 @@ def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd, monkeypatc
     assert "going on after epoch 1" in logs
 
 
+@pytest.mark.slow
 def test_ray_on_this_machine(tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     entries = wanted(tmp_path, 0)

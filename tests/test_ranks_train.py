@@ -79,7 +79,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("size", "ranks"), [(2, None), (3, "1,2,3")])
+@pytest.mark.parametrize(
+    ("size", "ranks"), [(2, None), pytest.param(3, "1,2,3", marks=pytest.mark.slow)]
+)
 def test_a_run_on_ranks_is_that_of_one_process(
     size: int, ranks: str | None, alone: Path, tmp_path: Path
 ) -> None:
@@ -150,8 +152,12 @@ def ending(path: Path, how: str) -> Any:
     ("how", "words"),
     [
         ("killed", "the connection to another rank was lost"),
-        ("hangs", "another rank has not answered for 4 s"),
-        ("diverges", "rank 1 ended: Cannot go on training: the loss is nan"),
+        pytest.param("hangs", "another rank has not answered for 4 s", marks=pytest.mark.slow),
+        pytest.param(
+            "diverges",
+            "rank 1 ended: Cannot go on training: the loss is nan",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_rank_that_fails_ends_all_and_the_run_goes_on(
@@ -334,6 +340,7 @@ Unit.step = failing
 """
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_killed_run_again_and_it_goes_on(alone: Path, tmp_path: Path) -> None:
     (tmp_path / "kills.py").write_text(KILLS)
     options = "--rule parallel --width 0.0625 --dropout 0.2 --train-images 80 -b 16 --epochs 2"

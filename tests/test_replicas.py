@@ -380,6 +380,7 @@ def in_a_grid(folder: Path) -> Any:
     ]
 
 
+@pytest.mark.slow
 def test_replicas_on_several_ranks_each(tmp_path: Path) -> None:
     carry_out(replace(RUN, rule_options=Options({"micro_batches": 2})), tmp_path / "alone")
     wanted = weights_of(tmp_path / "alone")
