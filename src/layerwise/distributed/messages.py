@@ -5,8 +5,8 @@ memory: a map in channels-last arrives in channels-last, so that the next unit c
 bits. Sending returns at once; receiving goes on beside the computation of the batch before.
 """
 
+import io
 import math
-import pickle
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from torch import Tensor
 from layerwise.distributed.world import naming_lost_ranks
 from layerwise.errors import InvalidInput
 
-DESCRIPTION = 4096  # bytes
+DESCRIPTION, LENGTH = 8192, 4  # bytes; the first ones hold the length
 DESCRIBED, CONTENT = 1, 2  # tags
 
 
@@ -91,13 +91,23 @@ def described(facts: dict[str, Any], entries: Sequence[Entry]) -> Tensor:
     Raises:
         InvalidInput: its plain values are too long.
     """
-    content = pickle.dumps((facts, entries))
+    buffer = io.BytesIO()
+    torch.save((facts, [vars(entry) for entry in entries]), buffer)
+    content = len(buffer.getvalue()).to_bytes(LENGTH, "big") + buffer.getvalue()
     if len(content) > DESCRIPTION:
         raise InvalidInput(
             f"Cannot send activations to the next rank: their description takes {len(content)} "
             f"bytes, {DESCRIPTION} at most. Let fewer plain values pass between units."
         )
     return torch.frombuffer(bytearray(content.ljust(DESCRIPTION, b"\0")), dtype=torch.uint8)
+
+
+def read_description(description: Tensor) -> tuple[dict[str, Any], list[Entry]]:
+    """What ``described`` was given; no code is run."""
+    content = description.numpy().tobytes()
+    end = LENGTH + int.from_bytes(content[:LENGTH], "big")
+    facts, entries = torch.load(io.BytesIO(content[LENGTH:end]), weights_only=True)
+    return facts, [Entry(**entry) for entry in entries]
 
 
 class Sender:
@@ -220,7 +230,7 @@ class Receiver:
         description = torch.empty(DESCRIPTION, dtype=torch.uint8)
         with naming_lost_ranks():
             dist.recv(description, self.rank, tag=DESCRIBED)
-            facts, entries = pickle.loads(description.numpy().tobytes())
+            facts, entries = read_description(description)
             values: list[Any] = []
             for entry in entries:
                 values.append(self.value_of(entry, values))
