@@ -144,6 +144,7 @@ def test_budgets_hold_together():
     assert set(found) < set(proposals("vgg16", "convolutions=+2"))
 
 
+@pytest.mark.slow
 def test_memory_is_a_budget():
     run = Run(model="resnet18", data="digits", width=0.25, batch_size=16)
     costs, base = Costs(run), (2, 2, 2, 2)
@@ -351,6 +352,7 @@ def test_the_pareto_front_and_what_is_gained():
     assert rows[1]["rules"]["simultaneous"]["seeds"] == 1
 
 
+@pytest.mark.slow
 def test_a_search_by_gain_is_complete_and_resumes(capsys, tmp_path):
     figure = tmp_path / "front.svg"
     more = ["--rank", "gain", "--budget", "convolutions=-2", "--seeds", "2"]
@@ -422,6 +424,7 @@ def test_fewest_shallow_convolutions_come_first():
     assert ranking[3].text == "3 shallow"
 
 
+@pytest.mark.slow
 def test_a_search_for_earlier_halvings_is_complete(capsys, tmp_path):
     arguments = [*command(tmp_path / "runs"), "--move", "downsampling"]
     main(arguments)

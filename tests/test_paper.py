@@ -200,6 +200,7 @@ def test_a_killed_sweep_goes_on_and_gives_the_same_bits(tmp_path):
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep(tmp_path):
     command = [sys.executable, "-c", SWEEP, str(tmp_path), "20"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

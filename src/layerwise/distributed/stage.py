@@ -189,9 +189,7 @@ class Stage:
     def drop(self) -> None:
         """Leave nothing of other ranks' units but the shapes of their weights."""
         own = {
-            id(tensor)
-            for unit in self.units
-            for tensor in (*tensors_of(unit), *borrowed_by(unit))
+            id(tensor) for unit in self.units for tensor in (*tensors_of(unit), *borrowed_by(unit))
         }
         for unit in self.learner.units:
             if unit.index not in self.own:
