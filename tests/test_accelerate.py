@@ -289,6 +289,7 @@ def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_costs_and_trains_nothing(capsys, tmp_path):
     main(command(tmp_path / "none", "--dry-run", "--budget", "convolutions=-2", "--listed", "2"))
     found = last_json(capsys)

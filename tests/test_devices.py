@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import RULES_AND_LOSSES
 
 
+@pytest.mark.slow
 def test_steps_stay_on_their_device_and_wait_for_no_value_of_it():
     program = subprocess.run(
         [sys.executable, "-m", "tests.pretended"],

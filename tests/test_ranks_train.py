@@ -297,6 +297,7 @@ def running_ahead() -> int:
     return made
 
 
+@pytest.mark.slow
 def test_a_rank_runs_ahead_within_its_bound() -> None:
     assert on_ranks(running_ahead) == [2, 0]
 
