@@ -21,13 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from layerwise.core.learner import Learner
-from layerwise.core.localize import localize
 from layerwise.distributed import gathered, joined, replicate, world
 from layerwise.models import create_model
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 from layerwise.utils.version import version
+from ranks import adam, make_learner
 
 SIZE, CLASSES = 32, 10
 WAYS: dict[str, dict[str, bool]] = {
@@ -109,23 +108,6 @@ def row_of(
     if world().first:
         print(*list(row.values())[:7], sep="\t", flush=True)
     return row
-
-
-def make_learner(name: str, options: argparse.Namespace) -> Learner:
-    torch.manual_seed(0)
-    return localize(
-        create_model(name, width=options.width),
-        torch.zeros(2, 3, SIZE, SIZE),
-        CLASSES,
-        loss=options.loss,
-        optimizer=adam,
-        check=False,
-        seed=0,
-    )
-
-
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=1e-4, fused=True)
 
 
 def nothing() -> None:

@@ -7,16 +7,30 @@ of a second.
 import faulthandler
 import multiprocessing
 import os
+import signal
 import socket
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
-from layerwise.distributed import joined
+from layerwise.distributed import joined, world
+from layerwise.training.progress import Progress
 
 PRELOADED = ["torch", "pytest", "layerwise.training.loop", "tests.contract"]
 PATIENCE = 60.0  # seconds for all of a test's ranks
+
+
+class StopAfter(Progress):
+    """Asks the first rank to stop when so many steps have been made."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def tick(self, tick: Any, meter: Any) -> None:
+        self.left -= 1
+        if not self.left and world().first:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @cache

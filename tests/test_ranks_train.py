@@ -26,7 +26,7 @@ from layerwise.training.loop import Interrupted, train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from tests.helpers import digits, learner, same_weights
-from tests.ranks import on_ranks
+from tests.ranks import StopAfter, on_ranks
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
 RUN = Run(
@@ -39,18 +39,6 @@ RUN = Run(
     epochs=2,
     lr=1e-3,
 )
-
-
-class StopAfter(Progress):
-    """Asks the first rank to stop when so many steps have been made."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def tick(self, tick: Any, meter: Any) -> None:
-        self.left -= 1
-        if not self.left and world().first:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def carry_out(run: Run, path: Path, resume: bool = False, stop_after: int = 0, **how: Any) -> Any:

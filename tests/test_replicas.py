@@ -1,8 +1,6 @@
 """Replicas that share every batch learn as one process does with the whole batch."""
 
 import copy
-import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -28,7 +26,7 @@ from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from layerwise.utils.options import Options
 from tests.helpers import CLASSES, FOREIGN, digits, narrow, ticks
-from tests.ranks import on_ranks
+from tests.ranks import StopAfter, on_ranks
 
 BATCH = 11  # shares of 6 and 5
 STEPS = 3
@@ -406,18 +404,6 @@ RUN = Run(
     optimizer="sgd",
     lr=0.01,
 )
-
-
-class StopAfter(Progress):
-    """Asks the first rank to stop when so many steps have been made."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def tick(self, tick: Any, meter: Any) -> None:
-        self.left -= 1
-        if not self.left and world().first:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def carry_out(
