@@ -212,6 +212,41 @@ def test_separable_head_is_narrow_from_its_first_layer() -> None:
     assert [layer.stride[0] for layer in layers if layer.groups > 1] == [2, 1, 2, 1]
 
 
+def slow_strided(depth: int, loss: nn.Module, features: Tensor, targets: Targets) -> Tensor:
+    layers, values = layers_of(loss), features
+    for _ in range(depth):
+        if values.dim() == 4 and max(values.shape[2:]) <= 2:
+            break
+        values = block(values, layers)
+    if values.dim() == 4:
+        values = pooled(values, (min(values.shape[2], 2), min(values.shape[3], 2)))
+    values = normalised(values, next(layers)).flatten(1)
+    return slow_entropy(classified(values, layers))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 9, 9), (2, 6, 1)], ids=str)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_strided_head(depth: int, shape: tuple[int, ...]) -> None:
+    compare(
+        create_loss("strided", site(shape), head_depth=depth), partial(slow_strided, depth), shape
+    )
+
+
+def test_strided_head_doubles_channels_until_maps_are_small() -> None:
+    def widths(side: int, factor: float) -> list[int]:
+        head = create_loss(
+            "strided", site((16, side, side)), head_depth=3, head_width_factor=factor
+        )
+        layers = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
+        assert all(layer.stride == (2, 2) for layer in layers)
+        return [layer.out_channels for layer in layers]
+
+    assert widths(32, 2.0) == [32, 64, 128]
+    assert widths(16, 0.25) == [4, 8, 16]
+    assert widths(5, 2.0) == [32, 64]
+    assert widths(2, 2.0) == []
+
+
 def slow_lls(loss: nn.Module, features: Tensor, targets: Targets) -> Tensor:
     values = features
     if values.dim() == 4:
@@ -723,6 +758,9 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("look-ahead", {}, "look-ahead at unit 0: nothing is known of what follows it"),
         ("look-ahead", {"branches": "none"}, "branches 'none': it is unknown"),
         ("look-ahead", {"average_momentum": 1.5}, "average_momentum 1.5: it is out of range"),
+        ("strided", {"head_depth": -1}, "head_depth -1: it is too small. Give 0 or more"),
+        ("strided", {"head_width_factor": 0.0}, "head_width_factor 0.0: it is out of range"),
+        ("strided", {"head_width_factor": float("nan")}, "head_width_factor nan"),
         ("lls", {"head_size": 0}, "head_size 0: it is too small. Give 1 pixel or more"),
     ],
 )

@@ -29,6 +29,7 @@ from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.losses.separable import Separable
 from layerwise.losses.sim import Sim
 from layerwise.losses.site import Evaluated, Site, Targets
+from layerwise.losses.strided import Strided
 from layerwise.losses.terms import TERMS, WithTerms, declaring_terms, split_terms
 from layerwise.utils.changing import BETWEEN, Change, Changing, linear_change, value_at
 from layerwise.utils.options import changing_options, keyword_only, plain_type_of
@@ -45,6 +46,7 @@ LOSSES: dict[str, LossFactory] = {
     "dgl-mlp": DglMlp,
     "dgl-mlp-sr": DglMlpSr,
     "separable": Separable,
+    "strided": Strided,
     "lls": Lls,
     "auglocal": AugLocal,
     "look-ahead": LookAhead,

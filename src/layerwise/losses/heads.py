@@ -27,10 +27,10 @@ class HeadLoss(nn.Module):
         return cross_entropy(self.logits(features), targets)
 
 
-def convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Convolution that keeps the size of maps, batch normalisation and ReLU."""
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Convolution, batch normalisation and ReLU; the size of maps is divided by the stride."""
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
