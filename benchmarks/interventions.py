@@ -131,6 +131,8 @@ INTERVENTIONS = (
     ),
     Intervention("dgl-cnn-below", "stronger below", "DGL's cnn head below", below("dgl-cnn")),
     Intervention("dgl-cnn-above", "stronger above", "DGL's cnn head above", above("dgl-cnn")),
+    Intervention("strided-below", "stronger below", "strided heads below", below("strided")),
+    Intervention("strided-above", "stronger above", "strided heads above", above("strided")),
     Intervention(
         "halved-first",
         "resolution",
