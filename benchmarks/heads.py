@@ -369,6 +369,8 @@ def head_options(run: Run) -> dict[str, Any]:
 def carry_out(run: Run, runs: Path, execution: Execution) -> None:
     folder = folder_of(run, runs)
     print(folder.path.name, flush=True)
+    if folder.archived:
+        return
     try:
         train(prepare(run, execution), folder, resume=True, progress=Progress())
     except Busy:
@@ -383,7 +385,7 @@ def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]
         found = {}
         for seed in range(arguments.seeds):
             folder = folder_of(run_of(model, variant, seed), arguments.runs)
-            if folder.finished:
+            if folder.finished or folder.archived:
                 found[seed] = folder.result()["test_accuracy"]
         reference = reference or found
         pairs = [found[seed] - reference[seed] for seed in found if seed in reference]

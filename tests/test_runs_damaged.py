@@ -17,7 +17,7 @@ from PIL import Image
 from layerwise import separability
 from layerwise.analysis.separability import separability_over_epochs
 from layerwise.errors import InvalidInput
-from layerwise.experiments.sweep import FINISHED, UNFINISHED, entries
+from layerwise.experiments.sweep import FINISHED, UNFINISHED, entries, sweep
 from layerwise.runs.folder import (
     BEST,
     CONFIGURATION,
@@ -202,6 +202,21 @@ def test_a_run_without_weights_and_state_is_not_trained_over(finished: Path) -> 
     digests = RunFolder(finished).result()["sha256"]
     (finished / RESULT).unlink()
     assert go(finished)["sha256"] == digests
+
+
+def test_a_sweep_counts_an_archived_run_as_finished(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (*RunFolder(finished).result()["sha256"], STATE):
+        (finished / name).unlink()
+    named = finished.rename(finished.with_name(run_name(SMALL)))
+    wanted = entries([SMALL], named.parent, CPU)
+    assert [entry.state for entry in wanted] == [FINISHED]
+    assert sweep(wanted) == {}
+    assert "already finished" in capsys.readouterr().out
+    (named / LOG).write_text("")
+    with pytest.raises(InvalidInput, match="SHA-256 differs"):
+        assert wanted[0].state
 
 
 @pytest.mark.parametrize("kind", ["finished", "earlier"])

@@ -59,6 +59,14 @@ class RunFolder:
         except InvalidInput:  # said where the result is read
             return True
 
+    @property
+    def archived(self) -> bool:
+        """Whether it has a result, but neither its weights nor a state to write them from.
+
+        So are the runs of ``results/``: their numbers stand, but nothing can go on from them.
+        """
+        return self.has(RESULT) and not self.has(STATE) and not self.finished
+
     def removed_weights(self) -> list[str]:
         """Names of weights that the result has a digest of, and that are not there."""
         return [name for name in self.result()[WEIGHTS_DIGESTS] if not self.has(name)]
@@ -105,13 +113,15 @@ class RunFolder:
     def verify_all(self) -> None:
         """Refuse a finished run of which any file is not the one that it wrote.
 
-        The state may have been removed: no number of the result needs it any longer.
+        The state may have been removed, and of an archived run the weights: no number of the result
+        needs them any longer.
 
         Raises:
             InvalidInput: naming the first of them.
         """
         refuse_unsound_result(self.file(RESULT), self.result(), self.run())
-        self.verify(*(name for name in self.digests() if name != STATE or self.has(STATE)))
+        spare = [STATE, *(self.removed_weights() if self.archived else ())]
+        self.verify(*(name for name in self.digests() if name not in spare or self.has(name)))
 
     def refuse_links(self) -> None:
         """Refuse to go on where writing would reach a file elsewhere, or wait for ever.
