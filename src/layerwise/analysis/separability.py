@@ -27,7 +27,8 @@ from layerwise.measures.gains import losses_push
 from layerwise.runs.folder import SEPARABILITY, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import refuse_other_data
-from layerwise.training.prepare import apply_execution, prepare
+from layerwise.training.device import apply_execution
+from layerwise.training.prepare import prepare
 from layerwise.training.saved import compared_run, trained_depths
 
 IMAGES = 10_000

@@ -192,7 +192,7 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
     Raises:
         InvalidInput: the command has another option of that name.
     """
-    from layerwise.training.prepare import registries
+    from layerwise.training.options import registries
 
     taken = set(skip)
     for kind in declared:

@@ -22,7 +22,8 @@ from layerwise.profiling.predict import PredictedStep, predict_steps
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.networks import build_network
-from layerwise.training.prepare import prepare, with_rule
+from layerwise.training.options import with_rule
+from layerwise.training.prepare import prepare
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.losses import loss_in_words, losses_of
 from layerwise.runs.run import NO_OPTIONS, Run
-from layerwise.training.prepare import registries, with_own_options, with_rule
+from layerwise.training.options import registries, with_rule
+from layerwise.training.prepare import with_own_options
 from layerwise.utils.options import Options, checked_options, options_of
 
 LOCAL = "simultaneous"  # the rule that has spans
