@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from layerwise.core.feature import Feature, unit_features
 from layerwise.core.learner import Learner
-from layerwise.core.localize import feature_shapes
+from layerwise.core.shapes import feature_shapes
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.split import split
 from layerwise.core.unit import Activations, Unit
