@@ -10,9 +10,12 @@ from layerwise.cli.effects import check_effects
 from layerwise.cli.options import DECLARED, by_option
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
+from layerwise.runs.command import flat
+from layerwise.runs.fields import NO_OPTIONS, check_value
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.formats import run_from
 from layerwise.runs.losses import format_later_losses, parse_later_losses
-from layerwise.runs.run import NO_OPTIONS, Execution, Run, check_value, flat, run_from
+from layerwise.runs.run import Execution, Run
 from layerwise.utils.bounded import read_options, refuse_strange
 from layerwise.utils.options import Options, options_of
 from layerwise.utils.terminal import in_one_line

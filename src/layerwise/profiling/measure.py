@@ -23,7 +23,8 @@ from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import measured, persistent_bytes, phases, profiler_mark
 from layerwise.profiling.trial_steps import rule_ticks, trial_learner, trial_options
 from layerwise.runs.folder import FORMATS
-from layerwise.runs.run import Execution, Run, described, run_from
+from layerwise.runs.formats import run_from
+from layerwise.runs.run import Execution, Run, described
 from layerwise.training.device import apply_execution
 from layerwise.training.prepare import prepare
 from layerwise.training.recorded_steps import choose_steps, record_steps

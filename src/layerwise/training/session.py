@@ -13,8 +13,8 @@ from layerwise.errors import InvalidInput
 from layerwise.measures.watch import Watch
 from layerwise.rules import Tick
 from layerwise.rules.frozen_features import ordered
+from layerwise.runs.command import differences
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import differences
 from layerwise.training.checkpoint import Restored, restore
 from layerwise.training.description import choices_in_words, describe_session
 from layerwise.training.device import apply_execution
