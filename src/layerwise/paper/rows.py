@@ -149,6 +149,7 @@ def read_rows() -> tuple[Row, ...]:
 
 
 ROWS = read_rows()
+BY_NAME = {(row.table, row.name): row for row in ROWS}
 
 
 def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list[Row]:
