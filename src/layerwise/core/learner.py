@@ -241,8 +241,6 @@ class Learner:
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that cannot be learned from, and weights that would stay untrained.
 
-        Values on a GPU are not read, since that would wait for the device.
-
         Raises:
             InvalidInput: saying what is wrong with the batch or the network.
         """
