@@ -193,7 +193,7 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
     Raises:
         InvalidInput: the command has another option of that name.
     """
-    from layerwise.training.options import registries
+    from layerwise.training.declared_options import registries
 
     taken = set(skip)
     for kind in declared:

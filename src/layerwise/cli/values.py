@@ -124,7 +124,7 @@ def with_declared(run: Run, options: Mapping[str, Any]) -> Run:
     An option that no choice of the run declares goes to a kind of which some entry does: there it
     is refused in words.
     """
-    from layerwise.training.options import choices, registries
+    from layerwise.training.declared_options import choices, registries
 
     own = {item.name for item in fields(Run)} | {item.name for item in fields(Execution)}
     taken: dict[str, dict[str, Any]] = {kind: {} for kind in registries()}
@@ -157,7 +157,7 @@ def read_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    from layerwise.training.options import registries
+    from layerwise.training.declared_options import registries
 
     try:
         values = read_options(Path(path)) or {}

@@ -15,8 +15,8 @@ from layerwise.models import hierarchical, published_hierarchy
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Run
+from layerwise.training.declared_options import options_in_full
 from layerwise.training.machine import describe_device, describe_machine
-from layerwise.training.options import options_in_full
 from layerwise.training.origins import origins
 from layerwise.training.prepare import Prepared
 from layerwise.utils.sizes import format_size

@@ -12,7 +12,7 @@ from layerwise.errors import InvalidInput
 from layerwise.models.libraries import OfLibrary
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Run
-from layerwise.training.options import registries
+from layerwise.training.declared_options import registries
 from layerwise.utils.files import digest_of
 from layerwise.utils.plugins import IMPORTED, imported_as
 

@@ -27,10 +27,10 @@ from layerwise.runs.headings import parse_measures
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
+from layerwise.training.declared_options import choices, registries
 from layerwise.training.device import find_device
 from layerwise.training.networks import build_network, check_size, load_network, unsaid
 from layerwise.training.optimizers import OPTIMIZERS
-from layerwise.training.options import choices, registries
 from layerwise.training.recorded_steps import memory_limit
 from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log

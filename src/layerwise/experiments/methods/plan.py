@@ -12,7 +12,7 @@ from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
 from layerwise.runs.losses import loss_in_words, losses_of
 from layerwise.runs.run import Run
-from layerwise.training.options import registries, with_rule
+from layerwise.training.declared_options import registries, with_rule
 from layerwise.training.prepare import with_own_options
 from layerwise.utils.options import Options, checked_options, options_of
 

@@ -1,4 +1,4 @@
-"""Options that the network, the rule and the losses of a run declare."""
+"""Options that the network, the rule and the losses of a run declare, and their values."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
