@@ -25,7 +25,8 @@ def augmentation(data_dir: str, batches: int = 20) -> dict[str, float]:
 
     from layerwise.core.memory_format import set_memory_format
     from layerwise.runs.run import Execution
-    from layerwise.training.prepare import apply_execution, prepare
+    from layerwise.training.device import apply_execution
+    from layerwise.training.prepare import prepare
 
     prepared = prepare(measured_run(), Execution(data_dir=data_dir))
     apply_execution(prepared.device, prepared.execution)

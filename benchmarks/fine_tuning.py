@@ -33,9 +33,11 @@ from layerwise.profiling.predict import predict_steps
 from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.training.device import apply_execution
 from layerwise.training.evaluate import accuracy
 from layerwise.training.machine import describe_machine
-from layerwise.training.prepare import apply_execution, build_network, prepare
+from layerwise.training.networks import build_network
+from layerwise.training.prepare import prepare
 from layerwise.training.saved import load_network
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing

@@ -23,7 +23,6 @@ from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Evaluated, Pred, Targets
 from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
-from layerwise.training import session
 from tests.helpers import CLASSES, network
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -295,7 +294,7 @@ def test_a_run_has_the_audit_in_its_record_and_the_same_bits(
     words = ["train", "resnet18", *TINY[:4], "--epochs", "1", "--train-images", "40"]
     words += ["--batch-size", "20", "--at", "block", "--dropout", "0.2", "--output"]
     main([*words, str(tmp_path / "audited")])
-    monkeypatch.setattr(session, "audit_session", lambda data, learner: None)
+    monkeypatch.setattr("layerwise.training.description.audit_session", lambda data, learner: None)
     main([*words, str(tmp_path / "plain")])
     files = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("audited", "plain")]
     assert files[0] == files[1]

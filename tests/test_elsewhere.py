@@ -19,8 +19,9 @@ import layerwise
 from layerwise.cli import main
 from layerwise.errors import InvalidInput
 from layerwise.models import weight_files
+from layerwise.runs.command import command
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Run, command, run_name
+from layerwise.runs.run import Run, run_name
 from layerwise.utils import plugins
 
 CODE = """

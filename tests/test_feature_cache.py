@@ -26,9 +26,9 @@ from layerwise.rules.base import Position
 from layerwise.rules.feature_cache import Column, Keeping, Kind, cached_features, kind_of
 from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.training import prepare as preparing
+from layerwise.training.feature_keeping import FEATURES, feature_keeping
 from layerwise.training.loop import train
-from layerwise.training.prepare import FEATURES, feature_keeping, prepare
+from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from layerwise.utils.allocator import free_memory
 from layerwise.utils.options import Options
@@ -384,7 +384,7 @@ def test_a_limit_is_said_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_no_more_is_kept_in_memory_than_is_free(
     device: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparing, "free_memory", lambda: 10**6)
+    monkeypatch.setattr("layerwise.training.feature_keeping.free_memory", lambda: 10**6)
     cache_dir = str(tmp_path) if place == "disk" else None
     execution = Execution(device=device, cache_dir=cache_dir, cache_limit="1GB")
     keeping = keeping_of(execution, tmp_path)
@@ -395,7 +395,7 @@ def test_no_more_is_kept_in_memory_than_is_free(
         else (10**9, "the limit of 1 GB")
     )
     assert (keeping.limit, keeping.bound) == expected
-    monkeypatch.setattr(preparing, "free_memory", lambda: None)
+    monkeypatch.setattr("layerwise.training.feature_keeping.free_memory", lambda: None)
     assert keeping_of(execution, tmp_path).limit == 10**9
 
 

@@ -21,7 +21,8 @@ from layerwise.losses.terms import TERMS
 from layerwise.profiling.trial_steps import trial_learner
 from layerwise.rules import set_rates
 from layerwise.runs.folder import STATE, WEIGHTS, RunFolder
-from layerwise.runs.run import Run, described, run_from, run_name
+from layerwise.runs.formats import run_from
+from layerwise.runs.run import Run, described, run_name
 from layerwise.training.loop import train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress

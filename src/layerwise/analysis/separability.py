@@ -12,22 +12,15 @@ from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput, choose
 from layerwise.measures import MEASURES
 from layerwise.measures.base import check_labels, parts
-from layerwise.measures.depths import (
-    POOLED_TO,
-    Depths,
-    Row,
-    Sample,
-    depths_of,
-    measure_depths,
-    network_depths,
-    refuse_other_depth,
-    sample_images,
-)
+from layerwise.measures.depths import POOLED_TO, Row, measure_depths
 from layerwise.measures.gains import losses_push
+from layerwise.measures.places import Depths, depths_of, network_depths, refuse_other_depth
+from layerwise.measures.sample import Sample, sample_images
 from layerwise.runs.folder import SEPARABILITY, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import refuse_other_data
-from layerwise.training.prepare import apply_execution, prepare
+from layerwise.training.device import apply_execution
+from layerwise.training.prepare import prepare
 from layerwise.training.saved import compared_run, trained_depths
 
 IMAGES = 10_000

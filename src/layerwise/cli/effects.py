@@ -178,7 +178,7 @@ def without_effect(name: str, runs: Sequence[Run], execution: Execution) -> str 
 
 def condition_name(name: str) -> str:
     """The name by which conditions know an option: those of losses by one."""
-    from layerwise.training.prepare import registries
+    from layerwise.training.declared_options import registries
 
     if name in {item.name for kind in (Run, Execution) for item in fields(kind)}:
         return name

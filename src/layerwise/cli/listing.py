@@ -46,7 +46,7 @@ def entries(what: str) -> dict[str, str]:
         from layerwise.losses import LOSSES
 
         return {name: with_options(loss) for name, loss in LOSSES.items()}
-    from layerwise.training.prepare import registries
+    from layerwise.training.declared_options import registries
 
     registry: Mapping[str, Any] = registries()[{"models": "model", "rules": "rule"}[what]]
     return {name: with_options(factory) for name, factory in registry.items()}

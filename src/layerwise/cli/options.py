@@ -10,7 +10,8 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from layerwise.errors import InvalidInput, brief
-from layerwise.runs.run import Execution, Run, field_type
+from layerwise.runs.fields import field_type
+from layerwise.runs.run import Execution, Run
 from layerwise.utils.changing import BETWEEN
 from layerwise.utils.options import Option, as_flag, options_of, positional_options
 from layerwise.utils.terminal import in_one_line
@@ -192,7 +193,7 @@ def add_declared(parser: Parser, skip: set[str], declared: Sequence[str]) -> Non
     Raises:
         InvalidInput: the command has another option of that name.
     """
-    from layerwise.training.prepare import registries
+    from layerwise.training.declared_options import registries
 
     taken = set(skip)
     for kind in declared:

@@ -10,9 +10,12 @@ from layerwise.cli.effects import check_effects
 from layerwise.cli.options import DECLARED, by_option
 from layerwise.errors import InvalidInput, choose
 from layerwise.hierarchy import parse_downsampling, parse_hierarchy
+from layerwise.runs.command import flat
+from layerwise.runs.fields import NO_OPTIONS, check_value
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.formats import run_from
 from layerwise.runs.losses import format_later_losses, parse_later_losses
-from layerwise.runs.run import NO_OPTIONS, Execution, Run, check_value, flat, run_from
+from layerwise.runs.run import Execution, Run
 from layerwise.utils.bounded import read_options, refuse_strange
 from layerwise.utils.options import Options, options_of
 from layerwise.utils.terminal import in_one_line
@@ -121,7 +124,7 @@ def with_declared(run: Run, options: Mapping[str, Any]) -> Run:
     An option that no choice of the run declares goes to a kind of which some entry does: there it
     is refused in words.
     """
-    from layerwise.training.prepare import choices, registries
+    from layerwise.training.declared_options import choices, registries
 
     own = {item.name for item in fields(Run)} | {item.name for item in fields(Execution)}
     taken: dict[str, dict[str, Any]] = {kind: {} for kind in registries()}
@@ -154,7 +157,7 @@ def read_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    from layerwise.training.prepare import registries
+    from layerwise.training.declared_options import registries
 
     try:
         values = read_options(Path(path)) or {}

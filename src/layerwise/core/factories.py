@@ -1,4 +1,4 @@
-"""Losses, optimizers and schedules of units, made by what the user gives ``localize``."""
+"""Losses and optimizers of units, made by what the user gives ``localize``."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -11,7 +11,6 @@ from layerwise.errors import InvalidInput
 from layerwise.losses import LossFactory
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], Any]
 Given = TypeVar("Given")
 # one for all units, one per unit in order, by name, or by the number of the unit it begins at
 PerUnit: TypeAlias = Given | Sequence[Given] | Mapping[str, Given] | Mapping[int, Given]
@@ -139,17 +138,3 @@ def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:
     """Adam, in one fused operation where the device has one."""
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.Adam(parameters, lr=5e-4, fused=fused)
-
-
-def checked_scheduler(scheduler: Any) -> Any:
-    """A schedule that can be advanced.
-
-    Raises:
-        InvalidInput: it is none.
-    """
-    if not callable(getattr(scheduler, "step", None)):
-        raise InvalidInput(
-            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
-            "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
-        )
-    return scheduler

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.batch import check_batch
 from layerwise.core.early_exit import early_exit
 from layerwise.core.outputs import Key
 from layerwise.core.pieces import follow_network
@@ -21,6 +21,7 @@ from layerwise.core.reach import (
     span_text,
 )
 from layerwise.core.result import StepResult
+from layerwise.core.schedules import advance
 from layerwise.core.state import load_state, state_of
 from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
@@ -32,8 +33,6 @@ from layerwise.utils.changing import Change, set_values
 
 # (units, images, targets, steps made before) -> each unit's loss and number of correct examples
 MakeStep = Callable[[Sequence[Unit], Tensor, Targets, int], list[Evaluated]]
-
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Learner:
@@ -242,54 +241,11 @@ class Learner:
     def check(self, images: Tensor, labels: Tensor) -> None:
         """Refuse a batch that cannot be learned from, and weights that would stay untrained.
 
-        Values on a GPU are not read, since that would wait for the device.
-
         Raises:
             InvalidInput: saying what is wrong with the batch or the network.
         """
         self.structure.check(self.units)
-        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
-            raise InvalidInput(
-                f"Cannot learn from {type(images).__name__} and {type(labels).__name__}: images "
-                "and labels must be tensors. Convert arrays and lists with torch.as_tensor."
-            )
-        if not torch.is_grad_enabled():
-            raise InvalidInput(
-                "Cannot make a step: gradients are switched off here. Take the step out of "
-                "torch.no_grad()."
-            )
-        kind = images.device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != self.units[0].amp:
-            raise InvalidInput(
-                "Cannot make a step: autocast is on around it, and units compute in the precision "
-                f"that localize was given. Make the units with amp={torch.get_autocast_dtype(kind)}"
-                ", and take the step out of torch.autocast."
-            )
-        if len(images) < 2:
-            raise InvalidInput(
-                f"Cannot learn from a batch of {len(images)}: batch normalisation and similarity "
-                "compare examples. Give batches of 2 or more, and drop the last one of an epoch "
-                "if it is smaller."
-            )
-        if labels.dim() != 1 or len(labels) != len(images) or labels.dtype not in INTEGERS:
-            raise InvalidInput(
-                f"Cannot learn from labels of shape {tuple(labels.shape)} and type "
-                f"{labels.dtype}: they do not fit {len(images)} images. Give one integer per image."
-            )
-        if (
-            labels.device.type == "cpu"
-            and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes
-        ):
-            raise InvalidInput(
-                f"Cannot learn from labels from {int(labels.min())} to {int(labels.max())}: with "
-                f"num_classes={self.num_classes} they go from 0 to {self.num_classes - 1}. Give "
-                "such labels, or another num_classes."
-            )
-        if images.device.type == "cpu" and not bool(torch.isfinite(images).all()):
-            raise InvalidInput(
-                "Cannot learn from the images: they hold NaN or infinite values. Clean or clip "
-                "them before the step."
-            )
+        check_batch(images, labels, self.num_classes, self.units[0].amp)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Advance every unit's learning-rate schedule.
@@ -301,22 +257,7 @@ class Learner:
             InvalidInput: a schedule needs the metric, and it is not given, or a schedule is of
                 another optimizer than its unit's; none was advanced.
         """
-        scheduled = [unit for unit in self.units if unit.scheduler is not None]
-        reads_metric = [isinstance(unit.scheduler, ReduceLROnPlateau) for unit in scheduled]
-        if any(reads_metric) and metric is None:
-            raise InvalidInput(
-                "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
-                "learner.end_epoch(validation_loss)."
-            )
-        for unit in scheduled:
-            if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:
-                raise InvalidInput(
-                    f"Cannot advance the schedule of unit {unit.index} ({unit.name}): its "
-                    "optimizer was replaced, and the schedule sets the former's rate. Make "
-                    "unit.scheduler anew of unit.optimizer."
-                )
-        for unit, reads in zip(scheduled, reads_metric, strict=True):
-            unit.scheduler.step(*[metric] * reads)
+        advance(self.units, metric)
 
     def end_step(self) -> None:
         """Advance schedules that count steps, such as ``OneCycleLR``, instead of ``end_epoch``."""

@@ -1,21 +1,18 @@
 """Make a learner: cut a network and give every unit its local loss and its optimizer."""
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from layerwise.core.arguments import check_arguments, refuse_other_output
 from layerwise.core.check import compare_with_network
 from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
     OptimizerFactory,
     PerUnit,
-    SchedulerFactory,
-    checked_scheduler,
     losses_of_units,
     made_optimizer,
     optimizer_makers,
@@ -26,30 +23,21 @@ from layerwise.core.frozen import frozen_before
 from layerwise.core.head_memory import refuse_large_heads
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
+from layerwise.core.loss_trial import try_losses
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.outputs import Key
 from layerwise.core.reach import Span
-from layerwise.core.result import checked_result
-from layerwise.core.side_effects import modes_kept, states_kept
+from layerwise.core.schedules import SchedulerFactory, checked_scheduler
+from layerwise.core.shapes import feature_shapes
+from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
-from layerwise.core.unit import Activations, Unit, entered_feature, precision
+from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
-from layerwise.losses import (
-    LossFactory,
-    Site,
-    Targets,
-    create_loss,
-    options_of_each,
-    with_changes,
-)
-from layerwise.losses.site import classifies
+from layerwise.losses import LossFactory, Site, create_loss, options_of_each, with_changes
 from layerwise.losses.terms import refuse_idle_terms
 from layerwise.utils.changing import Change
 from layerwise.utils.seeds import seeded
-
-# what may pass from a unit to the next: tensors, and facts about them
-PASSED = (Tensor, int, float, type(None), torch.Size, torch.dtype, torch.device)
 
 
 def localize(
@@ -231,178 +219,3 @@ def localize(
         if memory_format is not None:
             set_memory_format(learner, memory_format, weights=False)
     return learner
-
-
-def refuse_other_output(shape: tuple[int, ...], num_classes: int) -> None:
-    """Refuse an output that is not one logit per class.
-
-    Raises:
-        InvalidInput: saying what the last layer has to give.
-    """
-    if shape == (num_classes,):
-        return
-    if len(shape) > 1:
-        remedy = "Pool it, such as by x.mean((2, 3)), so that each image has one logit per class"
-    elif shape in ((), (1,)):
-        remedy = (
-            f"Let its last layer give {num_classes} logits, one per class, also where there are two"
-        )
-    else:
-        remedy = f"Pass num_classes={shape[0]}, or let its last layer give {num_classes} logits"
-    raise InvalidInput(
-        f"Cannot localize the network: its output has shape {shape} per image, not "
-        f"({num_classes},). {remedy}."
-    )
-
-
-@torch.no_grad()
-def try_losses(learner: Learner, sample: Tensor) -> None:
-    """Compute a copy of every unit's loss once, so that a faulty one fails before any training.
-
-    Raises:
-        InvalidInput: a loss raises an error, or returns something else than it should.
-    """
-    labels = torch.arange(len(sample), device=sample.device) % learner.num_classes
-    targets = Targets(labels, learner.num_classes, sample)
-    activations: Activations = (sample,)
-    devices = [sample.device] if sample.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        for unit in learner.units:
-            loss = copy.deepcopy(unit.loss).eval()  # it may keep something of what it is given
-            with modes_kept(unit.piece), precision(activations, unit.amp):
-                unit.piece.eval()
-                entered = entered_feature(unit, activations)
-                activations = unit.piece(*activations)
-                try:
-                    feature = unit.feature.turned(activations[0])
-                    checked_result(loss(feature, targets, *entered))
-                    if classifies(loss):
-                        logits = loss.logits(feature)  # type: ignore[operator]
-                        check_logits(logits, learner.num_classes)
-                except InvalidInput:
-                    raise
-                except Exception as error:  # the user's code runs here: anything can be raised
-                    reason = " ".join(str(error).split())[:200]
-                    raise InvalidInput(
-                        f"Cannot compute the loss of unit {unit.index} ({unit.name}): it raised "
-                        f"{type(error).__name__} ({reason}). Correct it."
-                    ) from error
-
-
-def check_logits(logits: Tensor, num_classes: int) -> None:
-    """Refuse what a loss's ``logits`` gives if it is not a logit per image and class.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != num_classes:
-        words = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else "no shape"
-        raise InvalidInput(
-            f"Cannot use the logits of a loss: they have {words}, not (B, {num_classes}). Let its "
-            "method logits give one per image and class, or name it otherwise."
-        )
-
-
-def check_arguments(
-    model: Any,
-    sample: Any,
-    num_classes: Any,
-    clip_grad: float | None,
-    amp: Any,
-    seed: int | None,
-    scheduler: Any,
-    head_lr_factor: Any,
-) -> None:
-    """Refuse arguments of ``localize`` that would fail later or silently do something else."""
-    if not isinstance(model, nn.Module) or hasattr(model, "_orig_mod"):
-        raise InvalidInput(
-            f"Cannot localize the network: model is {type(model).__name__}. Give an instance of "
-            "nn.Module, not yet compiled by torch.compile."
-        )
-    if torch.is_inference_mode_enabled() or any(
-        p.is_inference() for p in model.parameters() if not is_lazy(p)
-    ):
-        raise InvalidInput(
-            "Cannot localize the network: weights that are made in inference mode cannot learn. "
-            "Make the network and its units outside of torch.inference_mode()."
-        )
-    if not isinstance(sample, Tensor) or sample.dim() < 2:
-        raise InvalidInput(
-            "Cannot localize the network: sample is not a batch. Give a tensor of images as the "
-            "network is trained on, batch first."
-        )
-    for name, value, valid, accepted in (
-        (
-            "num_classes",
-            num_classes,
-            isinstance(num_classes, int) and num_classes >= 2,
-            "a whole number, 2 or more",
-        ),
-        (
-            "clip_grad",
-            clip_grad,
-            clip_grad is None or 0 < clip_grad < float("inf"),
-            "a number above 0, or None",
-        ),
-        (
-            "amp",
-            amp,
-            amp in (None, torch.bfloat16, torch.float16),
-            "torch.bfloat16, torch.float16, or None",
-        ),
-        (
-            "seed",
-            seed,
-            seed is None or (isinstance(seed, int) and seed >= 0),
-            "a whole number, 0 or more, or None",
-        ),
-        (
-            "scheduler",
-            scheduler,
-            scheduler is None or callable(scheduler),
-            "a callable that makes one of an optimizer",
-        ),
-        (
-            "head_lr_factor",
-            head_lr_factor,
-            isinstance(head_lr_factor, int | float) and 0 < head_lr_factor < float("inf"),
-            "a number above 0",
-        ),
-    ):
-        if not valid:
-            raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
-
-
-def can_pass(value: Any) -> bool:
-    """Whether a value may pass from a unit to the next; of lists those of numbers, such as sizes.
-
-    A tensor in a list would keep its history.
-    """
-    if isinstance(value, list | tuple):
-        return all(isinstance(item, int | float) for item in value)
-    return isinstance(value, PASSED)
-
-
-@torch.no_grad()
-def feature_shapes(
-    pieces: Iterable[nn.Module], names: Sequence[str], sample: Tensor, amp: torch.dtype | None
-) -> list[tuple[int, ...]]:
-    """The shape of every unit's feature without the batch, read in evaluation mode.
-
-    Raises:
-        InvalidInput: something other than tensors and numbers passes from a unit to the next.
-    """
-    shapes, activations = [], (sample,)
-    for piece, name in zip(pieces, names, strict=True):
-        with modes_kept(piece), precision(activations, amp):
-            piece.eval()
-            activations = piece(*activations)
-        if not isinstance(activations[0], Tensor) or not all(map(can_pass, activations)):
-            kinds = ", ".join(type(value).__name__ for value in activations)
-            raise InvalidInput(
-                f"Cannot cut behind unit {name!r}: {kinds} would pass from it to the next, and "
-                "only tensors and numbers can. Cut elsewhere, or keep the module whole with "
-                "leaves=."
-            )
-        shapes.append(tuple(activations[0].shape[1:]))
-    return shapes

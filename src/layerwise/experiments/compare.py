@@ -17,7 +17,7 @@ from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run, file_words
-from layerwise.training.prepare import registries, with_rule
+from layerwise.training.declared_options import registries, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import refuse_foreign, write_json
 from layerwise.utils.options import checked_options, options_of

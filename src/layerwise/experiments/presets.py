@@ -9,7 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 from layerwise.errors import InvalidInput, choose
-from layerwise.runs.run import Run, differences
+from layerwise.runs.command import differences
+from layerwise.runs.run import Run
 from layerwise.utils.options import Options
 
 

@@ -1,12 +1,10 @@
 """The paper's claims, each with the comparisons that it rests on."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
-from layerwise.paper.rows import ROWS, Row, row_run
-from layerwise.paper.statistics import Amount, Comparison, Number
+from layerwise.paper.comparisons import Amount, Comparison, Number, apart, better, falling, number
+from layerwise.paper.rows import BY_NAME, ROWS, Row, row_run
 
-BY_NAME = {(row.table, row.name): row for row in ROWS}
 DISTINCT = tuple({row_run(row, "paper", "layerwise"): row for row in reversed(ROWS)}.values())[
     ::-1
 ]  # of rows with one run, the first
@@ -55,32 +53,6 @@ class Inconsistency:
 
     rows: tuple[Row, Row]
     text: str
-
-
-def number(table: int, name: str, kind: str = "layerwise") -> Number:
-    return Number(BY_NAME[table, name], kind)
-
-
-def better(
-    table: int, name: str, *below: str, kind: str = "layerwise", amount: Amount | None = None
-) -> tuple[Comparison, ...]:
-    """A row of a table above each of some other rows."""
-    return tuple(
-        Comparison(number(table, name, kind), number(table, lower, kind), amount) for lower in below
-    )
-
-
-def falling(table: int, *names: str, kind: str = "layerwise") -> tuple[Comparison, ...]:
-    """Each row of a table above the next."""
-    return tuple(
-        Comparison(number(table, above, kind), number(table, below, kind))
-        for above, below in pairwise(names)
-    )
-
-
-def apart(table: int, name: str, above: str, below: str) -> tuple[Comparison, ...]:
-    """One of a row's numbers above another of the same row."""
-    return (Comparison(number(table, name, above), number(table, name, below)),)
 
 
 FAMILIES = (

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from layerwise.paper.claims import Claim
+from layerwise.paper.comparisons import Comparison
 from layerwise.paper.numbers import Setting
-from layerwise.paper.statistics import FAILS, HOLDS, UNMEASURED, Comparison, Outcome
+from layerwise.paper.statistics import FAILS, HOLDS, UNMEASURED, Outcome
 from layerwise.paper.verdicts import Evidence, Verdict
 from layerwise.runs.run import Run
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
-from layerwise.runs.run import NO_OPTIONS, Run
+from layerwise.runs.fields import NO_OPTIONS
+from layerwise.runs.run import Run
 from layerwise.utils.options import Options
 
 # a column of the paper's tables -> the rule that trains it
@@ -148,6 +149,7 @@ def read_rows() -> tuple[Row, ...]:
 
 
 ROWS = read_rows()
+BY_NAME = {(row.table, row.name): row for row in ROWS}
 
 
 def select_rows(tables: Sequence[int], patterns: Sequence[str] = ("*",)) -> list[Row]:

@@ -26,7 +26,8 @@ from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import build_network, prepare
+from layerwise.training.networks import build_network
+from layerwise.training.prepare import prepare
 from layerwise.utils.sizes import format_size, parse_size
 
 Arguments = ParamSpec("Arguments")

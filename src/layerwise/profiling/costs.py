@@ -12,7 +12,9 @@ from layerwise.profiling.measure import TIMED, TIMED_RECORDED
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import apply_execution, choose_steps, prepare, record_steps
+from layerwise.training.device import apply_execution
+from layerwise.training.prepare import prepare
+from layerwise.training.recorded_steps import choose_steps, record_steps
 from layerwise.utils.device import synchronise
 
 

@@ -14,8 +14,9 @@ from layerwise.core.unit import precision
 from layerwise.data import DATASETS
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
+from layerwise.training.device import apply_execution
 from layerwise.training.networks import build_network
-from layerwise.training.prepare import apply_execution, prepare
+from layerwise.training.prepare import prepare
 from layerwise.utils.device import synchronise
 
 UNCOUNTED = (50_000, 10_000)  # training and test images, where the table does not say how many

@@ -23,8 +23,11 @@ from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import measured, persistent_bytes, phases, profiler_mark
 from layerwise.profiling.trial_steps import rule_ticks, trial_learner, trial_options
 from layerwise.runs.folder import FORMATS
-from layerwise.runs.run import Execution, Run, described, run_from
-from layerwise.training.prepare import apply_execution, choose_steps, prepare, record_steps
+from layerwise.runs.formats import run_from
+from layerwise.runs.run import Execution, Run, described
+from layerwise.training.device import apply_execution
+from layerwise.training.prepare import prepare
+from layerwise.training.recorded_steps import choose_steps, record_steps
 from layerwise.utils.device import device_of, synchronise
 from layerwise.utils.plugins import IMPORTED, import_files
 

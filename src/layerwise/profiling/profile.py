@@ -18,7 +18,9 @@ from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import find_device, prepare, with_rule
+from layerwise.training.declared_options import with_rule
+from layerwise.training.device import find_device
+from layerwise.training.prepare import prepare
 from layerwise.utils.options import Options
 from layerwise.utils.sizes import parse_size
 

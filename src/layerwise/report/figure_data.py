@@ -9,7 +9,7 @@ from itertools import islice
 
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.numbers import Setting
-from layerwise.paper.rows import COLUMNS, ROWS, Row
+from layerwise.paper.rows import BY_NAME, COLUMNS, ROWS, Row
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import Curve, Depth, mean_curve, probe_depth, spread, unit_depth
 
@@ -29,7 +29,6 @@ DEPTHS = (
 )
 MOST = 6  # figures over depth: a page stays small
 LINES = 4  # epochs or units that have a line
-BY_NAME = {(row.table, row.name): row for row in ROWS}
 
 Bar = tuple[float | None, float | None]  # accuracy in percent and its deviation
 

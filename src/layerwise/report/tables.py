@@ -13,10 +13,10 @@ from layerwise.paper.numbers import Measured, Setting, measured, own_columns, se
 from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
+from layerwise.runs.command import command
 from layerwise.runs.headings import HEADINGS, headings_of
 from layerwise.runs.losses import loss_in_words
 from layerwise.runs.records import Record
-from layerwise.runs.run import command
 from layerwise.utils.csv_text import csv_text
 
 # of features alone

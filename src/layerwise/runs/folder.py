@@ -9,9 +9,11 @@ from typing import Any
 
 from layerwise.errors import Busy, InvalidInput
 from layerwise.runs.digests import digest_of_facts, refuse_broken_seal, verify
+from layerwise.runs.fields import check_value
+from layerwise.runs.formats import renamed, run_from
 from layerwise.runs.lines import Lines, Mark
 from layerwise.runs.results import refuse_unsound_result
-from layerwise.runs.run import Execution, Run, check_value, described, renamed, run_from
+from layerwise.runs.run import Execution, Run, described
 from layerwise.utils.files import (
     DRAFT,
     locked_file,

@@ -1,34 +1,16 @@
 """A run and its execution: what is trained, and where and how. No torch."""
 
-import contextlib
 import hashlib
 import json
 import re
-import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from layerwise.errors import InvalidInput, brief
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.runs.fields import declared, option
 from layerwise.runs.losses import losses_of
-from layerwise.utils.bounded import refuse_strange
 from layerwise.utils.options import Options
-
-NO_OPTIONS = Options()
-SHOWN = 80  # characters of a value that is refused
-LARGEST = 2**63  # that no whole number reaches
-
-
-def option(default: Any, text: str, **extra: Any) -> Any:
-    """A field that is an option of the command line; ``short`` and ``also`` give it more names."""
-    return field(default=default, metadata={"help": text, **extra})
-
-
-def declared(of: str) -> Any:
-    """A field that holds the options of a registered choice, which the field ``of`` names."""
-    return field(default=NO_OPTIONS, metadata={"of": of})
 
 
 @dataclass(frozen=True)
@@ -297,162 +279,3 @@ ADDED = (
     "train_from",
     "teacher",
 )
-
-
-# Format 2 had the options of all losses and rules as fields of the run, with these defaults.
-OPTIONS_OF_FORMAT_2: dict[str, dict[str, Any]] = {
-    "loss_options": {
-        "beta": 0.99,
-        "decoder_dim": 4096,
-        "head_size": None,
-        "similarity_size": None,
-        "similarity_channels": None,
-    },
-    "rule_options": {"cache": False, "segments": None, "threads": 2},
-}
-
-
-def run_from(values: Mapping[str, Any], file_format: int, source: str | Path) -> Run:
-    """A run from what ``described`` gave, also by the format of version 0.1.
-
-    Raises:
-        InvalidInput: an entry is unknown, missing, or of another type.
-    """
-    values = {str(name): value for name, value in values.items()}
-    if file_format == 2:
-        values = from_format_2(values, source)
-    accepted = {item.name: item for item in fields(Run)}
-    values = {**{name: getattr(Run, name) for name in ADDED}, **values}
-    for name in sorted(values.keys() ^ accepted.keys()):
-        entry = f"unknown entry {name!r}" if name in values else f"no entry {name!r}"
-        raise InvalidInput(
-            f"Cannot read {source}: it has {entry}. It was altered, or written by another version "
-            "of layerwise. Restore it."
-        )
-    return Run(**{name: check_value(source, accepted[name], values[name]) for name in accepted})
-
-
-def from_format_2(values: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """The entries of a run of format 2 as they are named now."""
-    if values.pop("cache_type", "float32") != "float32":
-        raise InvalidInput(
-            f"Cannot go on with {source}: its features were kept rounded (--cache-type), which "
-            "only version 0.1 can do. Use that version, or train anew."
-        )
-    for kind, defaults in OPTIONS_OF_FORMAT_2.items():
-        options = {name: values.pop(name) for name in defaults if name in values}
-        values[kind] = {name: value for name, value in options.items() if value != defaults[name]}
-    return {"downsample_after": None, "model_options": {}, "output_layer": "separate", **values}
-
-
-def differences(run: Run, reference: Run) -> list[str]:
-    """The options in which two runs differ, as the command line spells them."""
-    values = flat(run), flat(reference)
-    names = [
-        name for name in {**values[0], **values[1]} if values[0].get(name) != values[1].get(name)
-    ]
-    return [
-        f"--{name.replace('_', '-')} {values[0].get(name)} against {values[1].get(name)}"
-        for name in names
-    ]
-
-
-def flat(run: Run) -> dict[str, Any]:
-    """A run's values by the names of the command line's options."""
-    values = plain_values(run)
-    for item in fields(Run):
-        if "of" in item.metadata:
-            values |= values.pop(item.name)
-    return values
-
-
-def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by their names of today, where a file has another that the command line accepts."""
-    names = {
-        also.lstrip("-").replace("-", "_"): item.name
-        for kind in (Run, Execution)
-        for item in fields(kind)
-        for also in item.metadata.get("also", ())
-    }
-    return {names.get(name, name): value for name, value in values.items()}
-
-
-def field_type(item: Field[Any]) -> type:
-    """The type that a field's text is read as, without None."""
-    return (get_args(item.type) or (item.type,))[0]
-
-
-def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
-    """A field's value from a file, made of the field's type.
-
-    Raises:
-        InvalidInput: it is of another type.
-    """
-    wanted = field_type(item)
-    try:
-        refuse_strange(value)
-    except ValueError as error:
-        raise InvalidInput(f"Cannot use {item.name} of {source}: {error}. Correct it.") from None
-    if "of" in item.metadata:
-        return check_options(source, item.name, value)
-    if value is None and item.default is None:
-        return None
-    if wanted is str and isinstance(value, list):
-        return ",".join(map(str, value))
-    if wanted is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if wanted is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            return float(value)  # YAML reads 5e-4 as text
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise InvalidInput(
-            f"Cannot use {item.name} of {source}: {brief(repr(value))} is not of type "
-            f"{wanted.__name__}. Correct it."
-        )
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        raise InvalidInput(
-            f"Cannot use {item.name} of {source}: it is a number of {len(str(value))} digits. "
-            "Correct it."
-        )
-    return value
-
-
-def check_options(source: str | Path, name: str, value: Any) -> Options:
-    """Options from a file: plain values by name. Their owner checks them when it is known."""
-    if not isinstance(value, dict) or not all(
-        isinstance(key, str)
-        and isinstance(item, bool | int | float | str | None)
-        and not (isinstance(item, int) and abs(item) >= LARGEST)
-        for key, item in value.items()
-    ):
-        raise InvalidInput(
-            f"Cannot use {name} of {source}: it is not a table of plain values. Correct it."
-        )
-    return Options(value)
-
-
-def command(run: Run, imported: Iterable[str] = ()) -> str:
-    """The command that trains a run, quoted for a shell.
-
-    Data that lie in a folder are named without where it is.
-
-    Args:
-        imported: Python files that it imports.
-    """
-    defaults = flat(Run())
-    words = ["layerwise", "train", run.model]
-    for path in imported:
-        words += [] if run.model.startswith(f"{path}:") else ["--import", str(path)]
-    for name, value in flat(run).items():
-        if name != "model" and (name not in defaults or value != defaults[name]):
-            words += spelled(name, Path(value).name if name == "data" else value)
-    return shlex.join(words)
-
-
-def spelled(name: str, value: Any) -> list[str]:
-    """An option as the command line spells it."""
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    text = str(value)
-    return [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]

@@ -15,8 +15,9 @@ from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
 from layerwise.rules.base import Position
 from layerwise.runs.folder import FACTS_DIGEST, FORMATS, LOGS, RESULT, STATE, RunFolder
+from layerwise.runs.formats import run_from
 from layerwise.runs.lines import Mark
-from layerwise.runs.run import Run, described, run_from
+from layerwise.runs.run import Run, described
 from layerwise.training.meter import Meter
 from layerwise.training.sound_state import check_learner_state, check_meter_state
 from layerwise.training.weights import check_best, settle_best

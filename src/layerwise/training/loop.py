@@ -14,12 +14,14 @@ from layerwise.rules import Tick
 from layerwise.runs.digests import sealed
 from layerwise.runs.folder import NEXT_BEST, RESULT, SEPARABILITY, RunFolder
 from layerwise.training.checkpoint import save
+from layerwise.training.description import describe
 from layerwise.training.evaluate import network_accuracy, unit_scores
 from layerwise.training.exits import measure_exits
 from layerwise.training.meter import Meter
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
-from layerwise.training.session import Session, begin, check_folder, check_ranks, describe
+from layerwise.training.ranks import check_ranks
+from layerwise.training.session import Session, begin, check_folder
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
 

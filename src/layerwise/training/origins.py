@@ -12,7 +12,7 @@ from layerwise.errors import InvalidInput
 from layerwise.models.libraries import OfLibrary
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Run
-from layerwise.training.prepare import registries_of
+from layerwise.training.declared_options import registries
 from layerwise.utils.files import digest_of
 from layerwise.utils.plugins import IMPORTED, imported_as
 
@@ -20,7 +20,7 @@ from layerwise.utils.plugins import IMPORTED, imported_as
 def origins(run: Run) -> dict[str, Any]:
     """The record of what a run begins with: files by their SHA-256, and the network's library."""
     record: dict[str, Any] = {"imported": dict(IMPORTED)}
-    factory = registries_of(run)["model"][run.model]
+    factory = registries(run)["model"][run.model]
     if isinstance(factory, OfLibrary):
         record["library"] = {"made_by": factory.made_by, "files": dict(factory.files)}
     if run.weights is not None:

@@ -1,20 +1,15 @@
 """From a run's description to what trains: every name an object, every refusal before any work."""
 
-import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerwise.core.cuda_graphs import CapturedSteps
 from layerwise.core.cuts import BUDGET
-from layerwise.core.factories import scale_rate
+from layerwise.core.factories import OptimizerFactory, scale_rate
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import MEMORY_FORMATS
@@ -22,62 +17,27 @@ from layerwise.core.split import OUTPUT_LAYERS
 from layerwise.data import DATASETS, Augmentation, DataSet, ImageFormat, Splits, make_splits
 from layerwise.data.splits import choose_augmentation
 from layerwise.errors import InvalidInput, brief, choose
-from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.losses import LOSSES, LossFactory
 from layerwise.losses.terms import declaring_terms
 from layerwise.measures import MEASURES
-from layerwise.memory.streams import MOST_STREAMS, StepChoice, choose_streams, step_bytes
-from layerwise.models import (
-    MODELS,
-    hierarchical,
-    imported_name,
-    model_factory,
-    published_hierarchy,
-)
-from layerwise.rules import RULES, Keeping, Rule, Schedule
+from layerwise.models import MODELS
+from layerwise.rules import RULES, Rule, Schedule
 from layerwise.runs.folder import RunFolder
+from layerwise.runs.headings import parse_measures
 from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
-from layerwise.training.networks import build_network, check_size, unsaid
+from layerwise.training.declared_options import choices, registries
+from layerwise.training.device import find_device
+from layerwise.training.networks import build_network, check_size, load_network, unsaid
+from layerwise.training.optimizers import OPTIMIZERS
+from layerwise.training.recorded_steps import memory_limit
 from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
-from layerwise.utils.allocator import free_memory, keep_freed_memory
-from layerwise.utils.device import device_of
-from layerwise.utils.launch import launched_local_rank
-from layerwise.utils.options import Options, checked_options, keyword_only, options_of
-from layerwise.utils.sizes import Bytes, format_size, parse_size
+from layerwise.utils.options import checked_options, options_of
+from layerwise.utils.sizes import parse_size
 
-SPARED = 0.8  # of the memory that is free, which --cache may take; the rest is for data and steps
 MOST_DIGITS = 10  # of a number of units
-FEATURES = "features.cache"  # a file of features; it loses its name as soon as it is made
-
-OptimizerFactory = Callable[..., torch.optim.Optimizer]
-
-# fused: one call per unit instead of several per tensor
-OPTIMIZERS: dict[str, Callable[[Run], OptimizerFactory]] = {
-    "adam": lambda run: partial(
-        torch.optim.Adam, lr=run.lr, weight_decay=run.weight_decay, fused=True
-    ),
-    "adamw": lambda run: partial(
-        torch.optim.AdamW, lr=run.lr, weight_decay=run.weight_decay, fused=True
-    ),
-    "sgd": lambda run: partial(
-        torch.optim.SGD,
-        lr=run.lr,
-        weight_decay=run.weight_decay,
-        momentum=run.momentum,
-        fused=True,
-    ),
-    "nesterov": lambda run: partial(
-        torch.optim.SGD,
-        lr=run.lr,
-        weight_decay=run.weight_decay,
-        momentum=run.momentum,
-        nesterov=run.momentum > 0,  # which PyTorch refuses otherwise
-        fused=True,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -200,8 +160,6 @@ class Prepared:
         Raises:
             InvalidInput: the run is not finished, or its files are damaged.
         """
-        from layerwise.training.saved import load_network  # which prepares runs
-
         if self.run.teacher is None:
             return None
         try:
@@ -245,31 +203,8 @@ def prepare(run: Run, execution: Execution) -> Prepared:
         torch.bfloat16 if run.amp else None,
         choose_augmentation(run, dataset.padding_at(size), dataset.flip, size),
         find_device(execution),
-        parse_measures(execution),
+        choose_measures(execution),
     )
-
-
-def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
-    """Networks, rules and losses by name: the choices of a run that declare options."""
-    orders = {name: rule.order for name, rule in RULES.items()}
-    losses = {name: declaring_terms(factory) for name, factory in LOSSES.items()}
-    return {"model": MODELS, "rule": orders, "loss": losses}
-
-
-def registries_of(run: Run) -> dict[str, Mapping[str, Callable[..., Any]]]:
-    """``registries`` with the run's network, which need not be a listed one.
-
-    Raises:
-        InvalidInput: there is no such network, or its file was not imported.
-    """
-    factory = model_factory(imported_name(run.model))
-    return {**registries(), "model": {**MODELS, run.model: factory}}
-
-
-def choices(run: Run) -> dict[str, list[str]]:
-    """The entries of ``registries`` that a run names, of each kind."""
-    losses = list(dict.fromkeys(losses_of(run).values()))
-    return {"model": [run.model], "rule": [run.rule], "loss": losses}
 
 
 def with_own_options(run: Run) -> Run:
@@ -282,27 +217,9 @@ def with_own_options(run: Run) -> Run:
         f"{kind}_options": checked_options(
             kind, choices(run)[kind], registry, getattr(run, f"{kind}_options")
         )
-        for kind, registry in registries_of(run).items()
+        for kind, registry in registries(run).items()
     }
     return replace(run, **checked)
-
-
-def with_rule(run: Run, rule: str) -> Run:
-    """The run by another rule, with those options of a rule that the new one declares.
-
-    Raises:
-        InvalidInput: the rule is unknown.
-    """
-    declared = options_of(RULES[choose("rule", rule, RULES)].order)
-    shared = {name: value for name, value in run.rule_options.items() if name in declared}
-    return replace(run, rule=rule, rule_options=Options(shared))
-
-
-def hierarchy_of(run: Run) -> Hierarchy | None:
-    """The run's hierarchy; None of a network that has none."""
-    if run.hierarchy:
-        return parse_hierarchy(run.hierarchy)
-    return published_hierarchy(run.model) if run.model in hierarchical() else None
 
 
 def parse_cut(at: str) -> str | int | list[str]:
@@ -339,157 +256,11 @@ def check_module_paths(run: Run, network: nn.Module) -> None:
             )
 
 
-def parse_measures(execution: Execution) -> tuple[str, ...]:
-    """Names of the measures that are taken while training, each once."""
-    names = [name.strip() for name in execution.separability_measures.split(",")]
-    for name in names:
-        choose("measure", name, MEASURES)
-    return tuple(dict.fromkeys(names))
-
-
-def find_device(execution: Execution) -> torch.device:
-    """The device to train on.
+def choose_measures(execution: Execution) -> tuple[str, ...]:
+    """Names of the measures that are taken while training, each once.
 
     Raises:
-        InvalidInput: there is no such device.
+        InvalidInput: one of them is unknown.
     """
-    name = execution.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device: torch.device | None
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InvalidInput(
-            f"Cannot use device {brief(repr(name))}: it is neither a CPU nor a CUDA GPU. Give cpu, "
-            "cuda, cuda:0 … or auto."
-        )
-    return numbered_gpu(device) if device.type == "cuda" else device
-
-
-def numbered_gpu(device: torch.device) -> torch.device:
-    """A GPU by its number; without one, each rank on a machine has the next.
-
-    Raises:
-        InvalidInput: there are fewer.
-    """
-    count = torch.cuda.device_count()
-    index = launched_local_rank() if device.index is None else device.index
-    if index >= count:
-        raise InvalidInput(
-            f"Cannot use device {f'cuda:{index}'!r}: torch sees {count} GPUs. Give --device cpu, "
-            "or start at most one rank for each."
-        )
-    return torch.device("cuda", index)
-
-
-def apply_execution(device: torch.device, execution: Execution) -> None:
-    """Set this process up: the same bits every time, memory that is kept, threads."""
-    if device.type == "cuda":
-        # cuBLAS gives the same bits only with this
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.cuda.set_device(device)
-    elif execution.keep_memory:
-        keep_freed_memory()
-    if execution.cpu_threads is not None:
-        torch.set_num_threads(execution.cpu_threads)
-
-
-def feature_keeping(prepared: Prepared, run_path: Path) -> Mapping[str, Keeping]:
-    """Where and how much a rule that caches features keeps, as its argument; nothing for others.
-
-    Args:
-        run_path: of the run's folder, which names its file: several runs may share a cache folder.
-
-    Raises:
-        InvalidInput: an option of the cache is given without it, or names no folder to write into.
-    """
-    execution = prepared.execution
-    if not prepared.run.rule_options.get("cache"):
-        for name in ("cache_dir", "cache_limit"):
-            of_frozen = name == "cache_limit" and prepared.run.train_from is not None
-            if getattr(execution, name) != getattr(Execution, name) and not of_frozen:
-                raise InvalidInput(
-                    f"Cannot use --{name.replace('_', '-')} without --cache: there are no features "
-                    "to keep. Give --cache, or leave it out."
-                )
-        return {}
-    if execution.cache_dir is not None:
-        limit = parse_size("--cache-limit", execution.cache_limit)
-        bound = f"the limit of {format_size(limit)}"
-        return {"keeping": Keeping(cache_file(execution.cache_dir, run_path), limit, bound)}
-    return {"keeping": keeping_in_memory(prepared)}
-
-
-def keeping_in_memory(prepared: Prepared) -> Keeping:
-    """How much of features may be kept in memory."""
-    limit = parse_size("--cache-limit", prepared.execution.cache_limit)
-    bound = f"the limit of {format_size(limit)}"
-    free = free_memory() if prepared.device.type == "cpu" else None
-    spared = limit if free is None else int(SPARED * free)
-    if spared < limit:  # more would be promised, and the process killed when it is used
-        bound = f"the {format_size(spared)} of free memory that can be spared"
-    return Keeping(None, min(limit, spared), bound)
-
-
-def cache_file(folder: str, run_path: Path) -> Path:
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"Cannot use --cache-dir {folder!r}: it is not a folder that can be written to. Make "
-            "it, or give another."
-        )
-    digest = hashlib.sha256(str(run_path.resolve()).encode()).hexdigest()[:12]
-    return Path(folder) / f"{digest}-{FEATURES}"
-
-
-def memory_limit(run: Run, execution: Execution) -> Mapping[str, Bytes]:
-    """The limit of a step's memory, as the argument of a rule that takes one; nothing for others.
-
-    Raises:
-        InvalidInput: it is not a size.
-    """
-    limit = step_limit(execution)
-    takes_limit = "limit" in keyword_only(RULES[run.rule].order)
-    return {"limit": limit} if takes_limit and limit is not None else {}
-
-
-def step_limit(execution: Execution) -> Bytes | None:
-    """The most bytes of a step that ``--memory`` allows, or None.
-
-    Raises:
-        InvalidInput: it is not a size.
-    """
-    return None if execution.memory is None else Bytes(parse_size("--memory", execution.memory))
-
-
-def record_steps(learner: Learner, execution: Execution) -> None:
-    """Let a learner's steps be recorded if it is on a GPU and the run asks for it."""
-    if execution.graphs and not learner.windowed and device_of(learner.model).type == "cuda":
-        learner.captured = CapturedSteps(learner, execution.streams or 1)
-
-
-def choose_steps(learner: Learner, run: Run, execution: Execution) -> StepChoice | None:
-    """Let recorded steps overlap on as many streams as keep to the limit of memory.
-
-    It is called when the rule has been given the learner, since some rules make steps singly.
-
-    Returns:
-        How steps are made, if their memory was predicted: it is where steps are recorded and
-        several streams could be used and nobody says how many, or where there is a limit.
-
-    Raises:
-        InvalidInput: not even a step made singly keeps to ``execution.memory``.
-    """
-    limit = step_limit(execution)
-    told = execution.streams is not None or len(learner.units) == 1
-    if learner.captured is None or (limit is None and told):
-        return None
-    computed = -(-run.batch_size // run.rule_options.get("micro_batches", 1))
-    most = execution.streams or MOST_STREAMS
-    choice = choose_streams(step_bytes(learner, computed), limit, most)
-    learner.captured = CapturedSteps(learner, choice.streams) if choice.streams else None
-    return choice
+    names = parse_measures(execution.separability_measures)
+    return tuple(choose("measure", name, MEASURES) for name in names)

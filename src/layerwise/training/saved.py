@@ -12,18 +12,10 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
-from layerwise.data.splits import normalization_by
 from layerwise.errors import InvalidInput
-from layerwise.measures.depths import (
-    Depths,
-    Sample,
-    depths_of,
-    network_depths,
-    sample_images,
-    without_heads,
-)
-from layerwise.runs.folder import BEST, RESULT, STATE, WEIGHTS, RunFolder
-from layerwise.runs.lines import is_number
+from layerwise.measures.places import Depths, depths_of, network_depths, without_heads
+from layerwise.measures.sample import Sample, sample_images
+from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import (
     load_state,
@@ -31,75 +23,14 @@ from layerwise.training.checkpoint import (
     refuse_other_data,
     refuse_other_state,
 )
+from layerwise.training.device import apply_execution
 from layerwise.training.evaluate import accuracy, unit_scores
 from layerwise.training.exits import measure_exits
-from layerwise.training.networks import build_network
+from layerwise.training.networks import data_of, image_format, load_network
 from layerwise.training.origins import refuse_changed_code
-from layerwise.training.prepare import Prepared, apply_execution, prepare
+from layerwise.training.prepare import Prepared, prepare
 from layerwise.training.sound_state import check_learner_state
-from layerwise.training.weights import load_weights, weights_of
-
-LARGEST_SIDE = 65_535  # pixels
-
-
-def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """The trained network of a run, and what the run knows of its data.
-
-    Raises:
-        InvalidInput: the run is not finished, or its files are damaged.
-    """
-    run, data = folder.run(), data_of(folder)
-    refuse_changed_code(folder)
-    name = BEST if best else WEIGHTS
-    result = folder.result()
-    folder.verify_facts(result)
-    digests = result["sha256"]
-    if name not in digests and best:
-        lost = result.get("best_epoch") is not None
-        raise InvalidInput(
-            f"Cannot use --best with {folder.path}: it has no "
-            + (
-                "weights of its best epoch, which were lost"
-                if lost
-                else "best epoch, since nothing was held out"
-            )
-            + ". Leave it out."
-        )
-    if name not in digests:
-        raise InvalidInput(
-            f"Cannot use {folder.path}: {RESULT} names no weights. Restore it, or train again."
-        )
-    network = build_network(run, image_format(data))
-    load_weights(folder.file(name), network, digests[name])
-    return network.eval(), data
-
-
-def data_of(folder: RunFolder) -> dict[str, Any]:
-    """What a run knows of its data: classes, size, means and deviations.
-
-    Raises:
-        InvalidInput: it was altered so that no image could be shown to the network.
-    """
-    data: dict[str, Any] = folder.facts()["data"]
-    try:
-        numbers = [*data["mean"], *data["std"]]
-        sound = (
-            len(data["mean"]) == len(data["std"]) == data["channels"]
-            and all(map(is_number, numbers))
-            and min(numbers) >= 0 < min(data["std"])
-            and type(data["image_size"]) is int
-            and 0 < data["image_size"] <= LARGEST_SIDE
-            and isinstance(data["class_names"], list)
-            and all(isinstance(name, str) for name in data["class_names"])
-        )
-    except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise InvalidInput(
-            f"Cannot read {folder.path}: the data section of run.json was altered. Restore it, or "
-            "train again."
-        )
-    return data
+from layerwise.training.weights import weights_of
 
 
 def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
@@ -206,16 +137,6 @@ def refuse_other_weights(folder: RunFolder, network: nn.Module) -> None:
             f"Cannot use {folder.file(STATE)}: its weights are not those of {WEIGHTS}, so it is of "
             "another training. Restore it, or move it away."
         )
-
-
-def image_format(data: Mapping[str, Any]) -> ImageFormat:
-    """The format of the images that a run was trained on, from the facts of its data."""
-    return ImageFormat(
-        tuple(data["class_names"]),
-        data["channels"],
-        data["image_size"],
-        normalization=normalization_by(data["mean"], data["std"]),
-    )
 
 
 def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int]:

@@ -38,8 +38,9 @@ from layerwise.experiments.sweep import entries, trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
 from layerwise.models.vgg import VGG
+from layerwise.runs.command import command
 from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
-from layerwise.runs.run import Execution, Run, command
+from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 
 MOVES = ("convolutions", "downsampling")

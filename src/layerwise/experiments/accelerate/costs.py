@@ -21,8 +21,9 @@ from layerwise.models import published_hierarchy
 from layerwise.profiling.predict import PredictedStep, predict_steps
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.runs.run import Execution, Run
+from layerwise.training.declared_options import with_rule
 from layerwise.training.networks import build_network
-from layerwise.training.prepare import prepare, with_rule
+from layerwise.training.prepare import prepare
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from layerwise.profiling.costs import StepCosts, step_costs
 from layerwise.profiling.plot import check_figure
 from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import with_rule
+from layerwise.training.declared_options import with_rule
 from layerwise.utils.files import refuse_foreign, write_json
 
 

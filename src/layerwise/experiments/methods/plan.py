@@ -9,9 +9,11 @@ from layerwise.experiments.compare import check_rule_options, is_local
 from layerwise.losses import LOSSES
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
+from layerwise.runs.fields import NO_OPTIONS
 from layerwise.runs.losses import loss_in_words, losses_of
-from layerwise.runs.run import NO_OPTIONS, Run
-from layerwise.training.prepare import registries, with_own_options, with_rule
+from layerwise.runs.run import Run
+from layerwise.training.declared_options import registries, with_rule
+from layerwise.training.prepare import with_own_options
 from layerwise.utils.options import Options, checked_options, options_of
 
 LOCAL = "simultaneous"  # the rule that has spans

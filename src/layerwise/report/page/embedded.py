@@ -15,9 +15,10 @@ from layerwise.report.curves import (
 from layerwise.report.figure_data import Figure
 from layerwise.report.page.charts import Names, charts_of, compact, epoch_charts, short
 from layerwise.report.tables import command_of, hierarchy, machine
+from layerwise.runs.command import flat
 from layerwise.runs.headings import headings_of
 from layerwise.runs.records import Record
-from layerwise.runs.run import Run, flat
+from layerwise.runs.run import Run
 
 # numbers in the page, whatever the number of runs: with 1,000 of them it stays under 5 MB
 OF_CURVES, OF_UNITS = 80_000, 100_000

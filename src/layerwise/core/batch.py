@@ -1,0 +1,65 @@
+"""Batches that a learner cannot learn from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import InvalidInput
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_batch(images: Any, labels: Any, num_classes: int, amp: torch.dtype | None) -> None:
+    """Refuse a batch that cannot be learned from, and a step where none can be made.
+
+    Values on a GPU are not read, since that would wait for the device.
+
+    Args:
+        amp: number type that units compute in, or None.
+
+    Raises:
+        InvalidInput: saying what is wrong.
+    """
+    if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+        raise InvalidInput(
+            f"Cannot learn from {type(images).__name__} and {type(labels).__name__}: images and "
+            "labels must be tensors. Convert arrays and lists with torch.as_tensor."
+        )
+    if not torch.is_grad_enabled():
+        raise InvalidInput(
+            "Cannot make a step: gradients are switched off here. Take the step out of "
+            "torch.no_grad()."
+        )
+    kind = images.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != amp:
+        raise InvalidInput(
+            "Cannot make a step: autocast is on around it, and units compute in the precision "
+            f"that localize was given. Make the units with amp={torch.get_autocast_dtype(kind)}, "
+            "and take the step out of torch.autocast."
+        )
+    if len(images) < 2:
+        raise InvalidInput(
+            f"Cannot learn from a batch of {len(images)}: batch normalisation and similarity "
+            "compare examples. Give batches of 2 or more, and drop the last one of an epoch if it "
+            "is smaller."
+        )
+    if labels.dim() != 1 or len(labels) != len(images) or labels.dtype not in INTEGERS:
+        raise InvalidInput(
+            f"Cannot learn from labels of shape {tuple(labels.shape)} and type {labels.dtype}: "
+            f"they do not fit {len(images)} images. Give one integer per image."
+        )
+    if (
+        labels.device.type == "cpu"
+        and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes
+    ):
+        raise InvalidInput(
+            f"Cannot learn from labels from {int(labels.min())} to {int(labels.max())}: with "
+            f"num_classes={num_classes} they go from 0 to {num_classes - 1}. Give such labels, or "
+            "another num_classes."
+        )
+    if images.device.type == "cpu" and not bool(torch.isfinite(images).all()):
+        raise InvalidInput(
+            "Cannot learn from the images: they hold NaN or infinite values. Clean or clip them "
+            "before the step."
+        )

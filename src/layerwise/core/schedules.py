@@ -1,0 +1,50 @@
+"""Learning-rate schedules of units: checked when they are made, and advanced."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from layerwise.core.unit import Unit
+from layerwise.errors import InvalidInput
+
+SchedulerFactory = Callable[[Optimizer], Any]
+
+
+def checked_scheduler(scheduler: Any) -> Any:
+    """A schedule that can be advanced.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if not callable(getattr(scheduler, "step", None)):
+        raise InvalidInput(
+            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
+            "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
+        )
+    return scheduler
+
+
+def advance(units: Sequence[Unit], metric: float | None) -> None:
+    """Advance every unit's schedule; see ``Learner.end_epoch``.
+
+    Raises:
+        InvalidInput: as said there; none was advanced.
+    """
+    scheduled = [unit for unit in units if unit.scheduler is not None]
+    reads_metric = [isinstance(unit.scheduler, ReduceLROnPlateau) for unit in scheduled]
+    if any(reads_metric) and metric is None:
+        raise InvalidInput(
+            "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
+            "learner.end_epoch(validation_loss)."
+        )
+    for unit in scheduled:
+        if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:
+            raise InvalidInput(
+                f"Cannot advance the schedule of unit {unit.index} ({unit.name}): its "
+                "optimizer was replaced, and the schedule sets the former's rate. Make "
+                "unit.scheduler anew of unit.optimizer."
+            )
+    for unit, reads in zip(scheduled, reads_metric, strict=True):
+        unit.scheduler.step(*[metric] * reads)

@@ -1,0 +1,65 @@
+"""Options that the network, the rule and the losses of a run declare, and their values."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from layerwise.errors import choose
+from layerwise.losses import LOSSES
+from layerwise.losses.terms import declaring_terms
+from layerwise.models import MODELS, imported_name, model_factory
+from layerwise.rules import RULES
+from layerwise.runs.losses import losses_of
+from layerwise.runs.run import Run
+from layerwise.utils.options import Options, options_of
+
+
+def registries(run: Run | None = None) -> dict[str, Mapping[str, Callable[..., Any]]]:
+    """Networks, rules and losses by name: the choices of a run that declare options.
+
+    Args:
+        run: a run whose network is among them, which need not be a listed one.
+
+    Raises:
+        InvalidInput: there is no such network, or its file was not imported.
+    """
+    own = {} if run is None else {run.model: model_factory(imported_name(run.model))}
+    orders = {name: rule.order for name, rule in RULES.items()}
+    losses = {name: declaring_terms(factory) for name, factory in LOSSES.items()}
+    return {"model": {**MODELS, **own}, "rule": orders, "loss": losses}
+
+
+def choices(run: Run) -> dict[str, list[str]]:
+    """The entries of ``registries`` that a run names, of each kind."""
+    losses = list(dict.fromkeys(losses_of(run).values()))
+    return {"model": [run.model], "rule": [run.rule], "loss": losses}
+
+
+def with_rule(run: Run, rule: str) -> Run:
+    """The run by another rule, with those options of a rule that the new one declares.
+
+    Raises:
+        InvalidInput: the rule is unknown.
+    """
+    declared = options_of(RULES[choose("rule", rule, RULES)].order)
+    shared = {name: value for name, value in run.rule_options.items() if name in declared}
+    return replace(run, rule=rule, rule_options=Options(shared))
+
+
+def options_in_full(run: Run) -> dict[str, dict[str, Any]]:
+    """The value of every option of the run's network, rule and loss, defaults among them.
+
+    Those of several losses are tables by the name of the loss.
+    """
+    full: dict[str, dict[str, Any]] = {}
+    for kind, names in choices(run).items():
+        tables = {name: all_values(run, kind, name) for name in names}
+        full[kind] = tables if len(names) > 1 else tables[names[0]]
+    return full
+
+
+def all_values(run: Run, kind: str, name: str) -> dict[str, Any]:
+    """The value of every option that an entry of a registry declares."""
+    given = getattr(run, f"{kind}_options")
+    declared = options_of(registries(run)[kind][name])
+    return {option: given.get(option, declared[option].default) for option in declared}
