@@ -136,7 +136,8 @@ COMBINATIONS = list(product((1, 3), (None, torch.bfloat16, torch.float16), (None
 def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> float:
     """The difference after an epoch of batches in parts, in mixed precision and clipped.
 
-    That of mixed precision is relative to what mixed precision itself changes.
+    That of mixed precision is relative to what mixed precision itself changes. Of four ranks, two
+    are a replica; then the first alone has the number.
     """
     options: dict[str, Any] = {"dtype": torch.float32 if amp else torch.float64}
     options |= {"at": 3, "clip_grad": clip_grad, "optimizer": plain_sgd}
@@ -144,22 +145,30 @@ def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> fl
     for unit in (*shared.units, *whole.units):
         if unit.scaler is not None:  # no step overflows, which sums of shares do later than wholes
             unit.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
-    replicate(shared)
-    share = Share(world().rank, world().size, parts)
+    length = world().size // 2
+    if length == 1:
+        replicate(shared)
+    else:
+        layerwise.distribute(shared, "2,1", replicas=2)
+    share = Share(world().rank // length, 2, parts)
     data, own = (
         Converted(loader, options["dtype"])
         for loader in (digits(60).train, digits(60).train.shared(share))
     )
-    expected = ticks("simultaneous", whole, data, epochs=1, micro_batches=parts)
-    made = ticks("simultaneous", shared, own, epochs=1, micro_batches=parts)
-    assert [tick.after for tick in made] == [tick.after for tick in expected]
-    assert [tick.result.size for tick in made] == [tick.result.size for tick in expected]
-    assert alike_everywhere(shared)
-    assert scales(shared) == scales(whole)  # of float16: the same steps were skipped
-    if amp is None:
-        return difference(shared, whole)
-    ticks("simultaneous", exact, data, epochs=1, micro_batches=parts)
-    return float((flat(shared) - flat(whole)).norm() / (flat(exact) - flat(whole)).norm())
+    rule = "simultaneous" if length == 1 else "parallel"
+    made = ticks(rule, shared, own, epochs=1, micro_batches=parts)
+    assert length > 1 or alike_everywhere(shared)
+    with layerwise.whole(shared) as first:
+        if length > 1 and not first:
+            return 0.0
+        expected = ticks("simultaneous", whole, data, epochs=1, micro_batches=parts)
+        assert [tick.after for tick in made] == [tick.after for tick in expected]
+        assert [tick.result.size for tick in made] == [tick.result.size for tick in expected]
+        assert scales(shared) == scales(whole)  # of float16
+        if amp is None:
+            return difference(shared, whole)
+        ticks("simultaneous", exact, data, epochs=1, micro_batches=parts)
+        return float((flat(shared) - flat(whole)).norm() / (flat(exact) - flat(whole)).norm())
 
 
 def scales(learner: layerwise.Learner) -> list[float]:
@@ -193,8 +202,10 @@ def all_combined() -> list[float]:
     return [combined(*combination) for combination in COMBINATIONS]
 
 
-def test_parts_mixed_precision_and_clipping_go_together() -> None:
-    for differences in on_ranks(all_combined):
+@pytest.mark.parametrize("size", [2, 4])
+def test_parts_mixed_precision_and_clipping_go_together(size: int) -> None:
+    """On two replicas of a rank each, and of two."""
+    for differences in on_ranks(all_combined, size=size):
         for combination, value in zip(COMBINATIONS, differences, strict=True):
             assert value < (1.0 if combination[1] else EXACT), (combination, differences)
 
