@@ -4,6 +4,7 @@ is refused.
 
 import gc
 import json
+import re
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from layerwise.memory.accounting import measured, persistent_bytes, persistent_t
 from layerwise.memory.fake_step import Footprint, pretended
 from layerwise.memory.onednn import workspace_bytes
 from layerwise.models import create_model
+from layerwise.profiling.opponents import OPPONENTS, accumulated, planned
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
@@ -332,9 +334,55 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
     assert rules["checkpointed"]["multiply_adds"] > rules["global"]["multiply_adds"]
 
 
+def test_global_training_is_predicted_within_the_memory_of_local(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    larger = ["--loss", "pred", "--image-size", "32", "--batch-size", "64", "--predict"]
+    main([*SMALL, *larger, "--rules", "global,global-accumulated,checkpointed-planned"])
+    output = capsys.readouterr().out
+    rules = json.loads(output.splitlines()[-1])["rules"]
+    assert list(rules) == ["global", "simultaneous", *OPPONENTS]
+    peaks = {name: rule["predicted_peak_bytes"] for name, rule in rules.items()}
+    assert max(peaks[name] for name in OPPONENTS) <= peaks["simultaneous"] < peaks["global"]
+    parts = rules["global-accumulated"]["micro_batches"]
+    assert f"global-accumulated, {parts} parts" in output
+    saved = {name: rule["saved_bytes"] for name, rule in rules.items()}
+    assert saved["global-accumulated"] == pytest.approx(saved["global"] / parts, rel=0.1)
+    work = {name: rule["multiply_adds"] for name, rule in rules.items()}
+    assert work["global-accumulated"] == work["global"] < work["checkpointed-planned"]
+
+
+def test_batches_are_accumulated_over_the_fewest_parts_that_keep_to_a_limit() -> None:
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        return {"predicted_peak_bytes": 50 + 120 // options["micro_batches"]}
+
+    assert accumulated(predict, 16, 170) == {"predicted_peak_bytes": 170, "micro_batches": 1}
+    assert accumulated(predict, 16, 75) == {"predicted_peak_bytes": 74, "micro_batches": 5}
+    assert accumulated(predict, 16, 64) is None  # 9 parts would do, of fewer than 2 images
+
+
+def test_a_line_says_where_nothing_keeps_to_the_memory_of_local(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> dict[str, Any]:
+        raise InvalidInput("Cannot checkpoint within 1 MB: a step needs more.")
+
+    monkeypatch.setitem(
+        OPPONENTS, "checkpointed-planned", lambda *rest: planned(refused, *rest[1:])
+    )
+    main([*SMALL, "--predict", "--rules", "checkpointed-planned"])
+    output = capsys.readouterr().out
+    assert re.search(r"checkpointed-planned: nothing keeps to the \S+ \wB of simultaneous", output)
+    assert list(json.loads(output.splitlines()[-1])["rules"]) == ["simultaneous"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (
+            "--memory 1GB --predict --rules global,global-accumulated",
+            "Cannot use --memory with global-accumulated: its memory is that of simultaneous",
+        ),
         ("--memory 1kB --predict --rules global,simultaneous", "even the rule"),
         ("--memory lots", "'lots': it is not a size. Give a number above 0"),
         ("--memory 0GB", "it is not a size"),

@@ -79,7 +79,7 @@ def all_rounded() -> list[tuple[bool, bool]]:
 def rounded_on_ranks(loss: str) -> tuple[bool, bool]:
     shared, alone, exact = learners(3, loss=loss)
     layerwise.distribute(shared, PLACEMENT, bfloat16_features=True)
-    alone.units[BORDER].step = Rounding(alone.units[BORDER])  # type: ignore[method-assign]
+    alone.units[BORDER].step = Rounding(alone.units[BORDER])  # type: ignore[method-assign, assignment]
     ticks("parallel", shared, digits(60).train, epochs=1)
     with layerwise.whole(shared) as first:
         for learner in (alone, exact) if first else ():
@@ -126,10 +126,8 @@ def test_features_of_bfloat16_are_rounded_where_ranks_meet_and_nothing_else(on_b
         assert results["all_rounded"] == [(True, True)] * 2
 
 
-def test_separability_is_that_of_one_process(
-    on_both: Any, folder: Path, tmp_path: Path
-) -> None:
-    """In a run of batches in parts, in mixed precision and clipped, whose files are the same too."""
+def test_separability_is_that_of_one_process(on_both: Any, folder: Path, tmp_path: Path) -> None:
+    """In a run of batches in parts, in mixed precision and clipped, whose files are alike too."""
     expected = watched(tmp_path / "alone")
     lines = [
         RunFolder(path).file(SEPARABILITY).read_text() for path in (folder, tmp_path / "alone")

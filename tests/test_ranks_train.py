@@ -334,7 +334,7 @@ def test_torchrun_starts_a_killed_run_again_and_it_goes_on(alone: Path, tmp_path
     (tmp_path / "kills.py").write_text(KILLS)
     options = "--rule parallel --width 0.0625 --dropout 0.2 --train-images 80 -b 16 --epochs 2"
     options += f" --lr 1e-3 --device cpu --cpu-threads 1 --import {tmp_path / 'kills.py'}"
-    torchrun = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 3"
+    torchrun = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1"
     command = f"-m {torchrun} -m layerwise train vgg8 {options} --output {tmp_path / 'run'}"
     program = subprocess.run(
         [sys.executable, *command.split()],
