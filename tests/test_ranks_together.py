@@ -18,20 +18,19 @@ from tests.ranks import on_ranks
 from tests.test_ranks_train import RUN, carry_out, digests, records
 from tests.test_replicas import COMBINATIONS, OPTIMIZERS, local, numbers, scales
 
-PLACEMENT = "2,1"
-BORDER = 2  # the first unit of the second rank
+BORDER = 1  # the first unit of the second rank, of two
 
 
 def learners(count: int, **options: Any) -> list[layerwise.Learner]:
-    options = {"at": 3, "dtype": torch.float32, "optimizer": OPTIMIZERS["adam"]} | options
+    options = {"name": "plain", "dtype": torch.float32, "optimizer": OPTIMIZERS["adam"]} | options
     return [local(**options) for _ in range(count)]
 
 
 def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> bool:
     """Whether an epoch on ranks gives the bits of one process."""
     shared, alone = learners(2, amp=amp, clip_grad=clip_grad)
-    layerwise.distribute(shared, PLACEMENT)
-    data = digits(60).train
+    layerwise.distribute(shared)
+    data = digits(44).train
     made = ticks("parallel", shared, data, epochs=1, micro_batches=parts)
     own = shared.stage.own
     with layerwise.whole(shared) as first:
@@ -78,12 +77,12 @@ def all_rounded() -> list[tuple[bool, bool]]:
 
 def rounded_on_ranks(loss: str) -> tuple[bool, bool]:
     shared, alone, exact = learners(3, loss=loss)
-    layerwise.distribute(shared, PLACEMENT, bfloat16_features=True)
+    layerwise.distribute(shared, bfloat16_features=True)
     alone.units[BORDER].step = Rounding(alone.units[BORDER])  # type: ignore[method-assign, assignment]
-    ticks("parallel", shared, digits(60).train, epochs=1)
+    ticks("parallel", shared, digits(44).train, epochs=1)
     with layerwise.whole(shared) as first:
         for learner in (alone, exact) if first else ():
-            ticks("simultaneous", learner, digits(60).train, epochs=1)
+            ticks("simultaneous", learner, digits(44).train, epochs=1)
         return not first or same_bits(shared, alone), not first or not same_bits(shared, exact)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -136,8 +137,9 @@ COMBINATIONS = list(product((1, 3), (None, torch.bfloat16, torch.float16), (None
 def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> float:
     """The difference after an epoch of batches in parts, in mixed precision and clipped.
 
-    That of mixed precision is relative to what mixed precision itself changes. Of four ranks, two
-    are a replica; then the first alone has the number.
+    That of mixed precision is relative to what mixed precision itself changes, and the median over
+    units: rounding may decide which way a kink of one is passed. Of four ranks, two are a replica;
+    then the first alone has the number.
     """
     options: dict[str, Any] = {"dtype": torch.float32 if amp else torch.float64}
     options |= {"at": 3, "clip_grad": clip_grad, "optimizer": plain_sgd}
@@ -153,7 +155,7 @@ def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> fl
     share = Share(world().rank // length, 2, parts)
     data, own = (
         Converted(loader, options["dtype"])
-        for loader in (digits(60).train, digits(60).train.shared(share))
+        for loader in (digits(44).train, digits(44).train.shared(share))
     )
     rule = "simultaneous" if length == 1 else "parallel"
     made = ticks(rule, shared, own, epochs=1, micro_batches=parts)
@@ -168,7 +170,8 @@ def combined(parts: int, amp: torch.dtype | None, clip_grad: float | None) -> fl
         if amp is None:
             return difference(shared, whole)
         ticks("simultaneous", exact, data, epochs=1, micro_batches=parts)
-        return float((flat(shared) - flat(whole)).norm() / (flat(exact) - flat(whole)).norm())
+        flats = zip(*map(flat_units, (shared, whole, exact)), strict=True)
+        return median(float((one - two).norm() / (three - two).norm()) for one, two, three in flats)
 
 
 def scales(learner: layerwise.Learner) -> list[float]:
@@ -179,9 +182,9 @@ def plain_sgd(weights: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(weights, lr=1e-3)
 
 
-def flat(learner: layerwise.Learner) -> Tensor:
-    """All weights, one behind the other."""
-    return torch.cat([weight.detach().flatten() for weight in learner.model.parameters()])
+def flat_units(learner: layerwise.Learner) -> list[Tensor]:
+    """All weights of each unit, one behind the other."""
+    return [torch.cat([w.detach().flatten() for w in unit.weights()]) for unit in learner.units]
 
 
 class Converted:
@@ -202,7 +205,7 @@ def all_combined() -> list[float]:
     return [combined(*combination) for combination in COMBINATIONS]
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_parts_mixed_precision_and_clipping_go_together(size: int) -> None:
     """On two replicas of a rank each, and of two."""
     for differences in on_ranks(all_combined, size=size):
