@@ -4,6 +4,7 @@ is refused.
 
 import gc
 import json
+import re
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from layerwise.memory.accounting import measured, persistent_bytes, persistent_t
 from layerwise.memory.fake_step import Footprint, pretended
 from layerwise.memory.onednn import workspace_bytes
 from layerwise.models import create_model
+from layerwise.profiling.opponents import OPPONENTS, accumulated, planned
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
@@ -333,8 +335,59 @@ def test_predicting_computes_nothing(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
+    "name", ["global-accumulated", pytest.param("checkpointed-planned", marks=pytest.mark.slow)]
+)
+def test_global_training_is_predicted_within_the_memory_of_local(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    larger = ["--loss", "pred", "--image-size", "32", "--batch-size", "32", "--predict"]
+    main([*SMALL, *larger, "--rules", f"global,{name}"])
+    output = capsys.readouterr().out
+    rules = json.loads(output.splitlines()[-1])["rules"]
+    assert list(rules) == ["global", "simultaneous", name]
+    peaks = {rule: row["predicted_peak_bytes"] for rule, row in rules.items()}
+    assert peaks[name] <= peaks["simultaneous"] < peaks["global"]
+    row, whole = rules[name], rules["global"]
+    if name == "checkpointed-planned":
+        assert row["multiply_adds"] > whole["multiply_adds"]
+        return
+    assert row["multiply_adds"] == whole["multiply_adds"]
+    assert row["saved_bytes"] == pytest.approx(whole["saved_bytes"] / 2, rel=0.1)
+    assert row["micro_batches"] == 2
+    assert "global-accumulated, 2 parts" in output
+
+
+def test_batches_are_accumulated_over_the_fewest_parts_that_keep_to_a_limit() -> None:
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        return {"predicted_peak_bytes": 50 + 120 // options["micro_batches"]}
+
+    assert accumulated(predict, 16, 170) == {"predicted_peak_bytes": 170, "micro_batches": 1}
+    assert accumulated(predict, 16, 75) == {"predicted_peak_bytes": 74, "micro_batches": 5}
+    assert accumulated(predict, 16, 64) is None  # 9 parts would do, of fewer than 2 images
+
+
+def test_a_line_says_where_nothing_keeps_to_the_memory_of_local(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> dict[str, Any]:
+        raise InvalidInput("Cannot checkpoint within 1 MB: a step needs more.")
+
+    monkeypatch.setitem(
+        OPPONENTS, "checkpointed-planned", lambda *rest: planned(refused, *rest[1:])
+    )
+    main([*SMALL, "--predict", "--rules", "checkpointed-planned"])
+    output = capsys.readouterr().out
+    assert re.search(r"checkpointed-planned: nothing keeps to the \S+ \wB of simultaneous", output)
+    assert list(json.loads(output.splitlines()[-1])["rules"]) == ["simultaneous"]
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
+        (
+            "--memory 1GB --predict --rules global,global-accumulated",
+            "Cannot use --memory with global-accumulated: its memory is that of simultaneous",
+        ),
         ("--memory 1kB --predict --rules global,simultaneous", "even the rule"),
         ("--memory lots", "'lots': it is not a size. Give a number above 0"),
         ("--memory 0GB", "it is not a size"),

@@ -2,11 +2,16 @@
 
 import os
 import signal
+import threading
 import time
+from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from layerwise.cli import main
 from layerwise.distributed import (
     agree,
     decided_by_first,
@@ -15,6 +20,7 @@ from layerwise.distributed import (
     together,
     world,
 )
+from layerwise.distributed.meeting import ASKS, common_store
 from layerwise.errors import InvalidInput, LostRank
 from tests.helpers import learner, same_weights
 from tests.ranks import on_ranks
@@ -110,3 +116,70 @@ def sharing() -> tuple[bool, bool]:
 
 def test_all_ranks_begin_from_the_first_ones_weights() -> None:
     assert on_ranks(sharing) == [(True, True), (False, True)]
+
+
+GLOO = (
+    "Cannot train on several ranks: this PyTorch was built without gloo. Use a build that has it."
+)
+NCCL = GLOO.replace("gloo. Use a", "NCCL. Use --device cpu, or a")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("absent", "device", "words"),
+    [
+        (("is_available", "is_initialized", "is_gloo_available", "is_nccl_available"), "cpu", GLOO),
+        (("is_gloo_available",), "cpu", GLOO),
+        (("is_nccl_available",), "cuda", NCCL),
+    ],
+)
+def test_every_rank_refuses_a_backend_that_is_not_there_and_waits_for_none(
+    absent: tuple[str, ...],
+    device: str,
+    words: str,
+    rank: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    """PyTorch without ``torch.distributed`` has ``is_available`` alone of it."""
+    for name, value in {"WORLD_SIZE": 2, "RANK": rank}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(dist, absent[0], lambda: False)
+    for name in absent[1:]:
+        monkeypatch.delattr(dist, name)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "vgg8", "--data", "digits", "--rule", "parallel", "--device", device])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"layerwise (rank {rank}): {words}\n"
+
+
+def test_ranks_that_are_started_again_meet_where_nobody_has_been(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the store is that of those who have ended, as torchrun keeps it."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store.clone(), 0, 2)]))
+    store.set(f"{ASKS}/1", "one who has ended")
+    parts: dict[int, Any] = {}
+    for attempt in range(2):
+        ranks = [
+            threading.Thread(target=lambda r=rank: parts.update({r: common_store(r, 2, 10.0)}))
+            for rank in (0, 1)
+        ]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join(20)
+        assert not parts[0].check(["address"])
+        parts[1].set("address", f"of attempt {attempt}")
+        assert parts[0].get("address").decode() == f"of attempt {attempt}"
+
+
+def test_ranks_that_do_not_come_are_not_waited_for_longer_than_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store.clone(), 0, 2)]))
+    for rank in (0, 1):
+        with pytest.raises(RuntimeError):
+            common_store(rank, 2, 0.2)

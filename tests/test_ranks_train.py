@@ -26,7 +26,7 @@ from layerwise.training.loop import Interrupted, train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
 from tests.helpers import digits, learner, same_weights
-from tests.ranks import StopAfter, on_ranks
+from tests.ranks import StopAfter, free_port, on_ranks
 
 CPU = Execution(device="cpu", cpu_threads=1, keep_memory=False)
 RUN = Run(
@@ -330,22 +330,32 @@ Unit.step = failing
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_killed_run_again_and_it_goes_on(alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_torchrun_starts_a_killed_run_again_and_it_goes_on(
+    hosts: int, alone: Path, tmp_path: Path
+) -> None:
+    """On two hosts, only that of the killed rank counts the restart."""
     (tmp_path / "kills.py").write_text(KILLS)
     options = "--rule parallel --width 0.0625 --dropout 0.2 --train-images 80 -b 16 --epochs 2"
     options += f" --lr 1e-3 --device cpu --cpu-threads 1 --import {tmp_path / 'kills.py'}"
-    torchrun = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 3"
+    torchrun = f"torch.distributed.run --nnodes {hosts} --nproc-per-node {2 // hosts}"
+    torchrun += f" --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{free_port()} --max-restarts 1"
     command = f"-m {torchrun} -m layerwise train vgg8 {options} --output {tmp_path / 'run'}"
-    program = subprocess.run(
-        [sys.executable, *command.split()],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert program.returncode == 0, program.stderr[-2000:]
-    assert "going on after epoch 1" in program.stdout
-    assert "rank 1: units" in program.stdout
-    assert program.stdout.count("test accuracy of the last epoch") == 1
+    programs = [
+        subprocess.Popen(
+            [sys.executable, *command.split()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(hosts)
+    ]
+    outputs = [program.communicate(timeout=180) for program in programs]
+    assert [program.returncode for program in programs] == [0] * hosts, outputs
+    printed = "".join(output for output, _ in outputs)
+    assert "going on after epoch 1" in printed
+    assert "rank 1: units" in printed
+    assert printed.count("test accuracy of the last epoch") == 1
     assert digests(tmp_path / "run") == digests(alone)
 
 

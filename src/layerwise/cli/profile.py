@@ -25,7 +25,8 @@ def add_arguments(parser: Parser) -> None:
         "--rules",
         metavar="A,B",
         help="orders of updates, joined by commas (default: all, simultaneous-span-2 and "
-        "sequential-cached)",
+        "sequential-cached; global-accumulated and checkpointed-planned predict global training "
+        "within the memory of simultaneous)",
     )
     parser.add_argument(
         "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"

@@ -93,7 +93,7 @@ def train_one(
     Args:
         preset: whose settings it began from; it is recorded beside the run.
     """
-    from layerwise.distributed import joined, print_once, together
+    from layerwise.distributed import gathered, joined, print_once, together
     from layerwise.experiments.sweep import folder_of
     from layerwise.profiling.budget import plan_run
     from layerwise.training.loop import Interrupted, train
@@ -111,9 +111,10 @@ def train_one(
             prepared = replace(prepared, preset=preset.record(prepared.run))
             print_once("\n".join(words_of(preset)), sys.stdout)
         folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
+        resume |= any(gathered(restarts() > 0))  # only the host of the rank that ended counts it
         try:
             with shown() if here.first else nullcontext(Progress()) as progress:
-                result = train(prepared, folder, resume or restarts() > 0, progress)
+                result = train(prepared, folder, resume, progress)
         except Interrupted as interruption:
             raise KeyboardInterrupt(
                 f"{interruption}. Go on with: layerwise train --resume {folder.path}"

@@ -120,7 +120,7 @@ class Learner:
             self.zero_grad()  # some units have the gradients of this part, others not
             raise
         self.steps += 1
-        size = len(targets.labels) if self.replicas is None else self.replicas.share.examples
+        size = len(targets.labels) if self.replicas is None else self.replicas.examples
         return StepResult(results, size)
 
     def step_arriving(self) -> StepResult:

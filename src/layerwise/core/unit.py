@@ -6,7 +6,7 @@ unit receives detached activations, and nothing else of the step is kept.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,16 @@ from layerwise.utils.seeds import seeded
 
 # the values that pass between two units: tensors, the feature first; rarely a number such as a size
 Activations = tuple[Any, ...]
+
+
+class Sharing(Protocol):
+    """Replicas of a unit that each learn from a share of every batch."""
+
+    def examples_at_hand(self, unit: "Unit") -> int:
+        """Number of examples of the batch, or the part of one, of all replicas."""
+
+    def average(self, unit: "Unit", divisor: float) -> None:
+        """Update the unit, now or later, by the sum of all replicas' gradients over a number."""
 
 
 @dataclass
@@ -45,11 +55,10 @@ class Unit:
         feature: shape and layout of its feature, which its loss reads turned; see ``Feature``.
         entering: shape and layout of the feature that enters it.
         scaler: scaling of the loss, so that gradients of float16 do not underflow, or None.
-        parts: numbers of examples of the parts of a batch whose gradients wait for an update.
+        parts: numbers of examples of the parts of a batch whose gradients wait for an update, of
+            all replicas.
         sums: sum of these gradients, each times its part's size relative to the first part's.
-        hand_over: function that is given the unit and the parts of a batch once their gradients
-            are there, and updates the unit later, such as by the average of several replicas;
-            None: it is updated at once.
+        sharing: replicas that share every batch with this process; None: it has the whole batch.
     """
 
     index: int
@@ -67,7 +76,7 @@ class Unit:
     scaler: torch.amp.GradScaler | None = None
     parts: list[int] = field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    hand_over: "Callable[[Unit, Sequence[int]], None] | None" = None
+    sharing: Sharing | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
@@ -219,18 +228,18 @@ class Unit:
             return
         # gradients of others: a saliency map between two steps, a step that was interrupted
         self.optimizer.zero_grad(set_to_none=True)
-        parts = [*self.parts, examples]
+        parts = [*self.parts, all_examples(self, examples)]
         for weight, gradient in self.sums.items():
             weight.grad = gradient if weight.requires_grad else None
         backward(examples / parts[0])
-        if update and self.hand_over is not None:
-            self.hand_over(self, parts)
-        elif update:
-            self.update(self.optimizer, sum(parts) / parts[0])
-        else:
+        if not update:
             self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}
             self.parts = parts
             self.optimizer.zero_grad(set_to_none=True)
+        elif self.sharing is None:
+            self.update(self.optimizer, sum(parts) / parts[0])
+        else:
+            self.sharing.average(self, sum(parts) / parts[0])
 
     def update(self, optimizer: Optimizer, divisor: float) -> None:
         """Let the optimizer update the weights by their gradients, divided by a number."""
@@ -255,6 +264,11 @@ class Unit:
     def zero_grad(self) -> None:
         """Forget the gradients of parts that wait for an update."""
         self.parts, self.sums = [], {}
+
+
+def all_examples(unit: Unit, examples: int) -> int:
+    """Number of examples of a batch, or of a part of one, of all replicas, from this process's."""
+    return examples if unit.sharing is None else unit.sharing.examples_at_hand(unit)
 
 
 def depends_on_weights(unit: Unit, loss: Tensor) -> bool:

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from layerwise.core.order import changes_input
 from layerwise.core.reach import Reach, last_losses
-from layerwise.core.unit import Activations, Unit, depends_on_weights, detached, refuse_divergence
+from layerwise.core.unit import (
+    Activations,
+    Unit,
+    all_examples,
+    depends_on_weights,
+    detached,
+    refuse_divergence,
+)
 from layerwise.losses import Evaluated, Targets
 from layerwise.ops.batch_norm import gradients_asked_for
 from layerwise.ops.windowed_gradient import made_whole
@@ -50,9 +57,15 @@ class Pass:
     gradients: Gradients = field(default_factory=list)
     head: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
-    def begin(self, alone: bool) -> Gradients:
-        """Differentiate the unit's own loss: its head and, unless alone, what leaves the unit."""
+    def begin(self, alone: bool, factor: float) -> Gradients:
+        """Differentiate the unit's own loss: its head and, unless alone, what leaves the unit.
+
+        Args:
+            factor: of the loss; see ``relative_size``.
+        """
         loss, self.loss = self.loss, None
+        if loss is not None and factor != 1.0:
+            loss = loss * factor
         feature = self.passed[0]
         reaches = not alone and feature.requires_grad
         weights = trainable(self.unit.loss)
@@ -90,7 +103,7 @@ class Pass:
         leaves = self.leaves() if further else []
         entered: Gradients = []
 
-        def backward(factor: float) -> None:
+        def backward(_: float) -> None:  # the losses had their factor
             weights = trainable(self.unit.piece)
             outputs, given = with_history(self.passed, self.gradients)
             self.passed, self.gradients = (), []
@@ -98,7 +111,7 @@ class Pass:
             entered.extend(gradients[len(weights) :])
             for weight, gradient in [*zip(weights, gradients, strict=False), *self.head]:
                 if gradient is not None:
-                    accumulate(weight, gradient if factor == 1.0 else gradient * factor)
+                    accumulate(weight, gradient)
 
         self.unit.accumulate(backward, examples, update)
         return self.per_entered(entered) if further else []
@@ -139,6 +152,7 @@ def step_windows(
     # a list to pop from, so that a unit alone keeps its activations alive
     entering: list[Activations] = [(images.detach(),)]
     last = last_losses(reach)
+    factor = relative_size(units, len(targets.labels))
     waiting: list[Pass] = []
     results = []
     for unit in units:
@@ -156,13 +170,19 @@ def step_windows(
         # its gradient is handed over, so that it is freed on the way
         reach_back(
             waiting,
-            waiting[-1].begin(alone=reach[unit.index] > unit.index),
+            waiting[-1].begin(reach[unit.index] > unit.index, factor),
             reach[unit.index],
             last,
             len(targets.labels),
             update,
         )
     return results
+
+
+def relative_size(units: Sequence[Unit], examples: int) -> float:
+    """Number of examples relative to those of the batch's first part, of all replicas."""
+    first = next((unit.parts[0] for unit in units if unit.parts), None)
+    return examples / (first or all_examples(units[0], examples))
 
 
 def forward(

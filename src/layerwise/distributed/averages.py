@@ -1,7 +1,7 @@
 """Gradients of units on their way to being averaged over replicas."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +18,10 @@ class Bucket:
     The last numbers say of which weights there is a gradient.
 
     Args:
-        scale: factor of this replica's gradients in the sum of all.
         group: process group of the replicas' ranks.
     """
 
-    def __init__(self, weights: Sequence[nn.Parameter], scale: float, group: Any) -> None:
+    def __init__(self, weights: Sequence[nn.Parameter], group: Any) -> None:
         self.weights = weights
         lengths = [weight.numel() for weight in weights]
         numbers = weights[0].new_zeros(sum(lengths) + len(weights))
@@ -35,7 +34,6 @@ class Bucket:
             as_weight(part, weight).copy_(weight.grad)
             self.present[number] = 1.0
             weight.grad = None
-        numbers.mul_(scale)
         with naming_lost_ranks():
             self.work = dist.all_reduce(numbers, group=group, async_op=True)
 
@@ -60,10 +58,15 @@ def as_weight(numbers: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass
 class Average:
-    """The gradients of a unit's update, on their way to being averaged."""
+    """The gradients of a unit's update, on their way to being averaged.
+
+    Attributes:
+        divisor: what the sum of all replicas' gradients is divided by.
+    """
 
     unit: Unit
-    buckets: list[Bucket] = field(default_factory=list)
+    divisor: float
+    buckets: list[Bucket]
 
     @property
     def arrived(self) -> bool:
@@ -74,4 +77,4 @@ class Average:
         for bucket in self.buckets:
             bucket.give()
         assert self.unit.optimizer is not None
-        self.unit.update(self.unit.optimizer, 1.0)
+        self.unit.update(self.unit.optimizer, self.divisor)

@@ -39,13 +39,11 @@ class BatchShare(Examples):
         sizes: number of examples of each replica.
         rank: number of this replica.
         group: process group of the replicas' ranks; None: all ranks.
-        first_sizes: sizes of the batch's first part; None: it comes as a whole.
     """
 
     sizes: tuple[int, ...]
     rank: int
     group: Any = None
-    first_sizes: tuple[int, ...] | None = None
 
     @property
     def examples(self) -> int:
@@ -53,18 +51,8 @@ class BatchShare(Examples):
         return sum(self.sizes)
 
     @property
-    def count(self) -> int:
-        """Number of replicas."""
-        return len(self.sizes)
-
-    @property
-    def weight(self) -> float:
-        return self.sizes[self.rank] * self.count / self.examples
-
-    @property
-    def gradient_weight(self) -> float:
-        sizes = self.first_sizes or self.sizes
-        return sizes[self.rank] * self.count / sum(sizes)
+    def portion(self) -> float:
+        return self.sizes[self.rank] / self.examples
 
     @property
     def own_rows(self) -> slice:
@@ -110,8 +98,8 @@ class Replicas:
         gathers: whether losses that compare examples compare those of all replicas.
 
     Attributes:
-        share: this replica's part of the batch at hand.
-        examples: number of examples of all replicas since the last update.
+        share: this replica's part of the batch at hand; None between steps.
+        examples: number of examples of the last batch, of all replicas.
         coming: averages on their way, in the order of updates.
     """
 
@@ -123,11 +111,11 @@ class Replicas:
         self.device = device_of(learner.model)
         backends = str(dist.get_backend_config())
         self.counting = torch.device("cpu") if "gloo" in backends else self.device
-        self.share = BatchShare((1,) * self.count, self.rank, self.group)
+        self.share: BatchShare | None = None
         self.examples = 0
         self.coming: deque[Average] = deque()
         for unit in learner.own_units:
-            unit.hand_over = self.average
+            unit.sharing = self
             if unit.seed is not None and self.rank > 0:  # dropout of its own
                 unit.seed = derived_seed(unit.seed, "replica", self.rank)
         learner.replicas = self
@@ -156,25 +144,17 @@ class Replicas:
         """
         if self.learner.stage is not None:  # the first rank of a replica tells the others
             update = self.learner.stage.tells_update(update)
-        if not any(unit.parts for unit in self.learner.own_units):
-            self.examples = 0
-        before = self.share
-        self.share = self.meet(len(targets.labels), update)
-        if self.examples:
-            first_sizes = before.first_sizes or before.sizes
-            self.share = replace(self.share, first_sizes=first_sizes)
-        self.examples += self.share.examples
-        targets = replace(targets, examples=self.share if self.gathers else AT_HAND)
+        self.share = share = self.meet(len(targets.labels), update)
+        self.examples = share.examples
+        targets = replace(targets, examples=share if self.gathers else AT_HAND)
         try:
-            with synchronised(self.share) if self.synchronises else nullcontext():
+            with synchronised(share) if self.synchronises else nullcontext():
                 results = make_step(units, images, targets, step, update)
             self.finish()
-        except BaseException:
+        finally:
+            self.share = None
             self.coming.clear()
-            raise
-        if update:
-            self.examples = 0
-        return self.of_all(results)
+        return of_all(results, share)
 
     def meet(self, size: int, update: bool) -> BatchShare:
         """This replica's share of a batch, once all replicas have one; a wish to stop goes along.
@@ -198,29 +178,28 @@ class Replicas:
             )
         return BatchShare(sizes, self.rank, self.group)
 
-    def average(self, unit: Unit, parts: Sequence[int]) -> None:
-        """Begin to average the gradients of a unit's update, and finish those that have arrived.
-
-        Args:
-            parts: numbers of this replica's examples of the parts of a batch; the gradients are
-                the sum of their means, each times its size relative to the first.
+    def examples_at_hand(self, unit: Unit) -> int:
+        """Number of examples of the batch, or the part of one, of all replicas.
 
         Raises:
             InvalidInput: the step is none of ``Learner.step``, which all replicas make.
         """
-        if not self.examples:
+        if self.share is None:
             raise InvalidInput(
                 f"Cannot update unit {unit.index} ({unit.name}): its learner has replicas, which "
                 "share batches in learner.step alone. Make steps by it."
             )
+        return self.share.examples
+
+    def average(self, unit: Unit, divisor: float) -> None:
+        """Begin to add up the gradients of a unit's update, and finish those that have arrived."""
         weights = defaultdict[tuple[torch.device, torch.dtype], list[nn.Parameter]](list)
         for weight in unit.held():
             if weight.requires_grad:
                 weights[weight.device, weight.dtype].append(weight)
-        scale = parts[0] / self.examples
         unit.zero_grad()
-        buckets = [Bucket(each, scale, self.group) for each in weights.values()]
-        self.coming.append(Average(unit, buckets))
+        buckets = [Bucket(each, self.group) for each in weights.values()]
+        self.coming.append(Average(unit, divisor, buckets))
         while self.coming[0].arrived and self.coming[0].unit is not unit:
             self.coming.popleft().finish()
 
@@ -228,18 +207,6 @@ class Replicas:
         """Update all units whose gradients are on their way."""
         while self.coming:
             self.coming.popleft().finish()
-
-    def of_all(self, results: Sequence[Evaluated]) -> list[Evaluated]:
-        """Losses and numbers of correct examples of all replicas, from this one's."""
-        losses = torch.stack([loss.detach() for loss, _ in results]).double()
-        correct = torch.stack([correct for _, correct in results]).double()
-        weight = self.share.weight / self.count
-        losses, correct = self.share.total(torch.cat([losses * weight, correct])).chunk(2)
-        kinds = [loss.dtype for loss, _ in results]
-        return [
-            Evaluated(loss.to(kind), number.long())
-            for loss, number, kind in zip(losses, correct, kinds, strict=True)
-        ]
 
     def smallest(self, size: int) -> int:
         """The smallest of all replicas' numbers; all must call this."""
@@ -255,6 +222,18 @@ class Replicas:
             for unit in self.learner.own_units:
                 for buffer in [*unit.piece.buffers(), *unit.loss.buffers()]:
                     dist.broadcast(buffer, source, group=self.group)
+
+
+def of_all(results: Sequence[Evaluated], share: BatchShare) -> list[Evaluated]:
+    """Losses and numbers of correct examples of all replicas, from this one's."""
+    losses = torch.stack([loss.detach() for loss, _ in results]).double()
+    correct = torch.stack([correct for _, correct in results]).double()
+    losses, correct = share.total(torch.cat([losses * share.portion, correct])).chunk(2)
+    kinds = [loss.dtype for loss, _ in results]
+    return [
+        Evaluated(loss.to(kind), number.long())
+        for loss, number, kind in zip(losses, correct, kinds, strict=True)
+    ]
 
 
 def replicate(

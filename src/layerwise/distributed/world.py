@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
+from layerwise.distributed.meeting import common_store
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank
 from layerwise.utils.launch import launched_local_rank, launched_rank, launched_size
 
@@ -91,7 +92,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
         InvalidInput: PyTorch lacks a backend, or not all processes came in time.
     """
     global _joined
-    if launched_size() == 1 or dist.is_initialized():
+    if launched_size() == 1 or (dist.is_available() and dist.is_initialized()):
         yield world()
         return
     backend = backend_for(device)
@@ -123,7 +124,11 @@ def start(backend: str, here: World) -> None:
         )
     try:
         dist.init_process_group(
-            backend, rank=here.rank, world_size=here.size, timeout=timedelta(seconds=here.timeout)
+            backend,
+            store=common_store(here.rank, here.size, here.timeout),
+            rank=here.rank,
+            world_size=here.size,
+            timeout=timedelta(seconds=here.timeout),
         )
     except (RuntimeError, ValueError) as error:
         raise InvalidInput(

@@ -9,7 +9,7 @@ before it ends is not seen; for a CPU's convolutions it is estimated (``memory.o
 
 import copy
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 from layerwise.core.learner import Learner
 from layerwise.memory import cuda, onednn
 from layerwise.memory.accounting import (
+    FORWARD,
     Mark,
     Timeline,
     persistent_tensors,
@@ -162,7 +163,8 @@ def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
 class SavedBytes:
     """Bytes saved for backward passes while it is entered, without those that stay between steps.
 
-    Each storage counts once.
+    Each storage counts once. Where a batch comes in parts, only the first is counted, of which none
+    is larger.
 
     Attributes:
         units: bytes of every storage that a unit saved, by the unit's index; unit 0 unless ``mark``
@@ -172,6 +174,7 @@ class SavedBytes:
     def __init__(self, learner: Learner) -> None:
         self.units: dict[int, dict[int, int]] = defaultdict(dict)
         self._unit = 0
+        self._passes = Counter[int]()
         self._own = {storage_bytes(tensor)[0] for tensor in persistent_tensors(learner)}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
@@ -185,6 +188,7 @@ class SavedBytes:
     def mark(self, unit: int, phase: str) -> None:
         """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit
+        self._passes[unit] += phase == FORWARD
 
     def reached(self, unit: int, first: int) -> int:
         """Bytes saved by the units that a unit's loss reaches, back to a first one."""
@@ -195,7 +199,7 @@ class SavedBytes:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         key, size = storage_bytes(tensor)
-        if key not in self._own:
+        if key not in self._own and self._passes[self._unit] <= 1:
             self.units[self._unit][key] = size
         return tensor
 

@@ -1,7 +1,8 @@
 """Operations on a batch that replicas share: rows of all replicas, and their batch statistics.
 
-They communicate by what a ``Share`` offers, on any device and backend. Gradients are scaled for
-weights whose gradients are then averaged over the replicas, each weighted by its examples.
+They communicate by what a ``Share`` offers, on any device and backend. Every replica's loss, a mean
+over its own examples, is taken times its portion of the examples before it is differentiated, so
+that the gradients of all add up to those of one process.
 """
 
 import inspect
@@ -24,22 +25,14 @@ class Share(Protocol):
     """A replica's part of a batch, and how it speaks with the others.
 
     Attributes:
-        weight: number of its examples, relative to the mean of all replicas.
-        gradient_weight: what its gradients count in their sum over all replicas, relative to the
-            mean: where a batch comes in parts, whose losses are scaled to the size of the first,
-            that of the first part.
+        portion: number of its examples over that of all.
         own_rows: its rows among those of all.
-        count: number of replicas.
     """
 
     @property
-    def weight(self) -> float: ...
-    @property
-    def gradient_weight(self) -> float: ...
+    def portion(self) -> float: ...
     @property
     def own_rows(self) -> slice: ...
-    @property
-    def count(self) -> int: ...
     def all_rows(self, rows: Tensor) -> Tensor: ...  # (b, ...) -> (B, ...)
     def each(self, numbers: Tensor) -> Tensor: ...  # (F,) -> (replicas, F)
     def total(self, numbers: Tensor) -> Tensor: ...  # (F,) -> (F,)
@@ -48,8 +41,8 @@ class Share(Protocol):
 class GatherRows(torch.autograd.Function):
     """Rows of all replicas, (b, ...) -> (B, ...); the gradient goes to the own rows alone.
 
-    Every replica computes the whole loss of all rows, so the gradients of the replicas add up to
-    that of one process. They are averaged later, weighted by examples, so each counts B / b times.
+    Every replica computes the whole loss of all rows, of which no portion is to be taken: the
+    gradient is that of its portion of the loss, so it counts B / b times.
     """
 
     @staticmethod
@@ -60,7 +53,7 @@ class GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[ctx.share.own_rows] * (ctx.share.count / ctx.share.weight), None
+        return gradient[ctx.share.own_rows] / ctx.share.portion, None
 
 
 class BatchNorm(torch.autograd.Function):
@@ -69,7 +62,7 @@ class BatchNorm(torch.autograd.Function):
     Replica r has n_r numbers of a channel, with mean μ_r and variance v_r. Then n = Σ n_r,
     μ = Σ n_r μ_r / n and σ² = Σ n_r (v_r + (μ_r − μ)²) / n + ε, which loses no digits where μ is
     large (Chan et al. 1983). With g the gradient of f, ∂β = Σ g and ∂γ = Σ g x are each replica's
-    own, to be averaged later; ∂z = γ / σ · (g − G / n − x Gx / n), where G and Gx are the sums of
+    own, to be added up later; ∂z = γ / σ · (g − G / n − x Gx / n), where G and Gx are the sums of
     ∂β and ∂γ over all replicas.
     """
 
@@ -106,9 +99,7 @@ class BatchNorm(torch.autograd.Function):
             eps=0.0,
             output_mask=[False, True, True],
         )
-        part = share.gradient_weight
-        sums = share.total(torch.cat([for_weight, for_bias]) * part) / part
-        whole_weight, whole_bias = sums.chunk(2)
+        whole_weight, whole_bias = share.total(torch.cat([for_weight, for_bias])).chunk(2)
         factor = -whole_weight * inverse / count
         shift = -whole_bias / count - factor * mean
         # factor · z + shift, rounded once

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from layerwise.core.memory_format import MEMORY_FORMATS
 from layerwise.core.table import count
 from layerwise.errors import InvalidInput, choose
 from layerwise.profiling.measure import measure
+from layerwise.profiling.opponents import LOCAL, OPPONENTS, Predict, add_opponents, opponents_among
 from layerwise.profiling.predict import DEVICES, largest_batch, predict_steps, rule_options
 from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
@@ -115,7 +117,8 @@ def profile(
     """Predict and measure what a run would need by each of several rules, and show it as a table.
 
     Args:
-        names: of ``profiled()``; None: all whose span the chain has.
+        names: of ``profiled()``, and of ``OPPONENTS``, which are predicted alone; None: all of
+            ``profiled()`` whose span the chain has.
         predict: compute nothing; what is measured is then None, and a GPU need not be there.
         memory: such as ``4GB``: the largest batch that fits is looked for.
         figure: file for a picture of memory over a step.
@@ -127,7 +130,11 @@ def profile(
     limit = parse_size("--memory", memory) if memory is not None else None
     cache_limit = parse_size("--cache-limit", execution.cache_limit)
     for name in names or ():
-        choose("rule", name, profiled())
+        choose("rule", name, {**profiled(), **OPPONENTS})
+    opponents = opponents_among(names or (), limit)
+    if names is not None and opponents:
+        names = [name for name in names if name not in opponents]
+        names += [LOCAL] if LOCAL not in names else []
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
@@ -148,6 +155,8 @@ def profile(
         name: predicted(run, learners[name], execution.memory_format, cache_limit, device.type)
         for name, run in runs.items()
     }
+    predict_by = predictor(base, num_classes, execution, device.type)
+    add_opponents(rules, opponents, predict_by, base.batch_size)
     if limit is not None:
         layout = execution.memory_format
         add_largest_batches(rules, runs, learners, layout, limit, cache_limit, device.type)
@@ -244,6 +253,22 @@ def predicted(
         "cache_bytes": max(unit["cache_bytes"] for unit in units),
         "units": units,
     }
+
+
+def predictor(base: Run, num_classes: int, execution: Execution, device: str) -> Predict:
+    """A function that predicts the run by another rule with more options; see ``predicted``."""
+    planning = replace(execution, device="cpu")
+
+    @cache
+    def made(rule: str) -> Learner:
+        return trial_learner(prepare(with_rule(base, rule), planning), num_classes)
+
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        run = with_rule(base, rule)
+        run = replace(run, rule_options=Options({**run.rule_options, **options}))
+        return predicted(run, made(rule), execution.memory_format, 0, device)
+
+    return predict
 
 
 def add_measured(rule: dict[str, Any], measurement: dict[str, Any], batch_size: int) -> None:

@@ -35,7 +35,7 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
         caption=caption,
     )
     columns = {
-        "rule": lambda name, rule: name,
+        "rule": lambda name, rule: name + parts_in_words(rule),
         "multiply-adds, G": lambda name, rule: ratio(rules, rule, "multiply_adds", 1e9),
         "head parameters": lambda name, rule: f"{heads[name]:,}",
         "saved, MB": lambda name, rule: ratio(rules, rule, "saved_bytes", 1e6),
@@ -63,6 +63,12 @@ def print_table(result: dict[str, Any], per_unit: bool) -> None:
     for name, rule in rules.items():
         if per_unit:
             print_units(name, rule)
+
+
+def parts_in_words(rule: dict[str, Any]) -> str:
+    """The number of parts that a batch was found to be computed in; nothing of a whole one."""
+    parts = rule.get("micro_batches", 1)
+    return f", {parts} parts" if parts > 1 else ""
 
 
 def ratio(rules: dict[str, Any], rule: dict[str, Any], key: str, scale: float) -> str:
