@@ -51,7 +51,7 @@ class Strided(HeadLoss):
             )
             channels, width, size = width, 2 * width, [-(-side // 2) for side in size]
         if size:
-            pooled = [min(side, POOLED) for side in size]
+            pooled = (min(size[0], POOLED), min(size[1], POOLED))
             layers += [nn.AdaptiveAvgPool2d(pooled), nn.BatchNorm2d(channels), nn.Flatten()]
             classifier = nn.Linear(channels * pooled[0] * pooled[1], site.num_classes)
         else:
