@@ -1,0 +1,253 @@
+"""Local losses and orders of updates as they were trained: accuracy beside what each method costs.
+
+    python benchmarks/methods.py runs/methods/* --csv results/methods-small.csv --table
+    results/methods.csv --figure docs/images/methods.svg
+
+Finished runs of `layerwise train` that differ in method, learning rate and seed. `--csv` has a line
+per run. `--table` has a line per network and method: rates are the ones that are best on validation
+(seed 0), and costs of a step are predicted for a batch of 1,024, relative to global training.
+`--figure` draws the methods of one network. Checkpointed training has the bits of global training,
+so that it is not trained apart.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from layerwise.experiments.methods.figure import draw
+from layerwise.experiments.methods.table import mark_fronts
+from layerwise.hierarchy import format_hierarchy, parse_hierarchy
+from layerwise.profiling.costs import StepCosts, step_costs
+from layerwise.report.figures.style import DPI, RULES
+from layerwise.runs.folder import RunFolder
+from layerwise.runs.run import Execution, Run
+from layerwise.utils.csv_text import csv_text
+from layerwise.utils.files import figure_metadata, replacing
+from layerwise.utils.options import Options
+
+BATCH = 1024
+NETWORK = ("model", "hierarchy", "width", "data", "image_size", "train_images", "epochs")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: its record and its result."""
+
+    run: Run
+    record: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.result["test_accuracy"])
+
+    @property
+    def ensemble(self) -> float | None:
+        found = self.result.get("ensemble")
+        return found["test_accuracy"] if found else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--model", default="resnet18", help="network of the figure")
+    arguments = parser.parse_args()
+    trained = [item for path in arguments.runs if (item := read(path)) is not None]
+    write(arguments.csv, list(map(line_of, trained)))
+    table = [row for network in grouped(trained, network_of) for row in rows_of(network)]
+    for row in table:
+        print(*row.values(), sep="  ")
+    write(arguments.table, table)
+    if arguments.figure:
+        write_figure(arguments.figure, [row for row in table if row["model"] == arguments.model])
+
+
+def read(path: Path) -> Trained | None:
+    folder = RunFolder(path)
+    if not (folder.finished or folder.archived):
+        return None
+    return Trained(folder.run(), folder.facts(), folder.result())
+
+
+def network_of(item: Trained) -> tuple[Any, ...]:
+    """What the runs of one comparison have in common; of hierarchies, the default is published."""
+    return tuple(getattr(item.run, name) for name in NETWORK)
+
+
+def setting_of(item: Trained) -> Run:
+    """A run without its seed."""
+    return replace(item.run, seed=0)
+
+
+def method_of(item: Trained) -> Run:
+    """A run without its seed and its rates."""
+    return replace(item.run, seed=0, lr=Run.lr, head_lr_factor=Run.head_lr_factor)
+
+
+def grouped(items: Iterable[Trained], key: Any) -> list[list[Trained]]:
+    groups = defaultdict[Any, list[Trained]](list)
+    for item in items:
+        groups[key(item)].append(item)
+    return list(groups.values())
+
+
+def line_of(item: Trained) -> dict[str, Any]:
+    """A line of a run."""
+    run, machine = item.run, item.record["machine"]
+    return {
+        "model": run.model,
+        "hierarchy": hierarchy_of(run),
+        "data": run.data,
+        "method": name_of(run),
+        "units": len(item.record["units"]),
+        "lr": run.lr,
+        "head_lr_factor": run.head_lr_factor,
+        "seed": run.seed,
+        "test_accuracy": item.accuracy,
+        "ensemble_accuracy": "" if item.ensemble is None else item.ensemble,
+        "val_accuracy": round(item.result["val_accuracy"], 2),
+        "train_seconds": round(item.result["train_seconds"]),
+        "commit": item.record["commit"],
+        "device": machine["device"],
+        "threads": machine["cpu_threads"],
+        "command": without_paths(item.record["command"]),
+    }
+
+
+def without_paths(command: str) -> str:
+    words = command.split()
+    values = {
+        words.index(option) + 1: option
+        for option in ("--data-dir", "--output", "--import")
+        if option in words
+    }
+    return " ".join(
+        values[at][2:].upper() if at in values else word for at, word in enumerate(words)
+    )
+
+
+def rows_of(network: Sequence[Trained]) -> list[dict[str, Any]]:
+    """A row per method of one network, at the rate that is best on validation."""
+    rows = []
+    whole = costs_of(replace(network[0].run, **GLOBAL))
+    for method in grouped(network, method_of):
+        settings = grouped(method, setting_of)
+        best = max(settings, key=lambda items: first_seed(items).result["val_accuracy"])
+        rows.append(row_of(best, whole, len(settings)))
+        if best[0].run.rule == "global":
+            rows.append(rows[-1] | row_of(best, whole, len(settings), "checkpointed"))
+    mark_fronts(rows)
+    return sorted(rows, key=lambda row: -row["test_accuracy"])
+
+
+GLOBAL: dict[str, Any] = {
+    "rule": "global",
+    "rule_options": Options(),
+    "loss": Run.loss,
+    "loss_options": Options(),
+    "loss_from": Run.loss_from,
+    "seed": 0,
+    "lr": Run.lr,
+    "head_lr_factor": Run.head_lr_factor,
+    "at": Run.at,
+}
+
+
+def first_seed(items: Sequence[Trained]) -> Trained:
+    return min(items, key=lambda item: item.run.seed)
+
+
+def row_of(
+    items: Sequence[Trained], whole: StepCosts, rates: int, rule: str | None = None
+) -> dict[str, Any]:
+    """A row: means over seeds, costs relative to global training.
+
+    Args:
+        whole: costs of global training.
+        rates: number of learning rates that were tried.
+        rule: whose costs they are, where another rule has the same bits.
+    """
+    run = setting_of(items[0])
+    cost = costs_of(replace(run, rule=rule) if rule else run)
+    accuracies = [item.accuracy for item in items]
+    ensembles = [item.ensemble for item in items if item.ensemble is not None]
+    local = items[0].record["local"]
+    return {
+        "model": run.model,
+        "hierarchy": hierarchy_of(run),
+        "data": run.data,
+        "method": rule or name_of(run),
+        "loss": run.loss if local else None,
+        "span": asdict(run)["rule_options"].get("span", 1),
+        "units": cost.units,
+        "lr": run.lr,
+        "head_lr_factor": run.head_lr_factor,
+        "rates_tried": rates,
+        "seeds": len(items),
+        "test_accuracy": round(mean(accuracies), 2),
+        "deviation": round(stdev(accuracies), 2) if len(accuracies) > 1 else None,
+        "ensemble_accuracy": round(mean(ensembles), 2) if len(ensembles) == len(items) else None,
+        "multiply_adds_ratio": round(cost.multiply_adds / whole.multiply_adds, 3),
+        "training_ratio": round(cost.multiply_adds / whole.multiply_adds, 3),
+        "peak_ratio": round(cost.predicted_peak_bytes / whole.predicted_peak_bytes, 3),
+        "predicted_peak_bytes": cost.predicted_peak_bytes,
+        "peak_memory_bytes": None,
+        "head_parameters": cost.head_parameters,
+    }
+
+
+@cache
+def costs_of(run: Run) -> StepCosts:
+    return step_costs(replace(run, batch_size=BATCH), Execution(device="cpu"))
+
+
+def hierarchy_of(run: Run) -> str:
+    return format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "published"
+
+
+def name_of(run: Run) -> str:
+    """A method in words: its losses, options and window, and where units end if not by blocks."""
+    if run.rule in ("global", "checkpointed"):
+        return run.rule
+    losses = [run.loss, *(text for text in (run.loss_from or "").split(",") if text)]
+    options = [f"{name} {value}" for name, value in asdict(run)["loss_options"].items()]
+    options += [f"{name} {value}" for name, value in asdict(run)["rule_options"].items()]
+    rule = [] if run.rule == "simultaneous" else [run.rule]
+    places = run.at.count(",") + 2
+    cut = [] if run.at == "block" else [f"{places} units" if places > 2 else f"at {run.at}"]
+    return ", ".join([*losses, *options, *rule, *cut])
+
+
+def write_figure(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    kind = path.suffix[1:]
+    table = {"rows": list(rows), "equal": "epochs", "epochs": "", "reference": "global"}
+    first = rows[0]
+    with matplotlib.rc_context(RULES), replacing(path) as draft:
+        figure: Figure = draw(table | {"model": first["model"], "data": first["data"]})
+        figure.suptitle(
+            f"{first['model']} on {first['data']}, small scale; peak at {BATCH:,} images",
+            fontsize=9,
+            x=0.01,
+            ha="left",
+        )
+        figure.savefig(draft, format=kind, dpi=DPI, metadata=figure_metadata(kind))
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with replacing(path) as draft:
+        draft.write_text(csv_text(tuple(rows[0]), rows))
+
+
+if __name__ == "__main__":
+    main()
