@@ -369,7 +369,7 @@ def head_options(run: Run) -> dict[str, Any]:
 def carry_out(run: Run, runs: Path, execution: Execution) -> None:
     folder = folder_of(run, runs)
     print(folder.path.name, flush=True)
-    if folder.archived:
+    if folder.has_ended:
         return
     try:
         train(prepare(run, execution), folder, resume=True, progress=Progress())
@@ -385,7 +385,7 @@ def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]
         found = {}
         for seed in range(arguments.seeds):
             folder = folder_of(run_of(model, variant, seed), arguments.runs)
-            if folder.finished or folder.archived:
+            if folder.has_ended:
                 found[seed] = folder.result()["test_accuracy"]
         reference = reference or found
         pairs = [found[seed] - reference[seed] for seed in found if seed in reference]

@@ -201,10 +201,10 @@ def run_of(item: Intervention, seed: int) -> Run:
 
 
 def carry_out(run: Run, output: Path, execution: Execution) -> None:
-    """Train a run that is neither finished, archived, nor being trained elsewhere."""
+    """Train a run that has not ended and is not being trained elsewhere."""
     folder = folder_of(run, output)
     print(folder.path.name, flush=True)
-    if folder.archived:
+    if folder.has_ended:
         return
     try:
         train(prepare(run, execution), folder, resume=True, progress=Progress())
@@ -238,7 +238,7 @@ def measured(item: Intervention, output: Path, seeds: int) -> dict[int, float]:
     return {
         seed: folder.result()["test_accuracy"]
         for seed, folder in folders.items()
-        if folder.finished or folder.archived
+        if folder.has_ended
     }
 
 

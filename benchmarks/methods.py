@@ -75,7 +75,7 @@ def main() -> None:
 
 def read(path: Path) -> Trained | None:
     folder = RunFolder(path)
-    if not (folder.finished or folder.archived):
+    if not folder.has_ended:
         return None
     return Trained(folder.run(), folder.facts(), folder.result())
 

@@ -214,6 +214,8 @@ def test_a_sweep_counts_an_archived_run_as_finished(
     assert [entry.state for entry in wanted] == [FINISHED]
     assert sweep(wanted) == {}
     assert "already finished" in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match=r"it holds a finished run.*Choose another --output"):
+        go(named, resume=False)
     (named / LOG).write_text("")
     with pytest.raises(InvalidInput, match="SHA-256 differs"):
         assert wanted[0].state

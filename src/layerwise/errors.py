@@ -38,8 +38,8 @@ class Diverged(ArithmeticError):
     """A loss that is no longer a finite number; the state before that update is kept."""
 
 
-def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Refuse a whole number out of range.
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number out of range.
 
     Raises:
         InvalidInput: naming the range.

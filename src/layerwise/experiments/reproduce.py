@@ -35,7 +35,7 @@ class PlannedEntry:
             "folder": str(folder.path),
             "state": state,
             "run": described(self.planned.run),
-            "test_accuracy": folder.result()["test_accuracy"] if self.entry.finished else None,
+            "test_accuracy": folder.result()["test_accuracy"] if folder.has_ended else None,
         }
 
 
@@ -150,7 +150,7 @@ def print_table(wanted: Sequence[PlannedEntry], scale: str) -> None:
     for entry in wanted:
         for row in entry.planned.rows:
             measured = accuracies.setdefault((row, entry.planned.column), [])
-            if entry.entry.finished:
+            if entry.entry.folder.has_ended:
                 measured.append(entry.entry.folder.result()["test_accuracy"])
     for row in sorted(dict.fromkeys(row for row, _ in accuracies), key=ROWS.index):
         published = [f"{row.accuracy(column):.2f}" for column in columns]

@@ -42,18 +42,13 @@ class Entry:
         return self.prepared.run
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to train: the run is finished, or its result was archived."""
-        return self.folder.finished or self.folder.archived
-
-    @property
     def state(self) -> str:
         """The entry's state.
 
         Raises:
             InvalidInput: the run is finished, but a file of it is not the one that it wrote.
         """
-        if self.finished:
+        if self.folder.has_ended:
             self.folder.verify_all()
             return FINISHED
         return UNFINISHED if self.folder.begun else TO_DO
@@ -144,7 +139,7 @@ def train_in_turn(
     without: dict[str, str] = {}
     spent: dict[Run, float] = {}
     for index, entry in enumerate(left):
-        if entry.finished:  # by another process, since the sweep began
+        if entry.folder.has_ended:  # by another process, since the sweep began
             continue
         remaining = seconds_left([later.run for later in left[index:]], spent, estimates)
         place = f"run {number - len(left) + index + 1} of {number}"

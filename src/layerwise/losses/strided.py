@@ -1,45 +1,37 @@
 """A head of strided convolutions, which reaches the resolution of deep layers at once."""
 
-from math import inf
-
 from torch import nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_range
 from layerwise.losses.heads import HeadLoss, convolution, linear
 from layerwise.losses.site import Site, check_shape
 
 POOLED = 2  # pixels a side of the maps that the classifier reads
+MOST_LAYERS = 16
+NARROWEST, WIDEST = 0.01, 100  # factors
 
 
 class Strided(HeadLoss):
     """Cross-entropy of a head that halves maps and doubles channels, as the stages behind it do.
 
     3×3 convolutions with stride 2, of which each has twice the channels of the one before, while
-    maps are larger than 2×2; average pooling to at most 2×2, batch normalisation, a
-    linear classifier. So the head has fewer layers, the deeper its unit is, and none where maps are
-    of 2×2. On vectors, convolutions are linear layers.
+    maps are larger than 2×2; average pooling to at most 2×2, batch normalisation, a linear
+    classifier. So the deeper a unit is, the fewer layers its head has, and none where maps are of
+    2×2. On vectors, convolutions are linear layers.
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        head_depth: number of convolutions, at most.
-        head_width_factor: channels of the first convolution, in those of the features.
+        head_depth: number of convolutions, at most; 0 to 16.
+        head_width_factor: channels of the first convolution, in those of the features; 0.01 to 100.
 
     Raises:
-        InvalidInput: ``head_depth`` is below 0, ``head_width_factor`` is no number above 0, or the
-            features are of another shape.
+        InvalidInput: an option is out of range, or the features are of another shape.
     """
 
     def __init__(self, site: Site, *, head_depth: int = 2, head_width_factor: float = 2.0) -> None:
         check_shape(site)
-        if head_depth < 0:
-            raise InvalidInput(
-                f"Cannot use head_depth {head_depth}: it is too small. Give 0 or more."
-            )
-        if not 0 < head_width_factor < inf:
-            raise InvalidInput(
-                f"Cannot use head_width_factor {head_width_factor}: it is out of range. Give a "
-                "number above 0."
-            )
+        check_range("head_depth", head_depth, 0, MOST_LAYERS)
+        check_range("head_width_factor", head_width_factor, NARROWEST, WIDEST)
         channels, *size = site.shape
         width = max(round(channels * head_width_factor), 1)
         layers: list[nn.Module] = []

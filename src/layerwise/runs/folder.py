@@ -63,11 +63,16 @@ class RunFolder:
 
     @property
     def archived(self) -> bool:
-        """Whether it has a result, but neither its weights nor a state to write them from.
+        """Whether it has a result, but lacks weights and the state to write them from.
 
-        So are the runs of ``results/``: their numbers stand, but nothing can go on from them.
+        So do the runs of ``results/``: their numbers stand, but nothing can go on from them.
         """
         return self.has(RESULT) and not self.has(STATE) and not self.finished
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to train: it is finished, or was archived without weights."""
+        return self.finished or self.archived
 
     def removed_weights(self) -> list[str]:
         """Names of weights that the result has a digest of, and that are not there."""
@@ -173,10 +178,10 @@ class RunFolder:
     def refuse_existing(self) -> None:
         """Refuse a folder that holds a run, or anything else."""
         if self.begun:
-            state = "a finished run" if self.finished else "an unfinished run"
+            state = "a finished run" if self.has_ended else "an unfinished run"
             remedy = (
                 "Choose another --output."
-                if self.finished
+                if self.has_ended
                 else "Go on with --resume, or choose another --output."
             )
             raise InvalidInput(

@@ -15,7 +15,7 @@ from layerwise.rules import Tick
 from layerwise.rules.frozen_features import ordered
 from layerwise.runs.command import differences
 from layerwise.runs.folder import RunFolder
-from layerwise.training.checkpoint import Restored, restore
+from layerwise.training.checkpoint import Restored, refuse_without_state, restore
 from layerwise.training.description import choices_in_words, describe_session
 from layerwise.training.device import apply_execution
 from layerwise.training.feature_keeping import feature_keeping, keeping_in_memory
@@ -79,6 +79,8 @@ def check_folder(prepared: Prepared, folder: RunFolder, resume: bool) -> bool:
             f"Resume it with its own options (or --resume {folder.path} alone), or choose another "
             "--output."
         )
+    if folder.archived:
+        refuse_without_state(folder)
     return True
 
 
