@@ -1,5 +1,6 @@
 """Local losses and orders of updates as they were trained: accuracy beside what each method costs.
 
+    mkdir -p runs/methods && tar -xzf results/methods-runs.tar.gz -C runs/methods
     python benchmarks/methods.py runs/methods/* --csv results/methods-small.csv --table
     results/methods.csv --figure docs/images/methods.svg
 
@@ -27,14 +28,15 @@ from layerwise.experiments.methods.table import mark_fronts
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.profiling.costs import StepCosts, step_costs
 from layerwise.report.figures.style import DPI, RULES
+from layerwise.runs.command import command
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import figure_metadata, replacing
-from layerwise.utils.options import Options
 
 BATCH = 1024
-NETWORK = ("model", "hierarchy", "width", "data", "image_size", "train_images", "epochs")
+METHOD = ("rule", "rule_options", "loss", "loss_options", "loss_from", "at", "output_layer")
+RATES = ("lr", "head_lr_factor")
 
 
 @dataclass(frozen=True)
@@ -61,16 +63,23 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--table", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
-    parser.add_argument("--model", default="resnet18", help="network of the figure")
+    parser.add_argument(
+        "--model", default="resnet18", help="network of the figure, where most methods were trained"
+    )
     arguments = parser.parse_args()
     trained = [item for path in arguments.runs if (item := read(path)) is not None]
+    networks = grouped(trained, network_of)
+    if not any(network[0].run.model == arguments.model for network in networks):
+        parser.error(f"no run of {arguments.model} in these folders is finished")
     write(arguments.csv, list(map(line_of, trained)))
-    table = [row for network in grouped(trained, network_of) for row in rows_of(network)]
+    tables = list(map(rows_of, networks))
+    table = [row for rows in tables for row in rows]
     for row in table:
         print(*row.values(), sep="  ")
     write(arguments.table, table)
     if arguments.figure:
-        write_figure(arguments.figure, [row for row in table if row["model"] == arguments.model])
+        drawn = [rows for rows in tables if rows and rows[0]["model"] == arguments.model]
+        write_figure(arguments.figure, max(drawn, key=len))
 
 
 def read(path: Path) -> Trained | None:
@@ -80,19 +89,23 @@ def read(path: Path) -> Trained | None:
     return Trained(folder.run(), folder.facts(), folder.result())
 
 
-def network_of(item: Trained) -> tuple[Any, ...]:
-    """What the runs of one comparison have in common; of hierarchies, the default is published."""
-    return tuple(getattr(item.run, name) for name in NETWORK)
+def without(run: Run, *names: str) -> Run:
+    """A run with the defaults of some fields."""
+    default = Run()
+    return replace(run, **{name: getattr(default, name) for name in names})
+
+
+def network_of(item: Trained) -> Run:
+    """What the runs of one comparison have in common: all but the method, rates and the seed."""
+    return without(item.run, *METHOD, *RATES, "seed")
 
 
 def setting_of(item: Trained) -> Run:
-    """A run without its seed."""
-    return replace(item.run, seed=0)
+    return without(item.run, "seed")
 
 
 def method_of(item: Trained) -> Run:
-    """A run without its seed and its rates."""
-    return replace(item.run, seed=0, lr=Run.lr, head_lr_factor=Run.head_lr_factor)
+    return without(item.run, *RATES, "seed")
 
 
 def grouped(items: Iterable[Trained], key: Any) -> list[list[Trained]]:
@@ -116,56 +129,31 @@ def line_of(item: Trained) -> dict[str, Any]:
         "seed": run.seed,
         "test_accuracy": item.accuracy,
         "ensemble_accuracy": "" if item.ensemble is None else item.ensemble,
-        "val_accuracy": round(item.result["val_accuracy"], 2),
+        "val_accuracy": rounded(item.result["val_accuracy"]),
         "train_seconds": round(item.result["train_seconds"]),
         "commit": item.record["commit"],
         "device": machine["device"],
         "threads": machine["cpu_threads"],
-        "command": without_paths(item.record["command"]),
+        "command": command(run),
     }
-
-
-def without_paths(command: str) -> str:
-    words = command.split()
-    values = {
-        words.index(option) + 1: option
-        for option in ("--data-dir", "--output", "--import")
-        if option in words
-    }
-    return " ".join(
-        values[at][2:].upper() if at in values else word for at, word in enumerate(words)
-    )
 
 
 def rows_of(network: Sequence[Trained]) -> list[dict[str, Any]]:
-    """A row per method of one network, at the rate that is best on validation."""
+    """A row per method of one network, at the rates that are best on validation with seed 0."""
     rows = []
-    whole = costs_of(replace(network[0].run, **GLOBAL))
+    whole = costs_of(replace(network_of(network[0]), rule="global"))
     for method in grouped(network, method_of):
-        settings = grouped(method, setting_of)
-        best = max(settings, key=lambda items: first_seed(items).result["val_accuracy"])
-        rows.append(row_of(best, whole, len(settings)))
+        rates = {
+            item.result["val_accuracy"]: setting_of(item) for item in method if item.run.seed == 0
+        }
+        if not rates:
+            continue
+        best = [item for item in method if setting_of(item) == rates[max(rates)]]
+        rows.append(row_of(best, whole, len(rates)))
         if best[0].run.rule == "global":
-            rows.append(rows[-1] | row_of(best, whole, len(settings), "checkpointed"))
+            rows.append(row_of(best, whole, len(rates), "checkpointed"))
     mark_fronts(rows)
     return sorted(rows, key=lambda row: -row["test_accuracy"])
-
-
-GLOBAL: dict[str, Any] = {
-    "rule": "global",
-    "rule_options": Options(),
-    "loss": Run.loss,
-    "loss_options": Options(),
-    "loss_from": Run.loss_from,
-    "seed": 0,
-    "lr": Run.lr,
-    "head_lr_factor": Run.head_lr_factor,
-    "at": Run.at,
-}
-
-
-def first_seed(items: Sequence[Trained]) -> Trained:
-    return min(items, key=lambda item: item.run.seed)
 
 
 def row_of(
@@ -205,6 +193,10 @@ def row_of(
         "peak_memory_bytes": None,
         "head_parameters": cost.head_parameters,
     }
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
 
 
 @cache
