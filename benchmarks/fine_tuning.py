@@ -36,9 +36,8 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.device import apply_execution
 from layerwise.training.evaluate import accuracy
 from layerwise.training.machine import describe_machine
-from layerwise.training.networks import build_network
+from layerwise.training.networks import build_network, load_network
 from layerwise.training.prepare import prepare
-from layerwise.training.saved import load_network
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 

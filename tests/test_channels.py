@@ -17,7 +17,7 @@ from layerwise.core.split import split
 from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.losses import LOSSES, Targets, create_loss
 from layerwise.losses.site import Site
-from layerwise.measures.places import network_depths
+from layerwise.measures.depths import network_depths
 from tests import contract, helpers
 from tests.helpers import CLASSES, digits
 from tests.test_windows import follows_the_sum

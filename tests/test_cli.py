@@ -20,7 +20,7 @@ from layerwise.models import list_models
 from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import registries
+from layerwise.training.declared_options import registries
 
 SMALL = [
     "--hierarchy",

@@ -8,7 +8,7 @@ import pytest
 from layerwise.cli.effects import CONDITIONS, REFUSED
 from layerwise.runs.ranges import RANGES, check_ranges
 from layerwise.runs.run import Execution, Run
-from layerwise.training.prepare import registries
+from layerwise.training.declared_options import registries
 from layerwise.utils.options import options_of
 from tests.hostile import run_program
 

@@ -29,8 +29,9 @@ from layerwise.runs.records import read_run
 from layerwise.runs.run import Execution
 from layerwise.training import export_formats
 from layerwise.training.export_formats import EXPORT_FORMATS
+from layerwise.training.networks import load_network
 from layerwise.training.prepare import prepare
-from layerwise.training.saved import load_network, trained_learner
+from layerwise.training.saved import trained_learner
 from tests.helpers import CLASSES, SOME_NETWORKS, learner
 from tests.hostile import run_program
 

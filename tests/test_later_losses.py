@@ -19,7 +19,7 @@ from layerwise.losses import LOSSES, Site, Targets, create_loss
 from layerwise.losses.auglocal import Single, chosen_blocks, pyramid_depth
 from layerwise.memory.accounting import persistent_bytes
 from layerwise.models import create_model
-from layerwise.training.prepare import registries
+from layerwise.training.declared_options import registries
 from layerwise.utils.options import options_of
 from tests.helpers import CLASSES, PreActivation, digits, learner, narrow, network, ticks
 

@@ -17,7 +17,8 @@ from layerwise.errors import InvalidInput
 from layerwise.experiments.presets import Preset, choose_preset, presets
 from layerwise.runs.run import Execution, Run
 from layerwise.training.networks import build_network
-from layerwise.training.prepare import OPTIMIZERS, Prepared, prepare
+from layerwise.training.optimizers import OPTIMIZERS
+from layerwise.training.prepare import Prepared, prepare
 from layerwise.training.schedule import decay
 
 CPU = Execution(device="cpu")

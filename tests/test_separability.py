@@ -23,9 +23,9 @@ from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES, Accuracy, heading_of
 from layerwise.measures import depths as probing
 from layerwise.measures.base import percent
-from layerwise.measures.depths import groups, measure_depths
+from layerwise.measures.depths import Depths, depths_of, network_depths, places_of
 from layerwise.measures.gains import add_gains, losses_push
-from layerwise.measures.places import Depths, depths_of, network_depths, places_of
+from layerwise.measures.over_depth import groups, measure_depths
 from layerwise.measures.sample import Sample, sample_images
 from layerwise.measures.watch import Watch
 from layerwise.rules import RULES

@@ -12,9 +12,9 @@ from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput, choose
 from layerwise.measures import MEASURES
 from layerwise.measures.base import check_labels, parts
-from layerwise.measures.depths import POOLED_TO, Row, measure_depths
+from layerwise.measures.depths import Depths, depths_of, network_depths, refuse_other_depth
 from layerwise.measures.gains import losses_push
-from layerwise.measures.places import Depths, depths_of, network_depths, refuse_other_depth
+from layerwise.measures.over_depth import POOLED_TO, Row, measure_depths
 from layerwise.measures.sample import Sample, sample_images
 from layerwise.runs.folder import SEPARABILITY, RunFolder
 from layerwise.runs.run import Execution

@@ -7,9 +7,9 @@ from typing import Any
 
 from layerwise.data import Loader
 from layerwise.measures import MEASURES, heading_of
-from layerwise.measures.depths import check_measure, measure_depths
+from layerwise.measures.depths import Depths
 from layerwise.measures.gains import losses_push
-from layerwise.measures.places import Depths
+from layerwise.measures.over_depth import check_measure, measure_depths
 from layerwise.measures.sample import Sample, sample_images
 
 WATCHED_IMAGES = 5000  # while training, where time counts

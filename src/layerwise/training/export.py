@@ -14,8 +14,9 @@ from layerwise.runs.folder import STATE, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import refuse_other_data
 from layerwise.training.export_formats import Compute, Format, choose_format, quiet
+from layerwise.training.networks import load_network
 from layerwise.training.prepare import prepare
-from layerwise.training.saved import load_network, trained_learner
+from layerwise.training.saved import trained_learner
 from layerwise.utils.files import replacing
 from layerwise.utils.printable import decodable
 from layerwise.utils.version import version

@@ -12,7 +12,7 @@ from layerwise.core.outputs import logits_of
 from layerwise.data.image_file import read_image
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
-from layerwise.training.saved import load_network
+from layerwise.training.networks import load_network
 from layerwise.utils.printable import decodable, printable
 
 TOP = 5  # classes shown per image

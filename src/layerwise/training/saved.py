@@ -13,7 +13,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
 from layerwise.errors import InvalidInput
-from layerwise.measures.places import Depths, depths_of, network_depths, without_heads
+from layerwise.measures.depths import Depths, depths_of, network_depths, without_heads
 from layerwise.measures.sample import Sample, sample_images
 from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution

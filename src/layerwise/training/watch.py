@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from layerwise.core.learner import Learner
 from layerwise.data import Splits
 from layerwise.errors import InvalidInput
-from layerwise.measures.places import depths_of, refuse_other_depth
+from layerwise.measures.depths import depths_of, refuse_other_depth
 from layerwise.measures.watch import WATCHED_IMAGES, Watch
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
