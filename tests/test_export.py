@@ -54,13 +54,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("export") / "run", "--loss", "predsim")
 
 
-def network_of(run: Path, units: int | None) -> nn.Module:
-    """The network that a file must compute like."""
+def network_of(run: Path, part: int | str | None) -> torch.nn.Module:
+    """The network of a run, its first units, or its ensemble."""
     folder = RunFolder(run)
-    if units is None:
+    if part is None:
         return load_network(folder, best=False)[0]
     prepared = prepare(folder.run(), Execution(device="cpu"))
-    return trained_learner(folder, prepared, prepared.load_data()).early_exit(units)
+    made = trained_learner(folder, prepared, prepared.load_data())
+    return made.early_exit(part) if isinstance(part, int) else made.ensemble()
+
+
+def part_words(part: int | str | None) -> list[str]:
+    if part is None:
+        return []
+    return ["--units", str(part)] if isinstance(part, int) else ["--ensemble"]
 
 
 def loaded(name: str, file: Path, network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -73,20 +80,20 @@ def loaded(name: str, file: Path, network: nn.Module) -> Callable[[Tensor], Tens
     return network
 
 
-@pytest.mark.parametrize("units", [None, 2])
+@pytest.mark.parametrize("part", [None, 2, "ensemble"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_computes_what_the_network_computes(
-    name: str, units: int | None, run: Path, tmp_path: Path
+    name: str, part: int | str | None, run: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "file.pt2"
     words = ["export", str(run), "--format", name, "--output", str(file), "--json"]
-    code, printed = run_program(*words, *(["--units", str(units)] if units else []))
+    code, printed = run_program(*words, *part_words(part))
     assert code is None, printed
     assert list(tmp_path.iterdir()) == [file]
     result = json.loads(printed.splitlines()[-1])
     assert result["largest_difference"] <= 1e-5
-    network = network_of(run, units)
-    compute = loaded(name, file, network_of(run, units))
+    network = network_of(run, part)
+    compute = loaded(name, file, network_of(run, part))
     for count in (1, 2, 5):  # the size of a batch is open
         images = torch.randn(count, 1, 8, 8)
         with torch.no_grad():
@@ -132,6 +139,8 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:
         ("--format safetensors --units 99", "Give a whole number from 1 to"),
         ("--format safetensors --units 0", "Give a whole number from 1 to"),
         ("--format safetensors --units 2 --best", "local heads of the best epoch are not saved"),
+        ("--format safetensors --ensemble --best", "Cannot use --ensemble with --best"),
+        ("--format safetensors --ensemble --units 2", "Cannot use --units with --ensemble"),
         ("--format safetensors --images 1", "Give 2 or more"),
         ("--format safetensors --output nowhere/file", "a folder that does not exist"),
         ("--format safetensors --output .", "it is a folder"),
@@ -160,6 +169,7 @@ def test_runs_that_cannot_be_exported(run: Path, tmp_path: Path) -> None:
         (begun, [], "it has none yet. Finish it with --resume"),
         (headless, ["--units", "2"], "last.pt, which holds the local heads, has been removed"),
         (globally, ["--units", "1"], "by the rule 'global', and has no local heads"),
+        (headless, ["--ensemble"], "Cannot use --ensemble"),
     ):
         code, printed = run_program(
             *("export", str(path), "--format", "safetensors", "--output", str(file), *words)
@@ -253,6 +263,30 @@ def test_an_early_exit_is_a_network_of_its_own(name: str) -> None:
     made.train(True)
     made.step(images, torch.arange(4))
     torch.testing.assert_close(ending(images), before)  # it learns no more
+
+
+@pytest.mark.parametrize("name", SOME_NETWORKS)
+def test_the_ensemble_is_a_network_of_its_own(name: str) -> None:
+    made = learner(name, "pred")
+    images = torch.randn(4, 1, 8, 8)
+    whole = made.ensemble()
+    assert not whole.training
+    probabilities = [logits.softmax(1) for logits in head_logits(made, images)]
+    torch.testing.assert_close(whole(images).exp(), torch.stack(probabilities).mean(0))
+    names = set(whole.state_dict()) - set(made.model.state_dict())
+    assert {name.partition(".")[0] for name in names} == {"local_heads"}
+
+
+def test_an_ensemble_leaves_out_units_that_do_not_classify() -> None:
+    made = learner("plain", {0: "sim", 1: "pred"})
+    images = torch.randn(4, 1, 8, 8)
+    units = made.units
+    expected = torch.stack(
+        [made.early_exit(count)(images).softmax(1) for count in range(2, len(units) + 1)]
+    ).mean(0)
+    torch.testing.assert_close(made.ensemble()(images).exp(), expected)
+    with pytest.raises(InvalidInput, match="no unit but the last classifies"):
+        learner("plain", "sim").ensemble()
 
 
 @pytest.mark.parametrize("units", [0, 3.0, True, "2", 99])

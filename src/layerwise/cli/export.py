@@ -34,6 +34,11 @@ def add_arguments(parser: Parser) -> None:
         help="only the first K units, with the local head of the last: an early exit",
     )
     parser.add_argument(
+        "--ensemble",
+        action="store_true",
+        help="the network that ends in all its local heads: the mean of their probabilities",
+    )
+    parser.add_argument(
         "--best", action="store_true", help="the best epoch's weights instead of the last's"
     )
     parser.add_argument(
@@ -52,5 +57,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
     folder = RunFolder(parsed.folder)
     execution = replace(collect_execution(parsed, folder), device="cpu")
-    choices = {name: getattr(parsed, name) for name in ("output", "units", "best", "images")}
+    choices = {
+        name: getattr(parsed, name) for name in ("output", "units", "best", "images", "ensemble")
+    }
     return export(folder, execution, parsed.format, **choices)

@@ -1,9 +1,11 @@
-"""Early exits: the first units of a network, and the local head of the last of them."""
+"""Networks that end in local heads: behind the first units, or in the ensemble of all heads."""
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from layerwise.core.feature import Feature
@@ -15,7 +17,7 @@ from layerwise.core.unit import Activations, Unit, precision
 from layerwise.errors import InvalidInput
 from layerwise.losses.site import classifies
 
-HEAD = "local_head"  # path of the head in an early exit
+HEAD = "local_head"  # path of the head in an early exit; of several, local_heads
 
 
 class LocalHead(nn.Module):
@@ -36,28 +38,77 @@ class LocalHead(nn.Module):
 def early_exit(units: Sequence[Unit], count: int) -> nn.Module:
     """The first units of a chain as a network of its own; see ``Learner.early_exit``."""
     refuse_exit(units, count)
-    pieces = [uncompiled(unit.piece) for unit in units[:count]]
+    return ending_in(units, [units[count - 1]], "EarlyExit")
+
+
+def ensemble(units: Sequence[Unit]) -> nn.Module:
+    """A chain that ends in all its classifiers; see ``Learner.ensemble``."""
+    exits = [unit for unit in units if can_end(units, unit)]
+    if len(exits) < 2:
+        raise InvalidInput(
+            "Cannot make an ensemble of the local heads: no unit but the last classifies. Train "
+            "with a loss that is a classifier's, such as pred, and in two units or more."
+        )
+    return ending_in(units, exits, "Ensemble")
+
+
+def ending_in(units: Sequence[Unit], exits: Sequence[Unit], name: str) -> nn.Module:
+    """A copy of a chain up to the last of its exits, in evaluation mode, from images to logits.
+
+    Those of several exits are the logarithm of the mean of their probabilities.
+
+    Args:
+        name: of the module's class.
+    """
+    passing = units[: exits[-1].index + 1]
+    pieces = [uncompiled(unit.piece) for unit in passing]
     refuse_changes(pieces)
     graph = fx.Graph()
     root: dict[str, Any] = {}
+    head = free_name(path for piece in pieces for path in paths_in(piece))
     passed: tuple[fx.Node, ...] = (graph.placeholder("images"),)
-    for piece in pieces:
+    outputs = []
+    for unit, piece in zip(passing, pieces, strict=True):
         passed = append(graph, root, piece, passed)
-    if count == len(units):
-        graph.output(passed[0])
-        return fx.GraphModule(copy.deepcopy(root), graph, class_name="EarlyExit").eval()
-    name, last = free_name(root), units[count - 1]
-    root[name] = LocalHead(last.feature, uncompiled(last.loss))
-    graph.output(graph.call_module(name, passed[:1]))
+        if not any(unit is each for each in exits):
+            continue
+        if unit is units[-1]:
+            outputs.append(passed[0])
+            continue
+        # called before the next piece, which may change the feature in place
+        path = head if len(exits) == 1 else f"{head}s.{unit.index}"
+        root[path] = LocalHead(unit.feature, uncompiled(unit.loss))
+        outputs.append(graph.call_module(path, passed[:1]))
+    graph.output(outputs[0] if len(exits) == 1 else mean_of_probabilities(graph, outputs))
     root = copy.deepcopy(root)
-    leave_out_training(root[name])
-    return fx.GraphModule(root, graph, class_name="EarlyExit").eval()
+    for module in root.values():
+        if isinstance(module, LocalHead):
+            leave_out_training(module)
+    return fx.GraphModule(root, graph, class_name=name).eval()
+
+
+def mean_of_probabilities(graph: fx.Graph, logits: Sequence[fx.Node]) -> fx.Node:
+    """The logarithm of the mean of probabilities, (B, num_classes), from logits of that shape."""
+    stacked = graph.call_function(torch.stack, (list(logits),))
+    each = graph.call_function(torch.log_softmax, (stacked, 2))
+    summed = graph.call_function(torch.logsumexp, (each, 0))
+    return graph.call_function(torch.sub, (summed, math.log(len(logits))))
+
+
+def paths_in(piece: fx.GraphModule) -> list[str]:
+    """Paths in the network of what a piece calls and reads."""
+    return [
+        strip_root(str(node.target)) or ROOT
+        for node in piece.graph.nodes
+        if node.op in ("call_module", "get_attr")
+    ]
 
 
 def free_name(paths: Iterable[str]) -> str:
-    """A name for the head, which none of the network's own paths begins with."""
+    """A name for heads, which none of the network's own paths begins with, nor with an s."""
+    taken = {path.partition(".")[0] for path in paths}
     name = HEAD
-    while any(path.partition(".")[0] == name for path in paths):
+    while name in taken or f"{name}s" in taken:
         name += "_"
     return name
 

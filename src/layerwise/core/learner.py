@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.batch import check_batch
-from layerwise.core.early_exit import early_exit
+from layerwise.core.early_exit import early_exit, ensemble
 from layerwise.core.outputs import Key
 from layerwise.core.pieces import follow_network
 from layerwise.core.reach import (
@@ -293,11 +293,27 @@ class Learner:
             have the network's own names, those of the head begin with ``local_head.``.
 
         Raises:
-            InvalidInput: there are not so many units, or the loss of the last of them is no
-                classifier's, such as ``sim``.
+            InvalidInput: there are not so many units, the loss of the last of them is no
+                classifier's, such as ``sim``, or units live on other ranks.
             CannotSplit: the network was changed since the units were made.
         """
+        self.refuse_absent_units("end the network in a local head")
         return early_exit(self.units, units)
+
+    def ensemble(self) -> nn.Module:
+        """The network that ends in all its classifiers: the local heads and its own output.
+
+        Returns:
+            A copy, in evaluation mode, from images (B, ...) to the logarithm of the mean of their
+            probabilities, (B, num_classes). Its weights have the network's own names, those of the
+            heads begin with ``local_heads.`` and the unit's index.
+
+        Raises:
+            InvalidInput: no unit but the last classifies, or units live on other ranks.
+            CannotSplit: the network was changed since the units were made.
+        """
+        self.refuse_absent_units("make an ensemble of the local heads")
+        return ensemble(self.units)
 
     def zero_grad(self) -> None:
         """Forget the gradients of parts of a batch that wait for an update."""

@@ -34,6 +34,7 @@ def export(
     units: int | None = None,
     best: bool = False,
     images: int = 64,
+    ensemble: bool = False,
 ) -> dict[str, Any]:
     """Write the network of a finished run to a file, whole or not at all.
 
@@ -46,6 +47,7 @@ def export(
         units: how many units to write, with the local head of the last; None: the whole network.
         best: the weights of the best epoch instead of the last.
         images: how many to compare on.
+        ensemble: the network that ends in the ensemble of all local heads.
 
     Raises:
         InvalidInput: the run is not finished, the file exists, a package is missing, the units
@@ -53,17 +55,24 @@ def export(
     """
     chosen = choose_format(format_name)
     check_range("images", images, 2, MOST_IMAGES)
-    path = output_path(folder, chosen, output, units)
+    path = output_path(folder, chosen, output, part_of_name(units, ensemble))
     network, known = load_network(folder, best)
-    if units is not None:
-        refuse_without_heads(folder, best)
+    with_heads = units is not None or ensemble
+    if with_heads:
+        refuse_without_heads(folder, best, "--ensemble" if ensemble else "--units")
     prepared = prepare(folder.run(), execution)
     data = prepared.load_data()
     refuse_other_data(folder, data.facts())
-    if units is not None:
-        network = trained_learner(folder, prepared, data).early_exit(units)
+    if with_heads:
+        learner = trained_learner(folder, prepared, data)
+        network = learner.ensemble() if units is None else learner.early_exit(units)
     sample = first_images(data.test, images)
-    model = {"version": version(), "model": prepared.run.model, "units": units}
+    model = {
+        "version": version(),
+        "model": prepared.run.model,
+        "units": units,
+        "ensemble": ensemble,
+    }
     difference = write_compared(
         chosen, network, sample, {**model, **{name: known[name] for name in READ}}, path
     )
@@ -72,6 +81,7 @@ def export(
         "run": str(folder.path),
         "weights": "best" if best else "last",
         "units": units,
+        "ensemble": ensemble,
         "format": format_name,
         "file": decodable(str(path)),
         "bytes": path.stat().st_size,
@@ -94,13 +104,29 @@ def say(path: Path, difference: float, images: Tensor, known: Mapping[str, Any])
     )
 
 
-def output_path(folder: RunFolder, chosen: Format, output: str | None, units: int | None) -> Path:
+def part_of_name(units: int | None, ensemble: bool) -> str:
+    """The part of a file's name that says what is written of the network.
+
+    Raises:
+        InvalidInput: both an early exit and the ensemble are asked for.
+    """
+    if ensemble and units is not None:
+        raise InvalidInput(
+            "Cannot use --units with --ensemble: a network ends in one head or in all. Leave one "
+            "of them out."
+        )
+    return "-ensemble" if ensemble else "" if units is None else f"-{units}-units"
+
+
+def output_path(folder: RunFolder, chosen: Format, output: str | None, part: str) -> Path:
     """Where to write.
+
+    Args:
+        part: of the file's name, where none is given.
 
     Raises:
         InvalidInput: something is there already, or no folder is there to write into.
     """
-    part = "" if units is None else f"-{units}-units"
     name = f"{folder.path.resolve().name}{part}.{chosen.ending}"
     path = Path(name if output is None else output)
     if output == "" or path.is_dir():
@@ -120,27 +146,30 @@ def output_path(folder: RunFolder, chosen: Format, output: str | None, units: in
     return path
 
 
-def refuse_without_heads(folder: RunFolder, best: bool) -> None:
-    """Refuse early exits of a run whose local heads are not there.
+def refuse_without_heads(folder: RunFolder, best: bool, option: str) -> None:
+    """Refuse networks that end in local heads of a run whose heads are not there.
+
+    Args:
+        option: what was asked for.
 
     Raises:
         InvalidInput: saying why not.
     """
     if folder.facts().get("local", not folder.run().is_global) is False:
         raise InvalidInput(
-            f"Cannot use --units with {folder.path}: it was trained as one unit, by the rule "
+            f"Cannot use {option} with {folder.path}: it was trained as one unit, by the rule "
             f"{folder.run().rule!r}, and has no local heads. Leave it out, or train by local "
             "losses."
         )
     if best:
         raise InvalidInput(
-            "Cannot use --units with --best: local heads of the best epoch are not saved. Leave "
+            f"Cannot use {option} with --best: local heads of the best epoch are not saved. Leave "
             "one of them out."
         )
     if not folder.has(STATE):
         raise InvalidInput(
-            f"Cannot use --units with {folder.path}: {STATE}, which holds the local heads, has "
-            "been removed. Restore it, or leave --units out."
+            f"Cannot use {option} with {folder.path}: {STATE}, which holds the local heads, has "
+            f"been removed. Restore it, or leave {option} out."
         )
 
 
