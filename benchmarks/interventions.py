@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def run_of(item: Intervention, seed: int) -> Run:
-    """The base run with the intervention's changes; measured at the end by linear probes."""
+    """The base run with the intervention's changes."""
     (row,) = select_rows([5], ["resnet18"])
     changes = dict(item.changes)
     rule = changes.pop("rule", None)
