@@ -358,12 +358,21 @@ def test_global_training_is_predicted_within_the_memory_of_local(
 
 
 def test_batches_are_accumulated_over_the_fewest_parts_that_keep_to_a_limit() -> None:
-    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
-        return {"predicted_peak_bytes": 50 + 120 // options["micro_batches"]}
+    peaks = [95, 105, 103, 99, 94, 90, 88, 87, 86]  # of 1 to 9 parts; sums wait from 2 on
 
-    assert accumulated(predict, 16, 170) == {"predicted_peak_bytes": 170, "micro_batches": 1}
-    assert accumulated(predict, 16, 75) == {"predicted_peak_bytes": 74, "micro_batches": 5}
-    assert accumulated(predict, 16, 64) is None  # 9 parts would do, of fewer than 2 images
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        assert rule == "global"
+        return {"predicted_peak_bytes": peaks[options["micro_batches"] - 1]}
+
+    def fewest(batch_size: int, limit: int) -> int | None:
+        row = accumulated(predict, batch_size, limit)
+        assert row is None or row["predicted_peak_bytes"] == peaks[row["micro_batches"] - 1]
+        return row and row["micro_batches"]
+
+    assert [fewest(16, limit) for limit in (200, 95, 94, 89, 87)] == [1, 1, 5, 7, 8]
+    assert fewest(16, 86) is None  # 9 parts would do, of fewer than 2 images
+    assert fewest(2, 95) == 1
+    assert fewest(2, 94) is None
 
 
 def test_a_line_says_where_nothing_keeps_to_the_memory_of_local(

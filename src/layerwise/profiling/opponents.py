@@ -20,15 +20,22 @@ LOCAL = "simultaneous"  # the rule whose peak they keep to
 
 
 def accumulated(predict: Predict, batch_size: int, limit: int) -> dict[str, Any] | None:
-    """Global training in the fewest parts of a batch, of 2 images or more, that keep to a limit."""
-    counts = range(1, batch_size // 2 + 1)
+    """Global training in the fewest parts of a batch, of 2 images or more, that keep to a limit.
+
+    From two parts on, the peak falls with their number. A batch in one part is apart: no gradients
+    of earlier parts wait while it passes, so it may need less than two.
+    """
 
     def in_parts(count: int) -> dict[str, Any]:
         return predict("global", {"micro_batches": count}) | {"micro_batches": count}
 
-    fitting = bisect_left(
-        counts, True, key=lambda count: in_parts(count)["predicted_peak_bytes"] <= limit
-    )
+    def fits(count: int) -> bool:
+        return bool(in_parts(count)["predicted_peak_bytes"] <= limit)
+
+    if fits(1):
+        return in_parts(1)
+    counts = range(2, batch_size // 2 + 1)
+    fitting = bisect_left(counts, True, key=fits)
     return in_parts(counts[fitting]) if fitting < len(counts) else None
 
 
