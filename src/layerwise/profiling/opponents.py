@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, TooLittleMemory
 from layerwise.utils.sizes import Bytes, format_size
 
 # a rule and options of it -> what is predicted of its step
@@ -43,7 +43,7 @@ def planned(predict: Predict, batch_size: int, limit: int) -> dict[str, Any] | N
     """Global training that recomputes as little as keeps to a limit."""
     try:
         return predict("checkpointed", {"limit": Bytes(limit), "segments": None})
-    except InvalidInput:  # no plan does
+    except TooLittleMemory:
         return None
 
 
