@@ -367,7 +367,7 @@ def test_batches_are_accumulated_over_the_fewest_parts_that_keep_to_a_limit() ->
     def fewest(batch_size: int, limit: int) -> int | None:
         row = accumulated(predict, batch_size, limit)
         assert row is None or row["predicted_peak_bytes"] == peaks[row["micro_batches"] - 1]
-        return row and row["micro_batches"]
+        return None if row is None else int(row["micro_batches"])
 
     assert [fewest(16, limit) for limit in (200, 95, 94, 89, 87)] == [1, 1, 5, 7, 8]
     assert fewest(16, 86) is None  # 9 parts would do, of fewer than 2 images
