@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
+from layerwise.core.table import count
 from layerwise.data import DATASETS, ImageFormat
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.hierarchy import (
@@ -27,7 +28,6 @@ from layerwise.memory.fake_step import SavedBytes
 from layerwise.models import create_model, published_hierarchy
 from layerwise.paper.rows import ROWS, Row, row_run
 from layerwise.profiling.predict import predict_steps
-from layerwise.profiling.profile import count
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from tests.helpers import digits

@@ -175,7 +175,7 @@ def test_marks_end_with_their_context() -> None:
         phases(local, lambda unit, phase: None),
     ):
         assert all("accumulate" in vars(unit) for unit in local.units)
-        local.units[0].accumulate(lambda factor: None)
+        local.units[0].accumulate(lambda: None)
     assert marks[0] == (0, BACKWARD)
     assert not any("accumulate" in vars(unit) for unit in local.units)
 

@@ -24,7 +24,7 @@ from layerwise.memory.accounting import measured, persistent_bytes, persistent_t
 from layerwise.memory.fake_step import Footprint, pretended
 from layerwise.memory.onednn import workspace_bytes
 from layerwise.models import create_model
-from layerwise.profiling.opponents import OPPONENTS, accumulated, planned
+from layerwise.profiling.opponents import OPPONENTS, Predict, accumulated, planned
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
@@ -358,27 +358,44 @@ def test_global_training_is_predicted_within_the_memory_of_local(
 
 
 def test_batches_are_accumulated_over_the_fewest_parts_that_keep_to_a_limit() -> None:
-    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
-        return {"predicted_peak_bytes": 50 + 120 // options["micro_batches"]}
+    peaks = [95, 105, 103, 99, 94, 90, 88, 87, 86]  # of 1 to 9 parts; sums wait from 2 on
 
-    assert accumulated(predict, 16, 170) == {"predicted_peak_bytes": 170, "micro_batches": 1}
-    assert accumulated(predict, 16, 75) == {"predicted_peak_bytes": 74, "micro_batches": 5}
-    assert accumulated(predict, 16, 64) is None  # 9 parts would do, of fewer than 2 images
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        assert rule == "global"
+        return {"predicted_peak_bytes": peaks[options["micro_batches"] - 1]}
+
+    def fewest(batch_size: int, limit: int) -> int | None:
+        row = accumulated(predict, batch_size, limit)
+        assert row is None or row["predicted_peak_bytes"] == peaks[row["micro_batches"] - 1]
+        return None if row is None else int(row["micro_batches"])
+
+    assert [fewest(16, limit) for limit in (200, 95, 94, 89, 87)] == [1, 1, 5, 7, 8]
+    assert fewest(16, 86) is None  # 9 parts would do, of fewer than 2 images
+    assert fewest(2, 95) == 1
+    assert fewest(2, 94) is None
 
 
 def test_a_line_says_where_nothing_keeps_to_the_memory_of_local(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*_: Any) -> dict[str, Any]:
-        raise InvalidInput("Cannot checkpoint within 1 MB: a step needs more.")
+    def within_a_kilobyte(predict: Predict, batch_size: int, _: int) -> dict[str, Any] | None:
+        return planned(predict, batch_size, 1000)
 
-    monkeypatch.setitem(
-        OPPONENTS, "checkpointed-planned", lambda *rest: planned(refused, *rest[1:])
-    )
+    monkeypatch.setitem(OPPONENTS, "checkpointed-planned", within_a_kilobyte)
     main([*SMALL, "--predict", "--rules", "checkpointed-planned"])
     output = capsys.readouterr().out
     assert re.search(r"checkpointed-planned: nothing keeps to the \S+ \wB of simultaneous", output)
     assert list(json.loads(output.splitlines()[-1])["rules"]) == ["simultaneous"]
+
+
+def test_what_cannot_be_recomputed_within_any_limit_is_refused() -> None:
+    local = localize(InPlace(first=True), torch.zeros(2, 1, 8, 8), 10, at=1)
+
+    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": predict_steps(rule, local, 4, options)}
+
+    with pytest.raises(InvalidInput, match="changes its images in place"):
+        planned(predict, 4, 10**9)
 
 
 @pytest.mark.parametrize(

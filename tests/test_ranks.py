@@ -175,6 +175,45 @@ def test_ranks_that_are_started_again_meet_where_nobody_has_been(
         assert parts[0].get("address").decode() == f"of attempt {attempt}"
 
 
+def test_a_rank_of_an_earlier_attempt_that_still_waits_takes_nobodys_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has been answered when the rank that replaces it asks, and comes before that one."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=10))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store.clone(), 0, 2)]))
+    results: dict[str, Any] = {}
+
+    def come(name: str, rank: int) -> None:
+        try:
+            results[name] = common_store(rank, 2, 5.0)
+        except RuntimeError as error:
+            results[name] = str(error)
+
+    threads = {
+        name: threading.Thread(target=come, args=(name, rank))
+        for name, rank in {"earlier": 1, "first": 0, "second": 1}.items()
+    }
+    make_part = dist.PrefixStore
+
+    def replaced_on_the_way(name: str, inner: Any) -> Any:
+        if threading.current_thread() is threads["earlier"]:
+            word = inner.get(f"{ASKS}/1")
+            threads["second"].start()
+            while inner.get(f"{ASKS}/1") == word:
+                time.sleep(0.001)
+        return make_part(name, inner)
+
+    monkeypatch.setattr(dist, "PrefixStore", replaced_on_the_way)
+    threads["earlier"].start()
+    store.get(f"{ASKS}/1")
+    threads["first"].start()
+    for thread in threads.values():
+        thread.join(20)
+    assert results["earlier"] == "another process came as rank 1"
+    results["second"].set("address", "here")
+    assert results["first"].get("address") == b"here"
+
+
 def test_ranks_that_do_not_come_are_not_waited_for_longer_than_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

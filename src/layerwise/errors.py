@@ -26,6 +26,10 @@ class MissingData(InvalidInput):
     """A data set whose files are not where they were looked for."""
 
 
+class TooLittleMemory(InvalidInput):
+    """A limit of memory that no way to make a step keeps to."""
+
+
 class LostRank(RuntimeError):
     """A process that trains with this one and has ended, or does not answer."""
 

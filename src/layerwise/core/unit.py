@@ -209,19 +209,22 @@ class Unit:
         if not depends_on_weights(self, loss):
             return
 
-        def backward(factor: float) -> None:
+        factor = relative_size(self, examples)
+
+        def backward() -> None:
             scaled = loss * factor if factor != 1.0 else loss
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
 
         self.accumulate(backward, examples, update)
 
     def accumulate(
-        self, backward: Callable[[float], None], examples: int = 1, update: bool = True
+        self, backward: Callable[[], None], examples: int = 1, update: bool = True
     ) -> None:
         """Add a gradient to those that wait, and update.
 
         Args:
-            backward: function that adds the gradient, times a factor, to those of the weights.
+            backward: function that adds the gradient, of a loss times its ``relative_size``, to
+                those of the weights.
             examples, update: see ``learn``.
         """
         if self.optimizer is None:
@@ -231,7 +234,7 @@ class Unit:
         parts = [*self.parts, all_examples(self, examples)]
         for weight, gradient in self.sums.items():
             weight.grad = gradient if weight.requires_grad else None
-        backward(examples / parts[0])
+        backward()
         if not update:
             self.sums = {weight: weight.grad for weight in self.held() if weight.grad is not None}
             self.parts = parts
@@ -269,6 +272,18 @@ class Unit:
 def all_examples(unit: Unit, examples: int) -> int:
     """Number of examples of a batch, or of a part of one, of all replicas, from this process's."""
     return examples if unit.sharing is None else unit.sharing.examples_at_hand(unit)
+
+
+def relative_size(unit: Unit, examples: int) -> float:
+    """Number of examples relative to those of the batch's first part, counted over all replicas.
+
+    A loss is taken times it, so that gradients of parts, and of replicas, are only added up.
+
+    Args:
+        examples: number of this process's examples of the batch, or of a part of one.
+    """
+    first = unit.parts[0] if unit.parts else all_examples(unit, examples)
+    return examples / first
 
 
 def depends_on_weights(unit: Unit, loss: Tensor) -> bool:

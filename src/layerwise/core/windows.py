@@ -23,10 +23,10 @@ from layerwise.core.reach import Reach, last_losses
 from layerwise.core.unit import (
     Activations,
     Unit,
-    all_examples,
     depends_on_weights,
     detached,
     refuse_divergence,
+    relative_size,
 )
 from layerwise.losses import Evaluated, Targets
 from layerwise.ops.batch_norm import gradients_asked_for
@@ -103,7 +103,7 @@ class Pass:
         leaves = self.leaves() if further else []
         entered: Gradients = []
 
-        def backward(_: float) -> None:  # the losses had their factor
+        def backward() -> None:
             weights = trainable(self.unit.piece)
             outputs, given = with_history(self.passed, self.gradients)
             self.passed, self.gradients = (), []
@@ -152,7 +152,9 @@ def step_windows(
     # a list to pop from, so that a unit alone keeps its activations alive
     entering: list[Activations] = [(images.detach(),)]
     last = last_losses(reach)
-    factor = relative_size(units, len(targets.labels))
+    # a unit that is frozen has no parts, though losses pass it
+    begun = next((unit for unit in units if unit.parts), units[0])
+    factor = relative_size(begun, len(targets.labels))
     waiting: list[Pass] = []
     results = []
     for unit in units:
@@ -177,12 +179,6 @@ def step_windows(
             update,
         )
     return results
-
-
-def relative_size(units: Sequence[Unit], examples: int) -> float:
-    """Number of examples relative to those of the batch's first part, of all replicas."""
-    first = next((unit.parts[0] for unit in units if unit.parts), None)
-    return examples / (first or all_examples(units[0], examples))
 
 
 def forward(

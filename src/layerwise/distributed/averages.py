@@ -1,4 +1,8 @@
-"""Gradients of units on their way to being averaged over replicas."""
+"""Gradients of units on their way to being added up over replicas.
+
+Every replica's loss was taken times its portion of the batch (``core.unit.relative_size``), so the
+sum of their gradients is that of the whole batch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ from layerwise.distributed.world import naming_lost_ranks
 
 
 class Bucket:
-    """Gradients of some weights of one type, side by side, on their way to being averaged.
+    """Gradients of some weights of one type, side by side, on their way to being added up.
 
     The last numbers say of which weights there is a gradient.
 
@@ -58,10 +62,11 @@ def as_weight(numbers: Tensor, weight: Tensor) -> Tensor:
 
 @dataclass
 class Average:
-    """The gradients of a unit's update, on their way to being averaged.
+    """The gradients of a unit's update, on their way to being added up.
 
     Attributes:
-        divisor: what the sum of all replicas' gradients is divided by.
+        divisor: what their sum is divided by: the size of the whole batch relative to that of its
+            first part, of all replicas.
     """
 
     unit: Unit

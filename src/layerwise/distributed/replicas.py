@@ -1,8 +1,8 @@
 """Replicas: copies of a learner on several ranks, each of which learns from a share of every batch.
 
 A unit's backward pass ends long before the next unit's begins. Its gradients travel from then on,
-as one bucket, while the next units compute; the unit's update follows when their average has come,
-at the latest when the step ends. Weights so stay alike on all ranks.
+as one bucket, while the next units compute; the unit's update follows when their sum has come, at
+the latest when the step ends. Weights so stay alike on all ranks.
 """
 
 from collections import defaultdict, deque
@@ -100,7 +100,7 @@ class Replicas:
     Attributes:
         share: this replica's part of the batch at hand; None between steps.
         examples: number of examples of the last batch, of all replicas.
-        coming: averages on their way, in the order of updates.
+        coming: sums of gradients on their way, in the order of updates.
     """
 
     def __init__(self, learner: Learner, place: Place, synchronises: bool, gathers: bool) -> None:

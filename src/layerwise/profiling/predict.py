@@ -8,14 +8,18 @@ import torch
 
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import FORMATS, memory_formats
+from layerwise.core.table import count
 from layerwise.memory.accounting import Timeline, persistent_bytes, phases, unit_bytes
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
-from layerwise.profiling.trial_steps import rule_ticks
+from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.rules import RULES
+from layerwise.runs.run import Run
 from layerwise.utils.device import counting_for, device_of
 from layerwise.utils.options import keyword_only
 
 DEVICES = ("cpu", "cuda")  # kinds whose steps can be predicted
+# images whose features a cache holds unless --train-images says otherwise: CIFAR-10
+CACHED_IMAGES = 50_000
 MOST = 2**20  # images in a batch; larger ones are not looked for
 
 
@@ -113,6 +117,53 @@ def predicted_steps(
                 # what follows is of the next unit's first step
                 footprint.restart(copied, tick.kept_bytes)
     return steps
+
+
+def predicted_rule(
+    run: Run, learner: Learner, layout: str, cache_limit: int, device: str
+) -> dict[str, Any]:
+    """A rule's predicted numbers, and None for those to be measured.
+
+    Args:
+        layout: the memory format; see ``predict_steps``.
+        cache_limit: bytes of features that are kept at most.
+        device: ``cpu`` or ``cuda``.
+    """
+    steps = predict_steps(run.rule, learner, run.batch_size, trial_options(run), layout, device)
+    images = run.train_images or CACHED_IMAGES
+    units: list[dict[str, Any]] = []
+    for step in steps:
+        peaks = step.peaks()
+        for index in step.units:
+            unit = learner.units[index]
+            units.append(
+                {
+                    "index": index,
+                    "name": unit.name,
+                    "multiply_adds": step.multiply_adds[index],
+                    "parameters": count(unit.piece),
+                    "head_parameters": count(unit.loss),
+                    "saved_bytes": step.saved_bytes[index],
+                    "predicted_peak_bytes": peaks[index],
+                    "peak_bytes": None,
+                    "seconds": None,
+                    "cache_bytes": min(step.kept_bytes * images, cache_limit),
+                }
+            )
+    return {
+        "multiply_adds": sum(unit["multiply_adds"] for unit in units),
+        "parameters": count(learner.model),
+        "head_parameters": sum(unit["head_parameters"] for unit in units),
+        "saved_bytes": max(unit["saved_bytes"] for unit in units),
+        "predicted_peak_bytes": max(unit["predicted_peak_bytes"] for unit in units),
+        "peak_bytes": None,
+        "process_peak_bytes": None,
+        "seconds": None,
+        "images_per_second": None,
+        "peak_unit": max(units, key=lambda unit: unit["predicted_peak_bytes"])["name"],
+        "cache_bytes": max(unit["cache_bytes"] for unit in units),
+        "units": units,
+    }
 
 
 def formats_of(learner: Learner, layout: str | None) -> list[torch.memory_format] | None:

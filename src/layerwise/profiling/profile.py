@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,11 +10,16 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import MEMORY_FORMATS
-from layerwise.core.table import count
 from layerwise.errors import InvalidInput, choose
 from layerwise.profiling.measure import measure
-from layerwise.profiling.opponents import LOCAL, OPPONENTS, Predict, add_opponents, opponents_among
-from layerwise.profiling.predict import DEVICES, largest_batch, predict_steps, rule_options
+from layerwise.profiling.opponents import OPPONENTS, add_opponents, split_names
+from layerwise.profiling.predict import (
+    DEVICES,
+    largest_batch,
+    predict_steps,
+    predicted_rule,
+    rule_options,
+)
 from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
 from layerwise.rules import RULES
@@ -31,8 +35,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "simultaneous-span-2": {"rule": "simultaneous", "span": 2},
     "sequential-cached": {"rule": "sequential", "cache": True},
 }
-# images whose features a cache holds unless --train-images says otherwise: CIFAR-10
-CACHED_IMAGES = 50_000
 
 
 def profiled() -> dict[str, dict[str, Any]]:
@@ -131,10 +133,7 @@ def profile(
     cache_limit = parse_size("--cache-limit", execution.cache_limit)
     for name in names or ():
         choose("rule", name, {**profiled(), **OPPONENTS})
-    opponents = opponents_among(names or (), limit)
-    if names is not None and opponents:
-        names = [name for name in names if name not in opponents]
-        names += [LOCAL] if LOCAL not in names else []
+    names, opponents = split_names(names, limit)
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
@@ -152,11 +151,10 @@ def profile(
         chosen = profiled()
         runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
     rules = {
-        name: predicted(run, learners[name], execution.memory_format, cache_limit, device.type)
+        name: predicted_rule(run, learners[name], execution.memory_format, cache_limit, device.type)
         for name, run in runs.items()
     }
-    predict_by = predictor(base, num_classes, execution, device.type)
-    add_opponents(rules, opponents, predict_by, base.batch_size)
+    add_opponents(rules, opponents, base, num_classes, execution, device.type)
     if limit is not None:
         layout = execution.memory_format
         add_largest_batches(rules, runs, learners, layout, limit, cache_limit, device.type)
@@ -208,69 +206,6 @@ def run_for(base: Run, name: str) -> Run:
     return replace(run, rule_options=Options({**run.rule_options, **options}))
 
 
-def predicted(
-    run: Run, learner: Learner, layout: str, cache_limit: int, device: str
-) -> dict[str, Any]:
-    """A rule's predicted numbers, and None for those to be measured.
-
-    Args:
-        layout: the memory format; see ``predict_steps``.
-        cache_limit: bytes of features that are kept at most.
-        device: ``cpu`` or ``cuda``.
-    """
-    steps = predict_steps(run.rule, learner, run.batch_size, trial_options(run), layout, device)
-    images = run.train_images or CACHED_IMAGES
-    units: list[dict[str, Any]] = []
-    for step in steps:
-        peaks = step.peaks()
-        for index in step.units:
-            unit = learner.units[index]
-            units.append(
-                {
-                    "index": index,
-                    "name": unit.name,
-                    "multiply_adds": step.multiply_adds[index],
-                    "parameters": count(unit.piece),
-                    "head_parameters": count(unit.loss),
-                    "saved_bytes": step.saved_bytes[index],
-                    "predicted_peak_bytes": peaks[index],
-                    "peak_bytes": None,
-                    "seconds": None,
-                    "cache_bytes": min(step.kept_bytes * images, cache_limit),
-                }
-            )
-    return {
-        "multiply_adds": sum(unit["multiply_adds"] for unit in units),
-        "parameters": count(learner.model),
-        "head_parameters": sum(unit["head_parameters"] for unit in units),
-        "saved_bytes": max(unit["saved_bytes"] for unit in units),
-        "predicted_peak_bytes": max(unit["predicted_peak_bytes"] for unit in units),
-        "peak_bytes": None,
-        "process_peak_bytes": None,
-        "seconds": None,
-        "images_per_second": None,
-        "peak_unit": max(units, key=lambda unit: unit["predicted_peak_bytes"])["name"],
-        "cache_bytes": max(unit["cache_bytes"] for unit in units),
-        "units": units,
-    }
-
-
-def predictor(base: Run, num_classes: int, execution: Execution, device: str) -> Predict:
-    """A function that predicts the run by another rule with more options; see ``predicted``."""
-    planning = replace(execution, device="cpu")
-
-    @cache
-    def made(rule: str) -> Learner:
-        return trial_learner(prepare(with_rule(base, rule), planning), num_classes)
-
-    def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
-        run = with_rule(base, rule)
-        run = replace(run, rule_options=Options({**run.rule_options, **options}))
-        return predicted(run, made(rule), execution.memory_format, 0, device)
-
-    return predict
-
-
 def add_measured(rule: dict[str, Any], measurement: dict[str, Any], batch_size: int) -> None:
     for step in measurement["steps"]:
         for unit in rule["units"]:
@@ -308,7 +243,7 @@ def add_largest_batches(
         rules[name]["largest_batch"] = largest_batch(peak, limit)
         if rules[name]["largest_batch"] is None:
             smallest = replace(run, batch_size=2)
-            least = predicted(smallest, learners[name], layout, cache_limit, device)
+            least = predicted_rule(smallest, learners[name], layout, cache_limit, device)
             needs[name] = (
                 least["predicted_peak_bytes"] + least["cache_bytes"],
                 need_text(name, least),

@@ -21,7 +21,7 @@ from layerwise.core.cuts import balances
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, TooLittleMemory
 from layerwise.memory.accounting import persistent_bytes, storage_bytes
 from layerwise.memory.fake_step import Footprint, SavedBytes, blank_batch, pretended
 from layerwise.rules.base import START, Position, Schedule, Tick
@@ -160,7 +160,8 @@ def piece_within(learner: Learner, batch_size: int, limit: int) -> Checkpointed:
         limit: bytes of a step, counted whole.
 
     Raises:
-        InvalidInput: no plan keeps to the limit.
+        TooLittleMemory: no plan keeps to the limit.
+        InvalidInput: the network changes its images in place.
     """
     spare = limit - lasting_bytes(learner)
     fitting: list[tuple[int, int, Checkpointed]] = []
@@ -187,7 +188,7 @@ def piece_within(learner: Learner, batch_size: int, limit: int) -> Checkpointed:
     piece = checkpointed_piece(learner, batch_size, None)
     least = predicted_peak(piece, learner, batch_size)
     if least > spare:
-        raise InvalidInput(
+        raise TooLittleMemory(
             f"Cannot checkpoint within {format_size(limit)}: a step needs "
             f"{format_size(least + limit - spare)} or more. Give as much, or lower the batch size."
         )
@@ -299,8 +300,9 @@ def checkpointed(
         limit: bytes of a step, counted whole; as little is then recomputed as keeps to it.
 
     Raises:
-        InvalidInput: the network cannot be cut into so many segments, no plan keeps to the limit,
-            both are given, or the learner has more than one unit.
+        TooLittleMemory: no plan keeps to the limit.
+        InvalidInput: the network cannot be cut into so many segments or changes its images in
+            place, segments and limit are both given, or the learner has more than one unit.
     """
     if len(learner.units) != 1:
         raise InvalidInput(
