@@ -21,7 +21,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.split import split
 from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES, Accuracy, heading_of
-from layerwise.measures import depths as probing
+from layerwise.measures import over_depth as probing
 from layerwise.measures.base import percent
 from layerwise.measures.depths import Depths, depths_of, network_depths, places_of
 from layerwise.measures.gains import add_gains, losses_push
