@@ -12,12 +12,14 @@ import socket
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from layerwise.distributed import joined, world
 from layerwise.training.progress import Progress
 
 PRELOADED = ["torch", "pytest", "layerwise.training.loop", "tests.contract"]
+THREADS_LEFT = 77  # exit code
 PATIENCE = 60.0  # seconds for all of a test's ranks
 
 
@@ -77,6 +79,14 @@ def work(
             pipe.send(task(*args))
     except BaseException as error:
         pipe.send(error)
+        return
+    if any("gloo" in name for name in thread_names()):
+        os._exit(THREADS_LEFT)
+
+
+def thread_names() -> list[str]:
+    """What the system calls this process's threads; none where it does not say."""
+    return [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def on_ranks(
@@ -107,6 +117,7 @@ def on_ranks(
     for process in processes:
         process.join(10)
         assert process.exitcode is not None, "a rank hangs"
+        assert process.exitcode != THREADS_LEFT, "threads of a rank go on after it has left"
     return results
 
 

@@ -4,6 +4,8 @@ A rank that ends for a reason leaves its sentence in the store that all ranks sh
 others, whose connections to it break, can repeat it.
 """
 
+import gc
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +20,11 @@ import torch.distributed as dist
 from layerwise.distributed.meeting import common_store
 from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank
 from layerwise.utils.launch import launched_local_rank, launched_rank, launched_size
+
+# Tracing imports this module, whose functions have the process group of that moment as a default.
+# Such a group would never end: its threads would meet a Python that has ended, and abort.
+if dist.is_available():
+    importlib.import_module("torch.distributed.nn.functional")
 
 REFUSALS = (InvalidInput, CannotSplit, Diverged)
 LAST_WORDS = "layerwise/last-words"  # key of the sentence with which a rank ended
@@ -108,6 +115,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
         _joined = ALONE
         with suppress(RuntimeError):  # connections may be broken
             dist.destroy_process_group()
+        gc.collect()  # groups end their threads when nothing has them any more
 
 
 def start(backend: str, here: World) -> None:
