@@ -363,6 +363,13 @@ WAYS = {
     "gpipe": gpipe,
     "1f1b": one_forward_one_backward,
 }
+LABELS = {
+    "units": "units on devices",
+    "replicas": "replicas of local training",
+    "data parallel": "data parallel, global",
+    "gpipe": "GPipe, global",
+    "1f1b": "1F1B, global",
+}
 
 
 def measured_costs(
@@ -479,8 +486,8 @@ def draw(table: Sequence[dict[str, Any]], path: Path, title: str) -> None:
 
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     columns = (
-        ("of_global_on_one", "images a second,\nof global training on one device"),
-        ("memory_of_global_on_one", "bytes a device,\nof global training on one device"),
+        ("of_global_on_one", "images per second"),
+        ("memory_of_global_on_one", "memory of a device"),
     )
     for panel, (column, words) in zip(panels, columns, strict=True):
         for way in WAYS:
@@ -489,9 +496,9 @@ def draw(table: Sequence[dict[str, Any]], path: Path, title: str) -> None:
                 [line["devices"] for line in chosen],
                 [line[column] for line in chosen],
                 marker="o",
-                label=way,
+                label=LABELS.get(way, way),
             )
-        panel.set(xlabel="devices", ylabel=words)
+        panel.set(xlabel="devices", ylabel=f"{words},\nrelative to global training on one")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         for axis in (panel.xaxis, panel.yaxis):
@@ -538,7 +545,8 @@ def main() -> None:
         with replacing(arguments.csv) as draft:
             draft.write_text(csv_text(tuple(table[0]), table))
     if arguments.figure:
-        title = f"{arguments.models[0]}, a batch of {arguments.batch}, {arguments.bandwidth:g} GB/s"
+        title = f"{arguments.models[0]}, {arguments.loss}, a batch of {arguments.batch}, "
+        title += f"{arguments.bandwidth:g} GB/s"
         draw(
             [line for line in table if line["model"] == arguments.models[0]],
             arguments.figure,

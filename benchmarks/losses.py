@@ -77,7 +77,7 @@ def draw(table: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("multiply-adds of a step, of a global step's (line)")
+    axes.set_xlabel("multiply-adds of a step, relative to global training")
     axes.legend()
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {})
 
