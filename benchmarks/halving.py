@@ -19,7 +19,7 @@ from typing import Any
 from layerwise.cli.options import Parser, add_fields
 from layerwise.cli.values import collect
 from layerwise.experiments.accelerate.costs import with_design
-from layerwise.experiments.sweep import folder_of
+from layerwise.experiments.entry import folder_of
 from layerwise.hierarchy import Design, design_of
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
 from layerwise.errors import Busy
-from layerwise.experiments.sweep import folder_of
+from layerwise.experiments.entry import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import Busy
-from layerwise.experiments.sweep import folder_of
+from layerwise.experiments.entry import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.pred import Pred, cross_entropy
 from layerwise.losses.predsim import PredSim

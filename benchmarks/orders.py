@@ -35,7 +35,7 @@ from halving import places, rungs, train_until
 from layerwise.errors import Busy
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.experiments.accelerate.ranking import mean_gains, measured_gains, score
-from layerwise.experiments.sweep import folder_of
+from layerwise.experiments.entry import folder_of
 from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
 from layerwise.runs.folder import RunFolder

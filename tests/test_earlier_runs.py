@@ -13,7 +13,7 @@ import torch
 
 from layerwise.cli import main
 from layerwise.errors import InvalidInput
-from layerwise.experiments.sweep import entries, folder_of
+from layerwise.experiments.entry import entries, folder_of
 from layerwise.paper.rows import ROWS, match, row_run
 from layerwise.runs.digests import SEAL
 from layerwise.runs.folder import (

@@ -16,9 +16,11 @@ from layerwise.experiments.engines import ENGINES, create_engine
 from layerwise.experiments.engines.base import Engine, WorkerDied
 from layerwise.experiments.engines.task import MARK, Outcome, Task, mark_folder, task_of
 from layerwise.experiments.engines.worker import carry_out
+from layerwise.experiments.entry import Entry, entries
 from layerwise.experiments.states import FAILED, FINISHED
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.training.loop import train as train_run
 from layerwise.utils.plugins import IMPORTED
 from tests.test_cli import last_json, refusal
 
@@ -92,8 +94,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engines.PACKAGES, "here", "json")
 
 
-def wanted(folder: Path, *seeds: int) -> list[sweep.Entry]:
-    return sweep.entries([replace(TINY, seed=seed) for seed in seeds], folder, Execution())
+def wanted(folder: Path, *seeds: int) -> list[Entry]:
+    return entries([replace(TINY, seed=seed) for seed in seeds], folder, Execution())
 
 
 def test_a_command_hands_its_runs_out_and_skips_what_is_done(here, tmp_path, capsys):
@@ -134,14 +136,13 @@ def test_what_goes_on_is_said_when_nobody_waits_any_longer(tmp_path, monkeypatch
 
 def test_runs_of_others_and_diverged_ones_are_left_out(tmp_path, monkeypatch):
     both = wanted(tmp_path, 0, 1)
-    real = sweep.train
 
     def train(prepared, *arguments, **options):
         if prepared.run.seed == 1:
             raise Diverged("unit 3: its loss is nan")
-        return real(prepared, *arguments, **options)
+        return train_run(prepared, *arguments, **options)
 
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr("layerwise.experiments.entry.train", train)
     with both[0].folder.created(both[0].run, {"data": {}, "units": []}):
         states = sweep.sweep(both, engine=Here())
         assert list(states.values()) == ["in another process", "diverged"]
@@ -174,7 +175,7 @@ def test_an_error_of_any_kind_comes_back_in_words(tmp_path, monkeypatch):
     def train(*arguments, **options):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr("layerwise.experiments.entry.train", train)
     outcome = carry_out(task(tmp_path))
     assert outcome.state == FAILED
     assert "RuntimeError on " in outcome.message
@@ -220,10 +221,10 @@ def test_slurm_s_local_stand_in_goes_on_after_a_kill(tmp_path, capfd, monkeypatc
     pytest.importorskip("submitit", reason="submitit is not installed")
     (tmp_path / "dying.py").write_text(DYING)
     monkeypatch.setitem(IMPORTED, str(tmp_path / "dying.py"), "")
-    entries = sweep.entries([replace(TINY, epochs=2)], tmp_path / "runs", Execution())
-    sweep.sweep(entries, engine=create_engine("slurm", {"cluster": "local"}))
+    wanted_entries = entries([replace(TINY, epochs=2)], tmp_path / "runs", Execution())
+    sweep.sweep(wanted_entries, engine=create_engine("slurm", {"cluster": "local"}))
     assert "worker lost, trying again: " in capfd.readouterr().out
-    assert entries[0].state == FINISHED
+    assert wanted_entries[0].state == FINISHED
     logs = "".join(path.read_text() for path in (tmp_path / "runs/.slurm").glob("*_log.out"))
     assert "going on after epoch 1" in logs
 

@@ -12,13 +12,15 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.errors import Diverged, InvalidInput
-from layerwise.experiments import reproduce, sweep
+from layerwise.experiments import reproduce
+from layerwise.experiments.entry import entries
 from layerwise.paper import rows as paper
 from layerwise.paper.rows import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
 from layerwise.profiling.estimate import Pace, total
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.records import read_runs
 from layerwise.runs.run import Execution, Run
+from layerwise.training.loop import train as train_run
 from layerwise.training.prepare import Prepared
 from tests.test_cli import last_json, refusal
 
@@ -215,7 +217,7 @@ def test_two_processes_share_a_sweep(tmp_path):
 
 def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
     planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
-    entry, other = sweep.entries([item.run for item in planned], tmp_path, Execution())
+    entry, other = entries([item.run for item in planned], tmp_path, Execution())
     with entry.folder.created(entry.run, {"data": {}, "units": []}):
         result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
     assert [run["state"] for run in result["runs"]] == ["in another process", "finished"]
@@ -225,14 +227,13 @@ def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
 
 def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
     planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
-    real = sweep.train
 
     def train(prepared: Prepared, *arguments, **options):
         if prepared.run.rule == "global":
-            return real(prepared, *arguments, **options)
+            return train_run(prepared, *arguments, **options)
         raise Diverged("unit 3: its loss is nan")
 
-    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr("layerwise.experiments.entry.train", train)
     result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
     assert [run["state"] for run in result["runs"]] == ["diverged", "finished"]
 

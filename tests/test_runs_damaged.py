@@ -17,7 +17,9 @@ from PIL import Image
 from layerwise import separability
 from layerwise.analysis.separability import separability_over_epochs
 from layerwise.errors import InvalidInput
-from layerwise.experiments.sweep import FINISHED, UNFINISHED, entries, sweep
+from layerwise.experiments.entry import entries
+from layerwise.experiments.states import FINISHED, UNFINISHED
+from layerwise.experiments.sweep import sweep
 from layerwise.runs.folder import (
     BEST,
     CONFIGURATION,

@@ -94,7 +94,7 @@ def train_one(
         preset: whose settings it began from; it is recorded beside the run.
     """
     from layerwise.distributed import gathered, joined, print_once, together
-    from layerwise.experiments.sweep import folder_of
+    from layerwise.experiments.entry import folder_of
     from layerwise.profiling.budget import plan_run
     from layerwise.training.loop import Interrupted, train
     from layerwise.training.prepare import prepare

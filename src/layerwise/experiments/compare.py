@@ -11,7 +11,8 @@ from rich.table import Table
 
 from layerwise.errors import check_range, choose
 from layerwise.experiments.engines import Engine
-from layerwise.experiments.sweep import entries, trained
+from layerwise.experiments.entry import entries
+from layerwise.experiments.sweep import trained
 from layerwise.hierarchy import check_stages, format_hierarchy, parse_hierarchy
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES

@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.experiments.engines import Engine
+from layerwise.experiments.entry import Entry, entries
 from layerwise.experiments.states import FINISHED, TO_DO, UNFINISHED
-from layerwise.experiments.sweep import Entry, entries, sweep
+from layerwise.experiments.sweep import sweep
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.rows import ROWS, SCALES, Planned, Row
 from layerwise.profiling.estimate import estimate

@@ -15,7 +15,6 @@ from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
 from layerwise.runs.command import command
 from layerwise.runs.headings import HEADINGS, headings_of
-from layerwise.runs.losses import loss_in_words
 from layerwise.runs.records import Record
 from layerwise.utils.csv_text import csv_text
 
@@ -98,7 +97,7 @@ def run_line(record: Record) -> dict[str, Any]:
         "hierarchy": hierarchy(record),
         "data": Path(run.data).name,
         "rule": run.rule,
-        "loss": loss_in_words(run) if is_local(record) else "cross-entropy",
+        "loss": run.loss_in_words if is_local(record) else "cross-entropy",
         "seed": run.seed,
         "epochs": run.epochs,
         "test_accuracy": result.get("test_accuracy"),

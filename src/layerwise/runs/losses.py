@@ -1,11 +1,6 @@
 """Local losses of a run: one from the first unit on, and others from later units on. No torch."""
 
-from typing import TYPE_CHECKING
-
 from layerwise.errors import InvalidInput, brief
-
-if TYPE_CHECKING:
-    from layerwise.runs.run import Run
 
 MOST_DIGITS = 9  # of a unit's number
 
@@ -35,18 +30,3 @@ def parse_later_losses(text: str) -> dict[int, str]:
 
 def format_later_losses(losses: dict[int, str]) -> str:
     return ",".join(f"{unit}={loss}" for unit, loss in losses.items())
-
-
-def losses_of(run: "Run") -> dict[int, str]:
-    """The run's local losses by the unit that each begins at; that of ``--loss`` at 0.
-
-    Raises:
-        InvalidInput: see ``parse_later_losses``.
-    """
-    return {0: run.loss, **(parse_later_losses(run.loss_from) if run.loss_from else {})}
-
-
-def loss_in_words(run: "Run") -> str:
-    """The run's local losses, such as ``dgl-cnn, from unit 4 pred``."""
-    later = list(losses_of(run).items())[1:]
-    return ", ".join([run.loss, *(f"from unit {unit} {loss}" for unit, loss in later)])

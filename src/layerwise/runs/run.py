@@ -9,7 +9,7 @@ from typing import Any
 
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
 from layerwise.runs.fields import declared, option
-from layerwise.runs.losses import losses_of
+from layerwise.runs.losses import parse_later_losses
 from layerwise.utils.options import Options
 
 
@@ -126,6 +126,21 @@ class Run:
         """Whether the description alone says that the network is one unit, so no loss is local."""
         return self.rule in GLOBAL_RULES or self.at == "1"
 
+    @property
+    def losses(self) -> dict[int, str]:
+        """Its local losses by the unit that each begins at; that of ``--loss`` at 0.
+
+        Raises:
+            InvalidInput: see ``parse_later_losses``.
+        """
+        return {0: self.loss, **(parse_later_losses(self.loss_from) if self.loss_from else {})}
+
+    @property
+    def loss_in_words(self) -> str:
+        """Its local losses, such as ``dgl-cnn, from unit 4 pred``."""
+        later = list(self.losses.items())[1:]
+        return ", ".join([self.loss, *(f"from unit {unit} {loss}" for unit, loss in later)])
+
 
 GLOBAL_RULES = ("global", "checkpointed")  # they cut the network into one unit
 
@@ -235,7 +250,7 @@ def run_words(run: Run) -> str:
     hierarchy = format_hierarchy(parse_hierarchy(run.hierarchy)) if run.hierarchy else "default"
     halvings = f"-halved-{run.downsample_after}" if run.downsample_after else ""
     shape = (hierarchy.strip("[]") + halvings).replace(",", "-")
-    loss = [] if run.is_global else losses_of(run).values()
+    loss = [] if run.is_global else run.losses.values()
     data = Path(run.data).name
     return "-".join([file_words(run.model), shape, data, run.rule, *loss, f"seed{run.seed}"])
 

@@ -9,7 +9,6 @@ from layerwise.losses import LOSSES
 from layerwise.losses.terms import declaring_terms
 from layerwise.models import MODELS, imported_name, model_factory
 from layerwise.rules import RULES
-from layerwise.runs.losses import losses_of
 from layerwise.runs.run import Run
 from layerwise.utils.options import Options, options_of
 
@@ -31,7 +30,7 @@ def registries(run: Run | None = None) -> dict[str, Mapping[str, Callable[..., A
 
 def choices(run: Run) -> dict[str, list[str]]:
     """The entries of ``registries`` that a run names, of each kind."""
-    losses = list(dict.fromkeys(losses_of(run).values()))
+    losses = list(dict.fromkeys(run.losses.values()))
     return {"model": [run.model], "rule": [run.rule], "loss": losses}
 
 

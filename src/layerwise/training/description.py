@@ -13,7 +13,6 @@ from layerwise.hierarchy import Hierarchy, parse_downsampling, parse_hierarchy
 from layerwise.memory.streams import StepChoice
 from layerwise.models import hierarchical, published_hierarchy
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Run
 from layerwise.training.declared_options import options_in_full
 from layerwise.training.machine import describe_device, describe_machine
@@ -94,7 +93,7 @@ def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[st
         else None,
         "data": run.data,
         "rule": run.rule,
-        "loss": loss_in_words(run) if local else "cross-entropy",
+        "loss": run.loss_in_words if local else "cross-entropy",
         "local": local,
         "span": learner.span,
         "head_parameters": sum(count(unit.loss) for unit in learner.units),

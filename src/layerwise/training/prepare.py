@@ -24,7 +24,6 @@ from layerwise.models import MODELS
 from layerwise.rules import RULES, Rule, Schedule
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.headings import parse_measures
-from layerwise.runs.losses import losses_of
 from layerwise.runs.ranges import check_ranges
 from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import choices, registries
@@ -177,7 +176,7 @@ def prepare(run: Run, execution: Execution) -> Prepared:
     """
     check_ranges(run, execution)
     run = with_own_options(run)
-    losses = {0: run.loss} if run.is_global else losses_of(run)
+    losses = {0: run.loss} if run.is_global else run.losses
     rule, dataset = RULES[run.rule], DATASETS[choose("data set", run.data, DATASETS)]
     size = run.image_size or dataset.format.image_size
     choose("output layer", run.output_layer, OUTPUT_LAYERS)

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
-from layerwise.runs.losses import loss_in_words
 from layerwise.runs.run import Run
 from layerwise.utils.sizes import format_size
 from layerwise.utils.terminal import unguarded, visible
@@ -38,7 +37,7 @@ def training_words(run: Run, units: int) -> str:
     """Rule, local loss and number of units, with the options of rule and loss that were given."""
     rule = with_options(run.rule, run.rule_options)
     return (
-        f"{rule}, {with_options(loss_in_words(run), run.loss_options)}, {units} units"
+        f"{rule}, {with_options(run.loss_in_words, run.loss_options)}, {units} units"
         if units > 1
         else rule
     )

@@ -34,7 +34,8 @@ from layerwise.experiments.accelerate.results import (
     result_rows,
 )
 from layerwise.experiments.engines import Engine
-from layerwise.experiments.sweep import entries, trained
+from layerwise.experiments.entry import entries
+from layerwise.experiments.sweep import trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
 from layerwise.models.vgg import VGG

@@ -14,7 +14,7 @@ from layerwise.experiments.states import FAILED
 from layerwise.runs.run import Execution
 
 if TYPE_CHECKING:
-    from layerwise.experiments.sweep import Entry
+    from layerwise.experiments.entry import Entry
 
 
 class WorkerDied(Exception):

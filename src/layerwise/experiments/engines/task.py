@@ -11,7 +11,7 @@ from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.version import version
 
 if TYPE_CHECKING:
-    from layerwise.experiments.sweep import Entry
+    from layerwise.experiments.entry import Entry
 
 MARK = ".sweep"  # file in the output folder, by which a worker knows that folder
 

@@ -6,8 +6,8 @@ import traceback
 
 from layerwise.errors import Busy, CannotSplit, Diverged, InvalidInput
 from layerwise.experiments.engines.task import MARK, Outcome, Task
+from layerwise.experiments.entry import Entry, train_entry
 from layerwise.experiments.states import DIVERGED, ELSEWHERE, FAILED, FINISHED
-from layerwise.experiments.sweep import Entry, train_entry
 from layerwise.runs.folder import RunFolder
 from layerwise.training.prepare import prepare
 from layerwise.utils.plugins import import_files

@@ -13,6 +13,7 @@ from typing import Any
 from layerwise.errors import InvalidInput, check_range, choose
 from layerwise.experiments.compare import TABLE_BEGINS, table_path
 from layerwise.experiments.engines import Engine
+from layerwise.experiments.entry import entries
 from layerwise.experiments.methods.budget import EQUAL, equal_epochs
 from layerwise.experiments.methods.plan import (
     Method,
@@ -26,7 +27,7 @@ from layerwise.experiments.methods.table import (
     print_table,
     write_csv,
 )
-from layerwise.experiments.sweep import entries, trained
+from layerwise.experiments.sweep import trained
 from layerwise.profiling.budget import plan_run
 from layerwise.profiling.costs import StepCosts, step_costs
 from layerwise.profiling.plot import check_figure

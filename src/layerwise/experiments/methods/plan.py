@@ -10,7 +10,6 @@ from layerwise.losses import LOSSES
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
-from layerwise.runs.losses import loss_in_words, losses_of
 from layerwise.runs.run import Run
 from layerwise.training.declared_options import registries, with_rule
 from layerwise.training.prepare import with_own_options
@@ -50,7 +49,7 @@ def methods_of(
         InvalidInput: a loss or rule is unknown, or an option belongs to none of them.
     """
     for loss in losses:
-        for name in losses_of(with_loss(base, loss)).values():
+        for name in with_loss(base, loss).losses.values():
             choose("loss", name, LOSSES)
     for rule in rules:
         choose("rule", rule, RULES)
@@ -89,7 +88,7 @@ def with_loss(base: Run, loss: str) -> Run:
 
 def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
     run = with_loss(with_rule(base, rule), loss)
-    declared = declared_by(losses_of(run).values())
+    declared = declared_by(run.losses.values())
     options = {name: value for name, value in base.loss_options.items() if name in declared}
     order = {name: value for name, value in run.rule_options.items() if name != "span"}
     run = replace(
@@ -98,7 +97,7 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
         rule_options=Options({**order, **({"span": span} if rule == LOCAL else {})}),
     )
     words = [
-        loss_in_words(run),
+        run.loss_in_words,
         *([f"span {span}"] if span != 1 else []),
         *([rule] if rule != LOCAL else []),
     ]
@@ -117,7 +116,7 @@ def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
     Raises:
         InvalidInput: naming it.
     """
-    names = [name for loss in losses for name in losses_of(with_loss(base, loss)).values()]
+    names = [name for loss in losses for name in with_loss(base, loss).losses.values()]
     declared = declared_by(names)
     strange = {name: value for name, value in base.loss_options.items() if name not in declared}
     checked_options("loss", names[:1], registries()["loss"], strange)

@@ -6,7 +6,6 @@ from typing import Any
 from layerwise.paper.rows import match
 from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
 from layerwise.report.tables import hierarchy, is_local
-from layerwise.runs.losses import loss_in_words
 from layerwise.runs.records import Record
 from layerwise.runs.run import Run
 
@@ -53,7 +52,7 @@ def loss_text(run: Run) -> str:
     options = ", ".join(
         f"{name.replace('_', '-')} {value}" for name, value in run.loss_options.items()
     )
-    return f"{loss_in_words(run)} ({options})" if options else loss_in_words(run)
+    return f"{run.loss_in_words} ({options})" if options else run.loss_in_words
 
 
 def score(record: Record) -> str:
