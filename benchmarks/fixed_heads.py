@@ -1,19 +1,30 @@
-"""A loss that leaves the network as it is: is an ensemble of heads owed to local training?
+"""Is it local training that makes an ensemble good, or its heads? The same heads on fixed features.
 
-The head is that of `strided`, and no gradient reaches the features. On a network that was trained
-globally, it tells what the same heads add to backpropagation:
+The loss `fixed-strided` has the head of `strided`, and sends no gradient to the features. On a
+network that was trained globally it tells what these heads add to backpropagation, and how
+separable its features are by them:
 
     layerwise train resnet18 --rule global --output GLOBAL …
     layerwise train resnet18 --weights GLOBAL/model.safetensors --import benchmarks/fixed_heads.py
-    --loss fixed-strided --at block --last-lr-factor 1e-6 …
+    --loss fixed-strided --at block --last-lr-factor 1e-6 --output FIXED …
+    layerwise train resnet18 --loss strided --at block --output LOCAL …
+    python benchmarks/fixed_heads.py FIXED LOCAL --csv results/fixed-heads.csv
 
-The last unit's output layer learns by the rule's own rate, so that is made nearly nothing.
+The output layer learns by its own loss, as everywhere, so its rate is made nearly nothing. The
+table has a line per run: test accuracy of each unit's head, and of all together.
 """
+
+import argparse
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from layerwise.losses import LOSSES, Evaluated, Targets
 from layerwise.losses.strided import Strided
+from layerwise.runs.folder import RunFolder
+from layerwise.utils.csv_text import csv_text
+from layerwise.utils.files import replacing
 
 
 class FixedStrided(Strided):
@@ -24,3 +35,33 @@ class FixedStrided(Strided):
 
 
 LOSSES["fixed-strided"] = FixedStrided
+
+
+def line_of(folder: RunFolder) -> dict[str, Any]:
+    run, result = folder.run(), folder.result()
+    return {
+        "model": run.model,
+        "data": run.data,
+        "loss": run.loss,
+        "lr": run.lr,
+        "seed": run.seed,
+        **{f"unit {unit['index']}": unit["test_accuracy"] for unit in result["exits"]},
+        "all": result["ensemble"]["test_accuracy"],
+        "commit": folder.facts()["commit"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--csv", type=Path, required=True)
+    arguments = parser.parse_args()
+    lines = [line_of(RunFolder(path)) for path in arguments.runs]
+    for line in lines:
+        print(*line.values(), sep="  ")
+    with replacing(arguments.csv) as draft:
+        draft.write_text(csv_text(tuple(lines[0]), lines))
+
+
+if __name__ == "__main__":
+    main()
