@@ -465,6 +465,18 @@ def test_heads_that_outgrow_memory_are_refused_before_they_are_made(
         localize(model, **options)
 
 
+def test_heads_whose_bytes_cannot_be_counted_are_refused_before_they_are_made() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 700), nn.ReLU(), nn.Linear(700, CLASSES))
+    with pytest.raises(InvalidInput, match=r"Cannot make the heads of loss 'strided'.* TB, and"):
+        localize(
+            model,
+            loss="strided",
+            output_layer="separate",
+            head_depth=16,
+            head_width_factor=100.0,
+        )
+
+
 def test_a_sample_that_does_not_fit_is_refused_where_work_is_counted() -> None:
     with pytest.raises(InvalidInput, match=r"Cannot count multiply-adds.*\(6, 3, 8, 8\)"):
         split(Parallel(), 3, IMAGES.expand(-1, 3, -1, -1))

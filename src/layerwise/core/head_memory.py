@@ -12,6 +12,7 @@ from layerwise.losses import LOSSES, LossFactory, Site, create_loss
 from layerwise.utils.sizes import format_size
 
 COPIES = 4  # weights, gradients and Adam's two means
+OVERFLOWING = 2**61  # numbers, the fewest of float32 whose bytes PyTorch cannot count
 CHEAPER = ("predsim-lite", "pred")
 
 
@@ -70,7 +71,8 @@ def head_parameters(
 ) -> int | None:
     """Number of the parameters of all units' heads; None: it cannot be known without making them.
 
-    They are made on the meta device, which has no memory.
+    They are made on the meta device, which has no memory. Heads that not even it can make, since
+    their bytes overflow, count as ``OVERFLOWING``.
     """
     count = 0
     for index, shape in enumerate(shapes[:-1]):
@@ -81,8 +83,8 @@ def head_parameters(
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 head = create_loss(loss, site, **given)
-        except Exception:  # a refusal is raised where the heads are made
-            return None
+        except Exception as error:  # a refusal is raised where the heads are made
+            return OVERFLOWING if "calculation overflowed" in str(error) else None
         count += sum(parameter.numel() for parameter in head.parameters())
     return count
 
