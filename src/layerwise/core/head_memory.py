@@ -33,6 +33,7 @@ def refuse_large_heads(
     Raises:
         InvalidInput: naming the memory that they would take, and a cheaper loss whose heads fit.
     """
+    losses = [registered(loss) for loss in losses]
     size = weight.element_size() if weight.is_floating_point() else 4
     limit = device_memory(weight.device)
 
@@ -57,6 +58,11 @@ def refuse_large_heads(
         f"they would take {format_size(needed)}, and {weight.device} has {format_size(limit)}. "
         f"{remedy}."
     )
+
+
+def registered(loss: str | LossFactory) -> str | LossFactory:
+    """The name of a loss in ``LOSSES``, of which a run gives the factory; else the loss itself."""
+    return next((name for name, factory in LOSSES.items() if factory is loss), loss)
 
 
 def in_words(losses: Sequence[str | LossFactory]) -> str:
