@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from layerwise.errors import InvalidInput
 from layerwise.experiments.methods.figure import draw
 from layerwise.experiments.methods.table import mark_fronts
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
@@ -71,9 +72,14 @@ def main() -> None:
     networks = grouped(trained, network_of)
     if not any(network[0].run.model == arguments.model for network in networks):
         parser.error(f"no run of {arguments.model} in these folders is finished")
-    write(arguments.csv, list(map(line_of, trained)))
-    tables = list(map(rows_of, networks))
+    try:
+        tables = list(map(rows_of, networks))
+    except InvalidInput as error:
+        parser.error(str(error))
     table = [row for rows in tables for row in rows]
+    if not any(row["model"] == arguments.model for row in table):
+        parser.error(f"no run of {arguments.model} in these folders has seed 0, which rates are of")
+    write(arguments.csv, list(map(line_of, trained)))
     for row in table:
         print(*row.values(), sep="  ")
     write(arguments.table, table)
@@ -143,17 +149,31 @@ def rows_of(network: Sequence[Trained]) -> list[dict[str, Any]]:
     rows = []
     whole = costs_of(replace(network_of(network[0]), rule="global"))
     for method in grouped(network, method_of):
-        rates = {
-            item.result["val_accuracy"]: setting_of(item) for item in method if item.run.seed == 0
-        }
+        rates = [item for item in method if item.run.seed == 0]
         if not rates:
             continue
-        best = [item for item in method if setting_of(item) == rates[max(rates)]]
+        chosen = max(rates, key=validation) if len(rates) > 1 else rates[0]  # the first of equals
+        best = [item for item in method if setting_of(item) == setting_of(chosen)]
         rows.append(row_of(best, whole, len(rates)))
         if best[0].run.rule == "global":
             rows.append(row_of(best, whole, len(rates), "checkpointed"))
     mark_fronts(rows)
     return sorted(rows, key=lambda row: -row["test_accuracy"])
+
+
+def validation(item: Trained) -> float:
+    """Accuracy in percent on the held-out images, by which rates are chosen.
+
+    Raises:
+        InvalidInput: nothing was held out.
+    """
+    accuracy = item.result["val_accuracy"]
+    if accuracy is None:
+        raise InvalidInput(
+            f"Cannot choose a rate of {name_of(item.run)}: nothing was held out. Give runs of one "
+            "rate, or of --val-fraction above 0."
+        )
+    return float(accuracy)
 
 
 def row_of(

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from layerwise.errors import InvalidInput
+from layerwise.profiling.costs import StepCosts
+from layerwise.runs.run import Run
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
@@ -72,3 +76,21 @@ def test_links_of_devices_carry_one_message_at_a_time(monkeypatch):
     parts = devices.partition([1, 1, 1, 5, 1, 1], 3)
     assert [list(part) for part in parts] == [[0, 1, 2], [3], [4, 5]]
     assert devices.Link(100.0, 1.0).average(800, 4) == pytest.approx(6 * (1 + 2))
+
+
+def test_rates_of_methods_are_chosen_on_held_out_images_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    methods = importlib.import_module("methods")
+    monkeypatch.setattr(methods, "costs_of", lambda run: StepCosts(2, 1, 10, 5, 3, 100))
+
+    def trained(lr, validation, seed=0):
+        result = {"test_accuracy": 100 * lr, "val_accuracy": validation}
+        return methods.Trained(Run(lr=lr, seed=seed), {"local": True}, result)
+
+    [row] = methods.rows_of([trained(0.1, 50.0), trained(0.2, 50.0), trained(0.3, 40.0)])
+    assert (row["lr"], row["rates_tried"]) == (0.1, 3)  # the first of equals
+    [row] = methods.rows_of([trained(0.2, None), trained(0.2, None, seed=1)])
+    assert (row["rates_tried"], row["seeds"]) == (1, 2)
+    with pytest.raises(InvalidInput, match="nothing was held out"):
+        methods.rows_of([trained(0.1, None), trained(0.2, None)])
+    assert methods.rows_of([trained(0.1, 50.0, seed=1)]) == []

@@ -110,6 +110,16 @@ def test_numbers_too_large_are_refused(words: str, empty_folder: Path) -> None:
         main(words.split())
 
 
+@pytest.mark.parametrize("flag", ["--head-width-factor", "--transport"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_options_of_a_loss_are_finite(
+    flag: str, number: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "vgg8", "--loss", "strided", flag, number])
+    assert "it is not finite. Give a number." in capsys.readouterr().err
+
+
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

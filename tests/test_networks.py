@@ -21,6 +21,7 @@ from layerwise.core.layers import Network
 from layerwise.core.split import split
 from layerwise.core.trace import trace_network
 from layerwise.errors import CannotSplit, InvalidInput
+from layerwise.losses import LOSSES
 from tests.helpers import CLASSES
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -463,6 +464,19 @@ def test_heads_that_outgrow_memory_are_refused_before_they_are_made(
     monkeypatch.setattr(head_memory, "device_memory", lambda device: 10**3)
     with pytest.raises(InvalidInput, match="Cut fewer units"):
         localize(model, **options)
+
+
+@pytest.mark.parametrize("loss", ["strided", LOSSES["strided"]])  # as a run gives it
+def test_heads_whose_bytes_cannot_be_counted_are_refused_before_they_are_made(loss: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 700), nn.ReLU(), nn.Linear(700, CLASSES))
+    with pytest.raises(InvalidInput, match=r"Cannot make the heads of loss 'strided'.* TB, and"):
+        localize(
+            model,
+            loss=loss,
+            output_layer="separate",
+            head_depth=16,
+            head_width_factor=100.0,
+        )
 
 
 def test_a_sample_that_does_not_fit_is_refused_where_work_is_counted() -> None:

@@ -405,7 +405,7 @@ def test_what_cannot_be_recomputed_within_any_limit_is_refused() -> None:
             "--memory 1GB --predict --rules global,global-accumulated",
             "Cannot use --memory with global-accumulated: its memory is that of simultaneous",
         ),
-        ("--memory 1kB --predict --rules global,simultaneous", "even the rule"),
+        ("--memory 1kB --predict --rules global,simultaneous", "--memory 1 kB: even the rule"),
         ("--memory lots", "'lots': it is not a size. Give a number above 0"),
         ("--memory 0GB", "it is not a size"),
         ("--rules global,simultanous", "Did you mean 'simultaneous'"),
@@ -419,6 +419,11 @@ def test_what_cannot_be_recomputed_within_any_limit_is_refused() -> None:
         ("--figure {tmp}/memory.png --predict", "Leave one of them out"),
         ("--rules checkpointed --segments 99 --predict", "Cannot cut into 99 segments"),
         ("--segments 0", "Cannot cut into 0 segments"),
+        ("--rules simultaneous --segments 2", "Cannot use --segments with the rule 'simultaneous'"),
+        (
+            "--rules checkpointed-planned --segments 2",
+            "Cannot use --segments with the rule 'simultaneous'",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(

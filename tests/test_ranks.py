@@ -1,6 +1,7 @@
 """Ranks agree before anything is written, and end together."""
 
 import os
+import re
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from layerwise.distributed import (
     world,
 )
 from layerwise.distributed.meeting import ASKS, common_store
+from layerwise.distributed.world import joined
 from layerwise.errors import InvalidInput, LostRank
 from tests.helpers import learner, same_weights
 from tests.ranks import on_ranks
@@ -122,6 +124,27 @@ GLOO = (
     "Cannot train on several ranks: this PyTorch was built without gloo. Use a build that has it."
 )
 NCCL = GLOO.replace("gloo. Use a", "NCCL. Use --device cpu, or a")
+
+
+@pytest.mark.parametrize(
+    ("variables", "timeout", "words"),
+    [
+        ({}, 1e300, "Cannot use rank_timeout 1e+300: it is out of range"),
+        ({}, float("nan"), "it is not finite"),
+        ({}, 0.0, "Cannot use rank_timeout 0.0"),
+        ({"MASTER_PORT": "abc"}, 1.0, "MASTER_PORT is 'abc'"),
+        ({"MASTER_PORT": "70000"}, 1.0, "MASTER_PORT is '70000'"),
+        ({"RANK": "2"}, 1.0, "RANK is 2. Start with torchrun"),
+    ],
+)
+def test_ranks_that_could_not_meet_are_refused_at_once(
+    variables: dict[str, str], timeout: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in (sound | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput, match=re.escape(words)), joined("cpu", timeout):
+        pytest.fail("ranks have met")
 
 
 @pytest.mark.parametrize("rank", [0, 1])

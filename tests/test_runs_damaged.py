@@ -218,6 +218,11 @@ def test_a_sweep_counts_an_archived_run_as_finished(
     assert "already finished" in capsys.readouterr().out
     with pytest.raises(InvalidInput, match=r"it holds a finished run.*Choose another --output"):
         go(named, resume=False)
+    assert read_runs([named])[1] == []  # a report does not miss its weights
+    with pytest.raises(
+        InvalidInput, match=r"has been removed\. Restore it, or train the run anew:"
+    ):
+        evaluate(RunFolder(named), CPU, False)
     (named / LOG).write_text("")
     with pytest.raises(InvalidInput, match="SHA-256 differs"):
         assert wanted[0].state

@@ -12,6 +12,7 @@ from layerwise.losses import LOSSES, LossFactory, Site, create_loss
 from layerwise.utils.sizes import format_size
 
 COPIES = 4  # weights, gradients and Adam's two means
+OVERFLOWING = 2**61  # numbers, the fewest of float32 whose bytes PyTorch cannot count
 CHEAPER = ("predsim-lite", "pred")
 
 
@@ -32,6 +33,7 @@ def refuse_large_heads(
     Raises:
         InvalidInput: naming the memory that they would take, and a cheaper loss whose heads fit.
     """
+    losses = [registered(loss) for loss in losses]
     size = weight.element_size() if weight.is_floating_point() else 4
     limit = device_memory(weight.device)
 
@@ -58,6 +60,11 @@ def refuse_large_heads(
     )
 
 
+def registered(loss: str | LossFactory) -> str | LossFactory:
+    """The name of a loss in ``LOSSES``, of which a run gives the factory; else the loss itself."""
+    return next((name for name, factory in LOSSES.items() if factory is loss), loss)
+
+
 def in_words(losses: Sequence[str | LossFactory]) -> str:
     return ", ".join(dict.fromkeys(repr(loss) for loss in losses))
 
@@ -70,7 +77,8 @@ def head_parameters(
 ) -> int | None:
     """Number of the parameters of all units' heads; None: it cannot be known without making them.
 
-    They are made on the meta device, which has no memory.
+    They are made on the meta device, which has no memory. Heads that not even it can make, since
+    their bytes overflow, count as ``OVERFLOWING``.
     """
     count = 0
     for index, shape in enumerate(shapes[:-1]):
@@ -81,8 +89,8 @@ def head_parameters(
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 head = create_loss(loss, site, **given)
-        except Exception:  # a refusal is raised where the heads are made
-            return None
+        except Exception as error:  # a refusal is raised where the heads are made
+            return OVERFLOWING if "calculation overflowed" in str(error) else None
         count += sum(parameter.numel() for parameter in head.parameters())
     return count
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from layerwise.distributed.meeting import common_store
-from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank
+from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, brief
+from layerwise.runs.ranges import check_number
 from layerwise.utils.launch import launched_local_rank, launched_rank, launched_size
 
 # Tracing imports this module, whose functions have the process group of that moment as a default.
@@ -28,6 +29,7 @@ if dist.is_available():
 
 REFUSALS = (InvalidInput, CannotSplit, Diverged)
 LAST_WORDS = "layerwise/last-words"  # key of the sentence with which a rank ended
+LARGEST_PORT = 65_535
 STORE_TIMEOUT = timedelta(seconds=2)  # for the last words; the store may have gone too
 
 
@@ -96,12 +98,14 @@ def joined(device: str, timeout: float) -> Iterator[World]:
         timeout: seconds after which a rank that does not answer is given up.
 
     Raises:
-        InvalidInput: PyTorch lacks a backend, or not all processes came in time.
+        InvalidInput: the timeout is out of range, PyTorch lacks a backend, the environment is not
+            torchrun's, or not all processes came in time.
     """
     global _joined
     if launched_size() == 1 or (dist.is_available() and dist.is_initialized()):
         yield world()
         return
+    check_number("rank_timeout", timeout)
     backend = backend_for(device)
     here = World(launched_rank(), launched_size(), launched_local_rank(), timeout)
     start(backend, here)
@@ -122,14 +126,9 @@ def start(backend: str, here: World) -> None:
     """Start PyTorch's process group.
 
     Raises:
-        InvalidInput: torchrun's environment is not whole, or a process did not come in time.
+        InvalidInput: torchrun's environment is not sound, or a process did not come in time.
     """
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InvalidInput(
-            f"Cannot train on {here.size} ranks: WORLD_SIZE is set, but {missing[0]} is not. Start "
-            "with torchrun, which sets both, or unset WORLD_SIZE."
-        )
+    refuse_environment(here)
     try:
         dist.init_process_group(
             backend,
@@ -143,6 +142,30 @@ def start(backend: str, here: World) -> None:
             f"Cannot train on {here.size} ranks: they did not all come within {here.timeout:g} s "
             f"({first_line(error)}). See that all were started with the same address and port."
         ) from None
+
+
+def refuse_environment(here: World) -> None:
+    """Refuse an environment by which these processes could not meet.
+
+    Raises:
+        InvalidInput: naming the variable.
+    """
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InvalidInput(
+            f"Cannot train on {here.size} ranks: WORLD_SIZE is set, but {missing[0]} is not. Start "
+            "with torchrun, which sets both, or unset WORLD_SIZE."
+        )
+    if here.rank >= here.size:
+        raise InvalidInput(
+            f"Cannot train on {here.size} ranks: RANK is {here.rank}. Start with torchrun, which "
+            f"gives each process a number from 0 to {here.size - 1}."
+        )
+    if not (port := os.environ["MASTER_PORT"]).isdecimal() or int(port) > LARGEST_PORT:
+        raise InvalidInput(
+            f"Cannot train on {here.size} ranks: MASTER_PORT is {brief(repr(port))}. Start with "
+            f"torchrun, which sets it, or give a number up to {LARGEST_PORT}."
+        )
 
 
 def backend_for(device: str) -> str:

@@ -18,10 +18,9 @@ from layerwise.models import hierarchical, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run, file_words
-from layerwise.training.declared_options import registries, with_rule
+from layerwise.training.declared_options import check_rule_options, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import refuse_foreign, write_json
-from layerwise.utils.options import checked_options, options_of
 
 TABLE_BEGINS = '{\n "model"'  # as the file of a table does
 
@@ -84,17 +83,6 @@ def table_path(base: Run, output: Path, folders: Sequence[str]) -> Path:
     """The file of a table of such runs."""
     digest = hashlib.sha256("".join(folders).encode(errors="surrogateescape")).hexdigest()[:6]
     return output / f"compare-{file_words(base.model)}-{base.data}-{digest}.json"
-
-
-def check_rule_options(base: Run, rules: Sequence[str]) -> None:
-    """Refuse an option that none of the rules declares; the others leave it out of their runs.
-
-    Raises:
-        InvalidInput: naming it.
-    """
-    declared = {name for rule in rules for name in options_of(RULES[rule].order)}
-    strange = {name: value for name, value in base.rule_options.items() if name not in declared}
-    checked_options("rule", rules[:1], registries()["rule"], strange)
 
 
 def stages_of(base: Run, hierarchies: Sequence[str] | None) -> list[str | None]:

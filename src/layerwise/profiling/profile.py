@@ -24,11 +24,11 @@ from layerwise.profiling.table import print_table
 from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
-from layerwise.training.declared_options import with_rule
+from layerwise.training.declared_options import check_rule_options, with_rule
 from layerwise.training.device import find_device
 from layerwise.training.prepare import prepare
 from layerwise.utils.options import Options
-from layerwise.utils.sizes import parse_size
+from layerwise.utils.sizes import format_size, parse_size
 
 # rules with options that change what a step costs
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -139,6 +139,7 @@ def profile(
 
         check_figure(figure, predict)
     runs = {name: run_for(base, name) for name in names or profiled()}
+    check_rule_options(base, list(dict.fromkeys(run.rule for run in runs.values())))
     planned = {name: prepare(run, replace(execution, device="cpu")) for name, run in runs.items()}
     device = predicted_device(execution) if predict else find_device(execution)
     if figure is not None and device.type != "cpu":
@@ -250,11 +251,11 @@ def add_largest_batches(
             )
     if len(needs) == len(runs):
         raise InvalidInput(
-            f"Cannot use --memory {limit / 1e6:.1f} MB: even {min(needs.values())[1]}. Give as "
-            f"much, or lower --width or --image-size."
+            f"Cannot use --memory {format_size(limit)}: even {min(needs.values())[1]}. Give as "
+            "much, or lower --width or --image-size."
         )
     for _, need in needs.values():
-        print(f"--memory {limit / 1e6:.1f} MB is too small: {need}", flush=True)
+        print(f"--memory {format_size(limit)} is too small: {need}", flush=True)
 
 
 def need_text(name: str, least: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from layerwise.errors import InvalidInput
-from layerwise.runs.folder import LOG, RESULT, SEPARABILITY, STATE, RunFolder
+from layerwise.runs.folder import LOG, RESULT, SEPARABILITY, RunFolder
 from layerwise.runs.lines import is_number
 from layerwise.utils.files import open_file
 
@@ -25,7 +25,7 @@ def read_result(folder: RunFolder) -> tuple[dict[str, Any] | None, dict[str, str
         damaged = damaged_files(folder, [])
         return None, damaged, [*damaged.values(), str(error)]
     folder.verify_facts(result)
-    damaged = damaged_files(folder, folder.digests())
+    damaged = damaged_files(folder, folder.needed_files())
     return result, damaged, list(damaged.values())
 
 
@@ -33,14 +33,14 @@ def damaged_files(folder: RunFolder, written: Iterable[str]) -> dict[str, str]:
     """Files of a run that are not those that it wrote, each with what is wrong.
 
     Args:
-        written: names of those that its result has a digest of.
+        written: names of those that its result has a digest of and needs.
     """
     damaged = {}
     for name in dict.fromkeys((LOG, SEPARABILITY, *written)):
         try:
             if folder.has(name):
                 open_file(folder.file(name)).close()
-            if name in written and (name != STATE or folder.has(STATE)):
+            if name in written:
                 folder.verify(name)
         except (InvalidInput, OSError) as error:
             damaged[name] = str(error)

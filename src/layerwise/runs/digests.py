@@ -10,6 +10,7 @@ from layerwise.errors import InvalidInput
 from layerwise.utils.files import digest_of
 
 SEAL = "result_sha256"  # entry of a result: the digest of all its others
+STATE = "last.pt"  # the state to go on from, beside the files that are verified
 SECTIONS = ("data", "units", "layouts")  # of run.json, beside the run, that numbers rest on
 
 
@@ -57,12 +58,22 @@ def verify(path: Path, sha256: str) -> None:
         digest = digest_of(path)
     except FileNotFoundError:
         raise InvalidInput(
-            f"Cannot read {path}: it has been removed. Restore it, or go on without it: move "
-            f"result.json away and use layerwise train --resume {path.parent}."
+            f"Cannot read {path}: it has been removed. Restore it, or "
+            f"{way_on(path, 'result.json')}."
         ) from None
     if digest != sha256:
         raise InvalidInput(
             f"Cannot use {path}: it is not the file that the run wrote, since its SHA-256 differs. "
-            "Restore it, or go on without it: move it and result.json away and use layerwise train "
-            f"--resume {path.parent}."
+            f"Restore it, or {way_on(path, 'it and result.json')}."
         )
+
+
+def way_on(path: Path, moved: str) -> str:
+    """How to go on without a file of a finished run, in words.
+
+    Without its state the run would begin anew, and its log with it.
+    """
+    state = path.parent / STATE
+    goes_on = state.exists() and path != state
+    words = "go on without it" if goes_on else "train the run anew"
+    return f"{words}: move {moved} away and use layerwise train --resume {path.parent}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import Busy, InvalidInput
+from layerwise.runs.digests import STATE as STATE
 from layerwise.runs.digests import digest_of_facts, refuse_broken_seal, verify
 from layerwise.runs.fields import check_value
 from layerwise.runs.formats import renamed, run_from
@@ -24,7 +25,7 @@ from layerwise.utils.files import (
     write_json,
 )
 
-CONFIGURATION, LOG, RESULT, STATE = "run.json", "log.jsonl", "result.json", "last.pt"
+CONFIGURATION, LOG, RESULT = "run.json", "log.jsonl", "result.json"
 # of the last epoch, and of the best on the validation images
 WEIGHTS, BEST = "model.safetensors", "best.safetensors"
 # of a better epoch, until a state that knows of it is saved
@@ -120,15 +121,21 @@ class RunFolder:
     def verify_all(self) -> None:
         """Refuse a finished run of which any file is not the one that it wrote.
 
-        The state may have been removed, and of an archived run the weights: no number of the result
-        needs them any longer.
+        Those that no number of the result needs any longer may be gone; see ``needed_files``.
 
         Raises:
             InvalidInput: naming the first of them.
         """
         refuse_unsound_result(self.file(RESULT), self.result(), self.run())
+        self.verify(*self.needed_files())
+
+    def needed_files(self) -> list[str]:
+        """Names of the files with a digest that a finished run needs, and of others that it has.
+
+        Its state may have been removed, and of an archived run the weights.
+        """
         spare = [STATE, *(self.removed_weights() if self.archived else ())]
-        self.verify(*(name for name in self.digests() if name not in spare or self.has(name)))
+        return [name for name in self.digests() if name not in spare or self.has(name)]
 
     def refuse_links(self) -> None:
         """Refuse to go on where writing would reach a file elsewhere, or wait for ever.

@@ -1,6 +1,6 @@
 """Options that the network, the rule and the losses of a run declare, and their values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from layerwise.losses.terms import declaring_terms
 from layerwise.models import MODELS, imported_name, model_factory
 from layerwise.rules import RULES
 from layerwise.runs.run import Run
-from layerwise.utils.options import Options, options_of
+from layerwise.utils.options import Options, checked_options, options_of
 
 
 def registries(run: Run | None = None) -> dict[str, Mapping[str, Callable[..., Any]]]:
@@ -43,6 +43,20 @@ def with_rule(run: Run, rule: str) -> Run:
     declared = options_of(RULES[choose("rule", rule, RULES)].order)
     shared = {name: value for name, value in run.rule_options.items() if name in declared}
     return replace(run, rule=rule, rule_options=Options(shared))
+
+
+def check_rule_options(run: Run, rules: Sequence[str]) -> None:
+    """Refuse an option of a run that none of some rules declares, by which it is carried out.
+
+    Those that do not declare an option leave it out of their runs.
+
+    Raises:
+        InvalidInput: naming it.
+    """
+    orders = registries()["rule"]
+    declared = {name for rule in rules for name in options_of(orders[rule])}
+    strange = {name: value for name, value in run.rule_options.items() if name not in declared}
+    checked_options("rule", list(rules[:1]), orders, strange)
 
 
 def options_in_full(run: Run) -> dict[str, dict[str, Any]]:

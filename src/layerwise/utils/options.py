@@ -7,6 +7,7 @@ record and every check read it from there.
 """
 
 import inspect
+import math
 import re
 import sys
 import types
@@ -72,6 +73,10 @@ class Option:
             raise InvalidInput(
                 f"Cannot use {self.name}={brief(number)} ({source}): it is not of type "
                 f"{self.kind.__name__}. Correct it."
+            )
+        if type(number) is float and not math.isfinite(number) and number != self.default:
+            raise InvalidInput(
+                f"Cannot use {self.name}={number} ({source}): it is not finite. Give a number."
             )
         most = self.largest
         if most is not None and number != self.default and not within(number, most):

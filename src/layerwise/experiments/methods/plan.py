@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from layerwise.errors import InvalidInput, check_range, choose
-from layerwise.experiments.compare import check_rule_options, is_local
+from layerwise.experiments.compare import is_local
 from layerwise.losses import LOSSES
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
 from layerwise.runs.run import Run
-from layerwise.training.declared_options import registries, with_rule
+from layerwise.training.declared_options import check_rule_options, registries, with_rule
 from layerwise.training.prepare import with_own_options
 from layerwise.utils.options import Options, checked_options, options_of
 
