@@ -102,6 +102,7 @@ def joined(device: str, timeout: float) -> Iterator[World]:
             torchrun's, or not all processes came in time.
     """
     global _joined
+    refuse_size(os.environ.get("WORLD_SIZE", ""))
     if launched_size() == 1 or (dist.is_available() and dist.is_initialized()):
         yield world()
         return
@@ -142,6 +143,19 @@ def start(backend: str, here: World) -> None:
             f"Cannot train on {here.size} ranks: they did not all come within {here.timeout:g} s "
             f"({first_line(error)}). See that all were started with the same address and port."
         ) from None
+
+
+def refuse_size(text: str) -> None:
+    """Refuse a number of processes that is none: each would train alone, into one folder.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise InvalidInput(
+            f"Cannot train: WORLD_SIZE is {brief(repr(text))}, no number of processes. Start with "
+            "torchrun, which sets it, or unset it."
+        )
 
 
 def refuse_environment(here: World) -> None:
