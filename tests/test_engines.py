@@ -194,7 +194,7 @@ def test_a_worker_uses_what_was_asked_for():
         ("--on spark", "Cannot use --on 'spark': it is unknown. Accepted: local, slurm, ray"),
         ("--on here --on-option cpus=two", "cpus='two' (option of the engine 'here'): it is not"),
         ("--on here --on-option cpus=0", "cpus=0: it is too small. Give 1 or more."),
-        ("--on here --on-option gpus=nan", "it is out of range"),
+        ("--on here --on-option gpus=nan", "it is not finite"),
         ("--on here --on-option colour=red", "Cannot use --on-option 'colour': it is unknown."),
         ("--on here --on-option cpus", "Cannot use --on-option 'cpus': it is not NAME=VALUE"),
         ("--on-option cpus=2", "Cannot use --on-option cpus: runs are trained in turn"),

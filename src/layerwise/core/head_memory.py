@@ -33,7 +33,7 @@ def refuse_large_heads(
     Raises:
         InvalidInput: naming the memory that they would take, and a cheaper loss whose heads fit.
     """
-    losses = [registered(loss) for loss in losses]
+    losses = [library_name(loss) or loss for loss in losses]
     size = weight.element_size() if weight.is_floating_point() else 4
     limit = device_memory(weight.device)
 
@@ -60,9 +60,17 @@ def refuse_large_heads(
     )
 
 
-def registered(loss: str | LossFactory) -> str | LossFactory:
-    """The name of a loss in ``LOSSES``, of which a run gives the factory; else the loss itself."""
-    return next((name for name, factory in LOSSES.items() if factory is loss), loss)
+def library_name(loss: str | LossFactory) -> str | None:
+    """The name of one of this library's losses; None: of another's, which may have side effects."""
+    return next(
+        (
+            name
+            for name, factory in LOSSES.items()
+            if loss in (name, factory)
+            and getattr(factory, "__module__", "").startswith("layerwise.")
+        ),
+        None,
+    )
 
 
 def in_words(losses: Sequence[str | LossFactory]) -> str:
@@ -83,7 +91,7 @@ def head_parameters(
     count = 0
     for index, shape in enumerate(shapes[:-1]):
         loss, given = losses[index], options[index]
-        if not isinstance(loss, str) or loss not in LOSSES:
+        if library_name(loss) is None:
             return None
         site = Site(index, len(shapes), shape, num_classes)
         try:
