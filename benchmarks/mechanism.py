@@ -98,9 +98,9 @@ def stage_ends(record: Record) -> dict[str, float]:
 
 
 def lines(key: tuple[str, ...], seeds: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """A line per place in depth."""
+    """A line per place in depth that was measured with every seed."""
     made, before = [], None
-    for place in seeds[0]:
+    for place in (place for place in seeds[0] if all(place in seed for seed in seeds)):
         values = [seed[place] for seed in seeds]
         gains: list[float] = (
             [] if before is None else [seed[place] - seed[before] for seed in seeds]

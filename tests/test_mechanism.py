@@ -42,6 +42,14 @@ def test_a_gain_is_told_by_student_t(mechanism: Any) -> None:
     assert mechanism.adds(gains[:1]) == ""
 
 
+def test_a_place_that_a_seed_lacks_is_passed_over(mechanism: Any) -> None:
+    key = ("",) * len(mechanism.KEYS)
+    seeds = [{"stem": 40.0, "stage 1": 42.0, "stage 2": 45.0}, {"stem": 41.0, "stage 2": 47.0}]
+    stem, stage = mechanism.lines(key, seeds)
+    assert (stem["after"], stem["probe"]) == ("stem", "40.50")
+    assert (stage["after"], stage["gain"]) == ("stage 2", "+5.50")
+
+
 def test_what_cannot_be_read_is_one_sentence(
     tmp_path: Path, mechanism: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

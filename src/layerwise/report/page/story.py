@@ -97,13 +97,17 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
     """Counts of the claims that hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
-        counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
+        counts = ", ".join(counted(verdicts[word], word) for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
     if not evidence.settings:
         yield (
             "No finished run gives a number of the paper's tables; what is shown of them below is "
             "the paper's alone."
         )
+
+
+def counted(number: int, verdict: str) -> str:
+    return f"{number} {verdict if number == 1 else SEVERAL.get(verdict, verdict)}"
 
 
 def overview(evidence: Evidence) -> list[str]:
