@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.errors import Busy
+from layerwise.errors import Busy, InvalidInput
 from layerwise.experiments.entry import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.pred import Pred, cross_entropy
@@ -183,7 +183,12 @@ def main() -> None:
     for seed in range(0 if arguments.table_only else arguments.seeds):
         for item in chosen:
             carry_out(run_of(item, seed), arguments.runs, execution)
-    table = list(lines(chosen, arguments.runs, arguments.seeds))
+    try:
+        table = list(lines(chosen, arguments.runs, arguments.seeds))
+    except InvalidInput as error:
+        raise SystemExit(str(error)) from None
+    if not any(line["seeds"] for line in table):
+        raise SystemExit(f"no finished run of these is in {arguments.runs}: no table is written")
     for line in table:
         print("  ".join(f"{value!s:<20}" for value in line.values()))
     if arguments.csv:
@@ -214,10 +219,9 @@ def carry_out(run: Run, output: Path, execution: Execution) -> None:
 
 def lines(chosen: Sequence[Intervention], output: Path, seeds: int) -> Iterable[dict[str, Any]]:
     """A line per intervention: accuracies, and differences from the base paired over seeds."""
-    accuracies = {item.name: measured(item, output, seeds) for item in chosen}
-    base = accuracies.get("base", {})
+    base = measured(INTERVENTIONS[0], output, seeds)
     for item in chosen:
-        numbers = accuracies[item.name]
+        numbers = measured(item, output, seeds)
         paired = [numbers[seed] - base[seed] for seed in numbers if seed in base]
         several = len(paired) > 1 and item.name != "base"
         yield {

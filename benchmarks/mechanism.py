@@ -1,28 +1,35 @@
 """Does separability stall in shallow stages when a network is trained layer-wise, and not when it
 is trained globally?
 
-Reads runs that were trained with ``--separability-every`` and prints, for every hierarchy and rule,
-the accuracy of a linear probe on held-out images at the stem's and at each stage's end, and what
-each stage adds to it, after the last measured epoch: mean and deviation over seeds, in percent and
-points. A stage is called stalled where its gain is not above twice the mean's standard error.
-Nothing is trained.
+Reads runs that were trained with ``--separability-every`` and prints the accuracy of a linear probe
+on held-out images at the stem's and at each stage's end, and what each stage adds to it, after the
+last measured epoch: mean and deviation over seeds, in percent and points. Runs that differ in more
+than the seed are never averaged. A stage adds where its gain exceeds its standard error times
+Student's t for 95 %; where it does not, so few seeds may not tell. Nothing is trained.
 
     python benchmarks/mechanism.py runs/small --csv results/mechanism.csv
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from layerwise.errors import InvalidInput
+from layerwise.paper.rows import match
+from layerwise.paper.statistics import quantile
 from layerwise.report.curves import separable
 from layerwise.report.tables import hierarchy
 from layerwise.runs.records import Record, read_runs
+from layerwise.runs.run import Run
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
 
+KEYS = ("model", "data", "scale", "hierarchy", "epochs", "rule", "loss")
 RULES = {"simultaneous": "layer-wise", "global": "global"}
 
 
@@ -31,13 +38,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="folders of runs")
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    found: dict[tuple[str, ...], list[dict[str, float]]] = defaultdict(list)
-    for record in read_runs(arguments.runs)[0]:
-        values = stage_ends(record) if record.result and record.run.rule in RULES else {}
-        if values:
-            loss = record.run.loss if record.run.rule == "simultaneous" else ""
-            found[record.run.model, hierarchy(record), RULES[record.run.rule], loss].append(values)
-    table = [line for key, seeds in sorted(found.items()) for line in lines(key, seeds)]
+    try:
+        table = table_of(read_runs(arguments.runs)[0])
+    except InvalidInput as error:
+        raise SystemExit(str(error)) from None
     if not table:
         raise SystemExit(
             "no finished run there was measured: train one with --separability-every, and name "
@@ -48,13 +52,35 @@ def main() -> None:
             "  ".join(
                 f"{value!s:<{width}}"
                 for value, width in zip(
-                    line.values(), (9, 12, 10, 8, 5, 8, 7, 9, 7, 9, 7), strict=True
+                    line.values(), (9, 7, 9, 12, 6, 10, 8, 5, 8, 7, 9, 7, 9, 7), strict=True
                 )
             )
         )
     if arguments.csv:
         with replacing(arguments.csv) as draft:
             draft.write_text(csv_text(tuple(table[0]), table))
+
+
+def table_of(records: Iterable[Record]) -> list[dict[str, Any]]:
+    """The lines of every kind of run, of which each seed counts once: the first."""
+    kinds: dict[Run, dict[int, dict[str, float]]] = defaultdict(dict)
+    words: dict[Run, tuple[str, ...]] = {}
+    for record in records:
+        values = stage_ends(record) if record.result and record.run.rule in RULES else {}
+        if values:
+            kind = replace(record.run, seed=0)
+            words[kind] = words_of(record)
+            kinds[kind].setdefault(record.run.seed, values)
+    in_order = sorted(kinds, key=lambda kind: words[kind])
+    return [line for kind in in_order for line in lines(words[kind], list(kinds[kind].values()))]
+
+
+def words_of(record: Record) -> tuple[str, ...]:
+    """A run by the first columns of the table."""
+    run = record.run
+    loss = run.loss_in_words if run.rule == "simultaneous" else ""
+    place = run.model, run.data, match(run).scale, hierarchy(record)
+    return *place, str(run.epochs), RULES[run.rule], loss
 
 
 def stage_ends(record: Record) -> dict[str, float]:
@@ -72,19 +98,19 @@ def stage_ends(record: Record) -> dict[str, float]:
 
 
 def lines(key: tuple[str, ...], seeds: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """A line per place in depth."""
+    """A line per place in depth that was measured with every seed."""
     made, before = [], None
-    for place in seeds[0]:
+    for place in (place for place in seeds[0] if all(place in seed for seed in seeds)):
         values = [seed[place] for seed in seeds]
         gains: list[float] = (
             [] if before is None else [seed[place] - seed[before] for seed in seeds]
         )
         made.append(
-            dict(zip(("model", "hierarchy", "rule", "loss"), key, strict=True))
+            dict(zip(KEYS, key, strict=True))
             | {"seeds": len(seeds), "after": place}
             | {"probe": f"{mean(values):.2f}", "deviation": spread(values)}
             | {"gain": f"{mean(gains):+.2f}" if gains else "", "gain_deviation": spread(gains)}
-            | {"stalled": stalled(gains) if place.startswith("stage") else ""}
+            | {"adds": adds(gains) if place.startswith("stage") else ""}
         )
         before = place
     return made
@@ -94,11 +120,12 @@ def spread(values: list[float]) -> str:
     return f"{stdev(values):.2f}" if len(values) > 1 else ""
 
 
-def stalled(gains: list[float]) -> str:
-    """Whether a gain is not above twice its standard error; unknown with a single seed."""
+def adds(gains: list[float]) -> str:
+    """Whether a gain is told from none; unknown with a single seed."""
     if len(gains) < 2:
         return ""
-    return "no" if mean(gains) > 2 * stdev(gains) / sqrt(len(gains)) else "yes"
+    error = stdev(gains) / sqrt(len(gains))
+    return "yes" if mean(gains) > quantile(len(gains) - 1) * error else "not told"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -21,7 +22,7 @@ from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
 from layerwise.paper.numbers import Setting, measured, settings
 from layerwise.paper.over_scales import Standing, standings
-from layerwise.paper.rows import COLUMNS, DEPARTURES, ROWS, TABLES, Row, row_run
+from layerwise.paper.rows import COLUMNS, DEPARTURES, ROWS, TABLES, Row, match, row_run
 from layerwise.paper.statistics import Comparison, Scores, compare
 from layerwise.paper.verdicts import (
     CLAIMS,
@@ -46,6 +47,7 @@ from layerwise.runs.records import Record, read_runs
 from layerwise.runs.run import Run, described
 from layerwise.utils.options import Options
 
+RESULTS = Path(__file__).parents[1] / "results"
 PAPER = Setting("paper", "predsim", 400, False)
 SMALL = Setting("small", "predsim", 20, True)
 R4 = ("resnet18_r4", "resnet18")
@@ -543,6 +545,17 @@ def test_the_command_of_a_run_trains_that_run():
     assert command(Run(data="/home/me/my cats")) == "layerwise train resnet18 --data 'my cats'"
 
 
+@pytest.mark.parametrize("name", ["small-scale", "middle-scale", "full-width"])
+def test_commands_in_results_train_runs_of_their_rows(name):
+    """What a command leaves out is a default, and defaults change."""
+    with (RESULTS / f"{name}.csv").open(encoding="utf-8") as lines:
+        unseeded = [line for line in csv.DictReader(lines) if line["seed"] == "0"]
+    for line in unseeded:
+        place = match(collect(parse(shlex.split(line["command"])[1:]), Run()))
+        labels = "; ".join(row.label for row in place.rows)
+        assert (place.scale, labels) == (line["scale"], line["rows"]), line["command"]
+
+
 def test_csv_has_a_line_per_finished_run_and_reads_back(tmp_path):
     small, shared = row(5, "resnet18_r4"), INCONSISTENCIES[0].rows[1]
     folder(tmp_path / "a", row_run(small, "small", "layerwise", seed=2, loss="pred"), 51.5)
@@ -723,3 +736,12 @@ def test_a_scale_that_is_departed_from_or_decides_nothing_goes_behind():
     assert [setting.scale for setting in standing.verdicts] == ["middle", "small", "paper"]
     assert (standing.rests_on.scale, standing.verdict) == ("small", "holds")
     assert standing.trend == ""  # one seed has no error to judge a change by
+
+
+def test_a_setting_that_departs_from_its_scale_says_nothing_of_a_change_with_scale():
+    short = of_scale("paper", 60.0, 50.0, epochs=20)
+    assert over_scales(short + of_scale("small", 53.0, 50.0), "acceleration").trend == ""
+    both = of_scale("middle", 73.0, 70.0) + of_scale("small", 52.0, 51.0)
+    standing = over_scales(short + both, "acceleration")
+    assert len(standing.points) == 3
+    assert standing.trend == "nearer to the paper"

@@ -17,6 +17,8 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.paper.rows import ROWS
+from layerwise.report.curves import Depth
+from layerwise.report.figure_data import Depths
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
 from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
@@ -59,6 +61,12 @@ def spoil(folder: Path) -> None:
     (folder / "wrong units" / "separability.jsonl").write_text(
         '{"epoch": 1, "units": [3, {"index": "x"}]}\n{"units": 4}\nno\n'
     )
+    for name in ("twice", "again"):
+        write_run(folder / name, paper_plan((6,), seeds=1)[0].run, 20.0, 20)
+    log = folder / "twice" / "log.jsonl"
+    log.write_text(log.read_text() * 2)
+    write_run(folder / "no log", Run(epochs=4, seed=8), 50.0, 4)
+    (folder / "no log" / "log.jsonl").unlink()
     (folder / "wrong units" / "run.json").write_text(
         json.dumps(
             json.loads((folder / "wrong units" / "run.json").read_text())
@@ -206,6 +214,11 @@ def test_what_is_broken_is_listed_in_words_and_escaped(
     for words in (
         "lines of log.jsonl that are cut short or no JSON were left out: 4",
         "lines of log.jsonl that are not of epochs were left out: 1",
+        "lines of log.jsonl whose epoch comes again further down were left out: 20",
+        "log.jsonl has no epoch, though the run is finished",
+        "lines of separability.jsonl that are cut short or no JSON were left out: 1",
+        "lines of separability.jsonl that are not of epochs were left out: 1",
+        "has the same row, setting and seed, and came first with",
         "result.json has a test accuracy of 5300.01, which is no percentage",
         "not of a run, and passed over: notes, notes.txt, stray &lt;b&gt;.txt",
         "not finished: 7 of 20 epochs",
@@ -279,6 +292,17 @@ def test_only_files_of_figures_need_matplotlib(
         capsys, str(runs), "--figures", str(tmp_path / "figures")
     )
     assert not (tmp_path / "figures").exists()
+
+
+def test_a_file_s_map_over_depth_is_of_the_mean_over_seeds() -> None:
+    draw = pytest.importorskip("layerwise.report.figures.depth").draw
+    seeds = [
+        Depth(("stem", "output"), (1, 2), ((value, value + 1), (value + 2, value + 3)), "probe")
+        for value in (10.0, 20.0)
+    ]
+    figure = draw(Depths("name", "title", "caption", "probe", {"layerwise": seeds}))
+    [drawn] = figure.axes[0].collections  # epochs upwards, depth to the right
+    assert drawn.get_array().tolist() == [[15, 17], [16, 18]]
 
 
 def embedded(text: str) -> dict[str, Any]:
@@ -371,6 +395,7 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
     [
         ("{tmp}/none", "Give folders of runs"),
         ("{tmp}", "there is no run in"),
+        ("{tmp}/mine.html", "mine.html is a file. Give a folder of runs; unpack an archive"),
         ("{runs} --output {tmp}", "it is a folder. Give a file"),
         ("{runs} --output {tmp}/none/report.html", "it lies in a folder that does not exist"),
         ("{runs} --output {tmp}/mine.html", "it exists and was not written by layerwise report"),

@@ -127,6 +127,13 @@ def test_every_figure_is_drawn(browser: Any, address: str) -> None:
     )[1].get_attribute("aria-label")
 
 
+def test_claims_over_scales_fit_a_screen(browser: Any, address: str) -> None:
+    open_page(browser, address)
+    table = browser.find_element(By.CSS_SELECTOR, "#scales table")
+    assert table.size["width"] <= 1280
+    assert table.find_element(By.CSS_SELECTOR, "tbody th").size["width"] > 250
+
+
 def test_tables_sort_by_click_and_by_key(browser: Any, address: str) -> None:
     open_page(browser, address)
     table = next(

@@ -122,6 +122,19 @@ def settings(records: Iterable[Record]) -> list[Setting]:
     )
 
 
+def repeated(records: Iterable[Record]) -> list[tuple[Record, Record]]:
+    """Finished runs that do not count, each behind the one of its row and seed that does."""
+    first: dict[tuple[Setting, str, tuple[Row, ...], int], Record] = {}
+    pairs = []
+    for record in records:
+        place = match(record.run)
+        if place and record.test_accuracy is not None:
+            key = (setting_of(record), place.column, place.rows, record.run.seed)
+            if first.setdefault(key, record) is not record:
+                pairs.append((first[key], record))
+    return pairs
+
+
 def setting_of(record: Record) -> Setting:
     """The setting of a run that gives a row's number; the loss of a global one is the default."""
     place = match(record.run)

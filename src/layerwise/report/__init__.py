@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import InvalidInput
+from layerwise.paper.numbers import repeated
 from layerwise.paper.rows import TABLES
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.figure_data import all_figures
@@ -24,7 +25,7 @@ from layerwise.report.tables import (
     runs_csv,
     separability_csv,
 )
-from layerwise.runs.records import Broken, read_runs
+from layerwise.runs.records import Broken, Record, read_runs
 from layerwise.utils.files import FIGURE_MARK, refuse_foreign, replacing
 from layerwise.utils.terminal import in_one_line
 
@@ -66,11 +67,21 @@ def report(
             f"Cannot report: there is no run in {', '.join(paths)}. Give folders of runs, or one "
             "that holds them, such as runs."
         )
-    evidence = Evidence(records, broken)
+    twice = [uncounted(record, first) for first, record in repeated(records)]
+    evidence = Evidence(records, [*broken, *twice])
     files = [write(Path(output), render(evidence))]
     files += write_csv(evidence, csv) + write_latex(evidence, latex) + draw(evidence, figures)
     say(evidence, files)
     return summary(evidence, files)
+
+
+def uncounted(record: Record, first: Record) -> Broken:
+    """A run whose row and seed were read before."""
+    return Broken(
+        record.path,
+        f"its {record.test_accuracy:.2f} % does not count for the paper's row: {first.path} has "
+        f"the same row, setting and seed, and came first with {first.test_accuracy:.2f} %",
+    )
 
 
 def check_output(option: str, path: Path, mark: str) -> None:

@@ -113,6 +113,11 @@ def find(paths: Iterable[str | Path]) -> Iterator[Path]:
     """The folders of runs, each once."""
     seen: set[Path] = set()
     for path in map(Path, paths):
+        if path.is_file():
+            raise InvalidInput(
+                f"Cannot read runs: {path} is a file. Give a folder of runs; unpack an archive of "
+                "them first."
+            )
         if not path.is_dir():
             raise InvalidInput(
                 f"Cannot read runs: there is no folder {path}. Give folders of runs, or one that "
@@ -179,11 +184,13 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
     result, damaged, problems = read_result(run_folder)
     lines, bad = ([], []) if LOG in damaged else read_lines(folder / LOG, UNITS)
     problems += bad
-    whole = [(record, place) for record, place in lines if is_epoch(record)]
-    if len(whole) < len(lines):
-        problems.append(
-            f"lines of {LOG} that are not of epochs were left out: {len(lines) - len(whole)}"
-        )
+    epochs = [(record, place) for record, place in lines if is_epoch(record)]
+    whole = list({record["epoch"]: (record, place) for record, place in epochs}.values())
+    problems += uncounted(LOG, len(lines) - len(epochs), len(epochs) - len(whole))
+    if result and not whole and LOG not in damaged:
+        problems.append(f"{LOG} has no epoch, though the run is finished: it has no curves")
+    if SEPARABILITY not in damaged:
+        problems += separability_problems(folder / SEPARABILITY)
     if not run_folder.has(RESULT):
         last = whole[-1][0] if whole else None
         problems.append(
@@ -200,6 +207,29 @@ def read_run(folder: Path) -> tuple[Record, list[str]]:
         tuple(place for _, place in whole),
         tuple(damaged),
     ), problems
+
+
+def uncounted(name: str, foreign: int, repeated: int) -> list[str]:
+    """Words for numbers of lines that are not of epochs, and of epochs that come again later."""
+    counts = {
+        f"lines of {name} that are not of epochs were left out": foreign,
+        f"lines of {name} whose epoch comes again further down were left out": repeated,
+    }
+    return [f"{words}: {number}" for words, number in counts.items() if number]
+
+
+def separability_problems(path: Path) -> list[str]:
+    """What is wrong with the lines of measured epochs, in words."""
+    try:
+        lines, bad = read_lines(path)
+    except InvalidInput as error:
+        return [str(error)]
+    measured = [record for record, _ in lines if is_measured_epoch(record)]
+    return bad + uncounted(path.name, len(lines) - len(measured), 0)
+
+
+def is_measured_epoch(record: dict[str, Any]) -> bool:
+    return isinstance(record.get("epoch"), int) and isinstance(record.get("units"), list)
 
 
 def read_lines(

@@ -18,7 +18,7 @@ from layerwise.report.figures.style import COLOURS, DASHES, MARKERS, faint_grid
 
 
 def draw(depths: Depths) -> Figure:
-    panels = depths.panels
+    panels = {column: mean_depth(of_seeds) for column, of_seeds in depths.panels.items()}
     figure = Figure(figsize=(1.5 + 3.2 * len(panels), 8.0))
     figure.subplots_adjust(
         left=0.6 / figure.get_figwidth(),
@@ -30,18 +30,18 @@ def draw(depths: Depths) -> Figure:
     columns = figure.subplots(3, len(panels), squeeze=False, sharey="row")
     accuracies = [
         value
-        for of_seeds in panels.values()
-        for unit in of_seeds[0].values
+        for mean, _ in panels.values()
+        for unit in mean.values
         for value in unit
         if value is not None
     ]
     scale = Normalize(min(accuracies), max(accuracies))
-    for index, (column, of_seeds) in enumerate(panels.items()):
+    for index, (column, (mean, deviation)) in enumerate(panels.items()):
         top, middle, low = columns[:, index]
-        draw_map(top, of_seeds[0], scale)
+        draw_map(top, mean, scale)
         top.set_title(WORDS[column])
-        over_depth(middle, *mean_depth(of_seeds))
-        over_epochs(low, *mean_depth(of_seeds))
+        over_depth(middle, mean, deviation)
+        over_epochs(low, mean, deviation)
     for axes, label in zip(columns[:, 0], ("epoch", "accuracy, %", "accuracy, %"), strict=True):
         axes.set_ylabel(label)
     box = columns[0, -1].get_position()

@@ -152,8 +152,13 @@ def claims(evidence: Evidence) -> Iterator[dict[str, Any]]:
 
 
 def claims_over_scales(evidence: Evidence) -> Table | None:
-    """The claims with a column for each scale; None where fewer than two scales were run."""
-    settings = by_weight(evidence.settings)
+    """The claims with a column for each scale; None where fewer than two measure any."""
+    rows = list(standings(evidence))
+    settings = [
+        setting
+        for setting in by_weight(evidence.settings)
+        if any(setting in standing.verdicts for standing in rows)
+    ]
     if len(settings) < 2:
         return None
     columns = (
@@ -162,14 +167,15 @@ def claims_over_scales(evidence: Evidence) -> Table | None:
         Column("rests on"),
         *(Column(setting.title, "mean difference, points") for setting in settings),
         Column("paper", "mean difference, points"),
-        Column("comparisons", note="that all of these settings have"),
-        Column("with scale", note="from the last of these settings to the first"),
+        Column("comparisons", note="that all settings of the line have"),
+        Column("with scale", note="from the smallest to the largest that is not departed from"),
     )
     caption = (
         "The paper's claims over the scales. The verdict is that of the first setting that decides "
-        "the claim. Differences are means over the comparisons that all settings have."
+        "the claim. Marks are the verdicts of the settings, on all comparisons that each has. "
+        "Differences are means over the comparisons that all settings of the line have."
     )
-    return Table(caption, columns, [scale_row(item, settings) for item in standings(evidence)])
+    return Table(caption, columns, [scale_row(item, settings) for item in rows])
 
 
 def scale_row(standing: Standing, settings: Sequence[Setting]) -> tuple[object, ...]:

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
-from layerwise.paper.rows import ROMAN, ROWS, SCALES, Row, match
+from layerwise.paper.numbers import Setting
+from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, SCALES, Row, match
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
 from layerwise.report.page.cells import Column, Table, count, percent, points
 from layerwise.report.tables import machine
@@ -63,10 +64,24 @@ def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[objec
             )
             measured.append((local.mean if local else None, globally.mean if globally else None))
         if all(local is not None for local, _ in measured):
-            seeds = min(
-                len(evidence.numbers[setting, row, "layerwise"].seeds) for row in (before, after)
-            )
-            yield headline_row(name, f"measured, {setting.title}; {count(seeds, 'seed')}", measured)
+            seeds = fewest_seeds(evidence, setting, (before, after))
+            yield headline_row(name, f"measured, {setting.title}; {seeds}", measured)
+
+
+def fewest_seeds(evidence: Evidence, setting: Setting, rows: Sequence[Row]) -> str:
+    """The number of seeds of rows that were run layer-wise; of their global runs where it differs.
+
+    Of several rows that of the one with fewest.
+    """
+    numbers = {
+        column: [evidence.number(setting, row, column) for row in rows] for column in COLUMNS
+    }
+    local, globally = (
+        min(len(number.seeds) if number else 0 for number in of_column)
+        for of_column in numbers.values()
+    )
+    differs = globally not in (0, local)
+    return count(local, "seed") + (f" layer-wise, {globally} globally" if differs else "")
 
 
 def headline_row(
@@ -82,13 +97,17 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
     """Counts of the claims that hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
-        counts = ", ".join(f"{verdicts[word]} {SEVERAL.get(word, word)}" for word in VERDICTS)
+        counts = ", ".join(counted(verdicts[word], word) for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
     if not evidence.settings:
         yield (
             "No finished run gives a number of the paper's tables; what is shown of them below is "
             "the paper's alone."
         )
+
+
+def counted(number: int, verdict: str) -> str:
+    return f"{number} {verdict if number == 1 else SEVERAL.get(verdict, verdict)}"
 
 
 def overview(evidence: Evidence) -> list[str]:
