@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.arguments import check_arguments, refuse_other_output
+from layerwise.core.arguments import (
+    check_arguments,
+    check_normalization,
+    refuse_other_output,
+)
 from layerwise.core.check import compare_with_network
 from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
@@ -129,6 +133,7 @@ def localize(
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
+    check_normalization(normalization)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:
         raise InvalidInput(
