@@ -252,7 +252,7 @@ def test_what_only_fails_during_training_is_refused_there() -> None:
     with pytest.raises(InvalidInput, match=r"progress 1\.5: it is no share of training"):
         local.set_progress(1.5)
     with pytest.raises(InvalidInput, match="progress half: it is no share of training"):
-        local.set_progress("half")  # type: ignore[arg-type]
+        local.set_progress("half")
 
 
 def test_options_of_a_head_go_to_it_and_change_with_it() -> None:
