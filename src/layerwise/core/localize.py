@@ -166,7 +166,9 @@ def localize(
     cut = {"at": at, "leaves": leaves, "output_layer": output_layer, "output": output}
     guide = Guide(teacher, whole, sample, cut)
     place = places(model, list(chain.pieces), sample, tuple(leaves), output)
-    refuse_large_heads([each.read for each in features], num_classes, losses, options, tensor)
+    image_shape = tuple(sample.shape[1:])
+    read = [each.read for each in features]
+    refuse_large_heads(read, image_shape, num_classes, losses, options, tensor)
     units = []
     for index, (piece, name, feature) in enumerate(
         zip(chain.pieces, chain.names, features, strict=True)
@@ -179,8 +181,8 @@ def localize(
                 feature.read,
                 num_classes,
                 joined=output_layer == "joined",
-                image_shape=tuple(sample.shape[1:]),
-                entering=entering.read if index else tuple(sample.shape[1:]),
+                image_shape=image_shape,
+                entering=entering.read if index else image_shape,
                 normalization=normalization,
                 place=partial(place, index),
                 teacher=guide.unit(name),
