@@ -145,7 +145,7 @@ def slow_convolutional(count: int, loss: nn.Module, features: Tensor, targets: T
         ("dgl-cnn", {}, 2),
         ("dgl-cnn", {"head_layers": 0}, 0),
         ("greedy", {}, 1),
-        ("greedy", {"head_depth": 1, "head_width": 9}, 0),
+        ("greedy", {"head_depth": 1}, 0),
         ("greedy", {"head_depth": 3, "head_width": 5}, 2),
     ],
 )
@@ -747,12 +747,13 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("separable", {"head_layers": -1}, "head_layers -1"),
         ("greedy", {"head_depth": 0}, "head_depth 0: it is too small. Give 1 or more"),
         ("greedy", {"head_width": 0}, "head_width 0"),
+        ("greedy", {"head_depth": 1, "head_width": 9}, "head_width 9: it would change nothing"),
         ("infopro", {"task": -1.0}, "task -1.0: it is out of range"),
-        ("infopro", {"reconstruction_last": float("nan")}, "reconstruction_last nan"),
+        ("infopro", {"reconstruction_last": float("nan")}, "reconstruction_last=nan"),
         ("biological-pred", {"decoder_dim": 0}, "decoder_dim 0"),
         ("biological-sim", {"decoder_dim": 0}, "decoder_dim 0"),
         ("pred", {"transport": -0.1}, "transport -0.1: it is out of range"),
-        ("pred", {"own_input": float("inf")}, "own_input inf"),
+        ("pred", {"own_input": float("inf")}, "own_input=inf"),
         ("auglocal", {}, "auglocal at unit 0: nothing is known of what follows it"),
         ("auglocal", {"pyramid": 1.5}, "pyramid 1.5: it is out of range"),
         ("look-ahead", {}, "look-ahead at unit 0: nothing is known of what follows it"),
@@ -762,7 +763,7 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("strided", {"head_depth": 99}, "head_depth 99"),
         ("strided", {"head_width_factor": 1e308}, r"head_width_factor 1e\+308: it is out of range"),
         ("strided", {"head_width_factor": 0.0}, "head_width_factor 0.0: it is out of range"),
-        ("strided", {"head_width_factor": float("nan")}, "head_width_factor nan"),
+        ("strided", {"head_width_factor": float("nan")}, "head_width_factor=nan"),
         ("lls", {"head_size": 0}, "head_size 0: it is too small. Give 1 pixel or more"),
     ],
 )
@@ -802,6 +803,17 @@ def test_infopro_refuses_what_is_no_image() -> None:
         create_loss("infopro", site((4,), normalization=((0.5,), (0.5,))))
     with pytest.raises(InvalidInput, match="the targets hold no images"):
         create_loss("infopro", site((4,)))(torch.rand(6, 4), Targets(LABELS, 4))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [0.5, (0.5, 0.2), ([0.5],), ([0.5], [0.0]), ([0.5], ["a"]), ([0.5], [0.2, 0.2])],
+    ids=str,
+)
+@pytest.mark.parametrize("loss", ["pred", "infopro"])
+def test_what_is_no_normalization_is_refused(loss: str, given: Any) -> None:
+    with pytest.raises(InvalidInput, match="it is no mean and standard deviation of each channel"):
+        learner("plain", loss, normalization=given)
 
 
 class OwnOption(nn.Module):

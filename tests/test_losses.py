@@ -1,13 +1,17 @@
 """What the contract does not say of losses: options, pooling, outputs, refusals."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
-from layerwise.losses import LOSSES, Output, Site, Targets, create_loss
+from layerwise.losses import LOSSES, Output, Pred, Site, Targets, create_loss
+from layerwise.losses.sim import count_nearest
+from layerwise.losses.terms import declaring_terms
 from layerwise.ops.pooling import pooling_kernel
 from layerwise.ops.spatial_std import spatial_deviation
+from layerwise.utils.options import options_of
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,52 @@ def test_gradients_are_finite_where_features_are_constant() -> None:
 def test_refusals(loss: str, shape: tuple[int, ...], options: dict[str, float], words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         create_loss(loss, Site(0, 2, shape, 3), **options)
+
+
+def test_options_of_another_type_are_refused() -> None:
+    for loss, factory in LOSSES.items():
+        for name in options_of(declaring_terms(factory)).keys() - {"head_loss"}:
+            words = rf"Cannot use {name}=\[1\] \(option of the loss '{loss}'\): it is not of type"
+            with pytest.raises(InvalidInput, match=words):
+                create_loss(loss, Site(0, 2, (4, 3, 3), 3), **{name: [1]})
+
+
+def test_numbers_of_numpy_and_callables_in_place_of_names_are_options_too() -> None:
+    site = Site(0, 2, (4, 3, 3), 3)
+    assert create_loss("predsim", site, beta=np.float32(0.5)).beta == 0.5
+    assert len(create_loss("dgl-cnn", site, head_layers=np.int64(1)).head) == 5
+    with pytest.raises(InvalidInput, match="nothing is known of what follows"):
+        create_loss("look-ahead", site, head_loss=Pred)
+
+
+def test_a_single_example_has_no_nearest() -> None:
+    assert count_nearest(torch.ones(1, 1), Targets(torch.zeros(1, dtype=torch.long), 3)) == 0
+
+
+class Scaled(Pred):
+    def __init__(self, site: Site, *, scale: float = 1.0) -> None:
+        super().__init__(site)
+
+
+def test_the_output_of_a_loss_of_ones_own_is_plain_whatever_its_options() -> None:
+    logits, targets = torch.randn(4, 3), Targets(torch.tensor([0, 1, 2, 0]), 3)
+    output = create_loss(Scaled, Site(1, 2, (3,), 3), scale=7.0)
+    assert output(logits, targets).loss == F.cross_entropy(logits, targets.labels)
+
+
+@pytest.mark.parametrize("loss", ["pred", "biological-pred", "biological-sim"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_heads_of_a_network_in_bfloat16(loss: str, tokens: bool) -> None:
+    torch.manual_seed(0)
+    head = create_loss(loss, Site(0, 2, (8, 5, 1), 3, tokens=tokens))
+    features, targets = torch.randn(6, 8, 5, 1), Targets(torch.arange(6) % 3, 3)
+    features = features.bfloat16()
+    exact = head(features.float(), targets).loss
+    rounded, correct = head.bfloat16()(features.requires_grad_(), targets)
+    rounded.backward()
+    assert torch.isclose(rounded.float(), exact, rtol=0.02)
+    assert 0 <= correct <= 6
+    assert bool(features.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -193,9 +193,15 @@ def test_a_teacher_that_cannot_be_cut_is_refused_as_the_teacher() -> None:
     [
         ("pred", {"teacher": Wide()}, "no unit's loss compares anything"),
         ("match", {"label_weight": -1.0}, "label_weight -1.0: it is out of range"),
-        ("match", {"match_weight": float("nan")}, "match_weight nan"),
+        ("match", {"match_weight": float("nan")}, "match_weight=nan"),
         ("match", {"label_weight": 1.0, "head_loss": "match"}, "nothing is known of a teacher"),
         ("match", {"label_weight": 0.0, "decoder_dim": 9}, "without labels there is no head"),
+        (
+            "match",
+            {"label_weight": 0.0, "head_loss": "sim"},
+            "head_loss with match: without labels",
+        ),
+        ("match", {"label_weight": 0.0, "match_weight": 0.0}, "nothing would be learned"),
     ],
 )
 def test_options_that_are_refused(loss: str, options: dict[str, Any], words: str) -> None:

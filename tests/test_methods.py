@@ -181,7 +181,8 @@ def test_marks_end_with_their_context() -> None:
 
 
 def test_losses_and_spans_by_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--losses", "pred,dgl-mlp/2=pred", "--span", "1,1/2=2", "--head-layers", "1"]
+    losses, spans = "pred,dgl-mlp/2=pred,dgl-mlp/02=pred", "1,1/2=2,01/02=2"  # spelled twice
+    words = ["--losses", losses, "--span", spans, "--head-layers", "1"]
     rows = compared(tmp_path, capsys, *words, "--epochs", "1")["rows"]
     mixed = "dgl-mlp, from unit 2 pred"
     names = ["pred", "pred, span 1,2=2", mixed, f"{mixed}, span 1,2=2"]

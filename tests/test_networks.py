@@ -466,6 +466,16 @@ def test_heads_that_outgrow_memory_are_refused_before_they_are_made(
         localize(model, **options)
 
 
+@pytest.mark.parametrize("loss", ["pred", "infopro"])
+def test_heads_are_reckoned_as_they_are_made(loss: str) -> None:
+    layers = (nn.Conv2d(1, 6, 3), nn.Conv2d(6, 8, 3), nn.Flatten(), nn.Linear(128, 16))
+    model = nn.Sequential(*layers, nn.Linear(16, CLASSES))
+    units = localize(model, loss=loss, own_input=0.1, output_layer="separate").units
+    shapes, options = [unit.feature.read for unit in units], [{"own_input": 0.1}] * 4
+    reckoned = head_memory.head_parameters([loss] * 4, shapes, (1, 8, 8), CLASSES, options)
+    assert reckoned == sum(weight.numel() for unit in units for weight in unit.loss.parameters())
+
+
 @pytest.mark.parametrize("loss", ["strided", LOSSES["strided"]])  # as a run gives it
 def test_heads_whose_bytes_cannot_be_counted_are_refused_before_they_are_made(loss: Any) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 700), nn.ReLU(), nn.Linear(700, CLASSES))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from layerwise.core.cuda_graphs import settings_of
 from layerwise.core.learner import Learner
+from layerwise.core.localize import localize
 from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Changing, Evaluated, Pred, Targets
@@ -120,6 +121,8 @@ def test_units_of_several_losses_learn_as_units_made_by_hand() -> None:
         ({"loss": ["pred"] * 2}, "does not give each of the 5 units a name or a callable"),
         ({"loss": {1: "pred"}}, "does not give each of the 5 units"),
         ({"loss": {"stem": "pred"}}, "does not give each of the 5 units"),
+        ({"loss": {"stem": "pred"}}, "'conv1' has none"),
+        ({"loss": dict.fromkeys([*UNITS, "stom"], "pred")}, "'stom': it is unknown. Did you mean"),
         ({"loss": 5}, "does not give each of the 5 units"),
         ({"loss": {0: "pred", 5: "sim"}}, "another loss at unit 5: the network has 5 units"),
         ({"loss": {0: "pred", 2: "sin"}}, "loss 'sin': it is unknown. Did you mean 'sim'"),
@@ -248,6 +251,21 @@ def test_what_only_fails_during_training_is_refused_there() -> None:
         local.set_progress(0.75)
     with pytest.raises(InvalidInput, match=r"progress 1\.5: it is no share of training"):
         local.set_progress(1.5)
+    with pytest.raises(InvalidInput, match="progress half: it is no share of training"):
+        local.set_progress("half")
+
+
+def test_options_of_a_head_go_to_it_and_change_with_it() -> None:
+    layers = (nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 8))
+    network, losses = nn.Sequential(*layers, nn.Linear(8, 10)), {0: "look-ahead", 1: "dgl-cnn"}
+    first, second, _ = localize(network, torch.rand(2, 1, 8, 8), 10, losses, head_layers=1).units
+    assert isinstance(first.loss.loss, Pred)
+    assert len(second.loss.head) == 5
+    local = learner("plain", "look-ahead", head_loss="predsim", beta=falling)
+    local.set_progress(0.5)
+    assert local.units[0].loss.loss.beta == 0.45
+    with pytest.raises(InvalidInput, match="'head_layers' with loss 'look-ahead': it is unknown"):
+        learner("plain", "look-ahead", head_layers=1)
 
 
 def test_a_callable_option_that_is_no_number_stays_as_it_is() -> None:

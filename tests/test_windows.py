@@ -249,6 +249,7 @@ def test_spans_as_text(text: str, reach: tuple[int, ...]) -> None:
         ("1,3=9", "Cannot use span 9: the chain has 5 units"),
         *((text, "it is no number of units") for text in ("", "a", "1,,2", "3=", "1=2=3", "1=1,2")),
         ("9" * 5000, "it is no number of units"),
+        (True, "Cannot use span True: it is no number of units"),
     ],
 )
 def test_other_text_is_refused(text: str, reason: str) -> None:

@@ -145,8 +145,11 @@ def names(text: str) -> list[str]:
 
 
 def with_units(words: Sequence[str]) -> list[str]:
-    """Losses or spans by unit, between whose parts a slash stands for the comma of one."""
-    return [word.replace("/", ",") for word in words]
+    """Losses or spans by unit, between whose parts a slash stands for the comma of one.
+
+    Numbers have one spelling, so that one method is not trained twice.
+    """
+    return [re.sub(r"(?<![^,=])0+(?=\d+(?![^,=]))", "", word.replace("/", ",")) for word in words]
 
 
 def own_loss(base: Run) -> list[str]:

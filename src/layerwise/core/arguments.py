@@ -1,12 +1,13 @@
 """Arguments of ``localize`` that are refused before any unit is made."""
 
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, brief
 
 
 def check_arguments(
@@ -77,6 +78,27 @@ def check_arguments(
     ):
         if not valid:
             raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
+
+
+def check_normalization(normalization: Any) -> None:
+    """Refuse what is no mean and standard deviation of each channel.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if normalization is None:
+        return
+    try:
+        mean, std = ([float(value) for value in values] for values in normalization)
+        valid = len(mean) == len(std) and all(map(isfinite, mean)) and all(0 < s < inf for s in std)
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise InvalidInput(
+            f"Cannot use normalization={brief(repr(normalization))}: it is no mean and standard "
+            "deviation of each channel. Give two lists of numbers, such as ([0.5], [0.25]), "
+            "deviations above 0."
+        )
 
 
 def refuse_other_output(shape: tuple[int, ...], num_classes: int) -> None:

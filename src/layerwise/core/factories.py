@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, choose
 from layerwise.losses import LossFactory
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -51,7 +51,7 @@ def one_per_unit(
         is_one: whether something is one of them; words: such a thing, in words.
 
     Raises:
-        InvalidInput: some unit has none, or there is no unit of such a number.
+        InvalidInput: some unit has none, or there is no unit of such a name or number.
     """
     if is_one(given):
         return [given] * len(names)
@@ -59,14 +59,18 @@ def one_per_unit(
     if isinstance(given, Mapping) and given and all(isinstance(key, int) for key in given):
         each = from_each_on(argument, given, len(names))
     elif isinstance(given, Mapping):
+        for name in given:
+            choose(f"unit in {argument}=", name, names)
         each = [given.get(name) for name in names]
     elif isinstance(given, Sequence) and not isinstance(given, str):
         each = list(given)
     if len(each) != len(names) or not all(map(is_one, each)):
+        first = next((name for name, one in zip(names, each, strict=False) if not is_one(one)), "")
+        without = f": {first!r} has none" if first else ""
         raise InvalidInput(
-            f"Cannot use {argument}=: it does not give each of the {len(names)} units {words}. "
-            f"Give {words} for all, a list with one per unit, or a dictionary with the names "
-            f"{', '.join(names[:3])} …"
+            f"Cannot use {argument}=: it does not give each of the {len(names)} units {words}"
+            f"{without}. Give {words} for all, a list with one per unit, or a dictionary with the "
+            f"names {', '.join(names[:3])} …"
         )
     return each
 

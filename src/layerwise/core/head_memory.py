@@ -18,6 +18,7 @@ CHEAPER = ("predsim-lite", "pred")
 
 def refuse_large_heads(
     shapes: Sequence[tuple[int, ...]],
+    image_shape: tuple[int, ...],
     num_classes: int,
     losses: Sequence[str | LossFactory],
     options: Sequence[dict[str, Any]],
@@ -26,7 +27,7 @@ def refuse_large_heads(
     """Refuse heads that would outgrow the device's memory, before they are made.
 
     Args:
-        shapes: shape of every unit's feature without the batch.
+        shapes: shape of every unit's feature without the batch; image_shape: of an image.
         losses, options: of every unit.
         weight: one of the network's, for its number type and device.
 
@@ -38,7 +39,7 @@ def refuse_large_heads(
     limit = device_memory(weight.device)
 
     def reckoned(names: Sequence[str | LossFactory], given: Sequence[dict[str, Any]]) -> int | None:
-        numbers = head_parameters(names, shapes, num_classes, given)
+        numbers = head_parameters(names, shapes, image_shape, num_classes, given)
         return None if numbers is None else numbers * size * COPIES
 
     def reckoned_of(name: str) -> int:
@@ -80,6 +81,7 @@ def in_words(losses: Sequence[str | LossFactory]) -> str:
 def head_parameters(
     losses: Sequence[str | LossFactory],
     shapes: Sequence[tuple[int, ...]],
+    image_shape: tuple[int, ...],
     num_classes: int,
     options: Sequence[dict[str, Any]],
 ) -> int | None:
@@ -89,11 +91,19 @@ def head_parameters(
     their bytes overflow, count as ``OVERFLOWING``.
     """
     count = 0
+    entering = [image_shape, *shapes]
     for index, shape in enumerate(shapes[:-1]):
         loss, given = losses[index], options[index]
         if library_name(loss) is None:
             return None
-        site = Site(index, len(shapes), shape, num_classes)
+        site = Site(
+            index,
+            len(shapes),
+            shape,
+            num_classes,
+            image_shape=image_shape,
+            entering=entering[index],
+        )
         try:
             with torch.device("meta"), torch.random.fork_rng(devices=[]):
                 head = create_loss(loss, site, **given)

@@ -273,7 +273,7 @@ class Learner:
         Raises:
             InvalidInput: it is no share, or a value is out of its option's range.
         """
-        if not 0 <= progress <= 1:
+        if not isinstance(progress, int | float) or not 0 <= progress <= 1:
             raise InvalidInput(
                 f"Cannot set progress {progress}: it is no share of training. Give 0 to 1."
             )

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.arguments import check_arguments, refuse_other_output
+from layerwise.core.arguments import (
+    check_arguments,
+    check_normalization,
+    refuse_other_output,
+)
 from layerwise.core.check import compare_with_network
 from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
@@ -129,6 +133,7 @@ def localize(
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
+    check_normalization(normalization)
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:
         raise InvalidInput(
@@ -161,7 +166,9 @@ def localize(
     cut = {"at": at, "leaves": leaves, "output_layer": output_layer, "output": output}
     guide = Guide(teacher, whole, sample, cut)
     place = places(model, list(chain.pieces), sample, tuple(leaves), output)
-    refuse_large_heads([each.read for each in features], num_classes, losses, options, tensor)
+    image_shape = tuple(sample.shape[1:])
+    read = [each.read for each in features]
+    refuse_large_heads(read, image_shape, num_classes, losses, options, tensor)
     units = []
     for index, (piece, name, feature) in enumerate(
         zip(chain.pieces, chain.names, features, strict=True)
@@ -174,8 +181,8 @@ def localize(
                 feature.read,
                 num_classes,
                 joined=output_layer == "joined",
-                image_shape=tuple(sample.shape[1:]),
-                entering=entering.read if index else tuple(sample.shape[1:]),
+                image_shape=image_shape,
+                entering=entering.read if index else image_shape,
                 normalization=normalization,
                 place=partial(place, index),
                 teacher=guide.unit(name),

@@ -46,7 +46,7 @@ def spans_of(span: Span, count: int) -> list[int]:
         InvalidInput: they are of another number of units, or no numbers.
     """
     spans = parse_spans(span, count) if isinstance(span, str) else span
-    if isinstance(spans, int):
+    if type(spans) is int:
         return [spans] * count
     if isinstance(spans, Sequence) and all(type(number) is int for number in spans):
         if len(spans) == count:

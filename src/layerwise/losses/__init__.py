@@ -32,7 +32,13 @@ from layerwise.losses.site import Evaluated, Site, Targets
 from layerwise.losses.strided import Strided
 from layerwise.losses.terms import TERMS, WithTerms, declaring_terms, split_terms
 from layerwise.utils.changing import BETWEEN, Change, Changing, linear_change, value_at
-from layerwise.utils.options import changing_options, keyword_only, plain_type_of
+from layerwise.utils.options import (
+    Option,
+    changing_options,
+    keyword_only,
+    plain_type,
+    plain_type_of,
+)
 
 LossFactory = Callable[..., nn.Module]
 
@@ -90,11 +96,12 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
             weights of terms that any loss can carry: ``transport``, ``own_input``.
 
     Raises:
-        InvalidInput: the loss is unknown, has no such option, or cannot read features of such a
-            shape.
+        InvalidInput: the loss is unknown, has no such option, cannot read features of such a shape,
+            or an option is of another type or out of range.
     """
     factory = factory_of(loss)
     options_of_each([loss], options)
+    options = of_declared_types(loss, with_changes([loss], options))
     weights, options = split_terms(options, [parameter.name for parameter in arguments(factory)])
     options = {name: value_at(value, 0.0) for name, value in options.items()}
     if site.last:
@@ -127,6 +134,42 @@ def arguments(factory: LossFactory) -> list[inspect.Parameter]:
     return list(inspect.signature(factory).parameters.values())[1:]
 
 
+def takes_any(factory: LossFactory) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in arguments(factory))
+
+
+def with_head(loss: str | LossFactory, options: Mapping[str, Any]) -> list[LossFactory]:
+    """The callables that options of a loss may be of: its own, and its head's.
+
+    A loss with a ``head_loss`` hands options that it does not declare on to that one.
+    """
+    factory = factory_of(loss)
+    own = {parameter.name: parameter.default for parameter in arguments(factory)}
+    if "head_loss" not in own or not takes_any(factory):
+        return [factory]
+    return [factory, factory_of(options.get("head_loss", own["head_loss"]))]
+
+
+def of_declared_types(loss: str | LossFactory, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a loss, of which those that are annotated with a plain type are of that type.
+
+    Those that change over training are checked when they have a value. A callable in place of a
+    name, such as of a loss, stays as it is.
+
+    Raises:
+        InvalidInput: naming the option and the type.
+    """
+    checked = dict(options)
+    for parameter in arguments(declaring_terms(factory_of(loss))):
+        name, plain = parameter.name, plain_type(parameter.annotation)
+        if name not in options or plain is None or isinstance(options[name], Change):
+            continue
+        if plain[0] is not str or not callable(options[name]):
+            option = Option(name, *plain, parameter.default, "")
+            checked[name] = option.check(options[name], f"option of the loss {name_of(loss)!r}")
+    return checked
+
+
 def options_of_each(
     losses: Sequence[str | LossFactory], options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
@@ -137,14 +180,22 @@ def options_of_each(
     """
     taken = []
     for loss in losses:
-        parameters = arguments(factory_of(loss))
-        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-        names = {*TERMS, *(options if takes_any else ()), *(item.name for item in parameters)}
+        factories = with_head(loss, options)
+        names = {*TERMS, *(item.name for factory in factories for item in arguments(factory))}
+        if takes_any(factories[-1]):
+            names.update(options)
         taken.append({name: value for name, value in options.items() if name in names})
     for name in sorted(options):
         if not any(name in given for given in taken):
-            parameters = [item for loss in losses for item in arguments(factory_of(loss))]
-            accepted = ", ".join(dict.fromkeys(item.name for item in parameters)) or "none"
+            parameters = [
+                item
+                for loss in losses
+                for factory in with_head(loss, options)
+                for item in arguments(factory)
+                if item.kind is not item.VAR_KEYWORD
+            ]
+            names_in_order = dict.fromkeys([*(item.name for item in parameters), *TERMS])
+            accepted = ", ".join(names_in_order)
             words = ", ".join(dict.fromkeys(repr(name_of(loss)) for loss in losses))
             raise InvalidInput(
                 f"Cannot use option {name!r} with loss {words}: it is unknown. "
@@ -159,7 +210,9 @@ def with_changes(losses: Sequence[str | LossFactory], options: Mapping[str, Any]
     Raises:
         InvalidInput: an option cannot change over training, or its text is no linear change.
     """
-    factories = [declaring_terms(factory_of(loss)) for loss in losses]
+    factories = [
+        declaring_terms(factory) for loss in losses for factory in with_head(loss, options)
+    ]
     changing = list(dict.fromkeys(chain(*map(changing_options, factories))))
     changed = dict(options)
     for name, value in options.items():

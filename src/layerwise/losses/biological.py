@@ -78,16 +78,17 @@ class BiologicalPred(nn.Module):
             inputs, self.classifier.weight, self.classifier.bias, self.feedback
         )
         with torch.autocast(features.device.type, enabled=False):
-            loss = F.binary_cross_entropy_with_logits(
-                at_least_float32(logits), self.signs[targets.labels]
-            )
+            projected = at_least_float32(logits)
+            signs = self.signs[targets.labels].to(projected.dtype)
+            loss = F.binary_cross_entropy_with_logits(projected, signs)
         scores = self.scores(logits.detach())
         return Evaluated(loss, torch.sum(scores.argmax(1) == targets.labels))
 
     def scores(self, projected: Tensor) -> Tensor:
         """Nearness of the layer's output to every class: (B, 128) -> (B, num_classes)."""
         with torch.autocast(projected.device.type, enabled=False):
-            return at_least_float32(projected) @ (2 * self.signs - 1).T
+            wide = at_least_float32(projected)
+            return wide @ (2 * self.signs - 1).T.to(wide.dtype)
 
     def logits(self, features: Tensor) -> Tensor:
         """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
@@ -124,6 +125,6 @@ class BiologicalSim(nn.Module):
         vectors = spatial_deviation(pooled.clone()) if self.deviation else pooled.flatten(1)
         with torch.autocast(features.device.type, enabled=False):
             similarity = similarity_matrix(targets.examples.gather(at_least_float32(vectors)))
-            wanted = similarity_matrix(self.projected[targets.compared_labels])
+            wanted = similarity_matrix(at_least_float32(self.projected[targets.compared_labels]))
             loss = torch.mean((similarity - wanted) ** 2)
         return Evaluated(loss, count_nearest(similarity.detach(), targets))

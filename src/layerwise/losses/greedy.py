@@ -20,10 +20,11 @@ class Greedy(HeadLoss):
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
         head_depth: k, 1 or more.
-        head_width: channels of the convolutions; None: those of the features.
+        head_width: channels of the convolutions, where there are any; None: those of the features.
 
     Raises:
-        InvalidInput: an option is below 1, or the features are of another shape.
+        InvalidInput: an option is below 1, a width is given for no convolution, or the features are
+            of another shape.
     """
 
     def __init__(self, site: Site, *, head_depth: int = 2, head_width: int | None = None) -> None:
@@ -31,8 +32,13 @@ class Greedy(HeadLoss):
         for name, value in (("head_depth", head_depth), ("head_width", head_width)):
             if value is not None and value < 1:
                 raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give 1 or more.")
+        if head_depth == 1 and head_width is not None:
+            raise InvalidInput(
+                f"Cannot use head_width {head_width}: it would change nothing, for a head of depth "
+                "1 is a classifier alone. Leave it out, or give head_depth 2 or more."
+            )
         inputs = site.shape[0]
-        width = inputs if head_width is None or head_depth == 1 else head_width
+        width = inputs if head_width is None else head_width
         widths = [inputs, *[width] * (head_depth - 1)]
         pairs = list(pairwise(widths))
         if len(site.shape) == 1:

@@ -140,12 +140,17 @@ class Match(Guided):
         if channels[0] != channels[1]:
             self.projection = nn.Conv2d(*channels, 1) if self.size else nn.Linear(*channels)
         self.loss: nn.Module | None = None
+        if not self.label_weight and not match_weight:
+            raise InvalidInput(
+                "Cannot use match_weight 0 without labels: nothing would be learned. Give "
+                "label_weight too, or another match_weight."
+            )
         if self.label_weight:
             self.loss = create_loss(head_loss, replace(site, teacher=None), **options)
-        elif options:
+        elif options or head_loss != "pred":
             raise InvalidInput(
-                f"Cannot use {', '.join(options)} with match: without labels there is no head. "
-                "Give label_weight too, or leave it out."
+                f"Cannot use {', '.join(options or ['head_loss'])} with match: without labels "
+                "there is no head. Give label_weight too, or leave it out."
             )
         self.reads_later_weights = getattr(self.loss, "reads_later_weights", False)
 

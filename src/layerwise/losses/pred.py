@@ -72,7 +72,8 @@ class Positions(nn.Module):
         tokens = at_least_float32(features.flatten(2))
         variance, mean = torch.var_mean(tokens, 2, correction=0)
         # a single position has no deviation, and a root no gradient at 0
-        normalised: Tensor = self.norm(torch.cat([mean, (variance + EPSILON).sqrt()], 1))
+        both = torch.cat([mean, (variance + EPSILON).sqrt()], 1)
+        normalised: Tensor = self.norm(both.to(self.norm.weight.dtype))
         return normalised
 
 
@@ -96,20 +97,17 @@ class Output(nn.Module):
 
     Args:
         site: place in the chain, the last.
-        scale: factor of the cross-entropy of a separate output layer.
     """
 
-    def __init__(self, site: Site, *, scale: float = 1.0) -> None:
+    def __init__(self, site: Site) -> None:
         super().__init__()
         # A single unit is plain global backpropagation. In a joined unit the layer before the
         # output learns from the cross-entropy alone: scaled, it would slow that layer under SGD.
         self.plain = site.joined or site.count == 1
-        self.scale = 1.0 if self.plain else scale
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         """Shapes: logits (B, num_classes)."""
-        loss, correct = cross_entropy(logits, targets)
-        return Evaluated(loss if self.scale == 1.0 else self.scale * loss, correct)
+        return cross_entropy(logits, targets)
 
 
 def cross_entropy(logits: Tensor, targets: Targets) -> Evaluated:

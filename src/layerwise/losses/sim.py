@@ -89,9 +89,13 @@ class Sim(nn.Module):
 def count_nearest(similarity: Tensor, targets: Targets) -> Tensor:
     """Number of examples at hand that share the label of the nearest of those compared.
 
+    A single example has none, and does not count.
+
     Shapes: (A, A) -> ().
     """
     labels = targets.compared_labels
+    if len(labels) == 1:
+        return torch.zeros((), dtype=torch.long, device=labels.device)
     itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     nearest = similarity.masked_fill(itself, -2.0).argmax(1)  # below every similarity
     return torch.sum(targets.examples.own(labels[nearest] == labels))

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral, Real
 from typing import Any, Union, get_args, get_origin
 
 from layerwise.errors import InvalidInput, brief, choose
@@ -26,6 +27,8 @@ KINDS = (bool, int, float, str)  # types of options that can be written on a com
 WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
     f"{kind.__name__} | None": (kind, True) for kind in KINDS
 }
+# numbers of other types that stand for one of the type
+NUMERIC: dict[type, type] = {int: Integral, float: Real}
 NUMBERS = (int | str, "int | str")  # annotations of a whole number, or text such as a list of them
 
 
@@ -96,7 +99,8 @@ class Option:
         if self.numbers:
             return as_numbers(value)
         text = self.kind in (int, float) and isinstance(value, str)  # YAML reads 5e-4 as text
-        if text or (self.kind is float and type(value) is int):
+        number = isinstance(value, NUMERIC.get(self.kind, ())) and not isinstance(value, bool)
+        if text or number:  # NumPy's numbers too
             try:
                 return self.kind(value)
             except (ValueError, OverflowError):
