@@ -17,9 +17,11 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.paper.rows import ROWS
+from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import Depth
-from layerwise.report.figure_data import Depths
+from layerwise.report.figure_data import Depths, all_depths
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
+from layerwise.runs.records import read_runs
 from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
 
@@ -303,6 +305,18 @@ def test_a_file_s_map_over_depth_is_of_the_mean_over_seeds() -> None:
     figure = draw(Depths("name", "title", "caption", "probe", {"layerwise": seeds}))
     [drawn] = figure.axes[0].collections  # epochs upwards, depth to the right
     assert drawn.get_array().tolist() == [[15, 17], [16, 18]]
+
+
+def test_depth_is_drawn_at_every_scale_row_by_row(tmp_path: Path) -> None:
+    for scale in ("small", "middle"):
+        for loss in ("predsim", "pred"):
+            planned = paper_plan((5,), seeds=1, scale=scale, loss=loss)
+            chosen = [item for item in planned if item.rows[0].name in ("resnet18", "resnet18_r4")]
+            write_runs(tmp_path / scale / loss, chosen, probes=True)
+    names = [figure.name for figure in all_depths(Evidence(read_runs([tmp_path])[0], ()))]
+    rows = [name.split("-")[2:4] for name in names]
+    scales = ["middle", "small"]
+    assert rows == [[row, scale] for row in ("resnet18", "resnet18_r4") for scale in scales]
 
 
 def embedded(text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
@@ -273,7 +274,7 @@ class Learner:
         Raises:
             InvalidInput: it is no share, or a value is out of its option's range.
         """
-        if not isinstance(progress, int | float) or not 0 <= progress <= 1:
+        if not isinstance(progress, Real) or not 0 <= progress <= 1:
             raise InvalidInput(
                 f"Cannot set progress {progress}: it is no share of training. Give 0 to 1."
             )

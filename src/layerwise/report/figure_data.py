@@ -21,7 +21,7 @@ ERRORS = {
     4: (5, ("resnet18", "resnet18_r4", "resnet50", "resnet50_r4")),
     5: (6, ("resnet18", "resnet18_r4", "resnet50", "resnet50_r2")),
 }
-# rows whose depth is drawn, as far as they were run, the first ones first: table and name
+# rows whose depth is drawn, as far as they were run, by row and then by scale: table and name
 DEPTHS = (
     *((5, name) for name in ("resnet18", "resnet18_r4", "resnet50", "resnet50_r4")),
     *((3, "resnet18_e2"), (1, "vgg16"), (1, "vgg8b")),
@@ -168,13 +168,15 @@ def error_lines(
 
 
 def all_depths(evidence: Evidence) -> Iterator[Depths]:
-    """Rows of the first setting that has them."""
+    """Rows, at every scale by the first setting of it that has them."""
     for key in DEPTHS:
+        drawn: set[str] = set()
         for setting in evidence.settings:
-            panels = depth_panels(evidence, setting, BY_NAME[key])
-            if panels:
+            if setting.scale in drawn:
+                continue
+            if panels := depth_panels(evidence, setting, BY_NAME[key]):
+                drawn.add(setting.scale)
                 yield depths_of(BY_NAME[key], setting, panels)
-                break
 
 
 def depths_of(row: Row, setting: Setting, panels: Mapping[str, Sequence[Depth]]) -> Depths:
