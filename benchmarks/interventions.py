@@ -140,6 +140,12 @@ INTERVENTIONS = (
         {"downsample_after": "0,2,4"},
     ),
     Intervention(
+        "halved-first-global",
+        "resolution",
+        "the same, by backpropagation",
+        {"rule": "global", "downsample_after": "0,2,4"},
+    ),
+    Intervention(
         "coarse-below", "weaker below", "two classes below, vehicles and animals", below("coarse")
     ),
     Intervention(
