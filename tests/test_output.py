@@ -131,7 +131,7 @@ def test_joined_unit_learns_from_the_plain_cross_entropy(loss: str) -> None:
 
 def test_separate_output_keeps_the_published_scale() -> None:
     assert trained("separate").units[-1].loss.beta == 0.99
-    assert trained("separate", loss="pred").units[-1].loss.scale == 1.0
+    assert type(trained("separate", loss="pred").units[-1].loss) is Output  # not scaled
 
 
 def test_units_before_the_last_two_learn_alike() -> None:

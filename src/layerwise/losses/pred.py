@@ -101,9 +101,6 @@ class Output(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        # A single unit is plain global backpropagation. In a joined unit the layer before the
-        # output learns from the cross-entropy alone: scaled, it would slow that layer under SGD.
-        self.plain = site.joined or site.count == 1
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
         """Shapes: logits (B, num_classes)."""

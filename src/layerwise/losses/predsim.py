@@ -22,6 +22,9 @@ class PredSimOutput(Output):
 
     def __init__(self, site: Site, *, beta: float = 0.99) -> None:
         super().__init__(site)
+        # A single unit is plain global backpropagation. In a joined unit the layer before the
+        # output learns from the cross-entropy alone: scaled, it would slow that layer under SGD.
+        self.plain = site.joined or site.count == 1
         self.beta = beta
 
     def forward(self, logits: Tensor, targets: Targets) -> Evaluated:
