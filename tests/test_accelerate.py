@@ -444,6 +444,7 @@ def test_a_search_for_earlier_halvings_is_complete(capsys, tmp_path):
     assert last_json(capsys)["results"] == found["results"]
 
 
+@pytest.mark.slow
 def test_a_budget_of_memory_limits_what_is_shown(capsys, tmp_path):
     main(command(tmp_path, "--dry-run", "--budget", "memory=x1.0", "--listed", "2"))
     printed = capsys.readouterr().out

@@ -124,11 +124,18 @@ def test_parameters_and_work_of_the_papers_rows_are_exact(row: Row):
     assert 2 * found.amount("multiply-adds", hierarchy) == counter.get_total_flops()
 
 
+def if_long(model: str) -> list[pytest.MarkDecorator]:
+    """ResNet50 takes as long as all others together."""
+    return [pytest.mark.slow] if model == "resnet50" else []
+
+
 # of each network the row of fewest blocks
 FEWEST = {row.model: row for row in sorted(ROWS, key=lambda row: -sum(row.hierarchy))}.values()
 
 
-@pytest.mark.parametrize("row", FEWEST, ids=lambda row: row.label)
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.label, marks=if_long(row.model)) for row in FEWEST]
+)
 def test_activations_of_the_papers_rows_are_what_steps_save(row: Row):
     """Bytes that autograd really keeps in steps of narrow networks, layer-wise and global."""
     found = narrow_costs(row.model, row.data)
@@ -165,7 +172,11 @@ BLOCKS = {"data": "cifar100", "at": "block"}
 
 @pytest.mark.parametrize(
     ("model", "options"),
-    [*((model, {"data": "cifar10"}) for model in ANY), ("resnet18", LITE), ("resnet18", BLOCKS)],
+    [
+        *(pytest.param(model, {"data": "cifar10"}, marks=if_long(model)) for model in ANY),
+        ("resnet18", LITE),
+        ("resnet18", BLOCKS),
+    ],
 )
 def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
     check_steps(Design(ANY[model]), Run(model=model, width=1 / 16, batch_size=8, **options))
@@ -175,7 +186,7 @@ def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
     ("model", "hierarchy", "places"),
     [
         ("resnet18", (2, 2, 2, 2), (0, 2, 6)),
-        ("resnet50", (1, 2, 2, 1), (1, 2, 3, 5)),
+        pytest.param("resnet50", (1, 2, 2, 1), (1, 2, 3, 5), marks=if_long("resnet50")),
         ("vgg16", (2, 2, 3, 3, 3), (1, 2, 7, 10, 13)),
     ],
 )
