@@ -149,6 +149,7 @@ def with_units(words: Sequence[str]) -> list[str]:
 
     Numbers have one spelling, so that one method is not trained twice.
     """
+    # zeros before a number that stands alone between commas and equal signs, not in a name
     return [re.sub(r"(?<![^,=])0+(?=\d+(?![^,=]))", "", word.replace("/", ",")) for word in words]
 
 
