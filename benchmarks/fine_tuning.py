@@ -73,7 +73,7 @@ class Method:
             at=self.at,
             optimizer=lambda weights: torch.optim.Adam(weights, lr=rate, fused=True),
             seed=seed,
-            head_lr_factor=self.new,
+            head_lr_factor=1.0 if self.at == 1 else self.new,  # one unit has no head
             check=False,
             **{"loss": "pred", **self.options},
         )

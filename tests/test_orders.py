@@ -259,3 +259,7 @@ def test_a_term_that_compares_nothing_is_refused() -> None:
     with pytest.raises(InvalidInput, match="Cannot use transport: it would change nothing"):
         make(network("plain"), at="block", loss="pred", transport=0.1)
     make(network("plain"), at="block", loss="pred", own_input=0.1)
+    for term in ("transport", "own_input"):
+        with pytest.raises(InvalidInput, match="the chain is one unit, and the last one carries"):
+            make(network("plain"), at=1, loss="pred", **{term: 0.1})
+    make(network("plain"), at=1, loss="pred", transport=0)

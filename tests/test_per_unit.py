@@ -299,6 +299,12 @@ def test_heads_learn_at_their_own_rate() -> None:
     assert [group["lr"] for group in scaled.units[0].optimizer.param_groups] == [0.05, 0.05 * 3]
 
 
+@pytest.mark.parametrize("how", [{"loss": "lls"}, {"loss": "pred", "at": 1}])
+def test_a_rate_of_heads_without_weights_is_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=r"head_lr_factor=2\.0: it would change nothing"):
+        learner(NETWORK, **how, head_lr_factor=2.0)
+
+
 def test_schedules_of_pytorch_keep_the_factor() -> None:
     schedule = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1)  # noqa: E731
     local = learner(NETWORK, "pred", head_lr_factor=2.0, scheduler=schedule)

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 
 from layerwise.cli import main
+from layerwise.paper.over_scales import standings
 from layerwise.paper.rows import ROWS
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import Depth
 from layerwise.report.figure_data import Depths, all_depths
+from layerwise.report.page.story import verdict_counts
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
 from layerwise.runs.records import read_runs
 from layerwise.runs.run import Run
@@ -313,10 +316,15 @@ def test_depth_is_drawn_at_every_scale_row_by_row(tmp_path: Path) -> None:
             planned = paper_plan((5,), seeds=1, scale=scale, loss=loss)
             chosen = [item for item in planned if item.rows[0].name in ("resnet18", "resnet18_r4")]
             write_runs(tmp_path / scale / loss, chosen, probes=True)
-    names = [figure.name for figure in all_depths(Evidence(read_runs([tmp_path])[0], ()))]
+    evidence = Evidence(read_runs([tmp_path])[0], ())
+    names = [figure.name for figure in all_depths(evidence)]
     rows = [name.split("-")[2:4] for name in names]
     scales = ["middle", "small"]
     assert rows == [[row, scale] for row in ("resnet18", "resnet18_r4") for scale in scales]
+    *_, together = verdict_counts(evidence)
+    decided = Counter(standing.verdict for standing in standings(evidence))
+    assert together.startswith(f"Together they measure {decided.total()}; each judged by the first")
+    assert all(f"{number} {verdict}" in together for verdict, number in decided.items())
 
 
 def embedded(text: str) -> dict[str, Any]:

@@ -101,10 +101,14 @@ def print_table(result: dict[str, Any]) -> None:
 def caption(result: dict[str, Any]) -> str:
     text = (
         f"Features are average-pooled to at most {result['pooled_to']} numbers an image, or one "
-        f"per channel. Probes are scored on {result['scored_images']} images that they are not "
-        f"fitted to (cross_fitted_probe on all {result['images']}, a quarter at a time). gain: "
-        "less the row above"
+        "per channel. "
     )
+    if any(isinstance(MEASURES[name], Accuracy) for name in result["measures"]):
+        text += (
+            f"Accuracies are of {result['scored_images']} images that nothing is fitted to "
+            f"(cross_fitted_probe: of all {result['images']}, a quarter at a time). "
+        )
+    text += "gain: less the row above"
     paired = isinstance(MEASURES[result["measures"][0]], Accuracy)
     text += ", ± the standard error over the same images. " if paired else ". "
     if all(row["mismatched"] is None for row in result["units"]):

@@ -38,7 +38,14 @@ from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
-from layerwise.losses import LossFactory, Site, create_loss, options_of_each, with_changes
+from layerwise.losses import (
+    LossFactory,
+    Site,
+    create_loss,
+    options_of_each,
+    terms_of,
+    with_changes,
+)
 from layerwise.losses.terms import refuse_idle_terms
 from layerwise.utils.changing import Change
 from layerwise.utils.seeds import seeded
@@ -111,7 +118,7 @@ def localize(
         normalization: mean and standard deviation of each channel that images were normalised by,
             of values from 0 to 1, for losses that reconstruct images as they were stored.
         head_lr_factor: rate at which heads learn, relative to their units' own; their weights are
-            then groups of their own in the optimizers.
+            then groups of their own in the optimizers. It is refused where no head has weights.
         channels: axis of a unit's feature that holds its channels, by the name of the unit, the
             batch counted as axis 0; −1 is the last. Units that are left out have the axis that the
             network's graph says (docs/networks.md).
@@ -215,7 +222,13 @@ def localize(
                 unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
         units.append(unit)
     guide.refuse_unused()
-    refuse_idle_terms([unit.loss for unit in units])
+    heads = [unit.loss for unit in units]
+    refuse_idle_terms(terms_of(losses, changing), heads)
+    if head_lr_factor != 1.0 and not any(True for head in heads for _ in head.parameters()):
+        raise InvalidInput(
+            f"Cannot use head_lr_factor={head_lr_factor}: it would change nothing, for no unit's "
+            "head has weights. Leave it out, or use a loss whose head learns, such as pred."
+        )
     learner = Learner(model, units, num_classes, sample, leaves, output)
     learner.span = span
     learner.changes = [value for value in changing.values() if isinstance(value, Change)]

@@ -82,6 +82,7 @@ __all__ = [
     "Targets",
     "create_loss",
     "options_of_each",
+    "terms_of",
     "with_changes",
 ]
 
@@ -202,6 +203,12 @@ def options_of_each(
                 f"Accepted: {accepted}."
             )
     return taken
+
+
+def terms_of(losses: Sequence[str | LossFactory], options: Mapping[str, Any]) -> list[str]:
+    """Names of the terms that options give a weight: not those that a loss itself declares."""
+    own = [item.name for loss in losses for item in arguments(factory_of(loss))]
+    return list(split_terms(dict(options), own)[0])
 
 
 def with_changes(losses: Sequence[str | LossFactory], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,10 +142,11 @@ class WithTerms(nn.Module):
         return Evaluated(value, correct)
 
 
-def refuse_idle_terms(losses: Sequence[nn.Module]) -> None:
+def refuse_idle_terms(asked: Sequence[str], losses: Sequence[nn.Module]) -> None:
     """Refuse a term that compares nothing at any unit of a chain, so that it would change nothing.
 
     Args:
+        asked: names of terms that were given a weight.
         losses: of the chain's units.
 
     Raises:
@@ -153,12 +154,16 @@ def refuse_idle_terms(losses: Sequence[nn.Module]) -> None:
     """
     carriers = [loss for loss in losses if isinstance(loss, WithTerms)]
     applied = {name for loss in carriers for name in loss.applied()}
-    for name in dict.fromkeys(name for loss in carriers for name in loss.terms):
+    for name in asked:
         if name not in applied:
+            reason = (
+                "no unit's features have the shape of what enters it. Leave it out, or cut the "
+                "network elsewhere."
+                if carriers
+                else "the chain is one unit, and the last one carries no term. Leave it out."
+            )
             raise InvalidInput(
-                f"Cannot use {name.replace('_', '-')}: it would change nothing, for no unit's "
-                "features have the shape of what enters it. Leave it out, or cut the network "
-                "elsewhere."
+                f"Cannot use {name.replace('_', '-')}: it would change nothing, for {reason}"
             )
 
 

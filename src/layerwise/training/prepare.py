@@ -143,7 +143,7 @@ class Prepared:
             check=check,
             span=self.run.rule_options.get("span", 1),
             normalization=images.normalization,
-            head_lr_factor=self.run.head_lr_factor,
+            head_lr_factor=1.0 if self.run.is_global else self.run.head_lr_factor,
             train_from=self.run.train_from,
             teacher=self.load_teacher(),
             **self.loss_options(),

@@ -6,6 +6,7 @@ from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.numbers import Setting
+from layerwise.paper.over_scales import standings
 from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, SCALES, Row, match
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
 from layerwise.report.page.cells import Column, Table, count, percent, points
@@ -99,6 +100,13 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
         counts = ", ".join(counted(verdicts[word], word) for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
+    if len(evidence.settings) > 1:
+        decided = Counter(standing.verdict for standing in standings(evidence))
+        counts = ", ".join(counted(decided[word], word) for word in VERDICTS if decided[word])
+        yield (
+            f"Together they measure {sum(decided.values())}; each judged by the first setting that "
+            f"decides it, {counts}."
+        )
     if not evidence.settings:
         yield (
             "No finished run gives a number of the paper's tables; what is shown of them below is "
