@@ -7,7 +7,7 @@
 Finished runs of `layerwise train` that differ in method, learning rate and seed. `--csv` has a line
 per run. `--table` has a line per network and method: rates are the ones that are best on validation
 (seed 0), and costs of a step are predicted for a batch of 1,024, relative to global training.
-`--figure` draws the methods of one network. Checkpointed training has the bits of global training,
+`--figure` draws the methods of one network, but those that `--hide` names. Checkpointed training has the bits of global training,
 so that it is not trained apart.
 """
 
@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument(
         "--model", default="resnet18", help="network of the figure, where most methods were trained"
     )
+    parser.add_argument(
+        "--hide", action="append", default=[], help="a method that the figure leaves out; repeatable"
+    )
     arguments = parser.parse_args()
     trained = [item for path in arguments.runs if (item := read(path)) is not None]
     networks = grouped(trained, network_of)
@@ -85,7 +88,8 @@ def main() -> None:
     write(arguments.table, table)
     if arguments.figure:
         drawn = [rows for rows in tables if rows and rows[0]["model"] == arguments.model]
-        write_figure(arguments.figure, max(drawn, key=len))
+        rows = [row for row in max(drawn, key=len) if row["method"] not in arguments.hide]
+        write_figure(arguments.figure, rows)
 
 
 def read(path: Path) -> Trained | None:
@@ -236,8 +240,9 @@ def name_of(run: Run) -> str:
     options = [f"{name} {value}" for name, value in asdict(run)["loss_options"].items()]
     options += [f"{name} {value}" for name, value in asdict(run)["rule_options"].items()]
     rule = [] if run.rule == "simultaneous" else [run.rule]
-    places = run.at.count(",") + 2
-    cut = [] if run.at == "block" else [f"{places} units" if places > 2 else f"at {run.at}"]
+    places = int(run.at) if run.at.isdigit() else run.at.count(",") + 2
+    named = run.at in ("layer", "block", "stage")
+    cut = [f"at {run.at}"] if named and run.at != "block" else [] if named else [f"{places} units"]
     return ", ".join([*losses, *options, *rule, *cut])
 
 
