@@ -94,8 +94,8 @@ def separability(
         return measure_depths(depths, sample, names, pooled_to, other=reference)
     if data is not None or not isinstance(against, str | Path | None):
         raise InvalidInput(
-            "Cannot measure a run so: it is measured on its own data and compared with a run. "
-            "Leave out data=, and give folders."
+            "Cannot measure a run with these arguments: it is measured on its own data, and "
+            "compared with another run. Leave out data=, and give folders."
         )
     folder = RunFolder(source)
     own = folder.execution()

@@ -167,7 +167,7 @@ def read_spans(text: str | None) -> list[int | str]:
     words = names(text) if text is not None else []
     if not all(re.fullmatch(SPANS, word, re.ASCII) for word in words):
         raise InvalidInput(
-            f"Cannot use --span {brief(repr(text))}: it is no list of numbers of units. Give 1 or "
-            "more, joined by commas, such as 1,2; of several units with slashes, such as 1/4=3."
+            f"Cannot use --span {brief(repr(text))}: it is not a list of numbers of units. Give 1 "
+            "or more, joined by commas, such as 1,2; of several units with slashes, such as 1/4=3."
         )
     return [as_numbers(word) for word in with_units(words)]

@@ -276,7 +276,7 @@ class Learner:
         """
         if not isinstance(progress, Real) or not 0 <= progress <= 1:
             raise InvalidInput(
-                f"Cannot set progress {progress}: it is no share of training. Give 0 to 1."
+                f"Cannot set progress {progress}: it is not a share of training. Give 0 to 1."
             )
         values = {change.name: change.at(progress) for change in self.changes}
         for unit in self.units:  # recorded steps see that these numbers changed

@@ -226,7 +226,7 @@ def localize(
     refuse_idle_terms(terms_of(losses, changing), heads)
     if head_lr_factor != 1.0 and not any(True for head in heads for _ in head.parameters()):
         raise InvalidInput(
-            f"Cannot use head_lr_factor={head_lr_factor}: it would change nothing, for no unit's "
+            f"Cannot use head_lr_factor={head_lr_factor}: it would change nothing, because no "
             "head has weights. Leave it out, or use a loss whose head learns, such as pred."
         )
     learner = Learner(model, units, num_classes, sample, leaves, output)

@@ -72,13 +72,13 @@ def place_of(site: Site, loss: str) -> "Place":
     """The place of a unit behind which a whole block of the network follows.
 
     Raises:
-        InvalidInput: nothing is known of what follows the unit, or it ends inside the block of the
-            output layer, behind which there is none.
+        InvalidInput: the site does not say what follows the unit, or it ends inside the block of
+            the output layer, behind which there is none.
     """
     if site.place is None:
         raise InvalidInput(
-            f"Cannot use {loss} at unit {site.index}: nothing is known of what follows it. "
-            "Let layerwise.localize make its site, and make it the head of no other loss."
+            f"Cannot use {loss} at unit {site.index}: its site does not say what follows it. "
+            "Let layerwise.localize make its site, and do not make it the head of another loss."
         )
     place = site.place()
     if place.passed > len(place.blocks):

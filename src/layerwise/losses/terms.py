@@ -163,7 +163,7 @@ def refuse_idle_terms(asked: Sequence[str], losses: Sequence[nn.Module]) -> None
                 else "the chain is one unit, and the last one carries no term. Leave it out."
             )
             raise InvalidInput(
-                f"Cannot use {name.replace('_', '-')}: it would change nothing, for {reason}"
+                f"Cannot use {name.replace('_', '-')}: it would change nothing, because {reason}"
             )
 
 
