@@ -58,8 +58,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--equal",
         metavar="WHAT",
-        help="with --losses: what every method spends alike: epochs (default), multiply-adds or "
-        "time; epochs are scaled so that it is what --epochs of global spend",
+        help="with --losses: what is equal for all methods: epochs (default), multiply-adds or "
+        "time, by scaling epochs to the cost of global training for --epochs",
     )
     parser.add_argument("--csv", metavar="FILE", help="with --losses: write the table as CSV")
     parser.add_argument(

@@ -30,7 +30,8 @@ class AugLocal(HeadLoss):
         site: place in the chain of a network.
         head_depth: d, 1 or more, and less than the number of blocks. None: 4, or as many as there
             are.
-        pyramid: c, from 0, the same depth everywhere, to 1.
+        pyramid: c, from 0 to 1. With 0, all heads are equally deep; with 1, depth falls to 1 at the
+            last unit.
 
     Raises:
         InvalidInput: an option is out of range, or no block of the network follows that could be

@@ -19,8 +19,8 @@ class Greedy(HeadLoss):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        head_depth: k, 1 or more.
-        head_width: channels of the convolutions, where there are any; None: those of the features.
+        head_depth: depth of the head, 1 or more.
+        head_width: channels of the head's convolutions; None: as many as the features have.
 
     Raises:
         InvalidInput: an option is below 1, a width is given for no convolution, or the features are
