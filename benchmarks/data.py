@@ -1,5 +1,5 @@
-"""Cost of training outside its steps: reading and augmenting images, and the time from the command to
-the first step.
+"""Cost of training outside its steps: reading and augmenting images, and the time from the command
+to the first step.
 
     python benchmarks/data.py --data-dir DATA
 

@@ -3,10 +3,9 @@ published program.
 
     python benchmarks/steps.py --models vgg8b,resnet50 --published ADAPTER.py --output results/steps
 
-Every contender is a process of its own, set up as its users have it. They make a step in turn, one
-computing while the others
-wait, again and again: whatever else the machine does falls on all of them. Written are medians, the
-spread, ratios within the run and each process's largest size; beside them the time that the step's
+Every contender is a process of its own, set up as its users have it. They make steps in turn, one
+computing while the others wait, so that all suffer alike from other programs. The output has
+medians, the spread, ratios within the run and each process's largest size; beside them the time that the step's
 convolutions alone take, replayed with the same shapes on random numbers in whichever memory format
 is faster for each, and the machine's largest matrix product.
 
