@@ -1,4 +1,4 @@
-"""What training costs beside its steps: reading and augmenting images, and the way from the command
+"""Cost of training outside its steps: reading and augmenting images, and the time from the command
 to the first step.
 
     python benchmarks/data.py --data-dir DATA

@@ -1,9 +1,9 @@
-"""Ensembles of the local heads of trained runs: which weights by depth, of logits or probabilities.
+"""Ensembles of the local heads of trained runs, by weights over depth, of logits or probabilities.
 
     python benchmarks/ensembles.py runs/ensembles/* --csv results/ensembles.csv
 
 A row per run: test accuracy of the last unit, of the head that is best on validation, and of the
-weighted sum of all heads' logits or probabilities. Weights are alike, linear in depth (1, 2, 3, …),
+weighted sum of all heads' logits or probabilities. Weights are equal, linear in depth (1, 2, 3, …),
 or fitted: those with the smallest cross-entropy on the validation images.
 """
 

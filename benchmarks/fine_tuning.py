@@ -1,5 +1,5 @@
-"""Fine-tuning in little memory: units tuned locally against global fine-tuning, from one network's
-pretrained weights, at equal epochs.
+"""Fine-tuning in little memory: local against global fine-tuning, from one network's pretrained
+weights, at equal epochs.
 
 For every method, rates are tried with one seed and chosen by held-out images; then every seed is
 trained at the chosen rate. Trainings that a file of results has already are left out.

@@ -1,4 +1,4 @@
-"""Is it local training that makes an ensemble good, or its heads? The same heads on fixed features.
+"""Does local training make an ensemble good, or do its heads? The same heads on fixed features.
 
 The loss `fixed-strided` has the head of `strided`, and sends no gradient to the features. On a
 network that was trained globally it tells what these heads add to backpropagation, and how

@@ -1,5 +1,4 @@
-"""What a cheaper head costs, and what it loses: variants of predsim-lite beside predsim, trained
-over seeds.
+"""Cost and accuracy of cheaper heads: variants of predsim-lite beside predsim, trained over seeds.
 
 A variant is a loss and where the network is cut. Those that the library does not offer are defined
 here. Each is trained by the library's own loop; costs are those of a training step of the network

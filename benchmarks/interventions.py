@@ -7,8 +7,8 @@ Shallow units are the stem and the eight of stages 1 and 2. Each intervention ch
   or a window below), and for comparison the deep units' is;
 - the shallow convolutions stay, but their maps are halved earlier.
 
-If shallow supervision is what fails, weakening it must help, and strengthening deep units alone
-must not. Differences from the base are paired over seeds.
+If strong supervision of shallow units is the reason, weakening it must help, and strengthening
+that of deep units alone must not. Differences from the base are paired over seeds.
 
     python benchmarks/interventions.py --data-dir DATA --runs runs/interventions --seeds 3 --csv
     results/interventions.csv

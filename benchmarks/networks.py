@@ -2,10 +2,10 @@
 
 python benchmarks/networks.py --csv results/networks.csv --table docs/networks-table.md
 
-A cell is "works" when all checks pass, "refused" with the sentence, or "wrong" with what is. Where
-a refusal names modules to keep whole, the cell is tried again with them. Weights are drawn, not
-downloaded, and images are as small as a network allows. Libraries that are not there are left out.
-Networks that are in the CSV already are not run again.
+A cell is "works" if all checks pass, "refused" with the message, or "wrong" with the reason. If a
+refusal names modules to keep whole, the cell is tried again with them. Weights are random, and
+images are as small as a network allows. Libraries that are not installed, and networks that are in
+the CSV already, are skipped.
 
 python benchmarks/networks.py --losses all --csv results/networks-losses.csv --table losses-table.md
 

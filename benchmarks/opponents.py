@@ -1,4 +1,4 @@
-"""Time of a step against its memory: local learning beside what global training can do to save it.
+"""Time of a step against its memory: local learning, and ways to save memory in global training.
 
 Global training computes a batch in parts (gradient accumulation, whose batch statistics are of a
 part), recomputes all it can (checkpointing), or as little as a limit allows (plans). Memory is

@@ -1,4 +1,4 @@
-"""Do cheap measurements at small scale foretell the paper's layer-wise order of hierarchies?
+"""Do cheap measurements at small scale predict the paper's layer-wise order of hierarchies?
 Spearman's rank correlations.
 
 Every part of a table that varies one network's hierarchy on CIFAR-10 is ranked by what ``layerwise
@@ -6,9 +6,9 @@ accelerate`` ranks by, and by what needs no measurement at all:
 
 - ``predsim`` and ``pred``: validation accuracy of each hierarchy after a few epochs of layer-wise
   training by that loss, averaged over seeds; the runs are those of ``layerwise reproduce --scale
-  small``, which go on from where this leaves them;
-- ``halving``: the order in which successive halving (``halving.py``) would leave them by the same
-  accuracies by predsim, with so many epochs at most;
+  small``, which continue the runs made here;
+- ``halving``: the order in which successive halving (``halving.py``) would rank them by the same
+  accuracies of predsim, with at most that many epochs;
 - ``gain``: the gains of the base's units after as many epochs (what ``--rank gain`` ranks by),
 averaged likewise;
 - ``parameters``, ``convolutions``, ``shallow convolutions`` (what ``--rank count`` ranks by): fewer

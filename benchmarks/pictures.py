@@ -1,4 +1,4 @@
-"""Draw the two pictures of README: the chain of units, and where in depth classes become separable.
+"""Draw two figures of README: the chain of units, and the depth at which classes become separable.
 
 The chain is a drawing. The map shows what was measured of ResNet18 [4,4,4,4] while it was trained
 layer-wise and globally, from the runs in ``results/small-runs.tar.gz``: the mean over their seeds.

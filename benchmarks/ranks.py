@@ -8,8 +8,8 @@ one run; a method's time is the median of its rounds. A time is per batch once t
 filled (local), or per batch with the bubbles that every batch has (GPipe, 1F1B). Where one process
 trains, the other rank waits.
 
-Memory is what a step has alive, weights, gradients, optimizer state and features on their way
-included; of the rank that has most.
+Memory is the peak of the rank that needs most, with weights, gradients, optimizer state and
+features in transit.
 
     torchrun --nproc-per-node 2 benchmarks/ranks.py --csv results/ranks.csv
 """

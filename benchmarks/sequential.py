@@ -1,5 +1,5 @@
-"""Time of sequential training with features kept (in memory, in a file) against features computed
-for every batch.
+"""Time of sequential training with features cached (in memory, in a file) or recomputed for every
+batch.
 
 The variants train the same network on the same random images, unit by unit in turn within one
 process, so that what else the machine does falls on all alike. Passing features on through a frozen

@@ -3,12 +3,11 @@ published program.
 
     python benchmarks/steps.py --models vgg8b,resnet50 --published ADAPTER.py --output results/steps
 
-Every contender is a process of its own, set up as its users have it. They make a step in turn, one
-computing while the others
-wait, again and again: whatever else the machine does falls on all of them. Written are medians, the
-spread, ratios within the run and each process's largest size; beside them the time that the step's
-convolutions alone take, replayed with the same shapes on random numbers in whichever memory format
-is faster for each, and the machine's largest matrix product.
+Every contender is a process of its own, set up as its users have it. They make steps in turn, one
+computing while the others wait, so that all suffer alike from other programs. The output has
+medians, the spread, ratios within the run and each process's largest size. It also has the time of
+the step's convolutions alone, replayed with the same shapes on random numbers in whichever memory
+format is faster for each, and the machine's largest matrix product.
 
 The published local-loss program (Nøkland & Eidnes 2019, github.com/anokland/local-loss) is not part
 of this repository. ADAPTER.py is a file with a function ``build(model, loss, *, decoder_dim,

@@ -304,7 +304,7 @@ def test_what_no_layer_shows_can_be_said() -> None:
         ({"own": -4}, "from 1 to 3"),
         ({"own": True}, "from 1 to 3"),
         ({"on": 1}, "unit in channels= 'on': it is unknown"),
-        (-1, "channels=-1: it is no dictionary"),
+        (-1, "channels=-1: it is not a dictionary"),
     ):
         with pytest.raises(InvalidInput, match=words):
             opaque(channels=channels)

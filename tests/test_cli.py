@@ -342,7 +342,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} --at ²", "Cannot end a unit at '²': resnet18 has no such module"),
         (
             "train resnet18 {small} --no-augment --cutout 2",
-            "Cannot use --cutout: it would change nothing, for --no-augment",
+            "Cannot use --cutout: it would change nothing, because --no-augment",
         ),
         ("train --resume {run} --lr 0.1", "Cannot change --lr of a run"),
         (
@@ -376,7 +376,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ),
         (
             "train resnet18 {small} {cache} --cache-limit 4",
-            "Cannot use --cache-limit '4': it is not a size. Give a number above 0 and B, kB",
+            "Cannot use --cache-limit '4': it is not a size. Give a number above 0 with",
         ),
         ("train resnet18 {small} {cache} --cache-limit 0GB", "'0GB': it is not a size"),
         ("train resnet18 {small} {cache} --cache-limit=-1GB", "'-1GB': it is not a size"),

@@ -352,8 +352,8 @@ def test_weights_that_do_not_fit(here: Path, hundred: dict[str, Tensor]) -> None
         (b"no weights", "it is damaged"),
         (b"\x80\x02\0\0\0\0\0\0{}", "it is damaged"),  # of safetensors, cut short
         (b"\x80\x02cos\nsystem\n", "it is damaged, or holds more than tensors"),
-        ({"a": 3}, "no table of tensors"),
-        ([1, 2], "no table of tensors"),
+        ({"a": 3}, "not a table of tensors"),
+        ([1, 2], "not a table of tensors"),
         ({"model": SimpleNamespace()}, "holds more than tensors"),
     ],
 )

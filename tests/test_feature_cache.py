@@ -442,6 +442,6 @@ def test_sizes_may_be_binary() -> None:
 def test_nonsense_is_no_size(text: str) -> None:
     with pytest.raises(
         InvalidInput,
-        match=r"--cache-limit '.*': it is not a size\. Give a number above 0 and B, kB, MB, GB",
+        match=r"--cache-limit '.*': it is not a size\. Give a number above 0 with one of",
     ):
         parse_size("--cache-limit", text)

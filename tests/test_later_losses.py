@@ -754,9 +754,9 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("biological-sim", {"decoder_dim": 0}, "decoder_dim 0"),
         ("pred", {"transport": -0.1}, "transport -0.1: it is out of range"),
         ("pred", {"own_input": float("inf")}, "own_input=inf"),
-        ("auglocal", {}, "auglocal at unit 0: nothing is known of what follows it"),
+        ("auglocal", {}, "auglocal at unit 0: its site does not say what follows it"),
         ("auglocal", {"pyramid": 1.5}, "pyramid 1.5: it is out of range"),
-        ("look-ahead", {}, "look-ahead at unit 0: nothing is known of what follows it"),
+        ("look-ahead", {}, "look-ahead at unit 0: its site does not say what follows it"),
         ("look-ahead", {"branches": "none"}, "branches 'none': it is unknown"),
         ("look-ahead", {"average_momentum": 1.5}, "average_momentum 1.5: it is out of range"),
         ("strided", {"head_depth": -1}, "head_depth -1: it is out of range. Give 0 or more, up to"),
@@ -812,7 +812,7 @@ def test_infopro_refuses_what_is_no_image() -> None:
 )
 @pytest.mark.parametrize("loss", ["pred", "infopro"])
 def test_what_is_no_normalization_is_refused(loss: str, given: Any) -> None:
-    with pytest.raises(InvalidInput, match="it is no mean and standard deviation of each channel"):
+    with pytest.raises(InvalidInput, match="it is not a mean and standard deviation of"):
         learner("plain", loss, normalization=given)
 
 

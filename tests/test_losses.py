@@ -110,7 +110,7 @@ def test_numbers_of_numpy_and_callables_in_place_of_names_are_options_too() -> N
     site = Site(0, 2, (4, 3, 3), 3)
     assert create_loss("predsim", site, beta=np.float32(0.5)).beta == 0.5
     assert len(create_loss("dgl-cnn", site, head_layers=np.int64(1)).head) == 5
-    with pytest.raises(InvalidInput, match="nothing is known of what follows"):
+    with pytest.raises(InvalidInput, match="its site does not say what follows"):
         create_loss("look-ahead", site, head_loss=Pred)
 
 

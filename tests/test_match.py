@@ -194,7 +194,7 @@ def test_a_teacher_that_cannot_be_cut_is_refused_as_the_teacher() -> None:
         ("pred", {"teacher": Wide()}, "no unit's loss compares anything"),
         ("match", {"label_weight": -1.0}, "label_weight -1.0: it is out of range"),
         ("match", {"match_weight": float("nan")}, "match_weight=nan"),
-        ("match", {"label_weight": 1.0, "head_loss": "match"}, "nothing is known of a teacher"),
+        ("match", {"label_weight": 1.0, "head_loss": "match"}, "its site names no teacher"),
         ("match", {"label_weight": 0.0, "decoder_dim": 9}, "without labels there is no head"),
         (
             "match",
@@ -210,7 +210,7 @@ def test_options_that_are_refused(loss: str, options: dict[str, Any], words: str
 
 
 def test_without_localize_nothing_is_known_of_a_teacher() -> None:
-    with pytest.raises(InvalidInput, match="match at unit 0: nothing is known of a teacher"):
+    with pytest.raises(InvalidInput, match="match at unit 0: its site names no teacher"):
         create_loss("match", Site(0, 2, (4,), CLASSES))
 
 

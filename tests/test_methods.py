@@ -97,7 +97,7 @@ def test_a_step_is_timed() -> None:
         ("--losses pred,predsin", "Cannot use loss 'predsin': it is unknown"),
         ("--losses pred --span 99", "Cannot use span 99: the chain has"),
         ("--losses pred --span 0", "Cannot use span 0: it is out of range"),
-        ("--losses pred --span one", "it is no list of numbers of units"),
+        ("--losses pred --span one", "it is not a list of numbers of units"),
         ("--losses pred --equal money", "Cannot use equal 'money': it is unknown"),
         ("--losses pred,sim --head-depth 2", "Cannot use --head-depth with the loss 'pred'"),
         ("--losses auglocal --head-depth 99", "Cannot use --head-depth 99: the network has"),
@@ -204,7 +204,7 @@ def test_later_losses_of_the_run_itself(tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "reason"),
     [
         ("--losses pred --span 1/2=x", "no list of numbers of units"),
-        ("--losses pred/x=sim", "it is no unit and loss"),
+        ("--losses pred/x=sim", "it is not a unit and a loss"),
         ("--losses pred/2=nothing", "Accepted"),
         ("--losses pred/99=sim", "99"),
         ("--losses pred --span 1/99=2", "99"),

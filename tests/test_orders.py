@@ -95,9 +95,9 @@ def test_groups_over_training(growth: Growth, groups: list[int]) -> None:
         ({"groups_first": 0}, "Cannot use groups_first 0: the chain has 6 units"),
         ({"groups_last": 7}, "Cannot use groups_last 7: the chain has 6 units"),
         ({"groups_first": 3, "groups_last": 2}, "it is below groups_first, 3"),
-        ({"global_share": 0.8, "growth": 0.3}, "they are no shares of training"),
-        ({"global_share": -0.1}, "they are no shares of training"),
-        ({"growth": float("nan")}, "they are no shares of training"),
+        ({"global_share": 0.8, "growth": 0.3}, "they are not shares of training"),
+        ({"global_share": -0.1}, "they are not shares of training"),
+        ({"growth": float("nan")}, "they are not shares of training"),
         ({"micro_batches": 0}, "Cannot use micro_batches 0"),
     ],
 )
@@ -232,8 +232,8 @@ def predicted(rule: str, span: Any) -> Any:
     ("words", "reason"),
     [
         ("--span 9", "Cannot use span 9: the chain has 5 units"),
-        ("--span 1,2", "Cannot use span 1,2: it is of 2 units, and the chain has 5"),
-        ("--span one", "it is no number of units"),
+        ("--span 1,2", "Cannot use span 1,2: it has 2 units, and the chain has 5"),
+        ("--span one", "it is not a number of units"),
         ("--rule growing --groups-last 9", "Cannot use --groups-last 9: the chain has 5 units"),
         ("--rule growing --span 2", "Cannot use --span with the rule 'growing'"),
         ("--rule sequential --laps 3", "Cannot use laps 3: a unit has 2 epochs"),

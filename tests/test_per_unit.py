@@ -231,7 +231,7 @@ def test_rules_set_the_progress_of_every_epoch(rule: str) -> None:
         ({"beta": "0.5..1"}, "beta 1.0: it is out of range"),
         ({"beta": lambda progress: 0.1 - (progress == 0.5)}, "beta -0.9: it is out of range"),
         ({"beta": lambda progress: None}, "beta over training: its function raised TypeError"),
-        ({"beta": "0.5..x"}, r"beta '0.5..x': it is no linear change"),
+        ({"beta": "0.5..x"}, r"beta '0.5..x': it is not a linear change"),
         ({"transport": lambda progress: -progress}, "transport -1.0: it is out of range"),
         ({"decoder_dim": lambda progress: 9}, "decoder_dim over training: it is read when the"),
         ({"decoder_dim": lambda progress: 9}, "; beta, transport, own_input may change"),
@@ -249,9 +249,9 @@ def test_what_only_fails_during_training_is_refused_there() -> None:
     local = learner(NETWORK, "predsim", beta=lambda progress: 0.1 + (progress == 0.75))
     with pytest.raises(InvalidInput, match=r"beta 1\.1: it is out of range"):
         local.set_progress(0.75)
-    with pytest.raises(InvalidInput, match=r"progress 1\.5: it is no share of training"):
+    with pytest.raises(InvalidInput, match=r"progress 1\.5: it is not a share of training"):
         local.set_progress(1.5)
-    with pytest.raises(InvalidInput, match="progress half: it is no share of training"):
+    with pytest.raises(InvalidInput, match="progress half: it is not a share of training"):
         local.set_progress("half")
 
 
@@ -402,8 +402,8 @@ def test_runs_without_these_options_have_the_names_they_had() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--loss-from 4", "Cannot use --loss-from '4': it is no unit and loss"),
-        ("--loss-from 4=", "--loss-from '4=': it is no unit and loss"),
+        ("--loss-from 4", "Cannot use --loss-from '4': it is not a unit and a loss"),
+        ("--loss-from 4=", "--loss-from '4=': it is not a unit and a loss"),
         ("--loss-from 0=pred", "its units do not increase"),
         ("--loss-from 3=pred --loss-from 2=sim", "its units do not increase"),
         ("--loss-from 2=sin", "loss 'sin': it is unknown. Did you mean 'sim'"),

@@ -135,8 +135,8 @@ NCCL = GLOO.replace("gloo. Use a", "NCCL. Use --device cpu, or a")
         ({"MASTER_PORT": "abc"}, 1.0, "MASTER_PORT is 'abc'"),
         ({"MASTER_PORT": "70000"}, 1.0, "MASTER_PORT is '70000'"),
         ({"RANK": "2"}, 1.0, "RANK is 2. Start with torchrun"),
-        ({"WORLD_SIZE": "-2"}, 1.0, "WORLD_SIZE is '-2', no number of processes"),
-        ({"WORLD_SIZE": "x"}, 1.0, "WORLD_SIZE is 'x', no number of processes"),
+        ({"WORLD_SIZE": "-2"}, 1.0, "WORLD_SIZE is '-2', not a number of processes"),
+        ({"WORLD_SIZE": "x"}, 1.0, "WORLD_SIZE is 'x', not a number of processes"),
     ],
 )
 def test_ranks_that_could_not_meet_are_refused_at_once(

@@ -224,13 +224,13 @@ def test_what_is_broken_is_listed_in_words_and_escaped(
         "lines of separability.jsonl that are cut short or no JSON were left out: 1",
         "lines of separability.jsonl that are not of epochs were left out: 1",
         "has the same row, setting and seed, and came first with",
-        "result.json has a test accuracy of 5300.01, which is no percentage",
+        "result.json has a test accuracy of 5300.01, not a percentage",
         "not of a run, and passed over: notes, notes.txt, stray &lt;b&gt;.txt",
         "not finished: 7 of 20 epochs",
         "not finished: 4 of 4 epochs, no result.json",
         "result.json has no test accuracy",
         "run.json as a run: ",
-        "it is not a run, for no run.json is in it",
+        "it is not a run, since it has no run.json",
     ):
         assert words in problems, words
     assert "<script>document.title" not in text

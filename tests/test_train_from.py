@@ -164,7 +164,7 @@ def test_nothing_left_to_train_is_refused() -> None:
 def test_thawing_frozen_units_is_refused() -> None:
     local = learner("plain", "pred", train_from=1)
     local.model.conv1.requires_grad_(True)
-    with pytest.raises(InvalidInput, match="were thawed"):
+    with pytest.raises(InvalidInput, match="were unfrozen"):
         local.step(IMAGES, LABELS)
 
 

@@ -243,13 +243,16 @@ def test_spans_as_text(text: str, reach: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("1,1,2", "Cannot use span 1,1,2: it is of 3 units, and the chain has 5"),
+        ("1,1,2", "Cannot use span 1,1,2: it has 3 units, and the chain has 5"),
         ("1,5=2", "it names units 0, 5, and the chain has 0 to 4"),
         ("1,3=2,2=1", "it names units 0, 3, 2"),
         ("1,3=9", "Cannot use span 9: the chain has 5 units"),
-        *((text, "it is no number of units") for text in ("", "a", "1,,2", "3=", "1=2=3", "1=1,2")),
-        ("9" * 5000, "it is no number of units"),
-        (True, "Cannot use span True: it is no number of units"),
+        *(
+            (text, "it is not a number of units")
+            for text in ("", "a", "1,,2", "3=", "1=2=3", "1=1,2")
+        ),
+        ("9" * 5000, "it is not a number of units"),
+        (True, "Cannot use span True: it is not a number of units"),
     ],
 )
 def test_other_text_is_refused(text: str, reason: str) -> None:

@@ -66,7 +66,7 @@ def separability(
         ``pooled_resolution``, ``features`` (numbers an image after pooling); the measures by name
         (accuracies in percent; see their docstrings); ``gain``, the first measure less that of the
         row before, and ``gain_error``, its standard error if it is an accuracy; ``mismatched``,
-        whether the gain is negative or nil while the unit's loss still pushes (None where that is
+        whether the gain is negative or nil while the unit's loss is active (None where that is
         not known; see ``gains.add_gains``). Where units have losses of their own,
         ``auxiliary_accuracy`` (percent) and ``auxiliary_loss``; with ``against``, ``cka``, 0 to 1.
         What cannot be measured of a unit is None, and ``refused`` says why.
@@ -94,8 +94,8 @@ def separability(
         return measure_depths(depths, sample, names, pooled_to, other=reference)
     if data is not None or not isinstance(against, str | Path | None):
         raise InvalidInput(
-            "Cannot measure a run so: it is measured on its own data and compared with a run. "
-            "Leave out data=, and give folders."
+            "Cannot measure a run with these arguments: it is measured on its own data, and "
+            "compared with another run. Leave out data=, and give folders."
         )
     folder = RunFolder(source)
     own = folder.execution()

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="KIND=AMOUNT",
-        help="at most so many convolutions, parameters or multiply-adds, or bytes of memory: "
+        help="most convolutions, parameters, multiply-adds or bytes of memory: "
         "convolutions=+2, memory=4GB, parameters=x1.2; may be repeated (default, also beside "
         "memory: convolutions=+0, as many as the base)",
     )
@@ -38,8 +38,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--rank",
         default="count",
-        help="count: fewest shallow convolutions first; gain: by what the base's units add, "
-        "trained shortly (default: %(default)s)",
+        help="count: fewest shallow convolutions first; gain: by what the base's units add to a "
+        "probe after a short training (default: %(default)s)",
     )
     parser.add_argument(
         "--finalists",

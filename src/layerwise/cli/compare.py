@@ -58,8 +58,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--equal",
         metavar="WHAT",
-        help="with --losses: what every method spends alike: epochs (default), multiply-adds or "
-        "time; epochs are scaled so that it is what --epochs of global spend",
+        help="with --losses: what is equal for all methods: epochs (default), multiply-adds or "
+        "time, by scaling epochs to the cost of global training for --epochs",
     )
     parser.add_argument("--csv", metavar="FILE", help="with --losses: write the table as CSV")
     parser.add_argument(
@@ -167,7 +167,7 @@ def read_spans(text: str | None) -> list[int | str]:
     words = names(text) if text is not None else []
     if not all(re.fullmatch(SPANS, word, re.ASCII) for word in words):
         raise InvalidInput(
-            f"Cannot use --span {brief(repr(text))}: it is no list of numbers of units. Give 1 or "
-            "more, joined by commas, such as 1,2; of several units with slashes, such as 1/4=3."
+            f"Cannot use --span {brief(repr(text))}: it is not a list of numbers of units. Give 1 "
+            "or more, joined by commas, such as 1,2; of several units with slashes, such as 1/4=3."
         )
     return [as_numbers(word) for word in with_units(words)]

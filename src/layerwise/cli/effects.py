@@ -75,7 +75,7 @@ CONDITIONS = (
     Condition(
         ("momentum",),
         lambda run, _: run.optimizer not in ("adam", "adamw"),
-        "it is sgd's, and the optimizer is {optimizer}",
+        "it belongs to sgd, and the optimizer is {optimizer}",
     ),
     Condition(
         ("decay_rate",),
@@ -158,7 +158,7 @@ def check_effects(
         flag = as_flag(name)
         if name in written and condition_name(name) in REFUSED:
             raise InvalidInput(
-                f"Cannot use {flag}: it would change nothing, for {reason}. Leave it out."
+                f"Cannot use {flag}: it would change nothing, because {reason}. Leave it out."
             )
         if is_first():
             print(f"layerwise: {flag} changes nothing here: {reason}.", file=sys.stderr, flush=True)

@@ -81,7 +81,7 @@ def check_arguments(
 
 
 def check_normalization(normalization: Any) -> None:
-    """Refuse what is no mean and standard deviation of each channel.
+    """Refuse what is not a mean and standard deviation of each channel.
 
     Raises:
         InvalidInput: as said.
@@ -95,7 +95,7 @@ def check_normalization(normalization: Any) -> None:
         valid = False
     if not valid:
         raise InvalidInput(
-            f"Cannot use normalization={brief(repr(normalization))}: it is no mean and standard "
+            f"Cannot use normalization={brief(repr(normalization))}: it is not a mean and standard "
             "deviation of each channel. Give two lists of numbers, such as ([0.5], [0.25]), "
             "deviations above 0."
         )

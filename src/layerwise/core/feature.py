@@ -87,8 +87,8 @@ def unit_features(
     """
     if channels is not None and not isinstance(channels, Mapping):
         raise InvalidInput(
-            f"Cannot use channels={channels!r}: it is no dictionary. Give the axis of channels by "
-            f"the name of a unit, such as {{{names[0]!r}: -1}}."
+            f"Cannot use channels={channels!r}: it is not a dictionary. Give the axis of channels "
+            f"by the name of a unit, such as {{{names[0]!r}: -1}}."
         )
     given = {
         choose("unit in channels=", name, names): axis for name, axis in (channels or {}).items()

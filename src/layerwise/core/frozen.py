@@ -29,7 +29,7 @@ class Frozen(nn.Module):
         if any(weight.requires_grad for weight in self.parameters()):
             raise InvalidInput(
                 "Cannot go on with the units: weights before the first unit that learns were "
-                "thawed, and would stay as they are. Localize again with another train_from."
+                "unfrozen, and no unit trains them. Localize again with another train_from."
             )
         self.pieces.eval()  # the network's train() reaches them too
         for piece in self.pieces:
@@ -73,7 +73,7 @@ def frozen_before(chain: Chain, train_from: "int | str | None") -> Chain:
     if not any(weight.requires_grad for p in chain.pieces[first:] for weight in p.parameters()):
         raise InvalidInput(
             f"Cannot train from unit {first} ({chain.names[first]}): all weights from there on are "
-            "frozen, so nothing is left to train. Thaw some with requires_grad_(True)."
+            "frozen, so nothing is left to train. Unfreeze some with requires_grad_(True)."
         )
     entered = Entered(Frozen(chain.pieces[:first]), chain.pieces[first])
     entered.training = chain.training

@@ -50,10 +50,10 @@ class Learner:
         make_step: function that makes the step of all units on a batch: ``step_units``, or recorded
             steps.
         changes: options of the losses that change over training.
-        progress: share of training at which their values are those of now.
+        progress: share of training that their present values belong to.
         structure: the modules and weights that the learner was made of.
-        plan: the budget of memory that the units were planned by, and their predicted peak, where
-            ``at`` was one; else None.
+        plan: memory budget that the units were planned for, and their predicted peak, if ``at`` was
+            a budget; otherwise None.
         stage: where its units live on several ranks; see ``distributed.stage``; None: all are here.
         replicas: where several ranks share every batch; see ``distributed.replicas``; None: this
             process has all of it.
@@ -130,7 +130,7 @@ class Learner:
         return self.step(nothing, nothing)
 
     def take(self, images: Tensor, labels: Tensor) -> tuple[Any, Targets]:
-        """What enters the first unit, and the targets; on a later rank, what the one before sent.
+        """Input of the first unit, and the targets; on a later rank, what the rank before sent.
 
         Raises:
             InvalidInput: the batch cannot be used.
@@ -225,7 +225,7 @@ class Learner:
     def train(self, mode: bool = True, only: Unit | None = None) -> None:
         """Put the network and all heads in training or evaluation mode.
 
-        A network that keeps parts of itself frozen by a ``train`` of its own has the last word.
+        If the network overrides ``train``, such as to keep parts frozen, its override decides.
 
         Args:
             only: the one unit that trains while all others are in evaluation mode; None: all.
@@ -265,18 +265,18 @@ class Learner:
         self.end_epoch()
 
     def set_progress(self, progress: float) -> None:
-        """Give options of losses that change over training their values of a moment.
+        """Set options of losses that change over training to their values at a share of training.
 
         Args:
             progress: share of training that is done, from 0 to 1. The rules set it at the beginning
                 of every epoch.
 
         Raises:
-            InvalidInput: it is no share, or a value is out of its option's range.
+            InvalidInput: it is not a share, or a value is out of its option's range.
         """
         if not isinstance(progress, Real) or not 0 <= progress <= 1:
             raise InvalidInput(
-                f"Cannot set progress {progress}: it is no share of training. Give 0 to 1."
+                f"Cannot set progress {progress}: it is not a share of training. Give 0 to 1."
             )
         values = {change.name: change.at(progress) for change in self.changes}
         for unit in self.units:  # recorded steps see that these numbers changed
@@ -294,7 +294,7 @@ class Learner:
             have the network's own names, those of the head begin with ``local_head.``.
 
         Raises:
-            InvalidInput: there are not so many units, the loss of the last of them is no
+            InvalidInput: there are not so many units, the loss of the last of them is not a
                 classifier's, such as ``sim``, or units live on other ranks.
             CannotSplit: the network was changed since the units were made.
         """

@@ -111,7 +111,7 @@ class Audit:
         return None
 
     def summary(self) -> dict[str, Any]:
-        """What a run's record says."""
+        """Summary for a run's record."""
         return {
             "units": len(self.units),
             "isolated": self.isolated,

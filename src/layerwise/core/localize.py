@@ -83,15 +83,15 @@ def localize(
         sample: a batch of images (B, ...), from which the shapes of the features are read; it is
             moved to the model's device.
         num_classes: number of classes, which is that of the network's logits.
-        loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``; one for all
-            units, one per unit in order, one per unit name, or one per number of the unit from
-            which on it is used, ``{0: "dgl-cnn", 4: "pred"}``.
+        loss: a name in ``LOSSES`` or a callable ``(site, **loss_options) -> module``: one for all
+            units, a list with one per unit, a dictionary by unit names, or a dictionary by the
+            number of the first unit that uses it, ``{0: "dgl-cnn", 4: "pred"}``.
         at: where to cut; see ``split``. ``layerwise.localize`` takes a budget of memory too, such
             as ``"memory:800MB"``: the fewest units whose training is predicted to fit into it, for
             batches as large as the sample; the learner's ``plan`` says what was chosen.
         optimizer: a callable that makes an optimizer from a list of parameters; one for all units,
             or one per unit in the forms of ``loss``. Default: fused Adam with rate 5e-4. It is
-            given frozen parameters too, which learn once they are thawed.
+            given frozen parameters too, which learn once they are unfrozen.
         scheduler: a callable that makes a learning-rate schedule from an optimizer;
             ``Learner.end_epoch`` or ``end_step`` advances the schedules.
         clip_grad: largest norm of each unit's gradient; None: gradients are not clipped.
@@ -127,7 +127,7 @@ def localize(
             None: the network itself as it is now.
         train_from: name or number of the first unit that learns. Those before it are frozen: they
             have no loss and no optimizer, stay in evaluation mode, and belong to that first unit,
-            which has number 0 from then on. None: all units learn.
+            which then has number 0. None: all units learn.
         loss_options: keyword arguments of the losses that declare them, such as ``beta`` of
             predsim. One that may change over training can be a function of progress, from 0 to 1;
             see ``Learner.set_progress``.
@@ -136,7 +136,7 @@ def localize(
         The learner, whose ``step`` trains all units on a batch.
 
     Raises:
-        CannotSplit: the network cannot be cut so, or its units do not compute what it computes.
+        CannotSplit: the network cannot be cut as asked, or its units compute something else.
         InvalidInput: an argument does not fit the network.
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
@@ -226,7 +226,7 @@ def localize(
     refuse_idle_terms(terms_of(losses, changing), heads)
     if head_lr_factor != 1.0 and not any(True for head in heads for _ in head.parameters()):
         raise InvalidInput(
-            f"Cannot use head_lr_factor={head_lr_factor}: it would change nothing, for no unit's "
+            f"Cannot use head_lr_factor={head_lr_factor}: it would change nothing, because no "
             "head has weights. Leave it out, or use a loss whose head learns, such as pred."
         )
     learner = Learner(model, units, num_classes, sample, leaves, output)

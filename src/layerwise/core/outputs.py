@@ -86,7 +86,7 @@ def take_main(training: fx.Graph, evaluation: fx.Graph, keys: Sequence[Key]) -> 
             return key
     raise CannotSplit(
         "Cannot split the network: in training it returns several values, and none of them is "
-        "computed as its output in evaluation is. Say which holds the logits with output=, such as "
+        "computed like its output in evaluation. Say which holds the logits with output=, such as "
         f"output={keys[0]!r}."
     )
 

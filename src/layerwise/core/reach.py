@@ -52,7 +52,7 @@ def spans_of(span: Span, count: int) -> list[int]:
         if len(spans) == count:
             return list(spans)
         raise InvalidInput(
-            f"Cannot use span {brief(span_text(spans))}: it is of {len(spans)} units, and the "
+            f"Cannot use span {brief(span_text(spans))}: it has {len(spans)} units, and the "
             f"chain has {count}. Give one number for all, or {count}."
         )
     refuse_text(span)
@@ -93,8 +93,8 @@ def is_number(text: str) -> bool:
 
 def refuse_text(span: object) -> NoReturn:
     raise InvalidInput(
-        f"Cannot use span {brief(repr(span))}: it is no number of units. Give one, such as 2; one "
-        "for each unit, such as 1,1,2; or 1,4=3: 1, and from unit 4 on 3."
+        f"Cannot use span {brief(repr(span))}: it is not a number of units. Give one, such as 2; "
+        "one for each unit, such as 1,1,2; or 1,4=3: 1, and from unit 4 on 3."
     )
 
 

@@ -20,7 +20,7 @@ def checked_scheduler(scheduler: Any) -> Any:
     """
     if not callable(getattr(scheduler, "step", None)):
         raise InvalidInput(
-            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
+            f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is not a scheduler. "
             "Return one, such as torch.optim.lr_scheduler.StepLR(optimizer, 10)."
         )
     return scheduler
@@ -43,8 +43,8 @@ def advance(units: Sequence[Unit], metric: float | None) -> None:
         if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:
             raise InvalidInput(
                 f"Cannot advance the schedule of unit {unit.index} ({unit.name}): its "
-                "optimizer was replaced, and the schedule sets the former's rate. Make "
-                "unit.scheduler anew of unit.optimizer."
+                "optimizer was replaced, and the scheduler sets the old one's rate. Make a new "
+                "unit.scheduler from unit.optimizer."
             )
     for unit, reads in zip(scheduled, reads_metric, strict=True):
         unit.scheduler.step(*[metric] * reads)

@@ -44,7 +44,7 @@ class Unit:
         name: path of its layer or block in the network.
         piece: part of the network; it shares the network's modules.
         loss: local loss, with its auxiliary head.
-        optimizer: optimizer of piece and head, of frozen weights too, since they may be thawed
+        optimizer: optimizer of piece and head, of frozen weights too, since they may be unfrozen
             later; None when they have no weights.
         scheduler: learning-rate schedule of the optimizer, or None.
         clip_grad: largest norm of the unit's gradient, or None.
@@ -96,7 +96,7 @@ class Unit:
         return [weight for weight in self.weights() if weight.requires_grad]
 
     def weights(self) -> list[nn.Parameter]:
-        """The parameters of piece and head that are trainable or can be thawed."""
+        """The parameters of piece and head that are trainable or can be unfrozen."""
         frozen = frozen_weights(self.piece)
         return [
             parameter

@@ -202,7 +202,7 @@ def white_of(picture: Image.Image, values: tuple[float, float]) -> float:
     least, most = values
     if not np.isfinite(least + most) or least < 0:
         raise InvalidInput(
-            f"its values go from {least:g} to {most:g}, which is no range of brightness. Save it "
+            f"its values go from {least:g} to {most:g}, not a range of brightness. Save it "
             "as 8 or 16 bits, from 0 for black."
         )
     if white := stated_white(picture, most):
@@ -214,9 +214,9 @@ def white_of(picture: Image.Image, values: tuple[float, float]) -> float:
         if most == 0 or white * LEAST_SHARE < most <= white:
             return white
     raise InvalidInput(
-        f"its largest value is {most:g}, of {'floats' if picture.mode == 'F' else 'integers'} that "
-        "could reach further, so that its range of brightness cannot be told (12 bits in 16, for "
-        "example). Save it as 8 bits, or as 16 bits over their whole range."
+        f"its largest value is {most:g}, and its {'floats' if picture.mode == 'F' else 'integers'} "
+        "could be larger, so its range of brightness is unknown (such as 12 bits in 16). Save it "
+        "as 8 bits, or as 16 bits over their whole range."
     )
 
 

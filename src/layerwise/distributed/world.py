@@ -153,8 +153,8 @@ def refuse_size(text: str) -> None:
     """
     if text and not (text.isdecimal() and int(text) > 0):
         raise InvalidInput(
-            f"Cannot train: WORLD_SIZE is {brief(repr(text))}, no number of processes. Start with "
-            "torchrun, which sets it, or unset it."
+            f"Cannot train: WORLD_SIZE is {brief(repr(text))}, not a number of processes. Start "
+            "with torchrun, which sets it, or unset it."
         )
 
 

@@ -30,7 +30,8 @@ class AugLocal(HeadLoss):
         site: place in the chain of a network.
         head_depth: d, 1 or more, and less than the number of blocks. None: 4, or as many as there
             are.
-        pyramid: c, from 0, the same depth everywhere, to 1.
+        pyramid: c, from 0 to 1. With 0, all heads are equally deep; with 1, depth falls to 1 at the
+            last unit.
 
     Raises:
         InvalidInput: an option is out of range, or no block of the network follows that could be
@@ -72,13 +73,13 @@ def place_of(site: Site, loss: str) -> "Place":
     """The place of a unit behind which a whole block of the network follows.
 
     Raises:
-        InvalidInput: nothing is known of what follows the unit, or it ends inside the block of the
-            output layer, behind which there is none.
+        InvalidInput: the site does not say what follows the unit, or it ends inside the block of
+            the output layer, behind which there is none.
     """
     if site.place is None:
         raise InvalidInput(
-            f"Cannot use {loss} at unit {site.index}: nothing is known of what follows it. "
-            "Let layerwise.localize make its site, and make it the head of no other loss."
+            f"Cannot use {loss} at unit {site.index}: its site does not say what follows it. "
+            "Let layerwise.localize make its site, and do not make it the head of another loss."
         )
     place = site.place()
     if place.passed > len(place.blocks):

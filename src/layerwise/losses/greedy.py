@@ -19,8 +19,8 @@ class Greedy(HeadLoss):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        head_depth: k, 1 or more.
-        head_width: channels of the convolutions, where there are any; None: those of the features.
+        head_depth: depth of the head, 1 or more.
+        head_width: channels of the head's convolutions; None: as many as the features have.
 
     Raises:
         InvalidInput: an option is below 1, a width is given for no convolution, or the features are
@@ -34,8 +34,8 @@ class Greedy(HeadLoss):
                 raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give 1 or more.")
         if head_depth == 1 and head_width is not None:
             raise InvalidInput(
-                f"Cannot use head_width {head_width}: it would change nothing, for a head of depth "
-                "1 is a classifier alone. Leave it out, or give head_depth 2 or more."
+                f"Cannot use head_width {head_width}: it would change nothing, because a head of "
+                "depth 1 is a classifier alone. Leave it out, or give head_depth 2 or more."
             )
         inputs = site.shape[0]
         width = inputs if head_width is None else head_width

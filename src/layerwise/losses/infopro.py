@@ -32,8 +32,10 @@ class InfoPro(nn.Module):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,), and its images (C, H, W).
-        reconstruction: λ₁ of the first unit, 0 or more; reconstruction_last: of the last but one.
-        task: λ₂ of the first unit, 0 or more; task_last: of the last but one. None: as the first.
+        reconstruction: weight λ₁ of the reconstruction in the first unit, 0 or more.
+        reconstruction_last: the same in the last unit but one. None: as in the first.
+        task: weight λ₂ of the cross-entropy in the first unit, 0 or more.
+        task_last: the same in the last unit but one. None: as in the first.
 
     Raises:
         InvalidInput: an option is out of range, or features or images are of another shape.

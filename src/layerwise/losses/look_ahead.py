@@ -34,9 +34,10 @@ class LookAhead(nn.Module):
 
     Args:
         site: place in the chain of a network.
-        branches: both; sum, with s fixed at 1; copy, the trained one alone; average, that alone.
-        average_momentum: m, from 0 to 1.
-        head_loss: local loss that reads what leaves the copies; see ``layerwise list losses``.
+        branches: both; sum: both, with s fixed at 1; copy: the trained copy alone; average: the
+            averaged copy alone.
+        average_momentum: m, weight of the old average at each update, from 0 to 1.
+        head_loss: local loss of the copies' output; see ``layerwise list losses``.
         options: of that loss.
 
     Raises:

@@ -111,8 +111,8 @@ class Match(Guided):
         options: of that loss.
 
     Raises:
-        InvalidInput: an option is out of range or unknown, nothing is known of a teacher, or it has
-            no features for the unit.
+        InvalidInput: an option is out of range or unknown, the site names no teacher, or the
+            teacher has no features for the unit.
     """
 
     training_only = ("borrowed", "pieces", "projection")
@@ -228,12 +228,12 @@ def teacher_of(site: Site) -> "TeacherUnit":
     """The teacher's unit of a site.
 
     Raises:
-        InvalidInput: nothing is known of a teacher.
+        InvalidInput: the site names no teacher.
     """
     if site.teacher is None:
         raise InvalidInput(
-            f"Cannot use match at unit {site.index}: nothing is known of a teacher. Let "
-            "layerwise.localize make its site, and make it the head of no other loss."
+            f"Cannot use match at unit {site.index}: its site names no teacher. Let "
+            "layerwise.localize make its site, and do not make it the head of another loss."
         )
     return site.teacher
 

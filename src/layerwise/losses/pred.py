@@ -16,9 +16,9 @@ EPSILON = 1e-5  # added to a variance
 class Pred(nn.Module):
     """Cross-entropy of a linear classifier on average-pooled features.
 
-    Maps are pooled to at most ``decoder_dim`` numbers. Of tokens, mean and standard deviation over
-    positions are read, batch-normalised; see ``Positions``. Where the network layer-normalises its
-    own last features before it classifies them, other features are batch-normalised too, so that a
+    Maps are pooled to at most ``decoder_dim`` numbers. For tokens, the batch-normalised mean
+    and standard deviation over positions are read; see ``Positions``. Where the network
+    layer-normalises its own last features, other features are batch-normalised too, so that a
     residual stream gains nothing by growing. The classifier's weights start at zero, so all classes
     are about equally likely before the first update.
 

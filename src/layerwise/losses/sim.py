@@ -34,9 +34,10 @@ class Sim(nn.Module):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        similarity_size: largest side in pixels; larger maps are first averaged. None: they are not.
-        similarity_channels: most channels; a 1×1 convolution then mixes more channels into so many.
-            None: it does not.
+        similarity_size: largest side of the maps in pixels; larger ones are first averaged. None:
+            no limit.
+        similarity_channels: largest number of channels; a 1×1 convolution first mixes more channels
+            into that many. None: no limit.
 
     Raises:
         InvalidInput: an option is below 1, or the features are of another shape.

@@ -83,8 +83,8 @@ def mean_square(one: Tensor, other: Tensor) -> Tensor:
 
 TERMS: dict[str, Callable[[Site], nn.Module]] = {"transport": Transport, "own_input": OwnInput}
 DESCRIPTIONS = """\
-    transport: weight of the mean squared displacement of features; see ``Transport``.
-    own_input: weight of the reconstruction of what entered the unit; see ``OwnInput``.
+    transport: weight of the mean squared difference between a unit's output and input.
+    own_input: weight of the mean squared error of the unit's reconstructed input.
 """
 
 
@@ -163,7 +163,7 @@ def refuse_idle_terms(asked: Sequence[str], losses: Sequence[nn.Module]) -> None
                 else "the chain is one unit, and the last one carries no term. Leave it out."
             )
             raise InvalidInput(
-                f"Cannot use {name.replace('_', '-')}: it would change nothing, for {reason}"
+                f"Cannot use {name.replace('_', '-')}: it would change nothing, because {reason}"
             )
 
 

@@ -27,8 +27,8 @@ def fisher(features: Tensor, labels: Tensor) -> float:
     scatter = within.T @ within / len(values)  # (F, F)
     if float(scatter.trace()) <= 0:
         raise InvalidInput(
-            "Cannot compute Fisher's criterion: it is infinite, since the features of each class "
-            "are all alike. Leave out fisher, or give more images."
+            "Cannot compute Fisher's criterion: it is infinite, since all features of each class "
+            "are the same. Leave out fisher, or give more images."
         )
     shrunk = (1 - SHRINKAGE) * scatter + SHRINKAGE * scatter.trace() / len(scatter) * torch.eye(
         len(scatter)

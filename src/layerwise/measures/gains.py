@@ -17,7 +17,7 @@ def add_gains(
 ) -> None:
     """Add each unit's gain, its standard error, and whether the unit is mismatched.
 
-    A unit is mismatched if it has no gain while its loss still pushes. There is no gain if the
+    A unit is mismatched if it has no gain while its loss is still active. There is no gain if the
     difference is not larger than its standard error (``gain_error``), or not above 0 for measures
     that are no accuracies, which have no such error. A gain is None where a value is missing, and
     ``mismatched`` is None there and where the unit has no loss of its own.
@@ -27,7 +27,7 @@ def add_gains(
         measure: name of the measure.
         right: for each row, which of the scored images an accuracy had right, (N,), bool; None for
             other measures.
-        pushing: whether a unit's loss still pushes, by index.
+        pushing: whether a unit's loss is still active, by index.
     """
     rows[0] |= dict.fromkeys(("gain", "gain_error", "mismatched"))
     pairs = zip(rows, rows[1:], right, right[1:], strict=False)
@@ -60,7 +60,7 @@ def paired_error(right: Tensor, right_before: Tensor) -> float:
 
 
 def losses_push(log: Iterable[Mapping[str, Any]]) -> dict[int, bool]:
-    """Whether each unit's loss still pushes, by the unit's index.
+    """Whether each unit's loss is still active, by the unit's index.
 
     It does if its mean over the last epoch is more than ``NEAR_ZERO`` of that over the first.
     """

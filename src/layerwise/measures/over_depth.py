@@ -56,7 +56,7 @@ def measure_depths(
         last: index of the last unit to measure; None: all are.
         other: a network of as many units and the same images as it reads them, to compare features
             with.
-        pushing: whether a unit's loss still pushes, by index; see ``losses_push``.
+        pushing: whether a unit's loss is still active, by index; see ``losses_push``.
 
     Returns:
         A row for each depth, from the image on.

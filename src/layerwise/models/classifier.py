@@ -52,8 +52,8 @@ def fit_classifier(
     network.set_submodule(path, made)
     if output_shape(name, network, images) != (num_classes,):
         raise InvalidInput(
-            f"Cannot give {name} a new classifier: with {num_classes} classes in {path} its output "
-            "is another. Let it take num_classes."
+            f"Cannot give {name} a new classifier: {num_classes} outputs of {path} do not become "
+            f"{num_classes} logits. Let it take num_classes."
         )
     say(f"new classifier: {path}, {num_classes} classes instead of {shape[0]}")
 

@@ -36,7 +36,7 @@ class Function:
             return inspect.signature(self.function).parameters
         except (TypeError, ValueError):  # of a function that is not written in Python
             raise InvalidInput(
-                f"Cannot use {self.name}: what it takes is not known. Give a Python function that "
+                f"Cannot use {self.name}: its arguments are not known. Give a Python function that "
                 "makes the network."
             ) from None
 

@@ -70,7 +70,7 @@ def checked_weights(path: Path, state: Any) -> dict[str, Tensor]:
         if held and all(isinstance(value, Tensor) for value in held.values()):
             return {str(key): value for key, value in held.items()}
     raise InvalidInput(
-        f"Cannot load weights from {path}: it is no table of tensors by name. Give a file of "
+        f"Cannot load weights from {path}: it is not a table of tensors by name. Give a file of "
         "safetensors, or of torch.save(model.state_dict(), …)."
     )
 

@@ -305,7 +305,7 @@ def cached_features(
     if source.views is None:
         raise InvalidInput(
             "Cannot cache features: without --views every epoch has new augmentations of each "
-            "image. Give --views, such as 1 (N of them take N times the room), or --no-augment."
+            "image. Give --views, such as 1 (N of them take N times the space), or --no-augment."
         )
     kinds = kinds_entering(learner, source)
     return lambda: CachedFeatures(source, kinds, keeping)

@@ -67,7 +67,7 @@ class Growth:
             )
         if not (self.begins >= 0 and self.lasts >= 0 and self.begins + self.lasts <= 1 + ROUNDING):
             raise InvalidInput(
-                f"Cannot use global_share {self.begins:g} with growth {self.lasts:g}: they are no "
+                f"Cannot use global_share {self.begins:g} with growth {self.lasts:g}: they are not "
                 "shares of training. Give numbers from 0, with a sum of at most 1."
             )
 

@@ -30,11 +30,11 @@ def simultaneous(
     """Every unit learns from every batch.
 
     Args:
-        span: number of units that a loss reaches: 2 lets a unit also learn through the next one's
-            loss; one for each unit, such as 1,1,2; or 1,4=3, from unit 4 on 3; 1: as the learner
-            has it.
+        span: number of units that a loss reaches: with 2, a unit also learns from the next unit's
+            loss; one number for each unit, such as 1,1,2; or 1,4=3, from unit 4 on 3. 1: the
+            learner's own span.
         micro_batches: number of parts that a batch is computed in, one after the other, before its
-            one update: it takes less memory. Batch normalisation and similarities are of a part.
+            one update, to save memory. Batch normalisation and similarities are then of a part.
 
     Raises:
         InvalidInput: ``micro_batches`` is below 1, or the chain has no such ``span``.

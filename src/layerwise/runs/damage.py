@@ -57,5 +57,5 @@ def check_accuracy(result: Mapping[str, Any]) -> None:
         raise InvalidInput(f"{RESULT} has no test accuracy")
     if not 0 <= result["test_accuracy"] <= 100:
         raise InvalidInput(
-            f"{RESULT} has a test accuracy of {result['test_accuracy']:g}, which is no percentage"
+            f"{RESULT} has a test accuracy of {result['test_accuracy']:g}, not a percentage"
         )

@@ -229,7 +229,7 @@ class RunFolder:
             raise
         except FileNotFoundError:
             raise InvalidInput(
-                f"Cannot read {self.path}: it is not a run, for no {CONFIGURATION} is in it. Give "
+                f"Cannot read {self.path}: it is not a run, since it has no {CONFIGURATION}. Give "
                 "the folder of a run."
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:

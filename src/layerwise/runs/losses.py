@@ -16,7 +16,7 @@ def parse_later_losses(text: str) -> dict[int, str]:
         unit, _, loss = (word.strip() for word in part.partition("="))
         if not (unit.isascii() and unit.isdigit() and len(unit) <= MOST_DIGITS and loss):
             raise InvalidInput(
-                f"Cannot use loss_from {brief(repr(part))}: it is no unit and loss. Give the "
+                f"Cannot use loss_from {brief(repr(part))}: it is not a unit and a loss. Give the "
                 "number of the unit from which on a loss is used, such as 4=pred."
             )
         if int(unit) <= max(losses, default=0):

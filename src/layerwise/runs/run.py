@@ -26,14 +26,14 @@ class Run:
     model_options: Options = declared("model")
     weights: str | None = option(
         None,
-        "begin with the weights of FILE: safetensors, or a state_dict saved by PyTorch (default: "
+        "initial weights, from FILE: safetensors, or a state_dict saved by PyTorch (default: "
         "drawn by --seed)",
         metavar="FILE",
     )
     num_classes: int | None = option(
         None,
-        "give the network a new classifier of N classes, where it or --weights has another "
-        "(default: the data set's, which --weights must fit)",
+        "replace the classifier of the network or of --weights by one of N classes, if it has "
+        "another number (default: the data set's, which --weights must fit)",
     )
     hierarchy: str | None = option(
         None, "convolutions or blocks per stage, such as 1,1,2,2 (default: as published)"

@@ -94,7 +94,7 @@ def linear_change(name: str, text: str) -> Linear:
         return Linear(float(first), float(last))
     except ValueError:
         raise InvalidInput(
-            f"Cannot use {name} {brief(repr(text))}: it is no linear change. Give its first and "
+            f"Cannot use {name} {brief(repr(text))}: it is not a linear change. Give its first and "
             f"last number, such as 0.5{BETWEEN}1."
         ) from None
 

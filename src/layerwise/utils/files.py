@@ -135,8 +135,8 @@ def locked_file(path: Path) -> Iterator[None]:
             refuse_what_is_no_file(path)
             if path.exists() and path.stat().st_size:  # the lock would empty it
                 raise InvalidInput(
-                    f"Cannot lock {path.parent}: {path} holds something, which is none of this "
-                    "program's. Move it away."
+                    f"Cannot lock {path.parent}: {path} holds something that this "
+                    "program did not write. Move it away."
                 )
             try:
                 held.enter_context(FileLock(path, timeout=0))

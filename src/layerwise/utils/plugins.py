@@ -99,8 +99,8 @@ def file_of_module(name: str) -> Path:
     source = MODULES[name].__file__
     if source is None or not Path(source).is_file():
         raise InvalidInput(
-            f"Cannot import {name}: it is no file of Python code. Give the module that holds the "
-            "function."
+            f"Cannot import {name}: it is not a file of Python code. Give the module that holds "
+            "the function."
         )
     return Path(source)
 

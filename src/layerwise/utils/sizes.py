@@ -20,9 +20,8 @@ def parse_size(name: str, text: str) -> int:
     size = int(float(match[1]) * {**SIZES, **BINARY}.get(match[2].upper(), 0)) if match else 0
     if size < 1:
         raise InvalidInput(
-            f"Cannot use {name} {brief(repr(text))}: it is not a size. Give a number above 0 and "
-            "B, kB, MB, "
-            "GB, TB, KiB, MiB, GiB or TiB, such as 500MB or 1.5GiB."
+            f"Cannot use {name} {brief(repr(text))}: it is not a size. Give a number above 0 with "
+            "one of the units B, kB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 500MB or 1.5GiB."
         )
     return size
 
