@@ -338,8 +338,8 @@ class Learner:
         """Restore a state that ``state_dict`` returned.
 
         Raises:
-            InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
-                loaded.
+            InvalidInput: the state belongs to another network, cut, loss, optimizer or schedule, or
+                is none; nothing was loaded.
         """
         self.refuse_absent_units("load a state")
         load_state(self.model, self.units, state)

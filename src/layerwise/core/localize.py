@@ -31,7 +31,7 @@ from layerwise.core.loss_trial import try_losses
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.outputs import Key
 from layerwise.core.reach import Span
-from layerwise.core.schedules import SchedulerFactory, checked_scheduler
+from layerwise.core.schedules import SchedulerFactory, made_scheduler
 from layerwise.core.shapes import feature_shapes
 from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
@@ -219,7 +219,7 @@ def localize(
             if head_lr_factor != 1.0:
                 scale_rate(unit.optimizer, head.parameters(), head_lr_factor)
             if scheduler is not None:
-                unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
+                unit.scheduler = made_scheduler(scheduler, unit.optimizer, name)
         units.append(unit)
     guide.refuse_unused()
     heads = [unit.loss for unit in units]

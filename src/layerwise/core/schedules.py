@@ -12,12 +12,21 @@ from layerwise.errors import InvalidInput
 SchedulerFactory = Callable[[Optimizer], Any]
 
 
-def checked_scheduler(scheduler: Any) -> Any:
-    """A schedule that can be advanced.
+def made_scheduler(maker: SchedulerFactory, optimizer: Optimizer, name: str) -> Any:
+    """The schedule made for a unit's optimizer, if it can be advanced.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it cannot, or it was not made.
     """
+    try:
+        scheduler = maker(optimizer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"Cannot train unit {name!r}: scheduler= raised {type(error).__name__} ({reason}). "
+            "Give one that takes the optimizer, such as lambda optimizer: "
+            "torch.optim.lr_scheduler.StepLR(optimizer, 10)."
+        ) from error
     if not callable(getattr(scheduler, "step", None)):
         raise InvalidInput(
             f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is no schedule. "
