@@ -37,7 +37,7 @@ from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Unit
-from layerwise.errors import InvalidInput
+from layerwise.errors import CannotSplit, InvalidInput, names_in
 from layerwise.losses import (
     LossFactory,
     Site,
@@ -141,6 +141,7 @@ def localize(
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
     check_normalization(normalization)
+    leaves = names_in("leaves", leaves)  # which may be read only once
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:
         raise InvalidInput(
@@ -154,7 +155,9 @@ def localize(
     try:
         with states_kept(model):
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
-    except (RuntimeError, TypeError) as error:
+    except (InvalidInput, CannotSplit):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
             f"Cannot localize the network: it cannot process the sample of shape "

@@ -1,8 +1,10 @@
 """Learning-rate schedules of units: checked when they are made, and advanced."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -47,6 +49,11 @@ def advance(units: Sequence[Unit], metric: float | None) -> None:
         raise InvalidInput(
             "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
             "learner.end_epoch(validation_loss)."
+        )
+    if any(reads_metric) and not isinstance(metric, Real | Tensor):
+        raise InvalidInput(
+            f"Cannot end the epoch: metric is {type(metric).__name__}. Give a number, such as the "
+            "validation loss."
         )
     for unit in scheduled:
         if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:

@@ -55,8 +55,14 @@ def load_state(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]
         )
     names, saved = [unit.name for unit in units], state.get("units") or []
     if state.get("version") != STATE_VERSION or saved != names:
-        other = next((f", the first that differs {a!r}" for a, b in zip(saved, names, strict=False)
-                      if a != b), "")
+        other = next(
+            (
+                f", the first that differs {a!r}"
+                for a, b in zip(saved, names, strict=False)
+                if a != b
+            ),
+            "",
+        )
         raise InvalidInput(
             f"Cannot load the state: it is of {len(saved)} units{other} (version "
             f"{state.get('version')}), this learner has {len(names)} (version {STATE_VERSION}). "
