@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 import layerwise
 from layerwise import InvalidInput
 from layerwise.cli.train import command_to_resume
+from layerwise.cli.values import read_config
 from layerwise.core.learner import Learner
 from layerwise.utils.plugins import IMPORTED
 from tests.helpers import learner, network, same_weights
@@ -95,8 +97,9 @@ def test_a_state_of_as_many_other_units_names_one() -> None:
     ids=["empty", "unbatched", "meta"],
 )
 def test_samples_that_are_no_batch(sample: Tensor, said: str) -> None:
-    with pytest.raises(InvalidInput, match=said):
-        layerwise.localize(network("branches"), sample, 10, "pred")
+    for at in ("layer", 2):
+        with pytest.raises(InvalidInput, match=said):
+            layerwise.localize(network("branches"), sample, 10, "pred", at=at)
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])
@@ -143,14 +146,14 @@ def test_leaves_may_be_read_only_once(at: str) -> None:
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: layerwise.split(3), "model is int"),  # type: ignore[arg-type]
-        (lambda: layerwise.create_model(None), "name is NoneType"),  # type: ignore[arg-type]
-        (lambda: layerwise.audit(None, IMAGES, LABELS), "it is no learner"),  # type: ignore[arg-type]
+        (lambda: layerwise.split(3), "model is int"),
+        (lambda: layerwise.create_model(None), "name is NoneType"),
+        (lambda: layerwise.audit(None, IMAGES, LABELS), "it is no learner"),
         (
             lambda: layerwise.audit(learner("plain", "pred"), IMAGES.numpy(), LABELS),
             "must be tensors",
         ),
-        (lambda: layerwise.predict_peak(network("plain"), IMAGES, 10), "batch_shape=tensor"),  # type: ignore[arg-type]
+        (lambda: layerwise.predict_peak(network("plain"), IMAGES, 10), "batch_shape=tensor"),
         (
             lambda: layerwise.separability(network("plain"), (IMAGES, LABELS), measures="fisher"),
             r"measures='fisher'.*\['fisher'\]",
@@ -167,8 +170,23 @@ def test_arguments_of_other_functions(call: Callable[[], Any], said: str) -> Non
 def test_a_metric_that_is_no_number() -> None:
     local: Learner = learner("plain", "pred", scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     with pytest.raises(InvalidInput, match="metric is str"):
-        local.end_epoch("0.5")  # type: ignore[arg-type]
-    local.end_epoch(torch.tensor(0.5))  # type: ignore[arg-type]
+        local.end_epoch("0.5")
+    local.end_epoch(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: 1\nepochs: 2\n", "gives epochs twice"),
+        ("batch-size: 8\nbatch_size: 16\n", "gives batch_size twice"),
+        ("import: my_loss.py\n", "on the command line alone. Give --import there"),
+    ],
+)
+def test_configuration_files(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match=said):
+        read_config(str(file))
 
 
 def test_the_command_that_goes_on_imports_what_the_run_needs(
