@@ -55,6 +55,21 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
         )
 
 
+def names_in(argument: str, given: object) -> list[str]:
+    """Names given as a list; text alone, which would be read letter by letter, is refused.
+
+    Raises:
+        InvalidInput: naming the argument.
+    """
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        example = f", such as [{brief(repr(given))}]" if isinstance(given, str) else ""
+        raise InvalidInput(
+            f"Cannot use {argument}={brief(repr(given))}: it is no list of names. Give a list"
+            f"{example}."
+        )
+    return [*given]
+
+
 def brief(value: object) -> str:
     """A value in words, its middle left out where it is long."""
     try:

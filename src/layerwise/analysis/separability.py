@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, choose, names_in
 from layerwise.measures import MEASURES
 from layerwise.measures.base import check_labels, parts
 from layerwise.measures.depths import Depths, depths_of, network_depths, refuse_other_depth
@@ -76,7 +76,7 @@ def separability(
             is out of range.
         CannotSplit: the network cannot be cut.
     """
-    names = list(MEASURES) if measures is None else list(measures)
+    names = list(MEASURES) if measures is None else names_in("measures", measures)
     if isinstance(source, nn.Module | Learner):
         sample = pair_sample(data)
         reference = (

@@ -15,6 +15,7 @@ from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.launch import restarts
 from layerwise.utils.options import as_flag
+from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.sizes import format_size
 
 if TYPE_CHECKING:
@@ -116,11 +117,16 @@ def train_one(
             with shown() if here.first else nullcontext(Progress()) as progress:
                 result = train(prepared, folder, resume, progress)
         except Interrupted as interruption:
-            raise KeyboardInterrupt(
-                f"{interruption}. Go on with: layerwise train --resume {folder.path}"
-            ) from None
+            again = command_to_resume(str(folder.path))
+            raise KeyboardInterrupt(f"{interruption}. Go on with: {again}") from None
         print_once(summary(result), sys.stdout)
     return result
+
+
+def command_to_resume(folder: str) -> str:
+    """The command that goes on with a run, and lets the same files of code run."""
+    words = ["layerwise", "train", "--resume", folder]
+    return shlex.join(words + [word for path in IMPORTED for word in ("--import", path)])
 
 
 def words_of(preset: "Preset") -> list[str]:

@@ -17,7 +17,7 @@ from layerwise.runs.formats import run_from
 from layerwise.runs.losses import format_later_losses, parse_later_losses
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.bounded import read_options, refuse_strange
-from layerwise.utils.options import Options, options_of
+from layerwise.utils.options import Options, as_flag, options_of
 from layerwise.utils.terminal import in_one_line
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "downsample_after": lambda text: ",".join(map(str, parse_downsampling(text))),
     "loss_from": lambda text: format_later_losses(parse_later_losses(text)),
 }
+# options that a configuration file does not hold: code runs only if the command line names it
+ON_COMMAND_LINE = ("import", "output", "resume", "preset", "config", "json")
 
 
 def preset_of(parsed: argparse.Namespace) -> "Preset | None":
@@ -179,6 +181,13 @@ def read_config(path: str | None) -> dict[str, Any]:
     checked = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        if name in checked:
+            raise InvalidInput(f"Cannot use {path}: it gives {name} twice. Leave one of them out.")
+        if name in ON_COMMAND_LINE:
+            raise InvalidInput(
+                f"Cannot use {name} of {path}: it is given on the command line alone. Give "
+                f"{as_flag(name)} there."
+            )
         choose(
             f"option in {path}",
             name,

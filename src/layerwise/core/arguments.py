@@ -1,6 +1,7 @@
 """Arguments of ``localize`` that are refused before any unit is made."""
 
 from math import inf, isfinite
+from numbers import Real
 from typing import Any
 
 import torch
@@ -38,17 +39,27 @@ def check_arguments(
             "Cannot localize the network: sample is not a batch. Give a tensor of images as the "
             "network is trained on, batch first."
         )
+    if not len(sample):
+        raise InvalidInput(
+            f"Cannot localize the network: sample holds no images, its shape is "
+            f"{tuple(sample.shape)}. Give one or more."
+        )
+    if sample.is_meta and not any(p.is_meta for p in model.parameters()):
+        raise InvalidInput(
+            "Cannot localize the network: sample is on the device meta and has no values. Give "
+            "images with values."
+        )
     for name, value, valid, accepted in (
         (
             "num_classes",
             num_classes,
-            isinstance(num_classes, int) and num_classes >= 2,
+            is_whole(num_classes) and num_classes >= 2,
             "a whole number, 2 or more",
         ),
         (
             "clip_grad",
             clip_grad,
-            clip_grad is None or 0 < clip_grad < float("inf"),
+            clip_grad is None or (is_number(clip_grad) and 0 < clip_grad < inf),
             "a number above 0, or None",
         ),
         (
@@ -60,7 +71,7 @@ def check_arguments(
         (
             "seed",
             seed,
-            seed is None or (isinstance(seed, int) and seed >= 0),
+            seed is None or (is_whole(seed) and seed >= 0),
             "a whole number, 0 or more, or None",
         ),
         (
@@ -72,12 +83,20 @@ def check_arguments(
         (
             "head_lr_factor",
             head_lr_factor,
-            isinstance(head_lr_factor, int | float) and 0 < head_lr_factor < float("inf"),
+            is_number(head_lr_factor) and 0 < head_lr_factor < inf,
             "a number above 0",
         ),
     ):
         if not valid:
             raise InvalidInput(f"Cannot use {name}={value!r}: it is not accepted. Give {accepted}.")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_normalization(normalization: Any) -> None:

@@ -10,13 +10,20 @@ from layerwise.errors import InvalidInput
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
-def check_batch(images: Any, labels: Any, num_classes: int, amp: torch.dtype | None) -> None:
+def check_batch(
+    images: Any,
+    labels: Any,
+    num_classes: int,
+    amp: torch.dtype | None,
+    device: torch.device | None = None,
+) -> None:
     """Refuse a batch that cannot be learned from, and a step where none can be made.
 
     Values on a GPU are not read, since that would wait for the device.
 
     Args:
         amp: number type that units compute in, or None.
+        device: where the first unit's weights are; None: not known.
 
     Raises:
         InvalidInput: saying what is wrong.
@@ -31,6 +38,12 @@ def check_batch(images: Any, labels: Any, num_classes: int, amp: torch.dtype | N
             "Cannot make a step: gradients are switched off here. Take the step out of "
             "torch.no_grad()."
         )
+    for name, given in (("images", images), ("labels", labels)):
+        if device is not None and given.device != device:
+            raise InvalidInput(
+                f"Cannot learn from {name} on {given.device}: the network is on {device}. Move "
+                f"them there, {name}.to({str(device)!r})."
+            )
     kind = images.device.type
     if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != amp:
         raise InvalidInput(

@@ -59,7 +59,7 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
             expected = result_of(network, model, images, weights, buffers)
             try:
                 computed = result_of(chain, model, images, weights, buffers)
-            except (RuntimeError, TypeError) as error:
+            except (RuntimeError, TypeError, IndexError) as error:
                 raise CannotSplit(
                     "Cannot split the network: it can process the sample, but its unit "
                     f"{failing_unit(model, chain, images)!r} cannot "

@@ -209,7 +209,7 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
         network.root.eval()
         try:
             Counting(fx.GraphModule(root, graph)).run(sample[:2])
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InvalidInput(
                 "Cannot count multiply-adds: the network cannot process the sample of shape "

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.core.arguments import is_whole
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.losses import LossFactory
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -56,10 +57,17 @@ def one_per_unit(
     if is_one(given):
         return [given] * len(names)
     each: list[Any] = []
-    if isinstance(given, Mapping) and given and all(isinstance(key, int) for key in given):
+    if isinstance(given, Mapping) and given and all(map(is_whole, given)):
         each = from_each_on(argument, given, len(names))
     elif isinstance(given, Mapping):
-        for name in given:
+        strange = [key for key in given if not is_whole(key) and not isinstance(key, str)]
+        for name in strange or given:
+            if not isinstance(name, str):
+                raise InvalidInput(
+                    f"Cannot use the key {brief(repr(name))} in {argument}=: it is "
+                    f"{'neither a number nor a name' if strange else 'a number beside names'}. "
+                    "Give numbers of units alone, or their names alone."
+                )
             choose(f"unit in {argument}=", name, names)
         each = [given.get(name) for name in names]
     elif isinstance(given, Sequence) and not isinstance(given, str):

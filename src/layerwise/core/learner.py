@@ -246,7 +246,9 @@ class Learner:
             InvalidInput: saying what is wrong with the batch or the network.
         """
         self.structure.check(self.units)
-        check_batch(images, labels, self.num_classes, self.units[0].amp)
+        weight = next(iter(self.own_units[0].weights()), None)
+        device = None if weight is None else weight.device
+        check_batch(images, labels, self.num_classes, self.units[0].amp, device)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Advance every unit's learning-rate schedule.
@@ -338,8 +340,8 @@ class Learner:
         """Restore a state that ``state_dict`` returned.
 
         Raises:
-            InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
-                loaded.
+            InvalidInput: the state belongs to another network, cut, loss, optimizer or schedule, or
+                is none; nothing was loaded.
         """
         self.refuse_absent_units("load a state")
         load_state(self.model, self.units, state)

@@ -31,13 +31,13 @@ from layerwise.core.loss_trial import try_losses
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.outputs import Key
 from layerwise.core.reach import Span
-from layerwise.core.schedules import SchedulerFactory, checked_scheduler
+from layerwise.core.schedules import SchedulerFactory, made_scheduler
 from layerwise.core.shapes import feature_shapes
 from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Unit
-from layerwise.errors import InvalidInput
+from layerwise.errors import CannotSplit, InvalidInput, names_in
 from layerwise.losses import (
     LossFactory,
     Site,
@@ -141,6 +141,7 @@ def localize(
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
     check_normalization(normalization)
+    leaves = names_in("leaves", leaves)  # which may be read only once
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:
         raise InvalidInput(
@@ -154,7 +155,9 @@ def localize(
     try:
         with states_kept(model):
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
-    except (RuntimeError, TypeError) as error:
+    except (InvalidInput, CannotSplit):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InvalidInput(
             f"Cannot localize the network: it cannot process the sample of shape "
@@ -219,7 +222,7 @@ def localize(
             if head_lr_factor != 1.0:
                 scale_rate(unit.optimizer, head.parameters(), head_lr_factor)
             if scheduler is not None:
-                unit.scheduler = checked_scheduler(scheduler(unit.optimizer))
+                unit.scheduler = made_scheduler(scheduler, unit.optimizer, name)
         units.append(unit)
     guide.refuse_unused()
     heads = [unit.loss for unit in units]

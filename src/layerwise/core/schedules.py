@@ -1,8 +1,10 @@
 """Learning-rate schedules of units: checked when they are made, and advanced."""
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -12,12 +14,21 @@ from layerwise.errors import InvalidInput
 SchedulerFactory = Callable[[Optimizer], Any]
 
 
-def checked_scheduler(scheduler: Any) -> Any:
-    """A schedule that can be advanced.
+def made_scheduler(maker: SchedulerFactory, optimizer: Optimizer, name: str) -> Any:
+    """The schedule made for a unit's optimizer, if it can be advanced.
 
     Raises:
-        InvalidInput: it is none.
+        InvalidInput: it cannot, or it was not made.
     """
+    try:
+        scheduler = maker(optimizer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"Cannot train unit {name!r}: scheduler= raised {type(error).__name__} ({reason}). "
+            "Give one that takes the optimizer, such as lambda optimizer: "
+            "torch.optim.lr_scheduler.StepLR(optimizer, 10)."
+        ) from error
     if not callable(getattr(scheduler, "step", None)):
         raise InvalidInput(
             f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is not a scheduler. "
@@ -38,6 +49,11 @@ def advance(units: Sequence[Unit], metric: float | None) -> None:
         raise InvalidInput(
             "Cannot end the epoch: ReduceLROnPlateau reads a metric. Give one, such as "
             "learner.end_epoch(validation_loss)."
+        )
+    if any(reads_metric) and not isinstance(metric, Real | Tensor):
+        raise InvalidInput(
+            f"Cannot end the epoch: metric is {type(metric).__name__}. Give a number, such as the "
+            "validation loss."
         )
     for unit in scheduled:
         if getattr(unit.scheduler, "optimizer", unit.optimizer) is not unit.optimizer:

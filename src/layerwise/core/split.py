@@ -23,7 +23,7 @@ from layerwise.core.pieces import build_piece, piece_root
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.trace import SingleInput, trace_network
 from layerwise.core.tracer import owner
-from layerwise.errors import CannotSplit, choose
+from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 
 OUTPUT_LAYERS = ("separate", "joined")
 
@@ -110,8 +110,8 @@ def split(
     Raises:
         CannotSplit: the network cannot be cut so; the message says which module, why, and what to
             do.
-        InvalidInput: ``output_layer`` is neither of the two, a path in ``leaves`` is unknown, or
-            the network's result has no such ``output``.
+        InvalidInput: ``model`` is no module, ``output_layer`` is neither of the two, a path in
+            ``leaves`` is unknown, or the network's result has no such ``output``.
     """
     joined = choose("output layer", output_layer, OUTPUT_LAYERS) == "joined"
     network, root = traced(model, sample, leaves, output)
@@ -163,6 +163,12 @@ def traced(
     Raises:
         CannotSplit, InvalidInput: see ``split``.
     """
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(
+            f"Cannot split the network: model is {type(model).__name__}. Give an instance of "
+            "nn.Module."
+        )
+    leaves = names_in("leaves", leaves)  # which may be read only once
     root, graph = trace_network(model, leaves, sample, output)
     if output is None and root.output is None and LOGITS in root.parts:
         root, graph = trace_network(model, leaves, sample, LOGITS)

@@ -11,6 +11,7 @@ from layerwise.errors import InvalidInput
 
 STATE_VERSION = 1
 ENTRIES = ("model", "losses", "optimizers", "schedulers", "steps")
+PER_UNIT = ("losses", "optimizers", "schedulers", "optimizer_kinds", "scheduler_kinds", "scalers")
 
 
 def state_of(model: nn.Module, units: Sequence[Unit], steps: int) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def state_of(model: nn.Module, units: Sequence[Unit], steps: int) -> dict[str, A
         "optimizers": [unit.optimizer.state_dict() if unit.optimizer else None for unit in units],
         "optimizer_kinds": [type(unit.optimizer).__name__ for unit in units],
         "schedulers": [unit.scheduler.state_dict() if unit.scheduler else None for unit in units],
+        "scheduler_kinds": [type(unit.scheduler).__name__ for unit in units],
     }
     if any(unit.scaler is not None for unit in units):
         state["scalers"] = [unit.scaler.state_dict() if unit.scaler else None for unit in units]
@@ -43,17 +45,34 @@ def load_state(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]
     """Restore a state of ``state_of``.
 
     Raises:
-        InvalidInput: the state belongs to another network, cut, loss or optimizer; nothing was
-            loaded.
+        InvalidInput: the state belongs to another network, cut, loss, optimizer or schedule, or is
+            none; nothing was loaded.
     """
-    names = [unit.name for unit in units]
-    if state.get("version") != STATE_VERSION or state.get("units") != names:
+    if not isinstance(state, Mapping):
         raise InvalidInput(
-            f"Cannot load the state: it is of {len(state.get('units') or [])} units (version "
+            f"Cannot load the state: it is {type(state).__name__}. Give what learner.state_dict() "
+            "returned."
+        )
+    names, saved = [unit.name for unit in units], state.get("units") or []
+    if state.get("version") != STATE_VERSION or saved != names:
+        other = next(
+            (
+                f", the first that differs {a!r}"
+                for a, b in zip(saved, names, strict=False)
+                if a != b
+            ),
+            "",
+        )
+        raise InvalidInput(
+            f"Cannot load the state: it is of {len(saved)} units{other} (version "
             f"{state.get('version')}), this learner has {len(names)} (version {STATE_VERSION}). "
             "Build the learner with the same model and the same at= as when the state was saved."
         )
-    if reason := misfit(model, units, state):
+    try:
+        reason = damage(state, len(units)) or misfit(model, units, state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = f"what it holds is no state ({type(error).__name__}: {error})"
+    if reason:
         raise InvalidInput(
             f"Cannot load the state: it does not fit this learner, since {reason}. Build the "
             "learner as when the state was saved."
@@ -74,11 +93,24 @@ def load_state(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]
             unit.scaler.load_state_dict(scaler)
 
 
-def misfit(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]) -> str | None:
-    """The first reason why a state does not fit a learner of as many units; None: it fits."""
+def damage(state: Mapping[str, Any], count: int) -> str | None:
+    """The first entry that a state of a learner of ``count`` units cannot have; None: all fit."""
     for entry in ENTRIES:
         if entry not in state:
             return f"it has no {entry}"
+    for entry in PER_UNIT:
+        if entry in state and (not isinstance(state[entry], list) or len(state[entry]) != count):
+            return f"its {entry} are not those of {count} units"
+    steps, progress = state["steps"], state.get("progress", 0.0)
+    if not isinstance(steps, int) or steps < 0:
+        return f"its number of steps is {steps!r}"
+    if not isinstance(progress, int | float) or not 0 <= progress <= 1:
+        return f"its progress is {progress!r}"
+    return None
+
+
+def misfit(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]) -> str | None:
+    """The first reason why a state does not fit a learner of as many units; None: it fits."""
     pairs = [(model, state["model"])]
     pairs += zip((unit.loss for unit in units), state["losses"], strict=False)
     for module, saved in pairs:
@@ -94,6 +126,21 @@ def misfit(model: nn.Module, units: Sequence[Unit], state: Mapping[str, Any]) ->
             group_sizes(unit.optimizer.state_dict())
         ):
             return f"its optimizer of unit {unit.index} ({unit.name}) holds other weights"
+    return other_schedule(units, state)
+
+
+def other_schedule(units: Sequence[Unit], state: Mapping[str, Any]) -> str | None:
+    """The first unit whose schedule is of another kind than the state's; None: all are alike.
+
+    A schedule counts on numbers that it has written into its optimizer, which are in the state.
+    """
+    kinds = state.get("scheduler_kinds") or [None] * len(units)  # states of earlier versions
+    for unit, kind, saved in zip(units, kinds, state["schedulers"], strict=True):
+        own = type(unit.scheduler).__name__
+        if (saved is None) != (unit.scheduler is None) or kind not in (None, own):
+            said = "no schedule" if saved is None else kind or "a schedule"
+            here = "none" if unit.scheduler is None else own
+            return f"unit {unit.index} ({unit.name}) has {said} in the state and {here} here"
     return None
 
 

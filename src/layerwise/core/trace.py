@@ -27,7 +27,7 @@ from layerwise.core.tracer import (
     refuse_lazy,
     strip_root,
 )
-from layerwise.errors import CannotSplit, choose
+from layerwise.errors import CannotSplit, choose, names_in
 
 # methods that leave something with a tensor for the backward pass
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
@@ -102,7 +102,7 @@ def trace_network(
     """
     whole = {
         choose("path in leaves=", path, [name for name, _ in model.named_modules() if name])
-        for path in leaves
+        for path in names_in("leaves", leaves)
     }
     refuse_lazy(model)
     try:

@@ -20,6 +20,7 @@ BRANCHES = {
     "copy": ("copy",),
     "average": ("average",),
 }
+MOMENTUM = 0.995  # of the average
 
 
 class LookAhead(nn.Module):
@@ -41,8 +42,8 @@ class LookAhead(nn.Module):
         options: of that loss.
 
     Raises:
-        InvalidInput: an option is out of range or unknown, the other loss cannot be used there, or
-            no block of the network follows that could be copied.
+        InvalidInput: an option is out of range, unknown or without effect, the other loss cannot be
+            used there, or no block of the network follows that could be copied.
     """
 
     training_only = ("averages", "followed")
@@ -52,7 +53,7 @@ class LookAhead(nn.Module):
         site: Site,
         *,
         branches: str = "both",
-        average_momentum: float = 0.995,
+        average_momentum: float = MOMENTUM,
         head_loss: str = "pred",
         **options: Any,
     ) -> None:
@@ -63,6 +64,11 @@ class LookAhead(nn.Module):
             raise InvalidInput(
                 f"Cannot use average_momentum {average_momentum}: it is out of range. Give a "
                 "number from 0 to 1."
+            )
+        if branches == "copy" and average_momentum != MOMENTUM:
+            raise InvalidInput(
+                f"Cannot use average_momentum {average_momentum}: it would change nothing, for "
+                "branches 'copy' has no average. Leave it out, or give other branches."
             )
         place = place_of(site, "look-ahead")
         block = [*place.blocks, place.output][place.passed]

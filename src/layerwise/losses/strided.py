@@ -2,13 +2,14 @@
 
 from torch import nn
 
-from layerwise.errors import check_range
+from layerwise.errors import InvalidInput, check_range
 from layerwise.losses.heads import HeadLoss, convolution, linear
 from layerwise.losses.site import Site, check_shape
 
 POOLED = 2  # pixels a side of the maps that the classifier reads
 MOST_LAYERS = 16
 NARROWEST, WIDEST = 0.01, 100  # factors
+FACTOR = 2.0  # channels of the first convolution, in those of the features
 
 
 class Strided(HeadLoss):
@@ -25,13 +26,21 @@ class Strided(HeadLoss):
         head_width_factor: channels of the first convolution, in those of the features; 0.01 to 100.
 
     Raises:
-        InvalidInput: an option is out of range, or the features are of another shape.
+        InvalidInput: an option is out of range, a width is given for no convolution, or the
+            features are of another shape.
     """
 
-    def __init__(self, site: Site, *, head_depth: int = 2, head_width_factor: float = 2.0) -> None:
+    def __init__(
+        self, site: Site, *, head_depth: int = 2, head_width_factor: float = FACTOR
+    ) -> None:
         check_shape(site)
         check_range("head_depth", head_depth, 0, MOST_LAYERS)
         check_range("head_width_factor", head_width_factor, NARROWEST, WIDEST)
+        if head_depth == 0 and head_width_factor != FACTOR:
+            raise InvalidInput(
+                f"Cannot use head_width_factor {head_width_factor}: it would change nothing, for a "
+                "head of depth 0 is a classifier alone. Leave it out, or give head_depth 1 or more."
+            )
         channels, *size = site.shape
         width = max(round(channels * head_width_factor), 1)
         layers: list[nn.Module] = []

@@ -223,6 +223,11 @@ def create_model(
     Raises:
         InvalidInput: an argument is out of range, or not one of this network's.
     """
+    if not isinstance(name, str):
+        raise InvalidInput(
+            f"Cannot build a network: its name is {type(name).__name__}. Give text, such as "
+            "'resnet18'; a module needs no building."
+        )
     import_code_of(name)
     factory = model_factory(name)
     for label, value, least in (

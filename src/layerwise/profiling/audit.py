@@ -48,6 +48,12 @@ def audit(
             used.
         Diverged: a loss is not finite.
     """
+    if not isinstance(learner, Learner):
+        raise InvalidInput(
+            f"Cannot audit {type(learner).__name__}: it is no learner. Give what "
+            "layerwise.localize returned."
+        )
+    learner.check(images, labels)
     span = options.pop("span", learner.span)
     if reach_of_span(span, len(learner.units)) != learner.reach:
         raise InvalidInput(

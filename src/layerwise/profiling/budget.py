@@ -20,7 +20,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import cut_paths
 from layerwise.data import ImageFormat
-from layerwise.errors import CannotSplit, InvalidInput, choose
+from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 from layerwise.losses import Evaluated, Site, Targets
 from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import trial_options
@@ -83,6 +83,7 @@ def with_budgets(localize: Callable[Arguments, Learner]) -> Callable[Arguments, 
         given.pop("loss_options", None)
         if not is_budget(given.get("at")):
             return localize(*args, **kwargs)
+        given["leaves"] = names_in("leaves", given.get("leaves", ()))  # they are read twice
         plan = plan_localize(**given)
         learner = localize(**{**given, "at": plan.at})  # type: ignore[call-arg]
         learner.plan = plan

@@ -10,7 +10,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import MEMORY_FORMATS
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.profiling.measure import measure
 from layerwise.profiling.opponents import OPPONENTS, add_opponents, split_names
 from layerwise.profiling.predict import (
@@ -29,6 +29,7 @@ from layerwise.training.device import find_device
 from layerwise.training.prepare import prepare
 from layerwise.utils.options import Options
 from layerwise.utils.sizes import format_size, parse_size
+from layerwise.utils.terminal import in_one_line
 
 # rules with options that change what a step costs
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -81,6 +82,13 @@ def predict_peak(
     """
     choose("rule", rule, RULES)
     choose("memory format", memory_format, MEMORY_FORMATS)
+    if not isinstance(batch_shape, Sequence) or not all(
+        isinstance(side, int) and side > 0 for side in batch_shape
+    ):
+        raise InvalidInput(
+            f"Cannot use batch_shape={in_one_line(brief(repr(batch_shape)))}: it is no shape of a "
+            "batch. Give numbers above 0, such as (128, 3, 32, 32)."
+        )
     if device is not None:
         choose("device", device, DEVICES)
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:

@@ -109,6 +109,13 @@ def parse_yaml(text: str) -> Any:
                 raise ValueError("it has an alias (*), which a file of options needs not")
             return super().compose_node(parent, index)
 
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise ValueError(f"it gives {twice[0]} twice")
+            return node
+
     try:
         return yaml.load(text, Loader)
     except RecursionError:

@@ -1,0 +1,196 @@
+"""Arguments of the library that are of a wrong type, contradict each other or change nothing."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import layerwise
+from layerwise import InvalidInput
+from layerwise.cli.train import command_to_resume
+from layerwise.cli.values import read_config
+from layerwise.core.learner import Learner
+from layerwise.utils.plugins import IMPORTED
+from tests.helpers import learner, network, same_weights
+
+IMAGES, LABELS = torch.rand(8, 1, 8, 8), torch.arange(8) % 10
+ADAM = torch.optim.Adam
+
+
+def one_cycle(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+
+
+def by_steps(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [(None, one_cycle), (one_cycle, None), (one_cycle, by_steps), (by_steps, one_cycle)],
+)
+def test_a_state_with_another_schedule_is_refused(saved: Any, now: Any) -> None:
+    """OneCycleLR would fail at its next step, and others go on from a rate that is not theirs."""
+    state = learner("plain", "pred", scheduler=saved).state_dict()
+    local = learner("plain", "pred", scheduler=now)
+    before = copy.deepcopy(local.state_dict())
+    with pytest.raises(InvalidInput, match=r"schedule|OneCycleLR"):
+        local.load_state_dict(state)
+    assert str(local.state_dict()) == str(before)
+
+
+def test_a_state_of_an_earlier_version_has_no_kinds_of_schedules() -> None:
+    state = learner("plain", "pred", scheduler=by_steps).state_dict()
+    del state["scheduler_kinds"]
+    learner("plain", "pred", scheduler=by_steps).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"schedulers": [None]},
+        {"schedulers": "none"},
+        {"losses": []},
+        {"losses": "none"},
+        {"model": "none"},
+        {"optimizers": [None] * 3},
+        {"scalers": [1]},
+        {"steps": -1},
+        {"steps": "3"},
+        {"progress": 7},
+    ],
+    ids=str,
+)
+def test_of_a_damaged_state_nothing_is_loaded(damage: dict[str, Any]) -> None:
+    trained, local = learner("plain", "pred"), learner("plain", "pred")
+    trained.step(IMAGES, LABELS)
+    before = copy.deepcopy(local.model)
+    with pytest.raises(InvalidInput, match="Cannot load the state"):
+        local.load_state_dict({**trained.state_dict(), **damage})
+    assert same_weights(local.model, before)
+    assert local.steps == 0
+
+
+@pytest.mark.parametrize("state", ["state.pt", None, 3])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(InvalidInput, match=type(state).__name__):
+        learner("plain", "pred").load_state_dict(state)
+
+
+def test_a_state_of_as_many_other_units_names_one() -> None:
+    state = learner("vgg8b", "pred", at=3).state_dict()
+    with pytest.raises(InvalidInput, match="the first that differs 'stages"):
+        learner("plain", "pred").load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        (IMAGES[:0], "sample holds no images"),
+        (IMAGES[0], "cannot process the sample of shape"),
+        (IMAGES.to("meta"), "meta"),
+    ],
+    ids=["empty", "unbatched", "meta"],
+)
+def test_samples_that_are_no_batch(sample: Tensor, said: str) -> None:
+    for at in ("layer", 2):
+        with pytest.raises(InvalidInput, match=said):
+            layerwise.localize(network("branches"), sample, 10, "pred", at=at)
+
+
+@pytest.mark.parametrize("name", ["images", "labels"])
+def test_a_batch_on_another_device(name: str) -> None:
+    batch = {"images": IMAGES, "labels": LABELS}
+    batch[name] = batch[name].to("meta")
+    with pytest.raises(InvalidInput, match=f"from {name} on meta: the network is on cpu"):
+        learner("plain", "pred").step(**batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"leaves": "conv1"}, r"leaves='conv1'.*\['conv1'\]"),
+        ({"leaves": 3}, "leaves=3"),
+        ({"loss": {0: "pred", "out": "sim"}}, "key 0 in loss=: it is a number beside names"),
+        ({"loss": {0: "pred", 1.5: "sim"}}, "key 1.5 in loss=: it is neither"),
+        ({"optimizer": {0: ADAM, True: ADAM}}, "key True in optimizer=: it is neither"),
+        ({"scheduler": torch.optim.lr_scheduler.StepLR}, "scheduler= raised TypeError"),
+        ({"seed": True}, "seed=True"),
+        ({"head_lr_factor": True}, "head_lr_factor=True"),
+        ({"clip_grad": True}, "clip_grad=True"),
+        ({"clip_grad": "1"}, "clip_grad='1'"),
+        ({"loss": "strided", "head_depth": 0, "head_width_factor": 0.5}, "would change nothing"),
+        (
+            {"loss": "look-ahead", "branches": "copy", "average_momentum": 0.5},
+            "would change nothing",
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_of_localize(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said):
+        learner("plain", **{"loss": "pred", **options})
+
+
+@pytest.mark.parametrize("at", ["layer", "memory:1GB"])
+def test_leaves_may_be_read_only_once(at: str) -> None:
+    leaves = iter(["gate"])
+    local = layerwise.localize(network("branches"), IMAGES, 10, "pred", at=at, leaves=leaves)
+    assert local.leaves == ("gate",)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: layerwise.split(3), "model is int"),
+        (lambda: layerwise.create_model(None), "name is NoneType"),
+        (lambda: layerwise.audit(None, IMAGES, LABELS), "it is no learner"),
+        (
+            lambda: layerwise.audit(learner("plain", "pred"), IMAGES.numpy(), LABELS),
+            "must be tensors",
+        ),
+        (lambda: layerwise.predict_peak(network("plain"), IMAGES, 10), "batch_shape=tensor"),
+        (
+            lambda: layerwise.separability(network("plain"), (IMAGES, LABELS), measures="fisher"),
+            r"measures='fisher'.*\['fisher'\]",
+        ),
+    ],
+    ids=["split", "create_model", "audit", "audit batch", "predict_peak", "separability"],
+)
+def test_arguments_of_other_functions(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(InvalidInput, match=said) as refusal:
+        call()
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_metric_that_is_no_number() -> None:
+    local: Learner = learner("plain", "pred", scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
+    with pytest.raises(InvalidInput, match="metric is str"):
+        local.end_epoch("0.5")
+    local.end_epoch(torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: 1\nepochs: 2\n", "gives epochs twice"),
+        ("batch-size: 8\nbatch_size: 16\n", "gives batch_size twice"),
+        ("import: my_loss.py\n", "on the command line alone. Give --import there"),
+    ],
+)
+def test_configuration_files(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidInput, match=said):
+        read_config(str(file))
+
+
+def test_the_command_that_goes_on_imports_what_the_run_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(IMPORTED, "my file.py", "digest")
+    assert command_to_resume("runs/mine").endswith("--resume runs/mine --import 'my file.py'")
