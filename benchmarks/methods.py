@@ -7,8 +7,8 @@
 Finished runs of `layerwise train` that differ in method, learning rate and seed. `--csv` has a line
 per run. `--table` has a line per network and method: rates are the ones that are best on validation
 (seed 0), and costs of a step are predicted for a batch of 1,024, relative to global training.
-`--figure` draws the methods of one network, but those that `--hide` names. Checkpointed training has the bits of global training,
-so that it is not trained apart.
+`--figure` draws the methods of one network, but those that `--hide` names. Checkpointed training
+has the bits of global training, so that it is not trained apart.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
         "--model", default="resnet18", help="network of the figure, where most methods were trained"
     )
     parser.add_argument(
-        "--hide", action="append", default=[], help="a method that the figure leaves out; repeatable"
+        "--hide", action="append", default=[], help="method that the figure leaves out; repeatable"
     )
     arguments = parser.parse_args()
     trained = [item for path in arguments.runs if (item := read(path)) is not None]
