@@ -47,6 +47,17 @@ class Trained:
     run: Run
     record: dict[str, Any]
     result: dict[str, Any]
+    last: dict[str, Any]  # line of its log
+
+    @property
+    def best_exit(self) -> float | None:
+        """Test accuracy of the head that is best on validation after the last epoch."""
+        held_out = {unit["index"]: unit.get("val_accuracy") for unit in self.last["units"]}
+        exits = self.result.get("exits", [])
+        if not exits or any(held_out.get(row["index"]) is None for row in exits):
+            return None
+        best = max(exits, key=lambda row: held_out[row["index"]])
+        return float(best["test_accuracy"])
 
     @property
     def accuracy(self) -> float:
@@ -96,7 +107,7 @@ def read(path: Path) -> Trained | None:
     folder = RunFolder(path)
     if not folder.has_ended:
         return None
-    return Trained(folder.run(), folder.facts(), folder.result())
+    return Trained(folder.run(), folder.facts(), folder.result(), folder.log()[-1])
 
 
 def without(run: Run, *names: str) -> Run:
@@ -138,6 +149,7 @@ def line_of(item: Trained) -> dict[str, Any]:
         "head_lr_factor": run.head_lr_factor,
         "seed": run.seed,
         "test_accuracy": item.accuracy,
+        "best_exit_accuracy": "" if item.best_exit is None else item.best_exit,
         "ensemble_accuracy": "" if item.ensemble is None else item.ensemble,
         "val_accuracy": rounded(item.result["val_accuracy"]),
         "train_seconds": round(item.result["train_seconds"]),
@@ -193,6 +205,7 @@ def row_of(
     run = setting_of(items[0])
     cost = costs_of(replace(run, rule=rule) if rule else run)
     accuracies = [item.accuracy for item in items]
+    exits = [item.best_exit for item in items if item.best_exit is not None]
     ensembles = [item.ensemble for item in items if item.ensemble is not None]
     local = items[0].record["local"]
     return {
@@ -209,6 +222,8 @@ def row_of(
         "seeds": len(items),
         "test_accuracy": round(mean(accuracies), 2),
         "deviation": round(stdev(accuracies), 2) if len(accuracies) > 1 else None,
+        "best_exit_accuracy": round(mean(exits), 2) if len(exits) == len(items) else None,
+        "best_exit_deviation": round(stdev(exits), 2) if 1 < len(exits) == len(items) else None,
         "ensemble_accuracy": round(mean(ensembles), 2) if len(ensembles) == len(items) else None,
         "multiply_adds_ratio": round(cost.multiply_adds / whole.multiply_adds, 3),
         "training_ratio": round(cost.multiply_adds / whole.multiply_adds, 3),

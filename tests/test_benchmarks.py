@@ -84,13 +84,20 @@ def test_rates_of_methods_are_chosen_on_held_out_images_alone(monkeypatch):
     monkeypatch.setattr(methods, "costs_of", lambda run: StepCosts(2, 1, 10, 5, 3, 100))
 
     def trained(lr, validation, seed=0):
-        result = {"test_accuracy": 100 * lr, "val_accuracy": validation}
-        return methods.Trained(Run(lr=lr, seed=seed), {"local": True}, result)
+        exits = [{"index": unit, "test_accuracy": 10.0 * unit} for unit in range(3)]
+        result = {"test_accuracy": 100 * lr, "val_accuracy": validation, "exits": exits}
+        held_out = (None,) * 3 if validation is None else (40.0, 60.0, 50.0)
+        last = {
+            "units": [{"index": unit, "val_accuracy": value} for unit, value in enumerate(held_out)]
+        }
+        return methods.Trained(Run(lr=lr, seed=seed), {"local": True}, result, last)
 
     [row] = methods.rows_of([trained(0.1, 50.0), trained(0.2, 50.0), trained(0.3, 40.0)])
     assert (row["lr"], row["rates_tried"]) == (0.1, 3)  # the first of equals
+    assert (row["best_exit_accuracy"], row["best_exit_deviation"]) == (10.0, None)
     [row] = methods.rows_of([trained(0.2, None), trained(0.2, None, seed=1)])
     assert (row["rates_tried"], row["seeds"]) == (1, 2)
+    assert row["best_exit_accuracy"] is None
     with pytest.raises(InvalidInput, match="nothing was held out"):
         methods.rows_of([trained(0.1, None), trained(0.2, None)])
     assert methods.rows_of([trained(0.1, 50.0, seed=1)]) == []

@@ -392,6 +392,40 @@ def test_the_result_has_every_exit_and_the_ensemble(
     assert ensemble["multiply_adds"] > exits[-1]["multiply_adds"]
 
 
+def test_the_head_best_on_validation_is_named_and_written(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(run)
+    result = folder.result()
+    data = prepare(folder.run(), Execution(device="cpu")).load_data()
+    images, labels = map(torch.cat, zip(*data.validation.in_order(), strict=True))
+    for row in result["exits"]:
+        with torch.no_grad():
+            right = network_of(run, row["index"] + 1)(images).argmax(1) == labels
+        share = 100 * right.double().mean().item()
+        assert row["val_accuracy"] == pytest.approx(share, abs=100 / len(labels))
+    best = max(row["val_accuracy"] for row in result["exits"])
+    first = next(row for row in result["exits"] if row["val_accuracy"] == best)
+    assert result["best_exit"] == first
+    file = tmp_path / "file"
+    words = ["export", str(run), "--format", "safetensors", "--units", "best", "--json"]
+    code, printed = run_program(*words, "--output", str(file))
+    assert code is None, printed
+    assert json.loads(printed.splitlines()[-1])["units"] == first["index"] + 1
+
+
+def test_no_head_is_best_without_validation_images(run: Path, tmp_path: Path) -> None:
+    without = trained(tmp_path / "run", "--loss", "pred", "--val-fraction", "0")
+    result = RunFolder(without).result()
+    assert "best_exit" not in result
+    assert not any("val_accuracy" in row for row in result["exits"])
+    words = ["export", str(without), "--format", "safetensors", "--output", str(tmp_path / "file")]
+    code, printed = run_program(*words, "--units", "best")
+    assert code == 2
+    assert "Cannot use --units best" in printed
+    code, printed = run_program(*words, "--units", "worst")
+    assert code == 2
+    assert not (tmp_path / "file").exists()
+
+
 def test_the_report_shows_the_exits(run: Path) -> None:
     record, names = read_run(run)[0], Names()
     result, shown = record.result or {}, early_exits(record, names)

@@ -9,6 +9,7 @@ from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
 
+BEST = "best"  # of --units
 READING = ("data_dir", "download", "workers")  # fields of an execution that concern the data
 
 
@@ -29,9 +30,10 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--units",
-        type=int,
+        type=number_of_units,
         metavar="K",
-        help="only the first K units, with the local head of the last: an early exit",
+        help="only the first K units, with the local head of the last: an early exit; best: as many "
+        "as end in the head that is best on validation images",
     )
     parser.add_argument(
         "--ensemble",
@@ -50,6 +52,13 @@ def add_arguments(parser: Parser) -> None:
     )
     skipped = {item.name for item in fields(Execution)} - set(READING)
     add_fields(parser, Execution, skip=skipped)
+
+
+def number_of_units(text: str) -> int | str:
+    try:
+        return text if text == BEST else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, nor {BEST}") from None
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

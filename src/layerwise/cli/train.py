@@ -142,6 +142,12 @@ def summary(result: dict[str, Any]) -> str:
             f", of the epoch best on validation ({result['best_epoch']}) "
             f"{result['best_test_accuracy']:.2f} %"
         )
+    if "best_exit" in result:
+        chosen = result["best_exit"]
+        best += (
+            f", of the head best on validation (unit {chosen['index']}) "
+            f"{chosen['test_accuracy']:.2f} %"
+        )
     if "ensemble" in result:
         best += f", of the ensemble of local heads {result['ensemble']['test_accuracy']:.2f} %"
     return (

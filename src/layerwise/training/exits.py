@@ -13,28 +13,29 @@ from layerwise.data.loader import Loader
 
 
 @torch.no_grad()
-def measure_exits(learner: Learner, loader: Loader) -> dict[str, Any]:
-    """Accuracy of every local head and of their ensemble on a set, beside their costs.
+def measure_exits(
+    learner: Learner, test: Loader, validation: Loader | None = None
+) -> dict[str, Any]:
+    """Accuracy of every local head and of their ensemble on test images, beside their costs.
 
     The ensemble is the mean of the heads' probabilities. Weights that grow with depth were worse
     wherever they were tried, and nothing is fitted (docs/export.md).
 
     Returns:
         Empty where fewer than two units classify. Else ``exits``: of each unit that does its
-        ``index``, ``name``, ``test_accuracy`` (percent), and ``multiply_adds`` on an image of the
-        units up to it and its head; and ``ensemble``: ``test_accuracy``, and ``multiply_adds`` of
-        all units and all these heads.
+        ``index``, ``name``, ``test_accuracy`` and, with validation images, ``val_accuracy``
+        (percent), and ``multiply_adds`` on an image of the units up to it and its head;
+        ``best_exit``, with validation images: the row of the head that is best on them, of equals
+        the first; and ``ensemble``: ``test_accuracy``, and ``multiply_adds`` of all units and all
+        these heads.
     """
     units = [unit for unit in learner.units if can_end(learner.units, unit)]
     if len(units) < 2:
         return {}
     learner.train(False)
-    correct = torch.zeros(len(units) + 1, dtype=torch.long, device=loader.labels.device)
-    for images, labels in loader.in_order():
-        correct += correct_of_exits(learner, images, labels)
-    *shares, ensemble = (100.0 * correct.double() / len(loader.labels)).tolist()
-    costs, whole = exit_costs(learner, next(loader.in_order())[0][:1])
-    rows = [
+    *shares, ensemble = accuracies(learner, test, len(units))
+    costs, whole = exit_costs(learner, next(test.in_order())[0][:1])
+    rows: list[dict[str, Any]] = [
         {
             "index": unit.index,
             "name": unit.name,
@@ -43,7 +44,21 @@ def measure_exits(learner: Learner, loader: Loader) -> dict[str, Any]:
         }
         for unit, share in zip(units, shares, strict=True)
     ]
-    return {"exits": rows, "ensemble": {"test_accuracy": ensemble, "multiply_adds": whole}}
+    result = {"exits": rows, "ensemble": {"test_accuracy": ensemble, "multiply_adds": whole}}
+    if validation is not None:
+        for row, share in zip(rows, accuracies(learner, validation, len(units)), strict=False):
+            row["val_accuracy"] = share
+        result["best_exit"] = max(rows, key=lambda row: float(row["val_accuracy"]))
+    return result
+
+
+def accuracies(learner: Learner, loader: Loader, exits: int) -> list[float]:
+    """Percent of a set that each exit classifies correctly, and last their ensemble."""
+    correct = torch.zeros(exits + 1, dtype=torch.long, device=loader.labels.device)
+    for images, labels in loader.in_order():
+        correct += correct_of_exits(learner, images, labels)
+    shares: list[float] = (100.0 * correct.double() / len(loader.labels)).tolist()
+    return shares
 
 
 def correct_of_exits(learner: Learner, images: Tensor, labels: Tensor) -> Tensor:

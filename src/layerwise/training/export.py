@@ -31,7 +31,7 @@ def export(
     execution: Execution,
     format_name: str,
     output: str | None = None,
-    units: int | None = None,
+    units: int | str | None = None,
     best: bool = False,
     images: int = 64,
     ensemble: bool = False,
@@ -44,7 +44,8 @@ def export(
         execution: where the data are; all is computed on the CPU.
         format_name: a name in ``EXPORT_FORMATS``.
         output: the file; None: one in the current folder, named like the run.
-        units: how many units to write, with the local head of the last; None: the whole network.
+        units: how many units to write, with the local head of the last; ``"best"``: up to the head
+            that is best on validation images; None: the whole network.
         best: the weights of the best epoch instead of the last.
         images: how many to compare on.
         ensemble: the network that ends in the ensemble of all local heads.
@@ -55,8 +56,9 @@ def export(
     """
     chosen = choose_format(format_name)
     check_range("images", images, 2, MOST_IMAGES)
-    path = output_path(folder, chosen, output, part_of_name(units, ensemble))
     network, known = load_network(folder, best)
+    units = units_of_best(folder) if isinstance(units, str) else units
+    path = output_path(folder, chosen, output, part_of_name(units, ensemble))
     with_heads = units is not None or ensemble
     if with_heads:
         refuse_without_heads(folder, best, "--ensemble" if ensemble else "--units")
@@ -88,6 +90,22 @@ def export(
         "largest_difference": difference,
         "images": len(sample),
     }
+
+
+def units_of_best(folder: RunFolder) -> int:
+    """Number of units up to the head that is best on a run's validation images.
+
+    Raises:
+        InvalidInput: the run's result does not say.
+    """
+    chosen = folder.result().get("best_exit")
+    if chosen is None:
+        raise InvalidInput(
+            f"Cannot use --units best: {folder.path} has no accuracies of its local heads on "
+            "validation images. Give a number of units, or train with --val-fraction above 0 and a "
+            "loss whose heads classify."
+        )
+    return int(chosen["index"]) + 1
 
 
 def say(path: Path, difference: float, images: Tensor, known: Mapping[str, Any]) -> None:

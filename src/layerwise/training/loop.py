@@ -152,7 +152,7 @@ def end_training(session: Session, prepared: Prepared, folder: RunFolder) -> dic
 
 def write_result(numbers: dict[str, Any], session: Session, folder: RunFolder) -> dict[str, Any]:
     """Write the last weights and the run's result."""
-    exits = measure_exits(session.learner, session.data.test)
+    exits = measure_exits(session.learner, session.data.test, session.data.validation)
     digests = digests_of_files(folder, session.learner.model, session.meter)
     result = sealed({**numbers, **exits, **digests})
     write_json(folder.file(RESULT), result)

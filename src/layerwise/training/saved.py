@@ -63,6 +63,12 @@ def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, A
             f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy "
             f"{unit['accuracy']:6.2f} %"
         )
+    if "best_exit" in result:
+        chosen = result["best_exit"]
+        print(
+            f"the head best on validation, of unit {chosen['index']}: "
+            f"{chosen['test_accuracy']:.2f} %"
+        )
     if "ensemble" in result:
         print(f"ensemble of the local heads {result['ensemble']['test_accuracy']:.2f} %")
     return result
@@ -82,7 +88,7 @@ def evaluate_units(folder: RunFolder, prepared: Prepared, data: Splits) -> dict[
         {"index": unit.index, "name": unit.name, "loss": score.loss, "accuracy": score.accuracy}
         for unit, score in zip(learner.units, scores, strict=True)
     ]
-    return {"units": units, **measure_exits(learner, data.test)}
+    return {"units": units, **measure_exits(learner, data.test, data.validation)}
 
 
 def trained_learner(folder: RunFolder, prepared: Prepared, images: ImageFormat) -> Learner:
