@@ -32,8 +32,8 @@ def add_arguments(parser: Parser) -> None:
         "--units",
         type=number_of_units,
         metavar="K",
-        help="only the first K units, with the local head of the last: an early exit; best: as many "
-        "as end in the head that is best on validation images",
+        help="only the first K units, with the local head of the last: an early exit; best: those "
+        "up to the head that is best on validation images",
     )
     parser.add_argument(
         "--ensemble",

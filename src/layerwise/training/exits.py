@@ -44,7 +44,10 @@ def measure_exits(
         }
         for unit, share in zip(units, shares, strict=True)
     ]
-    result = {"exits": rows, "ensemble": {"test_accuracy": ensemble, "multiply_adds": whole}}
+    result: dict[str, Any] = {
+        "exits": rows,
+        "ensemble": {"test_accuracy": ensemble, "multiply_adds": whole},
+    }
     if validation is not None:
         for row, share in zip(rows, accuracies(learner, validation, len(units)), strict=False):
             row["val_accuracy"] = share
