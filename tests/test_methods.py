@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -52,6 +53,11 @@ def test_methods_stand_beside_their_costs(
     results = [RunFolder(path).result() for path in table["runs"]]
     assert {(result["loss"], result["span"]) for result in results} >= {("pred", 2), ("sim", 1)}
     assert all(result["head_parameters"] > 0 for result in results if result["local"])
+    of_pred = [result for result in results if (result["loss"], result["span"]) == ("pred", 1)]
+    for part in ("best_exit", "ensemble"):
+        expected = mean(result[part]["test_accuracy"] for result in of_pred)
+        assert plain[f"{part}_accuracy"] == pytest.approx(expected)
+        assert whole[f"{part}_accuracy"] is None
     with table_file.open() as lines:
         cells = {line["method"]: line for line in csv.DictReader(lines)}
     assert float(cells["sim"]["test_accuracy"]) == rows["sim"]["test_accuracy"]

@@ -180,8 +180,16 @@ def summarise(
         "test_accuracy": mean(accuracies),
         "deviation": stdev(accuracies) if len(accuracies) > 1 else None,
         "val_accuracy": None if None in validation else mean(validation),
+        "best_exit_accuracy": mean_of("best_exit", results),
+        "ensemble_accuracy": mean_of("ensemble", results),
         "seeds": len(results),
     }
+
+
+def mean_of(part: str, results: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean test accuracy of an early exit or of the ensemble; None where a result lacks it."""
+    parts = [result[part]["test_accuracy"] for result in results if part in result]
+    return mean(parts) if len(parts) == len(results) else None
 
 
 def write(path: Path, table: dict[str, Any], comparison: Comparison) -> None:
