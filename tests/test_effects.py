@@ -44,7 +44,9 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
 def test_options_of_what_is_trained_are_refused(words: str) -> None:
     code, printed = run_program("train", *HERE, *words.split())
     assert code == 2
-    assert re.search(r"Cannot use (--[a-z-]+): it would change nothing, for", printed)[1] in words
+    assert (
+        re.search(r"Cannot use (--[a-z-]+): it would change nothing, because", printed)[1] in words
+    )
 
 
 @pytest.mark.parametrize(

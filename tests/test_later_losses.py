@@ -787,7 +787,7 @@ def test_a_unit_inside_the_last_block_has_no_later_ones(loss: str) -> None:
 @pytest.mark.parametrize(
     ("head_loss", "words"),
     [
-        ("auglocal", "auglocal at unit 0: .* make it the head of no other loss"),
+        ("auglocal", "auglocal at unit 0: .* do not make it the head of another loss"),
         ("perd", "Did you mean 'pred'"),
     ],
 )

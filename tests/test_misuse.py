@@ -192,5 +192,6 @@ def test_configuration_files(text: str, said: str, tmp_path: Path) -> None:
 def test_the_command_that_goes_on_imports_what_the_run_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(IMPORTED, "my file.py", "digest")
-    assert command_to_resume("runs/mine").endswith("--resume runs/mine --import 'my file.py'")
+    monkeypatch.setitem(IMPORTED, "my file.py", "digest")  # other tests have imported files too
+    assert command_to_resume("runs/mine").startswith("layerwise train --resume runs/mine --import ")
+    assert command_to_resume("runs/mine").endswith("--import 'my file.py'")

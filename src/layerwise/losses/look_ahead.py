@@ -67,7 +67,7 @@ class LookAhead(nn.Module):
             )
         if branches == "copy" and average_momentum != MOMENTUM:
             raise InvalidInput(
-                f"Cannot use average_momentum {average_momentum}: it would change nothing, for "
+                f"Cannot use average_momentum {average_momentum}: it would change nothing, because "
                 "branches 'copy' has no average. Leave it out, or give other branches."
             )
         place = place_of(site, "look-ahead")

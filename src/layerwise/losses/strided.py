@@ -38,8 +38,9 @@ class Strided(HeadLoss):
         check_range("head_width_factor", head_width_factor, NARROWEST, WIDEST)
         if head_depth == 0 and head_width_factor != FACTOR:
             raise InvalidInput(
-                f"Cannot use head_width_factor {head_width_factor}: it would change nothing, for a "
-                "head of depth 0 is a classifier alone. Leave it out, or give head_depth 1 or more."
+                f"Cannot use head_width_factor {head_width_factor}: it would change nothing, "
+                "because a head of depth 0 is a classifier alone. Leave it out, or give head_depth "
+                "1 or more."
             )
         channels, *size = site.shape
         width = max(round(channels * head_width_factor), 1)
