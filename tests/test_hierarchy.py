@@ -187,7 +187,7 @@ def test_steps_cost_what_the_whole_network_is_predicted_to(model, options):
     [
         ("resnet18", (2, 2, 2, 2), (0, 2, 6)),
         pytest.param("resnet50", (1, 2, 2, 1), (1, 2, 3, 5), marks=if_long("resnet50")),
-        ("vgg16", (2, 2, 3, 3, 3), (1, 2, 7, 10, 13)),
+        pytest.param("vgg16", (2, 2, 3, 3, 3), (1, 2, 7, 10, 13), marks=pytest.mark.slow),
     ],
 )
 def test_steps_and_work_of_networks_that_halve_elsewhere_are_exact(model, hierarchy, places):
