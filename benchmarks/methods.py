@@ -256,8 +256,8 @@ def name_of(run: Run) -> str:
     options += [f"{name} {value}" for name, value in asdict(run)["rule_options"].items()]
     rule = [] if run.rule == "simultaneous" else [run.rule]
     places = int(run.at) if run.at.isdigit() else run.at.count(",") + 2
-    named = run.at in ("layer", "block", "stage")
-    cut = [f"at {run.at}"] if named and run.at != "block" else [] if named else [f"{places} units"]
+    named = {"block": [], "layer": ["at layer"], "module": ["at module"]}
+    cut = named.get(run.at, [f"{places} units"])
     return ", ".join([*losses, *options, *rule, *cut])
 
 

@@ -23,20 +23,33 @@ def made_optimizer(maker: OptimizerFactory, weights: list[nn.Parameter], name: s
     Raises:
         InvalidInput: it is not, or it was not made.
     """
-    try:
-        optimizer = maker(weights)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"Cannot train unit {name!r}: optimizer= raised {type(error).__name__} ({reason}). "
-            "Give one that takes the list of the unit's weights."
-        ) from error
+    remedy = "Give one that takes the list of the unit's weights."
+    optimizer = made(maker, weights, f"Cannot train unit {name!r}: optimizer=", remedy)
     if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidInput(
             f"Cannot train unit {name!r}: optimizer= made {type(optimizer).__name__}. Make a "
             "torch.optim.Optimizer from the parameters, one whose step needs no closure."
         )
     return optimizer
+
+
+def made(maker: Callable[[Any], Any], given: Any, begins: str, remedy: str) -> Any:
+    """What a user's callable makes.
+
+    Args:
+        begins: beginning of the message if it raises an error.
+        remedy: end of that message.
+
+    Raises:
+        InvalidInput: it raised an error.
+    """
+    try:
+        return maker(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InvalidInput(
+            f"{begins} raised {type(error).__name__} ({reason}). {remedy}"
+        ) from error
 
 
 def one_per_unit(

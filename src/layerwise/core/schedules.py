@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from layerwise.core.factories import made
 from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
 
@@ -20,15 +21,11 @@ def made_scheduler(maker: SchedulerFactory, optimizer: Optimizer, name: str) -> 
     Raises:
         InvalidInput: it cannot, or it was not made.
     """
-    try:
-        scheduler = maker(optimizer)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"Cannot train unit {name!r}: scheduler= raised {type(error).__name__} ({reason}). "
-            "Give one that takes the optimizer, such as lambda optimizer: "
-            "torch.optim.lr_scheduler.StepLR(optimizer, 10)."
-        ) from error
+    remedy = (
+        "Give one that takes the optimizer, such as lambda optimizer: "
+        "torch.optim.lr_scheduler.StepLR(optimizer, 10)."
+    )
+    scheduler = made(maker, optimizer, f"Cannot train unit {name!r}: scheduler=", remedy)
     if not callable(getattr(scheduler, "step", None)):
         raise InvalidInput(
             f"Cannot use scheduler=: it made {type(scheduler).__name__}, which is not a scheduler. "
