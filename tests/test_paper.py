@@ -22,6 +22,7 @@ from layerwise.runs.records import read_runs
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train as train_run
 from layerwise.training.prepare import Prepared
+from layerwise.utils.options import Options
 from tests.test_cli import last_json, refusal
 
 TINY = {
@@ -131,6 +132,10 @@ def test_departures_are_said_and_other_runs_match_nothing():
     assert not match(replace(run, width=0.5))
     assert not match(replace(run, train_images=15_000))
     assert not match(replace(run, rule="sequential"))
+    assert match(replace(run, rule="parallel")) == match(run)
+    assert not match(
+        replace(run, rule="parallel", rule_options=Options({"bfloat16_features": True}))
+    )
     # the local loss is nothing that a global run reads
     beside = row_run(row, "paper", "global", loss="pred")
     assert beside == row_run(row, "paper", "global")
