@@ -1,14 +1,19 @@
 """The benchmarks still fit the library: each is imported, and its command line explains itself."""
 
 import importlib
+import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from layerwise.errors import InvalidInput
 from layerwise.profiling.costs import StepCosts
+from layerwise.runs.digests import sealed
+from layerwise.runs.records import read_runs
 from layerwise.runs.run import Run
+from tests.made_runs import write_run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -101,3 +106,32 @@ def test_rates_of_methods_are_chosen_on_held_out_images_alone(monkeypatch):
     with pytest.raises(InvalidInput, match="nothing was held out"):
         methods.rows_of([trained(0.1, None), trained(0.2, None)])
     assert methods.rows_of([trained(0.1, 50.0, seed=1)]) == []
+
+
+def test_archived_runs_are_read_and_name_no_folder_of_the_machine(
+    monkeypatch, tmp_path: Path, capsys
+):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    archive = importlib.import_module("archive")
+    packed = tmp_path / "runs.tar.gz"
+    for seed in (0, 1):
+        folder = tmp_path / "made" / f"run{seed}"
+        write_run(folder, Run(seed=seed, epochs=2), 50.0, done=2)
+        facts = json.loads((folder / "run.json").read_text())
+        facts["execution"] = {"data_dir": f"{tmp_path}/images"}
+        facts["command"] = f"layerwise train --data-dir {tmp_path}/images --output {folder}"
+        (folder / "run.json").write_text(json.dumps(facts))
+        result = {**json.loads((folder / "result.json").read_text()), "run": str(folder)}
+        (folder / "result.json").write_text(json.dumps(sealed(result)))
+        (folder / "last.pt").write_bytes(b"weights")
+        monkeypatch.setattr(sys, "argv", ["archive.py", str(folder), "--output", str(packed)])
+        archive.main()
+    assert capsys.readouterr().out.endswith(f"2 runs in {packed}\n")
+    with tarfile.open(packed) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    records, broken = read_runs([tmp_path / "unpacked"])
+    assert (len(records), broken) == (2, [])
+    text = (tmp_path / "unpacked/run1/run.json").read_text()
+    assert "layerwise train --data-dir images --output runs/run1" in text
+    assert not list((tmp_path / "unpacked").rglob("last.pt"))
+    assert not any(str(tmp_path) in file.read_text() for file in tmp_path.glob("unpacked/*/*"))

@@ -300,6 +300,7 @@ class RunFolder:
         path = self.file(RESULT)
         try:
             result = read_json(path)
+            refuse_broken_seal(path, result)  # before missing entries are filled in
             for name, allowed in (
                 (WEIGHTS_DIGESTS, (WEIGHTS, BEST)),
                 (RECORDS_DIGESTS, (STATE, *LOGS)),
@@ -317,7 +318,6 @@ class RunFolder:
             raise InvalidInput(
                 f"Cannot read {path}: {error}. Remove it and finish the run with --resume."
             ) from None
-        refuse_broken_seal(path, result)
         return {**result, "run": str(self.path)}
 
 
