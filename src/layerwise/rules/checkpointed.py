@@ -27,7 +27,7 @@ from layerwise.rules.base import START, Position, Schedule, Tick
 from layerwise.rules.checkpoint_plan import Joint, Plan, least_work, merged, most_kept
 from layerwise.rules.feature_cache import Batches
 from layerwise.rules.simultaneous import simultaneous
-from layerwise.utils.multiply_adds import ForwardMultiplyAdds
+from layerwise.utils.multiply_adds import MultiplyAdds
 from layerwise.utils.sizes import Bytes, format_size
 
 CANDIDATES = 6  # number of ways to cut for which a step is predicted
@@ -257,7 +257,7 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
             with (
                 SavedBytes(copied) as saved,
                 precision(activations, copied.units[0].amp),
-                ForwardMultiplyAdds() as counter,
+                MultiplyAdds() as counter,
             ):
                 activations = double.train()(*activations)
             weights = sum(

@@ -9,7 +9,7 @@ from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations
 from layerwise.data.loader import Loader
-from layerwise.utils.multiply_adds import ForwardMultiplyAdds
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 
 @torch.no_grad()
@@ -85,11 +85,11 @@ def exit_costs(learner: Learner, image: Tensor) -> tuple[dict[int, int], int]:
     activations: Activations = (image,)
     costs, network, heads = {}, 0, 0
     for unit in learner.units:
-        with ForwardMultiplyAdds() as counter:
+        with MultiplyAdds() as counter:
             activations = unit.forward(activations)
         network += counter.total
         if can_end(learner.units, unit):
-            with ForwardMultiplyAdds() as counter:
+            with MultiplyAdds() as counter:
                 exit_logits(learner.units, unit, activations)
             head = counter.total
             costs[unit.index] = network + head

@@ -26,6 +26,9 @@ def convolution_backward(
     return forward * sum(wanted[:2])  # those of a bias are not counted
 
 
+# FlopCounterMode then hands it tensors, not shapes
+convolution_backward._get_raw = True  # type: ignore[attr-defined]
+
 ATTENTION: Mapping[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         aten._scaled_dot_product_flash_attention
@@ -43,12 +46,13 @@ def multiply_adds(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) 
     return 0 if count is None else count(*args, **kwargs, out_val=result) // 2
 
 
-class ForwardMultiplyAdds(FlopCounterMode):
-    """Count of the multiply-adds of forward passes while it is entered."""
+class MultiplyAdds(FlopCounterMode):
+    """Count of the multiply-adds of all operations while it is entered."""
 
     def __init__(self) -> None:
         # it wraps functions of shapes itself, which those of its registry are already
         kernels = {kernel: unwrap(count) for kernel, count in ATTENTION.items()}
+        kernels[aten.convolution_backward] = convolution_backward
         super().__init__(display=False, custom_mapping=kernels)
 
     @property

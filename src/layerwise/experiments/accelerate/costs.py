@@ -23,7 +23,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import with_rule
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
-from layerwise.utils.multiply_adds import ForwardMultiplyAdds
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Costs:
     @cache  # noqa: B019 — few of them, and they live as long as the command
     def _count(self, design: Design) -> Counted:
         model = self._network(design)
-        with ForwardMultiplyAdds() as counter:
+        with MultiplyAdds() as counter:
             self._pass(model)
         return Counted(count(model), counter.total)
 
