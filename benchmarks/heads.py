@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import layerwise
 from layerwise.errors import Busy
@@ -34,6 +33,7 @@ from layerwise.training.prepare import parse_cut, prepare
 from layerwise.training.progress import Progress
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.files import replacing
+from layerwise.utils.multiply_adds import MultiplyAdds
 from layerwise.utils.options import Options
 
 GROUPS = 4
@@ -409,10 +409,10 @@ def counted(learner: Any, steps: int) -> float:
     """Multiply-adds of a training step on average, for one image."""
     images, labels = torch.randn(COUNTED, 3, SIZE, SIZE), torch.arange(COUNTED)
     learner.train()
-    with FlopCounterMode(display=False) as counter:
+    with MultiplyAdds() as counter:
         for _ in range(steps):
             learner.step(images, labels)
-    return counter.get_total_flops() / 2 / steps / COUNTED
+    return counter.total / steps / COUNTED
 
 
 def predicted_peak(run: Run, at: str | int | Sequence[str], loss: str) -> int:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from layerwise.cli import main
-from layerwise.experiments.methods import budget
+from layerwise.experiments.methods import budget, summarise
+from layerwise.experiments.methods.plan import Method
 from layerwise.experiments.methods.table import mark_fronts
 from layerwise.memory.accounting import BACKWARD, phases
-from layerwise.profiling.costs import step_costs
+from layerwise.profiling.costs import StepCosts, step_costs
 from layerwise.profiling.predict import predict_steps
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
@@ -65,6 +66,19 @@ def test_methods_stand_beside_their_costs(
     assert "<svg" in figure.read_text()
     main([*BASE, "--output", str(tmp_path / "runs"), *words])  # writes its own files again
     assert capsys.readouterr().out.count("already finished") == 12
+
+
+def test_units_that_take_turns_have_their_epochs_once() -> None:
+    """A sequential run counts an epoch for every unit, and its step is one of every unit."""
+    results = [{
+        "epochs": 12, "test_accuracy": 50.0, "val_accuracy": None, "peak_memory_bytes": 1,
+        "images_per_second": 20.0, "train_seconds": 3.0,
+    }]  # fmt: skip
+    whole, turns = (StepCosts(units, units, work, 1, 0, 1) for units, work in ((1, 100), (6, 150)))
+    method = Method("pred, sequential", "pred", 1, Run(rule="sequential", batch_size=10))
+    row = summarise(method, 2, turns, whole, results)
+    assert (row["epochs"], row["training_ratio"]) == (2, 1.5)
+    assert row["step_seconds"] == 10 * 6 / 20.0
 
 
 def test_equal_multiply_adds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

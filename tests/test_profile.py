@@ -29,6 +29,7 @@ from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import checkpointed_piece
+from layerwise.training.exits import exit_costs
 from tests.helpers import (
     ON_FEW,
     READING,
@@ -202,6 +203,48 @@ def test_a_tiny_network_by_hand() -> None:
     parameters = 5 * 3 * 9 + 5 + 10 * 320 + 10
     assert step.persistent_bytes == FLOAT * parameters
     assert persistent_bytes(local) == FLOAT * parameters
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_work_of_grouped_convolutions_by_hand(groups: int, transposed: bool) -> None:
+    """PyTorch's own count takes the gradient of their weights for that of one group."""
+    kind, pixels = (nn.ConvTranspose2d, 8) if transposed else (nn.Conv2d, 4)
+    side = 15 if transposed else 4
+    layer = kind(8, 8, 3, stride=2, padding=1, groups=groups)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Flatten(), nn.Linear(8 * side**2, 10))
+    local = localize(model, torch.zeros(2, 3, 8, 8), 10, at=1, memory_format=None)
+    [step] = predict_steps("global", local, 4, {})
+    first, grouped, linear = 64 * 3 * 8, pixels**2 * 8 * 8 // groups * 9, 8 * side**2 * 10
+    assert step.multiply_adds == {0: 4 * (2 * first + 3 * grouped + 3 * linear)}
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x.flatten(2))
+        return self.out((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def test_work_of_attention_by_hand() -> None:
+    local = localize(Attention(), torch.zeros(2, 16, 8, 8), 10, "pred", at="block")
+    tokens, width = 16, 32
+    embed, rest = tokens * 64 * width, width * 10
+    attention = 2 * tokens * tokens * width  # products with queries, and with values
+    layers = tokens * width * 4 * width
+    local.train(False)
+    _, whole = exit_costs(local, torch.rand(1, 16, 8, 8))
+    heads = (len(local.units) - 1) * 2 * width * 10  # of means and deviations
+    assert whole == embed + layers + attention + rest + heads
+    local = localize(Attention(), torch.zeros(2, 16, 8, 8), 10, at=1)
+    [step] = predict_steps("global", local, 4, {})
+    # its backward pass computes the products with queries again
+    expected = 4 * (2 * embed + 3 * (layers + rest) + attention * 7 // 2)
+    assert step.multiply_adds == {0: expected}
 
 
 def test_only_one_units_memory_is_alive_at_a_time() -> None:

@@ -128,6 +128,7 @@ CASES: dict[str, dict[str, Any]] = {
     "clipped": {"name": "resnet18", "at": 3, "optimizer": OPTIMIZERS["adam"], "clip_grad": 0.01},
     "global": {"name": "resnet18", "at": 1, "optimizer": OPTIMIZERS["adam"]},
     "windows": {"at": 3, "span": 2},
+    "standardized": {"at": 3, "loss": "match", "standardize": True},
     "functions": {"name": "branches", "loss": "sim"},
 }
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from layerwise.paper.rows import ROWS
 from layerwise.paper.verdicts import Evidence
 from layerwise.report.curves import Depth
 from layerwise.report.figure_data import Depths, all_depths
+from layerwise.report.page.cells import Number
+from layerwise.report.page.runs import run_cells
 from layerwise.report.page.story import verdict_counts
 from layerwise.report.tables import RUN_COLUMNS, SEPARABILITY_COLUMNS
-from layerwise.runs.records import read_runs
+from layerwise.runs.records import read_run, read_runs
 from layerwise.runs.run import Run
 from tests.made_runs import paper_plan, write_run, write_runs
 
@@ -511,6 +514,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         main(arguments.split())
     return folder
+
+
+def test_epochs_of_a_sequential_run_are_those_of_all_units(tmp_path: Path) -> None:
+    run = Run(rule="sequential", epochs=2)
+    write_run(tmp_path / "run", run, 50.0, 2, units=3)
+    record = read_run(tmp_path / "run")[0]
+    epochs = tuple({"epoch": number + 1, "epochs": 6} for number in range(4))
+    assert run_cells(replace(record, epochs=epochs))[7] == Number(4, "4 of 6")
 
 
 @pytest.mark.parametrize("rule", ["simultaneous", "global"])

@@ -219,6 +219,38 @@ def test_parts_of_a_batch_are_a_batch() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+class Added(nn.Module):
+    """A layer whose weight is the sum of two, which get one gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (nn.Parameter(torch.randn(4, 1, 8, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.one + self.two).flatten(1)
+
+
+@pytest.mark.parametrize("clip_grad", [None, 1e-3])
+def test_weights_that_are_added_up_are_clipped_and_averaged_once(clip_grad: float | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Added(), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, CLASSES))
+    options: dict[str, Any] = {"loss": "pred", "output_layer": "separate", "clip_grad": clip_grad}
+    at = ["0", "2"]
+    whole = make(model, at=at, span=2, **options)
+    for weight in (weight for unit in whole.units for weight in unit.loss.parameters()):
+        nn.init.normal_(weight)  # at 0, a head passes no gradient on
+    parted = copy.deepcopy(whole)
+    parted.step(IMAGES[:2], LABELS[:2], update=False)
+    parted.step(IMAGES[2:4], LABELS[2:4], update=False)
+    parted.step(IMAGES[4:], LABELS[4:])
+    updated = updates(whole, lambda: whole.step(IMAGES, LABELS))
+    for ours, theirs in zip(whole.model.parameters(), parted.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for unit in updated if clip_grad else ():
+        norm = torch.cat([value.flatten() for value in unit]).norm()
+        torch.testing.assert_close(norm, torch.tensor(clip_grad), rtol=1e-2, atol=0.0)
+
+
 @pytest.mark.parametrize("span", [0, 6, 10**20, [1, 1, 6, 1, 1], [1, 1, 0, 1, 1]])
 def test_a_span_beyond_the_chain_is_refused(span: int | list[int]) -> None:
     number = span if isinstance(span, int) else span[2]

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.gates import layers_before_gates
 from layerwise.core.layers import Network
@@ -15,6 +14,7 @@ from layerwise.core.pieces import piece_root
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.tracer import ROOT, owner
 from layerwise.errors import CannotSplit, InvalidInput
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 BUDGET = "memory:"  # begins a cut that is planned above this package, by predicted memory
 COARSEST = 2.0  # times the costliest unit between layers, above which blocks are cut inside
@@ -199,9 +199,9 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
 
     class Counting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            with FlopCounterMode(display=False) as counter:
+            with MultiplyAdds() as counter:
                 result = super().run_node(n)
-            counts[n] = counter.get_total_flops() / 2
+            counts[n] = counter.total
             return result
 
     root, graph = piece_root(network, network.graph.nodes), network.graph

@@ -109,9 +109,10 @@ class Pass:
             self.passed, self.gradients = (), []
             gradients = differentiate(outputs, given, [*weights, *leaves])
             entered.extend(gradients[len(weights) :])
+            taken = set[int]()
             for weight, gradient in [*zip(weights, gradients, strict=False), *self.head]:
                 if gradient is not None:
-                    accumulate(weight, gradient)
+                    accumulate(weight, gradient, taken)
 
         self.unit.accumulate(backward, examples, update)
         return self.per_entered(entered) if further else []
@@ -253,12 +254,19 @@ def differentiate(
     )
 
 
-def accumulate(weight: Tensor, gradient: Tensor) -> None:
-    """Add a gradient to a weight's, in the weight's memory format, as fused optimizers read it."""
+def accumulate(weight: Tensor, gradient: Tensor, taken: set[int]) -> None:
+    """Add a gradient to a weight's, in the weight's memory format, as fused optimizers read it.
+
+    Args:
+        taken: storages of the gradients that weights have taken as theirs. Weights that are added
+            up, as in ``a + b``, are given one tensor, which must not be clipped once for each.
+    """
+    storage = gradient.untyped_storage()._cdata
     if weight.grad is not None:
         weight.grad.add_(gradient)
-    elif lie_alike(gradient, weight):
+    elif lie_alike(gradient, weight) and storage not in taken:
         weight.grad = gradient
+        taken.add(storage)
     else:
         weight.grad = torch.empty_like(weight).copy_(gradient)
 

@@ -179,7 +179,8 @@ class Match(Guided):
         wanted = pooled(self.teachers_features(targets), self.size)
         compared = self.projection(pooled(features, self.size))
         with torch.autocast(features.device.type, enabled=False):
-            error = self.match_weight * self.error(*map(at_least_float32, (compared, wanted)))
+            compared, wanted = map(at_least_float32, (compared, wanted))
+            error = self.match_weight * self.error(compared, wanted, targets)
             if self.loss is None:
                 means = at_least_float32(pooled(features.detach(), None))
                 compared = similarity_matrix(targets.examples.gather(means))
@@ -187,14 +188,28 @@ class Match(Guided):
         loss, correct = self.loss(features, targets)
         return Evaluated(self.label_weight * loss + error, correct)
 
-    def error(self, features: Tensor, wanted: Tensor) -> Tensor:
+    def error(self, features: Tensor, wanted: Tensor, targets: Targets) -> Tensor:
         """Mean squared error, of standardised channels if so chosen."""
         if not self.standardize:
             return F.mse_loss(features, wanted)
-        others = [axis for axis in range(wanted.dim()) if axis != 1]
-        variance = wanted.var(others, keepdim=True, correction=0)
+        variance = channel_variance(wanted, targets)
         least = (LEAST_VARIANCE * variance.mean()).clamp(min=torch.finfo(variance.dtype).tiny)
         return ((features - wanted) ** 2 / variance.clamp(min=least)).mean()
+
+
+def channel_variance(features: Tensor, targets: Targets) -> Tensor:
+    """Variance of each channel over all pixels of all examples that are compared.
+
+    It is the mean variance inside of examples and the variance of their means, so that replicas
+    exchange two numbers per example and channel.
+
+    Shapes: (B, C, H, W) or (B, C) -> (1, C, 1, 1) or (1, C).
+    """
+    pixels = features.flatten(2) if features.dim() > 2 else features.unsqueeze(2)
+    inside, means = torch.var_mean(pixels, 2, correction=0)
+    inside, means = targets.examples.gather(inside), targets.examples.gather(means)
+    variance = inside.mean(0) + means.var(0, correction=0)
+    return variance.view(1, -1, *[1] * (features.dim() - 2))
 
 
 class MatchOutput(Guided):

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from layerwise.core.learner import Learner
 from layerwise.memory import cuda, onednn
@@ -33,6 +32,7 @@ from layerwise.memory.accounting import (
 )
 from layerwise.ops.windowed_gradient import GradientInParts, made_whole
 from layerwise.utils.device import counting_for, device_kind, device_of
+from layerwise.utils.multiply_adds import multiply_adds
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -93,11 +93,7 @@ class Footprint(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 self._add(value)
-        if func._overloadpacket in flop_registry:
-            operations = flop_registry[func._overloadpacket](
-                *args, **(kwargs or {}), out_val=result
-            )
-            self.multiply_adds[self._unit] += operations // 2
+        self.multiply_adds[self._unit] += multiply_adds(func, args, kwargs or {}, result)
         return result
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.unit import precision
@@ -18,6 +17,7 @@ from layerwise.training.device import apply_execution
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
 from layerwise.utils.device import synchronise
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 UNCOUNTED = (50_000, 10_000)  # training and test images, where the table does not say how many
 ENOUGH = 5.0  # seconds: a first step that takes longer is not repeated
@@ -79,10 +79,10 @@ def total(run: Run, execution: Execution, pace: Pace, work: float) -> float:
 def forward_work(run: Run) -> float:
     """Multiply-adds of the network's forward pass on one image; nothing is computed for it."""
     images = DATASETS[run.data].expected(run.image_size)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), MultiplyAdds() as counter, torch.no_grad():
         model = build_network(run, images)
         model.eval()(torch.empty(1, images.channels, images.image_size, images.image_size))
-    return counter.get_total_flops() / 2
+    return counter.total
 
 
 def time_steps(run: Run, execution: Execution, work: float) -> Pace:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.cuts import balances
 from layerwise.core.learner import Learner
@@ -28,6 +27,7 @@ from layerwise.rules.base import START, Position, Schedule, Tick
 from layerwise.rules.checkpoint_plan import Joint, Plan, least_work, merged, most_kept
 from layerwise.rules.feature_cache import Batches
 from layerwise.rules.simultaneous import simultaneous
+from layerwise.utils.multiply_adds import MultiplyAdds
 from layerwise.utils.sizes import Bytes, format_size
 
 CANDIDATES = 6  # number of ways to cut for which a step is predicted
@@ -257,13 +257,13 @@ def find_joints(chain: Chain, learner: Learner, batch_size: int) -> list[Joint]:
             with (
                 SavedBytes(copied) as saved,
                 precision(activations, copied.units[0].amp),
-                FlopCounterMode(display=False) as counter,
+                MultiplyAdds() as counter,
             ):
                 activations = double.train()(*activations)
             weights = sum(
                 p.numel() * p.element_size() for p in piece.parameters() if p.requires_grad
             )
-            work = counter.get_total_flops() // 2
+            work = counter.total
             joints.append(
                 Joint([piece], dict(map(storage_bytes, entered)), saved.units[0], weights, work)
             )

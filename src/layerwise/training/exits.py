@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.early_exit import can_end, exit_logits
 from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations
 from layerwise.data.loader import Loader
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 
 @torch.no_grad()
@@ -85,13 +85,13 @@ def exit_costs(learner: Learner, image: Tensor) -> tuple[dict[int, int], int]:
     activations: Activations = (image,)
     costs, network, heads = {}, 0, 0
     for unit in learner.units:
-        with FlopCounterMode(display=False) as counter:
+        with MultiplyAdds() as counter:
             activations = unit.forward(activations)
-        network += counter.get_total_flops() // 2
+        network += counter.total
         if can_end(learner.units, unit):
-            with FlopCounterMode(display=False) as counter:
+            with MultiplyAdds() as counter:
                 exit_logits(learner.units, unit, activations)
-            head = counter.get_total_flops() // 2
+            head = counter.total
             costs[unit.index] = network + head
             heads += head
     return costs, network + heads

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.core.table import count
 from layerwise.data import DATASETS
@@ -24,6 +23,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import with_rule
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
+from layerwise.utils.multiply_adds import MultiplyAdds
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ class Costs:
     @cache  # noqa: B019 — few of them, and they live as long as the command
     def _count(self, design: Design) -> Counted:
         model = self._network(design)
-        with FlopCounterMode(display=False) as counter:
+        with MultiplyAdds() as counter:
             self._pass(model)
-        return Counted(count(model), counter.get_total_flops() // 2)
+        return Counted(count(model), counter.total)
 
     @cache  # noqa: B019
     def _step(self, design: Design, rule: str) -> tuple[PredictedStep, int]:

@@ -163,6 +163,7 @@ def summarise(
     peaks = [result["peak_memory_bytes"] for result in results]
     ratio = costs.multiply_adds / whole.multiply_adds
     paces = [result["images_per_second"] for result in results]
+    trained_epochs = results[0]["epochs"] // costs.turns  # of each unit, where they take turns
     return {
         "method": method.name,
         "rule": method.run.rule,
@@ -170,8 +171,8 @@ def summarise(
         "span": method.span,
         **asdict(costs),
         "multiply_adds_ratio": ratio,
-        "epochs": results[0]["epochs"],
-        "training_ratio": ratio * results[0]["epochs"] / epochs,
+        "epochs": trained_epochs,
+        "training_ratio": ratio * trained_epochs / epochs,
         "peak_memory_bytes": None if None in peaks else max(peaks),
         "step_seconds": mean(method.run.batch_size * costs.turns / pace for pace in paces)
         if all(paces)

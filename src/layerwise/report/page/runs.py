@@ -32,6 +32,9 @@ def run_cells(record: Record) -> tuple[object, ...]:
     run, place = record.run, match(record.run)
     seconds = (record.result or {}).get("seconds")
     minutes = seconds / 60 if isinstance(seconds, int | float) else None
+    done = len(record.epochs)
+    # a sequential rule counts those of every unit
+    planned = record.epochs[-1]["epochs"] if record.epochs else run.epochs
     return (
         ", ".join(row.label for row in place.rows) if place else "none of the paper's",
         place.scale if place else "",
@@ -40,7 +43,7 @@ def run_cells(record: Record) -> tuple[object, ...]:
         hierarchy(record) or NOTHING,
         run.data,
         whole(run.seed),
-        Number(len(record.epochs), f"{len(record.epochs)} of {run.epochs}"),
+        Number(done, f"{done} of {planned}"),
         percent(record.test_accuracy),
         percent(minutes, 1),
         "finished" if record.result else "not finished",
