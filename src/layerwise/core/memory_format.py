@@ -72,10 +72,10 @@ def computable(learner: Learner, names: Sequence[str]) -> list[str]:
         own = unit.memory_format
         try:
             unit.memory_format = FORMATS[name]
-            following = unwatched(unit, activations)
+            following = passed(unit, activations)
         except RuntimeError:
             name, unit.memory_format = "contiguous", torch.contiguous_format
-            following = unwatched(unit, activations)
+            following = passed(unit, activations)
         finally:
             unit.memory_format = own
         chosen.append(name)
@@ -83,11 +83,9 @@ def computable(learner: Learner, names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def unwatched(unit: Unit, activations: Activations) -> Activations:
-    """The output of a unit, without its hooks and without fx's call.
-
-    That call prints errors, which are expected here.
-    """
+@torch.no_grad()
+def passed(unit: Unit, activations: Activations) -> Activations:
+    """The output of a unit, without its hooks; running statistics and modes stay as they were."""
     with modes_kept(unit.piece), precision(activations, unit.amp):
         unit.piece.eval()
         passed_on: Activations = unit.piece.forward(
@@ -223,14 +221,6 @@ def tried(learner: Learner) -> list[str]:
         )
         activations = passed(unit, activations)
     return names
-
-
-@torch.no_grad()
-def passed(unit: Unit, activations: Activations) -> Activations:
-    """The output of a unit; running statistics and modes stay as they were."""
-    with modes_kept(unit.piece):
-        unit.piece.eval()
-        return unit.forward(activations)
 
 
 def trial(unit: Unit, activations: Activations, num_classes: int, images: Tensor) -> str:
