@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, Unit, in_memory_format, precision
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, check_flags, choose
 from layerwise.losses import Targets
 from layerwise.utils.device import device_kind, device_of, synchronise
 
@@ -51,6 +51,7 @@ def set_memory_format(
     Raises:
         InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
     """
+    check_flags(weights=weights)
     names = computable(learner, memory_formats(learner, memory_format, before))
     for unit, name in zip(learner.units, names, strict=True):
         if weights:
