@@ -347,6 +347,13 @@ def test_infopros_weights_are_linear_up_to_the_last_unit_but_one() -> None:
     assert [head.weights() for head in heads] == [[6.0, 0.0], [4.0, 1.0], [2.0, 2.0], [0.0, 3.0]]
 
 
+@pytest.mark.parametrize("name", ["infopro", "infopro-contrast"])
+@pytest.mark.parametrize("last", [{}, {"reconstruction_last": 1.0}], ids=["all 0", "first 0"])
+def test_infopro_without_any_weight_would_learn_nothing(name: str, last: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput, match="unit 0 with a weight of 0 for both"):
+        create_loss(name, site((4, 3, 3)), reconstruction=0.0, task=0.0, **last)
+
+
 # ---- biological ----
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import layerwise
 from layerwise import InvalidInput
@@ -96,10 +96,70 @@ def test_a_state_of_as_many_other_units_names_one() -> None:
     ],
     ids=["empty", "unbatched", "meta"],
 )
-def test_samples_that_are_no_batch(sample: Tensor, said: str) -> None:
+def test_samples_that_are_no_batch(
+    sample: Tensor, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     for at in ("layer", 2):
         with pytest.raises(InvalidInput, match=said):
             layerwise.localize(network("branches"), sample, 10, "pred", at=at)
+    assert capfd.readouterr().err == ""
+
+
+class Misshapen(nn.Module):
+    """Adds what does not fit, between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.flatten(1)) + torch.zeros(3, 7))
+
+
+def test_only_the_refusal_is_said_of_an_error_in_forward(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """fx prints an error of its own modules, with all of its lines, before it raises it."""
+    with pytest.raises(InvalidInput, match="cannot process the sample"):
+        layerwise.localize(Misshapen(), IMAGES, 10, "pred")
+    assert capfd.readouterr().err == ""
+
+
+class Unannotated(nn.Module):
+    """A loss of the user's own, whose option has a default and no annotation."""
+
+    def __init__(self, site: layerwise.Site, *, squared=False) -> None:
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("update", lambda: learner("plain", "pred").step(IMAGES, LABELS, update="no")),
+        ("check", lambda: learner("plain", "pred", check="no")),
+        ("standardize", lambda: learner("plain", "match", standardize="no")),
+        ("squared", lambda: learner("plain", Unannotated, squared="no")),
+        ("weights", lambda: layerwise.set_memory_format(learner("plain", "pred"), weights="no")),
+        ("new_classifier", lambda: layerwise.create_model("vgg8", new_classifier="no")),
+        ("gather_examples", lambda: layerwise.replicate(None, gather_examples="no")),
+        ("bfloat16_features", lambda: layerwise.distribute(None, bfloat16_features="no")),
+        (
+            "bfloat16_features",
+            lambda: layerwise.audit(
+                learner("plain", "pred"), IMAGES, LABELS, "parallel", bfloat16_features="no"
+            ),
+        ),
+        (
+            "cache",
+            lambda: layerwise.predict_peak(
+                network("plain"), IMAGES.shape, 10, "sequential", loss="pred", cache="no"
+            ),
+        ),
+    ],
+)
+def test_text_is_no_boolean(name: str, call: Callable[[], Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"Cannot use {name}='?no"):
+        call()
 
 
 @pytest.mark.parametrize("name", ["images", "labels"])

@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_pat
     first = on_ranks(stopped, path, True, 1, size=3)
     assert len(set(first)) == 1
     assert "stopped after 1 epochs and 2 batches" in first[0]
-    on_ranks(resumed, path)
+    resumed(path)
     assert digests(path) == digests(alone)
     assert records(path) == records(alone)
 

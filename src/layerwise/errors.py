@@ -55,6 +55,19 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
         )
 
 
+def check_flags(**flags: object) -> None:
+    """Refuse what is neither true nor false, such as the text "no", which Python takes for true.
+
+    Raises:
+        InvalidInput: naming the argument.
+    """
+    for name, value in flags.items():
+        if value not in (True, False):
+            raise InvalidInput(
+                f"Cannot use {name}={brief(repr(value))}: it is not a boolean. Give True or False."
+            )
+
+
 def names_in(argument: str, given: object) -> list[str]:
     """Names given as a list; text alone, which would be read letter by letter, is refused.
 

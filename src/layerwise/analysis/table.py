@@ -1,6 +1,5 @@
 """The results of ``layerwise separability`` as a table and as CSV."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,13 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.analysis.separability import separability_of_run
-from layerwise.errors import InvalidInput
 from layerwise.measures import MEASURES, Accuracy, heading_of
 from layerwise.measures.gains import NEAR_ZERO
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.headings import HEADINGS, parse_measures
 from layerwise.runs.run import Execution
 from layerwise.utils import terminal
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import refuse_foreign, replacing
+from layerwise.utils.csv_text import check_csv, write_csv
 
 CSV_BEGINS = "index,name,depth,resolution"  # the columns that a table is known by
 
@@ -41,22 +38,13 @@ def show_run(
     """
     names = list(MEASURES) if measures is None else parse_measures(measures)
     if csv_file is not None:
-        refuse_unwritable(Path(csv_file))
+        check_csv(Path(csv_file), CSV_BEGINS, "separability")
     result = separability_of_run(folder, execution, names, **choices)
     print_table(result)
     if csv_file is not None:
-        write_csv(csv_file, result["units"])
+        write_rows(Path(csv_file), result["units"])
         print(f"written: {csv_file}")
     return result
-
-
-def refuse_unwritable(path: Path) -> None:
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
-            "file in a folder that can be written to."
-        )
-    refuse_foreign("--csv", path, CSV_BEGINS, "separability")
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -132,7 +120,7 @@ def number_text(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
 
 
-def write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows with a line of headings; what is not known is empty, resolutions are H×W."""
     headings = list(dict.fromkeys(heading for row in rows for heading in row))
     lines = (
@@ -142,5 +130,4 @@ def write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
         }
         for row in rows
     )
-    with replacing(Path(path)) as draft:
-        draft.write_text(csv_text(headings, lines), encoding="utf-8", errors="replace")
+    write_csv(path, headings, lines)

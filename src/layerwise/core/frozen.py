@@ -8,8 +8,7 @@ from torch import nn
 
 from layerwise.core.split import Chain
 from layerwise.errors import InvalidInput, choose
-
-MOST_DIGITS = 9  # of the number of a unit
+from layerwise.utils.options import is_whole_number
 
 
 class Frozen(nn.Module):
@@ -94,7 +93,7 @@ def number_of_unit(chain: Chain, unit: "int | str | None") -> int:
     """
     if unit is None:
         return 0
-    if isinstance(unit, str) and unit not in chain.names and is_number(unit):
+    if isinstance(unit, str) and unit not in chain.names and is_whole_number(unit):
         unit = int(unit)
     if isinstance(unit, str):
         return chain.names.index(choose("unit to train from", unit, chain.names))
@@ -109,10 +108,6 @@ def number_of_unit(chain: Chain, unit: "int | str | None") -> int:
             f"{len(chain) - 1}, or the name of one, such as {chain.names[-1]!r}."
         )
     return unit
-
-
-def is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
 def frozen_weights(module: nn.Module) -> set[int]:

@@ -28,7 +28,7 @@ from layerwise.core.structure import Structure
 from layerwise.core.table import table_of_units
 from layerwise.core.unit import Unit, step_units
 from layerwise.core.windows import step_windows
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_flags
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.changing import Change, set_values
 
@@ -108,6 +108,7 @@ class Learner:
             Diverged: a unit's loss is not finite; it and the units behind it were not updated, and
                 gradients of parts of a batch are forgotten.
         """
+        check_flags(update=update)
         entering, targets = self.take(images, labels)
         if self.training != self.model.training:
             self.train(self.model.training)

@@ -37,7 +37,7 @@ from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Unit
-from layerwise.errors import CannotSplit, InvalidInput, names_in
+from layerwise.errors import CannotSplit, InvalidInput, check_flags, names_in
 from layerwise.losses import (
     LossFactory,
     Site,
@@ -141,6 +141,7 @@ def localize(
     """
     check_arguments(model, sample, num_classes, clip_grad, amp, seed, scheduler, head_lr_factor)
     check_normalization(normalization)
+    check_flags(check=check)
     leaves = names_in("leaves", leaves)  # which may be read only once
     tensor = next((t for t in (*model.parameters(), *model.buffers())), sample)
     if amp is torch.float16 and tensor.dtype is amp:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, Unit, in_memory_format, precision
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, check_flags, choose
 from layerwise.losses import Targets
 from layerwise.utils.device import device_kind, device_of, synchronise
 
@@ -51,6 +51,7 @@ def set_memory_format(
     Raises:
         InvalidInput: the memory format is unknown, or ``before`` is of another number of units.
     """
+    check_flags(weights=weights)
     names = computable(learner, memory_formats(learner, memory_format, before))
     for unit, name in zip(learner.units, names, strict=True):
         if weights:
@@ -72,10 +73,10 @@ def computable(learner: Learner, names: Sequence[str]) -> list[str]:
         own = unit.memory_format
         try:
             unit.memory_format = FORMATS[name]
-            following = unwatched(unit, activations)
+            following = passed(unit, activations)
         except RuntimeError:
             name, unit.memory_format = "contiguous", torch.contiguous_format
-            following = unwatched(unit, activations)
+            following = passed(unit, activations)
         finally:
             unit.memory_format = own
         chosen.append(name)
@@ -83,11 +84,9 @@ def computable(learner: Learner, names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def unwatched(unit: Unit, activations: Activations) -> Activations:
-    """The output of a unit, without its hooks and without fx's call.
-
-    That call prints errors, which are expected here.
-    """
+@torch.no_grad()
+def passed(unit: Unit, activations: Activations) -> Activations:
+    """The output of a unit, without its hooks; running statistics and modes stay as they were."""
     with modes_kept(unit.piece), precision(activations, unit.amp):
         unit.piece.eval()
         passed_on: Activations = unit.piece.forward(
@@ -223,14 +222,6 @@ def tried(learner: Learner) -> list[str]:
         )
         activations = passed(unit, activations)
     return names
-
-
-@torch.no_grad()
-def passed(unit: Unit, activations: Activations) -> Activations:
-    """The output of a unit; running statistics and modes stay as they were."""
-    with modes_kept(unit.piece):
-        unit.piece.eval()
-        return unit.forward(activations)
 
 
 def trial(unit: Unit, activations: Activations, num_classes: int, images: Tensor) -> str:

@@ -15,6 +15,15 @@ from layerwise.core.tracer import FLAG, strip_root
 CHECK = "settings_check"  # path of the check of settings in a unit
 
 
+class Piece(fx.GraphModule):
+    """A part of a network's graph. It raises errors as they are: fx would print them first."""
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+        return code
+
+
 class Reused(nn.Module):
     """A module without state, such as a dropout, that is called at several places.
 
@@ -70,7 +79,7 @@ def build_piece(
         copies[node] = graph.node_copy(node, lambda source: copies[source])
     graph.output(tuple(copies[node] for node in crossing(network, place, cuts, index)))
     root |= piece_root(network, inside)
-    return fx.GraphModule(root, graph, class_name="Piece")
+    return Piece(root, graph, class_name="Piece")
 
 
 def read_for(network: Network, inside: Sequence[fx.Node], first: bool) -> set[str]:

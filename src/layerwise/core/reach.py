@@ -11,12 +11,11 @@ from typing import NoReturn
 
 from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput, brief
+from layerwise.utils.options import is_whole_number
 
 Reach = tuple[int, ...]
 # of all units, of each, or as text: 2; 1,1,2; or 1,4=3, which is 1 and from unit 4 on 3
 Span = int | str | Sequence[int]
-
-MOST_DIGITS = 9  # of a span or an index
 
 
 def local_reach(count: int) -> Reach:
@@ -67,7 +66,7 @@ def parse_spans(text: str, count: int) -> int | list[int]:
     words = text.replace(" ", "").split(",")
     pairs = [word.split("=") for word in words]
     numbers = [number for pair in pairs for number in pair]
-    if not all(is_number(number) for number in numbers) or max(map(len, pairs)) > 2:
+    if not all(map(is_whole_number, numbers)) or max(map(len, pairs)) > 2:
         refuse_text(text)
     if "=" not in text:
         return [int(word) for word in words] if len(words) > 1 else int(text)
@@ -85,10 +84,6 @@ def parse_spans(text: str, count: int) -> int | list[int]:
     for start, number in pairs:
         spans[int(start) :] = [int(number)] * (count - int(start))
     return spans
-
-
-def is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
 def refuse_text(span: object) -> NoReturn:

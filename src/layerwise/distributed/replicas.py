@@ -23,7 +23,7 @@ from layerwise.distributed.averages import Average, Bucket
 from layerwise.distributed.grid import Place, group_of_position, place_in_grid
 from layerwise.distributed.state import share as share_state
 from layerwise.distributed.world import naming_lost_ranks, world
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_flags
 from layerwise.losses import Evaluated, Targets
 from layerwise.losses.site import AT_HAND, Examples
 from layerwise.ops.replicated import GatherRows, synchronised
@@ -259,6 +259,7 @@ def replicate(
         InvalidInput: the learner is distributed already, or ranks differ.
         LostRank: a rank does not answer.
     """
+    check_flags(sync_batch_norm=sync_batch_norm, gather_examples=gather_examples)
     if world().size == 1:
         return
     with together():

@@ -28,7 +28,7 @@ from layerwise.distributed.placement import (
 from layerwise.distributed.replicas import Replicas, replicate
 from layerwise.distributed.state import part_of, put, received, send_parts, share, tensors_of
 from layerwise.distributed.world import world
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_flags
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 
@@ -262,6 +262,11 @@ def distribute(
         InvalidInput: there are more ranks than units, losses reach over units, or ranks differ.
         LostRank: a rank does not answer.
     """
+    check_flags(
+        bfloat16_features=bfloat16_features,
+        sync_batch_norm=sync_batch_norm,
+        gather_examples=gather_examples,
+    )
     if world().size == 1:
         return [range(len(learner.units))]
     with together():

@@ -163,6 +163,8 @@ def of_declared_types(loss: str | LossFactory, options: Mapping[str, Any]) -> di
     checked = dict(options)
     for parameter in arguments(declaring_terms(factory_of(loss))):
         name, plain = parameter.name, plain_type(parameter.annotation)
+        if type(parameter.default) is bool:  # also without an annotation: any text would be true
+            plain = plain_type_of(parameter)
         if name not in options or plain is None or isinstance(options[name], Change):
             continue
         if plain[0] is not str or not callable(options[name]):

@@ -38,7 +38,8 @@ class InfoPro(nn.Module):
         task_last: the same in the last unit but one. None: as in the first.
 
     Raises:
-        InvalidInput: an option is out of range, or features or images are of another shape.
+        InvalidInput: an option is out of range, both weights of the unit are 0 as training begins,
+            or features or images are of another shape.
     """
 
     reads_images = True
@@ -67,6 +68,11 @@ class InfoPro(nn.Module):
         self.reconstruction, self.reconstruction_last = reconstruction, reconstruction_last
         self.task, self.task_last = task, task_last
         self.depth = min(site.index / max(site.count - 2, 1), 1.0)  # 0 first, 1 last but one
+        if not any(self.weights()):
+            raise InvalidInput(
+                f"Cannot use infopro at unit {site.index} with a weight of 0 for both the "
+                "reconstruction and the task: nothing would be learned. Give one of them another."
+            )
         self.keep_normalization(site)
         self.decoder = decoder(site)
         self.embedding = embedding(site)

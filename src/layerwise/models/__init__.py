@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerwise.errors import InvalidInput, brief, choose
+from layerwise.errors import InvalidInput, brief, check_flags, choose
 from layerwise.hierarchy import (
     Hierarchy,
     check_stages,
@@ -228,6 +228,7 @@ def create_model(
             f"Cannot build a network: its name is {type(name).__name__}. Give text, such as "
             "'resnet18'; a module needs no building."
         )
+    check_flags(new_classifier=new_classifier)
     import_code_of(name)
     factory = model_factory(name)
     for label, value, least in (

@@ -6,7 +6,7 @@ from functools import partial
 
 from layerwise.core.learner import Learner
 from layerwise.core.result import StepResult
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_flags
 from layerwise.losses import Targets
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.feature_cache import (
@@ -46,6 +46,7 @@ def sequential(
         InvalidInput: more laps than epochs, ``cache`` without ``views``, a network whose features
             cannot be kept, or a learner with windows.
     """
+    check_flags(cache=cache)
     check_laps(laps, epochs, len(learner.units))
     learner.refuse_windows("sequential")
     learner.step_singly()

@@ -1,8 +1,7 @@
 """Local losses of a run: one from the first unit on, and others from later units on. No torch."""
 
 from layerwise.errors import InvalidInput, brief
-
-MOST_DIGITS = 9  # of a unit's number
+from layerwise.utils.options import is_whole_number
 
 
 def parse_later_losses(text: str) -> dict[int, str]:
@@ -14,7 +13,7 @@ def parse_later_losses(text: str) -> dict[int, str]:
     losses: dict[int, str] = {}
     for part in text.split(","):
         unit, _, loss = (word.strip() for word in part.partition("="))
-        if not (unit.isascii() and unit.isdigit() and len(unit) <= MOST_DIGITS and loss):
+        if not (is_whole_number(unit) and loss):
             raise InvalidInput(
                 f"Cannot use loss_from {brief(repr(part))}: it is not a unit and a loss. Give the "
                 "number of the unit from which on a loss is used, such as 4=pred."

@@ -33,10 +33,8 @@ from layerwise.training.optimizers import OPTIMIZERS
 from layerwise.training.recorded_steps import memory_limit
 from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
-from layerwise.utils.options import checked_options, options_of
+from layerwise.utils.options import checked_options, is_whole_number, options_of
 from layerwise.utils.sizes import parse_size
-
-MOST_DIGITS = 10  # of a number of units
 
 
 @dataclass(frozen=True)
@@ -234,8 +232,7 @@ def parse_cut(at: str) -> str | int | list[str]:
             f"Cannot use --at {brief(at)} here: units are planned for a training. Give it to "
             "layerwise train, audit or compare --losses, or give a number of units."
         )
-    number = at.isascii() and at.isdigit() and len(at) < MOST_DIGITS
-    return int(at) if number else [path.strip() for path in at.split(",")]
+    return int(at) if is_whole_number(at) else [path.strip() for path in at.split(",")]
 
 
 def check_module_paths(run: Run, network: nn.Module) -> None:

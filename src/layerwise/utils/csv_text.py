@@ -2,9 +2,13 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from layerwise.errors import InvalidInput
+from layerwise.utils.files import refuse_foreign, replacing
 from layerwise.utils.terminal import visible
 
 FORMULA = tuple("=+-@\t\n＝＋－＠")  # first characters of a formula
@@ -21,6 +25,28 @@ def csv_text(columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> str:
     writer.writerow(map(plain_cell, columns))
     writer.writerows([plain_cell(line.get(name)) for name in columns] for line in lines)
     return text.getvalue()
+
+
+def check_csv(path: Path, begins: str, command: str) -> None:
+    """Refuse a file that could not be written in the end, or that is not of this command.
+
+    Args:
+        begins: the columns that a table of the command is known by.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidInput(
+            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
+            "file in a folder that can be written to."
+        )
+    refuse_foreign("--csv", path, begins, command)
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: Iterable[Mapping[str, Any]]) -> None:
+    with replacing(path) as draft:
+        draft.write_text(csv_text(columns, lines), encoding="utf-8", errors="replace")
 
 
 def plain_cell(value: Any) -> Any:

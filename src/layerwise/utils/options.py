@@ -114,7 +114,12 @@ def as_numbers(value: Any) -> Any:
     if not isinstance(text, str):
         return value
     text = text.replace(" ", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS else text
+    return int(text) if is_whole_number(text) else text
+
+
+def is_whole_number(text: str) -> bool:
+    """Whether text is a whole number from 0, of no more digits than any that counts units."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
 def within(number: Any, most: float) -> bool:

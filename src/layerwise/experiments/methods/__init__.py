@@ -22,10 +22,10 @@ from layerwise.experiments.methods.plan import (
     refuse_one_unit,
 )
 from layerwise.experiments.methods.table import (
-    check_csv,
+    CSV_BEGINS,
     mark_fronts,
     print_table,
-    write_csv,
+    write_rows,
 )
 from layerwise.experiments.sweep import trained
 from layerwise.profiling.budget import plan_run
@@ -34,6 +34,7 @@ from layerwise.profiling.plot import check_figure
 from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import with_rule
+from layerwise.utils.csv_text import check_csv
 from layerwise.utils.files import refuse_foreign, write_json
 
 
@@ -135,7 +136,7 @@ def check_files(comparison: Comparison) -> None:
             f"Cannot write --csv and --figure into one file, {csv}. Give another path to one."
         )
     if csv is not None:
-        check_csv(Path(csv))
+        check_csv(Path(csv), CSV_BEGINS, "compare")
     if figure is not None:
         check_figure(figure, predict=False, command="compare")
 
@@ -199,7 +200,7 @@ def write(path: Path, table: dict[str, Any], comparison: Comparison) -> None:
     print_table(table)
     files = [str(path)]
     if comparison.csv is not None:
-        write_csv(Path(comparison.csv), table)
+        write_rows(Path(comparison.csv), table)
         files.append(comparison.csv)
     if comparison.figure is not None:
         from layerwise.experiments.methods.figure import write_figure

@@ -1,16 +1,13 @@
 """The table of compared methods, on the terminal and as CSV."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from layerwise.errors import InvalidInput
 from layerwise.utils import terminal
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import refuse_foreign, replacing
+from layerwise.utils.csv_text import write_csv
 
 CSV_BEGINS = "method,rule,loss,span,units"  # the columns that a table is known by
 CAPTION = (
@@ -83,23 +80,8 @@ def number(value: float | None, unit: float, digits: int) -> str:
     return "–" if value is None else f"{value / unit:,.{digits}f}"
 
 
-def check_csv(path: Path) -> None:
-    """Refuse a file that could not be written in the end, or that is not of this command.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
-            "file in a folder that can be written to."
-        )
-    refuse_foreign("--csv", path, CSV_BEGINS, "compare")
-
-
-def write_csv(path: Path, table: dict[str, Any]) -> None:
+def write_rows(path: Path, table: dict[str, Any]) -> None:
     """Write a line per method, with what was compared and how in its last columns."""
     about = {name: table[name] for name in ("model", "data", "equal", "reference", "batch_size")}
     lines = [row | about for row in table["rows"]]
-    with replacing(path) as draft:
-        draft.write_text(csv_text(list(lines[0]), lines), encoding="utf-8", errors="replace")
+    write_csv(path, list(lines[0]), lines)
