@@ -489,8 +489,13 @@ def test_tokens_are_classified_by_statistics_whatever_their_scale() -> None:
 
 def test_heads_know_whether_the_network_normalises_layers() -> None:
     """As ConvNeXt and Swin do before their classifiers; a network of convolutions does not."""
-    for name, expected in (("convnext-like", True), ("swin-like", True), ("plain", False)):
-        local = make(name)
+    for name, expected, options in (
+        ("convnext-like", True, {}),
+        ("swin-like", True, {}),
+        ("swin-like", True, {"train_from": 1}),
+        ("plain", False, {}),
+    ):
+        local = make(name, **options)
         norms = [
             module for module in local.units[0].loss.modules() if isinstance(module, nn.BatchNorm1d)
         ]

@@ -82,6 +82,7 @@ def frozen_before(chain: Chain, train_from: "int | str | None") -> Chain:
         chain.channels[first:],
         chain.output,
         chain.untrained,
+        chain.normalises_layers,
     )
 
 
