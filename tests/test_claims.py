@@ -490,6 +490,13 @@ def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
     assert (drop.verdict, drop.effect) == ("holds", pytest.approx(10.0))  # at epoch 5 of 20
     assert (ahead.verdict, ahead.effect) == ("holds", pytest.approx(2.0))
     assert "at epoch 20, where it leads least; ahead at 4 of 4 epochs" in ahead.detail[0]
+    rarely = [  # both sides were evaluated at epoch 1, and in the first quarter at no later one
+        replace(run, epochs=tuple(entry for entry in run.epochs if entry["epoch"] != 5))
+        for run in runs[4:]
+    ]
+    [first, *_] = judge(claim("sharper-drop"), runs[:4] + rarely, SMALL).detail
+    assert "+10.00 points" in first
+    assert "at epoch 1:" in first
     late = [
         replace(
             run,

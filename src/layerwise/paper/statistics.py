@@ -14,6 +14,10 @@ from layerwise.runs.records import Record
 
 Numbers = NDArray[np.float64]  # one, or of a curve one per epoch
 RESOLUTION = 0.01  # points: an accuracy of 10,000 images is a multiple of this
+AT_EPOCHS = (
+    "curve",
+    "quarter",
+)  # kinds of numbers that are compared at epochs that both sides have
 HOLDS, FAILS, UNDECIDED, UNMEASURED = "holds", "does not hold", "undecided", "not measured"
 # how often chance alone may decide a comparison, or say of a claim that it does not hold
 UNLIKELY = 0.05
@@ -68,7 +72,7 @@ class Scores:
         """A row's measure, by seed; only of seeds that have all its terms.
 
         Args:
-            epochs: of curves.
+            epochs: of what is compared at epochs.
         """
         terms: list[dict[int, Numbers]] = []
         for term in measure:
@@ -107,7 +111,7 @@ class Scores:
 
 def value(record: Record, kind: str, epochs: tuple[int, ...] = ()) -> Numbers | None:
     """A run's number in percent; None where it was not evaluated."""
-    if kind == "curve":
+    if kind in AT_EPOCHS:
         scores = curve(record)
         return (
             np.array([scores[epoch] for epoch in epochs])
@@ -124,17 +128,6 @@ def curve(record: Record) -> dict[int, float]:
     return {epoch: accuracy for epoch, accuracy in sorted(scores.items()) if accuracy is not None}
 
 
-def quarter(record: Record) -> float | None:
-    """Test accuracy in percent after a quarter of the epochs.
-
-    If it was not evaluated then, the last evaluation before counts.
-    """
-    scores = [
-        accuracy for epoch, accuracy in curve(record).items() if 4 * epoch <= record.run.epochs
-    ]
-    return scores[-1] if scores else None
-
-
 def unit_accuracy(record: Record, index: int) -> float | None:
     """A unit's accuracy of the last epoch in percent.
 
@@ -149,7 +142,6 @@ def unit_accuracy(record: Record, index: int) -> float | None:
 
 NUMBERS = {
     "last": lambda record: record.test_accuracy,
-    "quarter": quarter,
     "first unit": lambda record: unit_accuracy(record, 0),
     "last unit": lambda record: unit_accuracy(record, -1),
 }
@@ -202,7 +194,7 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     if not any(term.column in scores.columns for term in measure):
         return Outcome(comparison)
     runs = [record for row in rows for record in scores.records(row, measure)]
-    epochs = common_epochs(runs) if comparison.above.kind == "curve" else ()
+    epochs = compared_epochs(comparison.above.kind, runs)
     sides = [scores.values(row, measure, epochs) for row in rows]
     if not all(sides) or unlike(runs):
         return Outcome(comparison, remark=unlike(runs) if all(sides) else "")
@@ -226,12 +218,9 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     if difference < 0:  # after one of many epochs, each of which may seem behind by chance
         chance = min(1.0, len(lead) * chance)
     verdict = UNDECIDED if chance >= UNLIKELY else HOLDS if difference > 0 else FAILS
-    where = (
-        f"at epoch {epochs[least]}, where it leads least; ahead at {(lead > 0).sum()} of "
-        f"{len(lead)} epochs"
-        if epochs
-        else ""
-    )
+    where = f"at epoch {epochs[least]}" if epochs else ""
+    if len(epochs) > 1:
+        where += f", where it leads least; ahead at {(lead > 0).sum()} of {len(lead)} epochs"
     borrowed = f"deviation of {scatter.rows} other rows" if len(seeds) == 1 else ""
     margin = quantile(scatter.degrees) * error
     return Outcome(
@@ -256,10 +245,17 @@ def unlike(runs: Iterable[Record]) -> str:
     )
 
 
-def common_epochs(runs: Iterable[Record]) -> tuple[int, ...]:
-    """The epochs after which all of the runs were evaluated on the test images."""
-    evaluated = [set(curve(record)) for record in runs]
-    return tuple(sorted(set.intersection(*evaluated))) if evaluated else ()
+def compared_epochs(kind: str, runs: Sequence[Record]) -> tuple[int, ...]:
+    """The epochs whose accuracies are compared: all after which all runs were evaluated.
+
+    Of ``quarter``, the last of them in the first quarter of the training.
+    """
+    if kind not in AT_EPOCHS or not runs:
+        return ()
+    common = sorted(set.intersection(*[set(curve(record)) for record in runs]))
+    if kind == "quarter":
+        common = [epoch for epoch in common if 4 * epoch <= runs[0].run.epochs][-1:]
+    return tuple(common)
 
 
 def quantile(degrees: float) -> float:
