@@ -29,7 +29,7 @@ def archived(run: Path) -> Iterator[tuple[str, bytes]]:
     """
     data_dir = json.loads((run / "run.json").read_text())["execution"]["data_dir"]
     paths = {str(run): f"runs/{run.name}", str(run.resolve()): f"runs/{run.name}"}
-    paths[data_dir] = Path(data_dir).name
+    paths[data_dir] = Path(data_dir).name or data_dir  # "." has no last part
     for name in KEPT:
         if (run / name).exists() or name == "result.json":
             content = (run / name).read_bytes()
