@@ -21,6 +21,7 @@ from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import registries
+from layerwise.utils.terminal import warning_text
 
 SMALL = [
     "--hierarchy",
@@ -442,3 +443,9 @@ def test_altered_weights_are_refused(
     assert "since its SHA-256 differs" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
     (copy / "result.json").write_text("{")
     assert "Cannot read" in refusal(capsys, "evaluate", str(copy), "--device", "cpu")
+
+
+def test_a_warning_of_the_program_is_one_line_and_others_name_their_source():
+    where = (UserWarning, RunFolder.__init__.__code__.co_filename, 3)
+    assert warning_text("Slow.", *where) == "layerwise: Slow.\n"
+    assert __file__ in warning_text("Slow.", UserWarning, __file__, 3)

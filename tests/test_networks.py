@@ -262,6 +262,19 @@ def test_a_feature_that_is_constant_is_said() -> None:
         localize(Gated())
 
 
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_slow_mixed_precision_is_said(has_instructions: bool, monkeypatch) -> None:
+    monkeypatch.setattr("layerwise.core.doubts.has_bfloat16", lambda device: has_instructions)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        localize(Gated())
+        assert not said
+        localize(Gated(), amp=torch.bfloat16)
+    assert [str(each.message)[:23] for each in said] == ["Mixed precision is slow"] * (
+        not has_instructions
+    )
+
+
 # Drop path and parts
 
 

@@ -16,13 +16,14 @@ from layerwise.experiments import reproduce
 from layerwise.experiments.entry import entries
 from layerwise.paper import rows as paper
 from layerwise.paper.rows import COLUMNS, ROWS, SCALES, Scale, match, plan, row_run, select_rows
-from layerwise.profiling.estimate import Pace, total
+from layerwise.profiling.estimate import Pace, time_steps, total
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.records import read_runs
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train as train_run
 from layerwise.training.prepare import Prepared
 from layerwise.utils.options import Options
+from layerwise.utils.words import counted
 from tests.test_cli import last_json, refusal
 
 TINY = {
@@ -310,3 +311,26 @@ def test_an_estimate_counts_the_images_of_every_epoch():
         4 * (45_000 * 0.01 + 15_000 * 0.001)
     )
     assert total(run, replace(often, eval_every=2), pace, 1e6) == pytest.approx(2 * (150 + 7.5))
+
+
+def test_an_estimate_leaves_out_the_first_step_which_loads_and_compiles(monkeypatch):
+    seconds = iter([40.0, 6.0])
+    now = [0.0]
+
+    def ticks(*_):
+        while True:
+            now[0] += next(seconds)
+            yield
+
+    monkeypatch.setattr("layerwise.profiling.estimate.rule_ticks", ticks)
+    monkeypatch.setattr("layerwise.profiling.estimate.time.perf_counter", lambda: now[0])
+    run = Run(model="vgg8b", width=0.02, batch_size=8)
+    assert time_steps(run, Execution(), 1e6).step == 6.0 / 8
+
+
+def test_numbers_have_their_nouns():
+    assert [counted(1, "run"), counted(2_000, "run"), counted(0, "batch")] == [
+        "1 run",
+        "2,000 runs",
+        "0 batches",
+    ]

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -22,7 +23,7 @@ from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, L
 from layerwise.utils.launch import is_first, launched_rank, launched_size
 from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED, import_files
-from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams
+from layerwise.utils.terminal import discard, in_one_line, unguarded, visible_streams, warning_text
 
 FAILED, REFUSED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141  # exit codes
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     interrupted.
     """
     set_environment()
+    warnings.formatwarning = warning_text
     with visible_streams():
         try:
             if problem := run_command(list(sys.argv[1:] if arguments is None else arguments)):

@@ -48,7 +48,8 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
     add_engine(parser)
-    add_fields(parser, Run, skip={item.name for item in fields(Run)} - set(DEPARTURES), declared=())
+    others = {item.name for item in fields(Run)} - set(DEPARTURES)
+    add_fields(parser, Run, skip=others, declared=(), default="the scale's")
     add_fields(parser, Execution, skip={"separability_against"})
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from layerwise.data.dataset import Arrays, Labels
 from layerwise.data.image_file import opened
 from layerwise.utils.printable import printable
+from layerwise.utils.words import counted
 
 MOST_CLASSES = 10  # that are listed with their numbers of images
 MOST_HEADERS = 1000  # files whose sizes are looked at
@@ -28,7 +29,7 @@ def describe_data(name: str, folder: str, arrays: Arrays, size: int) -> Iterator
         if not isinstance(images, np.ndarray):
             test += f" ({per_class(arrays.test_labels, arrays.class_names)})"
     classes = len(arrays.class_names)
-    yield f"{name}{place}: {classes} classes; {len(images)} images ({counts}){test}"
+    yield f"{name}{place}: {classes} classes; {counted(len(images), 'image')} ({counts}){test}"
     if not isinstance(images, np.ndarray):
         yield from describe_files(images, size)
     for note in arrays.notes:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from layerwise.distributed.world import world
 from layerwise.errors import InvalidInput
+from layerwise.utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def place_in_grid(replicas: int = 1) -> Place:
     here = world()
     if replicas < 1 or here.size % replicas:
         raise InvalidInput(
-            f"Cannot have {replicas} replicas on {here.size} rank{'s' * (here.size > 1)}: each "
+            f"Cannot have {replicas} replicas on {counted(here.size, 'rank')}: each "
             "takes an equal number of ranks. Give a divisor of their number, or start others."
         )
     return Place(replicas, here.size // replicas, here.rank)

@@ -21,6 +21,7 @@ from layerwise.runs.run import Execution, Run, file_words
 from layerwise.training.declared_options import check_rule_options, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import refuse_foreign, write_json
+from layerwise.utils.words import counted
 
 TABLE_BEGINS = '{\n "model"'  # as the file of a table does
 
@@ -158,7 +159,7 @@ def print_table(
     Memory is in MB (10^6 bytes), time in seconds.
     """
     local = [rule for rule in rules if is_local(rule)]
-    length = f"{base.epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
+    length = f"{counted(base.epochs, 'epoch')}, {counted(seeds, 'seed')}"
     table = Table(title=f"{base.model} on {base.data}, {length}: test accuracy, %")
     for heading in [
         "hierarchy",

@@ -18,6 +18,7 @@ from layerwise.profiling.estimate import estimate
 from layerwise.runs.run import Execution, Run, described
 from layerwise.training.progress import clock
 from layerwise.utils import terminal
+from layerwise.utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def share_done(entry: Entry) -> float:
 def announce(wanted: Sequence[Entry], scale: str, cost: str) -> None:
     """Say what the sweep will train, and the cost in words, before it starts."""
     states = [entry.state for entry in wanted]
-    print(f"{len(wanted)} runs at scale {scale}: {SCALES[scale].text}", flush=True)
+    print(f"{counted(len(wanted), 'run')} at scale {scale}: {SCALES[scale].text}", flush=True)
     print(
         f"{states.count(FINISHED)} finished, {states.count(UNFINISHED)} begun, "
         f"{states.count(TO_DO)} to do{cost}",
@@ -100,7 +101,7 @@ def reproduce(
     if dry_run:
         for entry in wanted:
             print(f"{entry.label}: {entry.state}, {entry.folder.path}")
-        print(f"{len(wanted)} runs at scale {scale}; nothing was trained", flush=True)
+        print(f"{counted(len(wanted), 'run')} at scale {scale}; nothing was trained", flush=True)
         return {"scale": scale, "runs": [pair.describe(pair.entry.state) for pair in pairs]}
     seconds = None
     if engine is None:  # workers have other data folders and another speed

@@ -16,6 +16,7 @@ from layerwise.hierarchy import Hierarchy, parse_hierarchy
 from layerwise.runs.fields import NO_OPTIONS
 from layerwise.runs.run import Run
 from layerwise.utils.options import Options
+from layerwise.utils.words import counted
 
 # a column of the paper's tables -> the rule that trains it
 COLUMNS = {"layerwise": "simultaneous", "global": "global"}
@@ -305,7 +306,7 @@ def match(run: Run) -> Match:
 def departures(run: Run, expected: Run) -> Iterable[str]:
     """Differences of a run from the one expected, in words."""
     if run.epochs != expected.epochs:
-        yield f"{run.epochs} epochs instead of {expected.epochs}, decays in proportion"
+        yield f"{counted(run.epochs, 'epoch')} instead of {expected.epochs}, decays in proportion"
     if run.loss != expected.loss:
         yield f"{run.loss} instead of {expected.loss}"
     if run.amp != expected.amp:

@@ -11,6 +11,7 @@ from layerwise.paper.comparisons import Comparison, Measure
 from layerwise.paper.numbers import Setting, gives, own_columns
 from layerwise.paper.rows import Row, match
 from layerwise.runs.records import Record
+from layerwise.utils.words import counted
 
 Numbers = NDArray[np.float64]  # one, or of a curve one per epoch
 RESOLUTION = 0.01  # points: an accuracy of 10,000 images is a multiple of this
@@ -182,7 +183,7 @@ class Outcome:
         error = (
             f"standard error {self.error:.2f}" if self.error is not None else "no deviation known"
         )
-        seeds = f"{self.seeds} seed{'s' if self.seeds > 1 else ''}"
+        seeds = counted(self.seeds, "seed")
         remark = f"; {self.remark}" if self.remark else ""
         numbers = f"{self.difference:+.2f} points, {error}, {seeds}{remark}{paper}{said}"
         return f"{comparison.text}: {numbers}: {self.verdict}"

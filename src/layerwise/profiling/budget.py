@@ -29,6 +29,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
 from layerwise.utils.sizes import format_size, parse_size
+from layerwise.utils.words import counted
 
 Arguments = ParamSpec("Arguments")
 Cut = int | list[str]  # as ``localize`` takes it
@@ -209,7 +210,7 @@ def plan_units(
     needed, count = min(lowest_peaks)
     raise InvalidInput(
         f"Cannot train within {format_size(limit)}: the lowest peak that is predicted is "
-        f"{format_size(needed)}, of {count} unit{'s' * (count > 1)} and batches of {batch_size}. "
+        f"{format_size(needed)}, of {counted(count, 'unit')} and batches of {batch_size}. "
         "Give as much memory, a smaller batch, or a loss with smaller heads, such as pred."
     )
 

@@ -28,6 +28,7 @@ from layerwise.report.tables import (
 from layerwise.runs.records import Broken, Record, read_runs
 from layerwise.utils.files import FIGURE_MARK, refuse_foreign, replacing
 from layerwise.utils.terminal import in_one_line
+from layerwise.utils.words import counted
 
 FIRST_COLUMNS = 4  # that a table is known by; an earlier version's may have fewer later ones
 
@@ -187,12 +188,12 @@ def write(path: Path, text: str) -> Path:
 def say(evidence: Evidence, files: Sequence[Path]) -> None:
     """Print what was read and what was written."""
     finished = sum(record.result is not None for record in evidence.records)
-    print(f"{len(evidence.records)} runs read, {finished} of them finished")
+    print(f"{counted(len(evidence.records), 'run')} read, {finished} of them finished")
     for item in evidence.broken:
         print(f"  {printable(item)}")
     print(f"written: {files[0]} ({files[0].stat().st_size / 1e6:.2f} MB)")
     for folder, number in Counter(path.parent for path in files[1:]).items():
-        print(f"written: {number} files in {folder}", flush=True)
+        print(f"written: {counted(number, 'file')} in {folder}", flush=True)
 
 
 def printable(item: Broken) -> str:

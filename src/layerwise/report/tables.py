@@ -17,6 +17,7 @@ from layerwise.runs.command import command
 from layerwise.runs.headings import HEADINGS, headings_of
 from layerwise.runs.records import Record
 from layerwise.utils.csv_text import csv_text
+from layerwise.utils.words import counted
 
 # of features alone
 MEASURES = tuple(name for name in HEADINGS if name not in ("auxiliary_accuracy", "cka"))
@@ -149,9 +150,10 @@ def machine(facts: Mapping[str, Any]) -> str:
     noted = facts.get("machine")
     if not isinstance(noted, dict):
         return ""
-    threads = f"{noted['cpu_threads']} threads" if "cpu_threads" in noted else ""
+    threads = counted(noted["cpu_threads"], "thread") if "cpu_threads" in noted else ""
     version = f"torch {noted['torch']}" if "torch" in noted else ""
-    return ", ".join(filter(None, [str(noted.get("device", "")), threads, version]))
+    device, instructions = noted.get("device", ""), noted.get("cpu_instructions", "")
+    return ", ".join(filter(None, [str(device), str(instructions), threads, version]))
 
 
 def claims_csv(records: Sequence[Record]) -> str:

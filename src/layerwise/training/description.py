@@ -19,6 +19,7 @@ from layerwise.training.machine import describe_device, describe_machine
 from layerwise.training.origins import origins
 from layerwise.training.prepare import Prepared
 from layerwise.utils.sizes import format_size
+from layerwise.utils.words import counted
 
 AUDITED_IMAGES = 4  # of the first batch; with fewer, a contrastive loss has no gradient
 
@@ -77,7 +78,7 @@ def describe_steps(learner: Learner, choice: StepChoice | None) -> str:
     if learner.captured is None:
         return f"steps made singly{need}" if choice else ""
     streams = max(1, len(learner.captured.streams))
-    return f"recorded steps on {streams} stream{'s' if streams > 1 else ''}{need}"
+    return f"recorded steps on {counted(streams, 'stream')}{need}"
 
 
 def describe(prepared: Prepared, folder: RunFolder, learner: Learner) -> dict[str, Any]:

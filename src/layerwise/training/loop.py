@@ -24,6 +24,7 @@ from layerwise.training.ranks import check_ranks
 from layerwise.training.session import Session, begin, check_folder
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
+from layerwise.utils.words import counted
 
 
 class Interrupted(Exception):
@@ -128,9 +129,8 @@ def stop(tick: Tick, session: Session, prepared: Prepared, folder: RunFolder) ->
     with whole(session.learner) as first:
         if first:
             save(folder, prepared.run, session.learner, session.meter, tick.after)
-    raise Interrupted(
-        f"stopped after {tick.after.epoch} epochs and {tick.after.batch} batches; all is saved"
-    )
+    done = f"{counted(tick.after.epoch, 'epoch')} and {counted(tick.after.batch, 'batch')}"
+    raise Interrupted(f"stopped after {done}; all is saved")
 
 
 def end_training(session: Session, prepared: Prepared, folder: RunFolder) -> dict[str, Any]:

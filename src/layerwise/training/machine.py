@@ -11,6 +11,7 @@ import torch
 
 from layerwise.utils.device import device_name
 from layerwise.utils.version import version
+from layerwise.utils.words import counted
 
 
 def describe_device(device: torch.device, amp: bool) -> str:
@@ -18,7 +19,7 @@ def describe_device(device: torch.device, amp: bool) -> str:
     number_type = "bfloat16 forward, float32 weights" if amp else "float32"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {number_type}"
-    return f"CPU with {torch.get_num_threads()} threads, {number_type}"
+    return f"CPU with {counted(torch.get_num_threads(), 'thread')}, {number_type}"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "system": f"{platform.system()} {platform.machine()}",
             "device": device_name(device),
+            "cpu_instructions": torch.backends.cpu.get_cpu_capability(),
             "cpu_threads": torch.get_num_threads(),
         },
     }

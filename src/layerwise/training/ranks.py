@@ -25,6 +25,7 @@ from layerwise.runs.run import described
 from layerwise.training.prepare import Prepared
 from layerwise.training.progress import Progress
 from layerwise.utils.version import version
+from layerwise.utils.words import counted
 
 # options of the execution that say when ranks wait for each other, so all must have them alike
 ALIKE = (
@@ -69,7 +70,7 @@ def check_replicas(prepared: Prepared) -> None:
         place_in_grid(replicas)
     elif replicas > 1 and replicas != ranks:
         raise InvalidInput(
-            f"Cannot use --replicas {replicas} on {ranks} rank{'s' * (ranks > 1)}: each replica is "
+            f"Cannot use --replicas {replicas} on {counted(ranks, 'rank')}: each replica is "
             f"a rank. Start with torchrun --nproc-per-node {replicas}, or give --replicas {ranks}."
         )
 

@@ -58,6 +58,17 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether PyTorch computes convolutions in bfloat16 there by instructions for it.
+
+    A processor without them, such as x86 without AVX-512, computes them too, only much slower.
+    """
+    if device.type != "cpu":
+        return True
+    mkldnn = torch.backends.mkldnn
+    return mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def processor_name() -> str:
     """The processor's name as the system gives it."""
     try:

@@ -8,7 +8,9 @@ import contextlib
 import os
 import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from layerwise.errors import InvalidInput
@@ -16,6 +18,8 @@ from layerwise.errors import InvalidInput
 if TYPE_CHECKING:
     from rich.table import Table
 
+PACKAGE = Path(__file__).parents[1]
+USUAL_TEXT = warnings.formatwarning
 PLAIN_WIDTH = 240  # columns of a table that is written into a file or a pipe
 
 
@@ -131,3 +135,16 @@ def print_table(*tables: "Table") -> None:
     console = Console(width=width, markup=False, emoji=False, highlight=False, color_system=None)
     for table in tables:
         console.print(table)
+
+
+def warning_text(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning of this program's as one line, and others as Python writes them."""
+    if Path(filename).is_relative_to(PACKAGE):
+        return f"layerwise: {message}\n"
+    return USUAL_TEXT(message, category, filename, lineno, line)

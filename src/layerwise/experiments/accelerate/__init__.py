@@ -43,6 +43,7 @@ from layerwise.runs.command import command
 from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
+from layerwise.utils.words import counted
 
 MOVES = ("convolutions", "downsampling")
 SHORT = "short"  # folder of the runs that gains are measured in, in the output folder
@@ -129,7 +130,11 @@ def accelerate(
     rows = result_rows(chosen, ranking, results)
     print_results(base, search.final_epochs, search.seeds, rows)
     if search.figure is not None:
-        draw(search.figure, f"{base.model} on {base.data}, {search.final_epochs} epochs", rows)
+        draw(
+            search.figure,
+            f"{base.model} on {base.data}, {counted(search.final_epochs, 'epoch')}",
+            rows,
+        )
         print(f"written: {search.figure}", flush=True)
     return report | {"results": rows} | announce(base, rows, execution)
 

@@ -17,6 +17,7 @@ from layerwise.profiling import plot as timeline
 from layerwise.runs.run import Run
 from layerwise.utils.files import figure_metadata, replacing
 from layerwise.utils.terminal import print_table
+from layerwise.utils.words import counted
 
 LOCAL, GLOBAL = "simultaneous", "global"
 PROPOSALS = (
@@ -153,7 +154,7 @@ def local_accuracy(row: Mapping[str, Any]) -> float:
 
 def print_results(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the results: test accuracy of the last epoch in percent, MB (10^6 bytes), seconds."""
-    length = f"{epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
+    length = f"{counted(epochs, 'epoch')}, {counted(seeds, 'seed')}"
     title = f"{run.model} on {run.data}, {length}: test accuracy, %"
     table = Table(title=title, caption=TRAINED)
     table.add_column("hierarchy")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from layerwise.utils import terminal
 from layerwise.utils.csv_text import write_csv
+from layerwise.utils.words import counted
 
 CSV_BEGINS = "method,rule,loss,span,units"  # the columns that a table is known by
 CAPTION = (
@@ -17,17 +18,17 @@ CAPTION = (
     "training, ° against memory."
 )
 EQUAL_WORDS = {
-    "epochs": "{epochs} epochs each",
-    "multiply-adds": "at the multiply-adds of {epochs} epochs of {reference}",
-    "time": "in the training time of {epochs} epochs of {reference}",
+    "epochs": "{length} each",
+    "multiply-adds": "at the multiply-adds of {length} of {reference}",
+    "time": "in the training time of {length} of {reference}",
 }
 
 
 def title_of(table: dict[str, Any]) -> str:
     """What was compared and how, in words."""
     seeds = table["rows"][0]["seeds"]
-    spent = EQUAL_WORDS[table["equal"]].format(**table)
-    return f"{table['model']} on {table['data']}, {spent}, {seeds} seed{'s' * (seeds > 1)}"
+    spent = EQUAL_WORDS[table["equal"]].format(length=counted(table["epochs"], "epoch"), **table)
+    return f"{table['model']} on {table['data']}, {spent}, {counted(seeds, 'seed')}"
 
 
 def peak_key(rows: Sequence[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from layerwise.report.figure_data import Errors
 from layerwise.report.figures.style import faint_grid, line
+from layerwise.utils.words import counted
 
 
 def draw(errors: Errors) -> Figure:
@@ -14,7 +15,7 @@ def draw(errors: Errors) -> Figure:
     figure.subplots_adjust(left=0.11, right=0.985, top=0.9, bottom=0.13)
     axes = figure.subplots()
     for look, name, curve in errors.lines:
-        line(axes, curve, look, f"{name}, {curve.seeds} seed{'s' if curve.seeds > 1 else ''}")
+        line(axes, curve, look, f"{name}, {counted(curve.seeds, 'seed')}")
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_ylabel("test error, %")

@@ -9,10 +9,11 @@ from markupsafe import Markup
 from layerwise.paper.verdicts import INCONSISTENCIES, Evidence
 from layerwise.report.figure_data import all_figures
 from layerwise.report.page import results, story
-from layerwise.report.page.cells import column_groups, count, is_number_cell
+from layerwise.report.page.cells import column_groups, is_number_cell
 from layerwise.report.page.embedded import embedded
 from layerwise.report.page.runs import RUN_COLUMNS, run_rows
 from layerwise.utils.version import version
+from layerwise.utils.words import counted
 
 # in the head of what may be overwritten
 MARKER = '<meta name="generator" content="layerwise report">'
@@ -72,7 +73,7 @@ def constants() -> dict[str, Any]:
         "sections": SECTIONS,
         "version": version(),
         "source": source,
-        "count": count,
+        "counted": counted,
         "column_groups": column_groups,
         "marks": results.MARKS,
         "agreement": results.AGREEMENT,

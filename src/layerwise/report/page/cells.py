@@ -68,8 +68,3 @@ def uncertain(mean: float | None, deviation: float | None, seeds: int) -> Number
         return Number(None, NOTHING)
     spread = f" ± {deviation:.2f}" if deviation is not None else ""
     return Number(mean, f"{mean:.2f}{spread} ({seeds})")
-
-
-def count(number: int, word: str) -> str:
-    """A number with its noun, such as ``1,024 runs``."""
-    return f"{number:,} {word}{'' if number == 1 else 's'}"

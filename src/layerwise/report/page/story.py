@@ -9,8 +9,9 @@ from layerwise.paper.numbers import Setting
 from layerwise.paper.over_scales import standings
 from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, SCALES, Row, match
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
-from layerwise.report.page.cells import Column, Table, count, percent, points
+from layerwise.report.page.cells import Column, Table, percent, points
 from layerwise.report.tables import machine
+from layerwise.utils.words import counted
 
 # published networks and their accelerated forms, as the paper names its best: table, before, after
 ACCELERATED = (
@@ -82,7 +83,7 @@ def fewest_seeds(evidence: Evidence, setting: Setting, rows: Sequence[Row]) -> s
         for of_column in numbers.values()
     )
     differs = globally not in (0, local)
-    return count(local, "seed") + (f" layer-wise, {globally} globally" if differs else "")
+    return counted(local, "seed") + (f" layer-wise, {globally} globally" if differs else "")
 
 
 def headline_row(
@@ -98,11 +99,13 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
     """Counts of the claims that hold, setting by setting."""
     for setting in evidence.settings:
         verdicts = Counter(verdict.verdict for verdict in evidence.verdicts[setting])
-        counts = ", ".join(counted(verdicts[word], word) for word in VERDICTS)
+        counts = ", ".join(verdicts_in_words(verdicts[word], word) for word in VERDICTS)
         yield f"{setting.title}: of the paper's {sum(verdicts.values())} claims, {counts}."
     if len(evidence.settings) > 1:
         decided = Counter(standing.verdict for standing in standings(evidence))
-        counts = ", ".join(counted(decided[word], word) for word in VERDICTS if decided[word])
+        counts = ", ".join(
+            verdicts_in_words(decided[word], word) for word in VERDICTS if decided[word]
+        )
         yield (
             f"Together they measure {sum(decided.values())}; each judged by the first setting that "
             f"decides it, {counts}."
@@ -114,7 +117,7 @@ def verdict_counts(evidence: Evidence) -> Iterator[str]:
         )
 
 
-def counted(number: int, verdict: str) -> str:
+def verdicts_in_words(number: int, verdict: str) -> str:
     return f"{number} {verdict if number == 1 else SEVERAL.get(verdict, verdict)}"
 
 
@@ -122,10 +125,10 @@ def overview(evidence: Evidence) -> list[str]:
     """Counts, scales, machines and commits, a line each."""
     records = evidence.records
     finished = sum(record.result is not None for record in records)
-    counted = sum(bool(match(record.run)) and record.result is not None for record in records)
+    matched = sum(bool(match(record.run)) and record.result is not None for record in records)
     counts = (
-        f"{count(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
-        f"{counted} of the finished give a number of the paper's tables."
+        f"{counted(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
+        f"{matched} of the finished give a number of the paper's tables."
     )
     return [counts, *scales(evidence), *places(evidence)]
 
@@ -151,17 +154,19 @@ def scales(evidence: Evidence) -> Iterator[str]:
             f" Departs from it by: {'; '.join(setting.departures)}." if setting.departures else ""
         )
         text = SCALES[setting.scale].text
-        yield f"{setting.scale} scale, {count(len(runs), 'run')}{again}: {text}.{departs}"
+        yield f"{setting.scale} scale, {counted(len(runs), 'run')}{again}: {text}.{departs}"
 
 
 def places(evidence: Evidence) -> Iterator[str]:
     """Machines and commits with the number of runs of each."""
     machines = Counter(machine(record.facts) or "not noted" for record in evidence.records)
     yield from (
-        f"Machine: {name} ({count(number, 'run')})." for name, number in machines.most_common()
+        f"Machine: {name} ({counted(number, 'run')})." for name, number in machines.most_common()
     )
     commits = Counter(str(record.facts.get("commit") or "not noted") for record in evidence.records)
-    listed = ", ".join(f"{name} ({count(number, 'run')})" for name, number in commits.most_common())
+    listed = ", ".join(
+        f"{name} ({counted(number, 'run')})" for name, number in commits.most_common()
+    )
     if listed:
         yield f"Commits (+: changed since): {listed}."
 
