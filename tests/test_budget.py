@@ -51,7 +51,14 @@ def test_the_fewest_units_that_fit() -> None:
     assert torch.equal(drawn, torch.rand(1))
     assert helpers.same_weights(local.model, named.model)
     assert named.plan is None
-    # and what is predicted is true
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="known of processors with AVX-512 only",
+)
+def test_a_planned_step_takes_no_more_memory_than_was_allowed() -> None:
+    local = planned(LIMIT)
     local.step(SAMPLE, LABELS)
     before = persistent_bytes(local)
     with measured(torch.device("cpu")) as step:

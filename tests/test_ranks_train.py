@@ -103,10 +103,10 @@ def test_a_stopped_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_pat
     path = tmp_path / "run"
     assert "after 0 epochs and 2 batches" in stopped(path, False, 2)
     # all ranks stop after the batch at which the first told them so
-    assert on_ranks(stopped, path, True, 2)[0].startswith("stopped after 1 epochs and 0 batches")
+    assert on_ranks(stopped, path, True, 2)[0].startswith("stopped after 1 epoch and 0 batches")
     first = on_ranks(stopped, path, True, 1, size=3)
     assert len(set(first)) == 1
-    assert "stopped after 1 epochs and 2 batches" in first[0]
+    assert "stopped after 1 epoch and 2 batches" in first[0]
     resumed(path)
     assert digests(path) == digests(alone)
     assert records(path) == records(alone)

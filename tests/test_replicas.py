@@ -550,7 +550,7 @@ def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
     assert first[0] == second[0]
     assert first[0]["replicas"] == 2
     for texts in (first, second):
-        assert "stopped after 1 epochs and" in texts[2]
+        assert "stopped after 1 epoch and" in texts[2]
         assert "Cannot share batches of 3 images among 2 replicas" in texts[6]
         assert "Cannot use --replicas 3 on 2 ranks: each replica is a rank" in texts[7]
         assert "Cannot use replicas 0: it is out of range. Give 1 or more" in texts[8]
