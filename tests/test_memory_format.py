@@ -161,6 +161,40 @@ def test_units_with_group_normalisation_stay_contiguous(
     local.step(images, torch.arange(4))
 
 
+class StandardizedConvolution(torch.nn.Conv2d):
+    """A convolution that is traced into, down to PyTorch's function of a computed weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+@pytest.mark.parametrize(
+    ("stride", "chosen"), [(1, "channels-last"), ((1, 1), "channels-last"), (2, "contiguous")]
+)
+def test_a_strided_convolution_by_its_function_stays_contiguous(
+    stride: int | tuple[int, int], chosen: str
+) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        StandardizedConvolution(4, 8, 1, stride),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(10),
+    )
+    images = torch.rand(4, 3, 8, 8)
+    model(images)
+    options = {"loss": "pred", "optimizer": partial(torch.optim.SGD, lr=0.1), "seed": 0}
+    exact = layerwise.localize(
+        copy.deepcopy(model).double(), images.double(), 10, memory_format=None, **options
+    )
+    local = layerwise.localize(model, images, 10, **options)
+    assert set_memory_format(local, "auto")[1] == chosen
+    local.step(images, torch.arange(4))
+    exact.step(images.double(), torch.arange(4))
+    for (name, one), other in zip(model.named_parameters(), exact.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.float(), msg=name)
+
+
 def test_an_unknown_memory_format_is_refused() -> None:
     with pytest.raises(InvalidInput, match="Cannot use memory format 'nhwc': it is unknown"):
         set_memory_format(make_learner(), "nhwc")

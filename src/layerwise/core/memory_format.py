@@ -182,7 +182,7 @@ def endangered(unit: Unit) -> bool:
         strides_few_channels(module) or isinstance(module, nn.GroupNorm)
         for part in (unit.piece, unit.loss)
         for module in part.modules()
-    ) or calls_group_norm(unit.piece)
+    ) or calls_in_danger(unit.piece)
 
 
 def strides_few_channels(module: nn.Module) -> bool:
@@ -199,14 +199,25 @@ def strides_few_channels(module: nn.Module) -> bool:
     )
 
 
-def calls_group_norm(piece: nn.Module) -> bool:
-    """Whether a piece calls group normalisation by its function.
+def calls_in_danger(piece: nn.Module) -> bool:
+    """Whether a piece calls, by its function, what is in danger as a module.
 
-    In channels-last, its backward pass ends the process where its input needs no gradient, as what
-    enters a unit does not (PyTorch 2.13, on a CPU).
+    That is group normalisation, whose backward pass in channels-last ends the process where its
+    input needs no gradient, as what enters a unit does not (PyTorch 2.13, on a CPU); and any
+    strided convolution, since the size of a weight that is computed is not known.
     """
     nodes = piece.graph.nodes if isinstance(piece, fx.GraphModule) else ()
-    return any(node.target in (F.group_norm, torch.group_norm) for node in nodes)
+    return any(
+        node.target in (F.group_norm, torch.group_norm)
+        or (node.target in (F.conv2d, torch.conv2d) and is_strided(node))
+        for node in nodes
+    )
+
+
+def is_strided(call: fx.Node) -> bool:
+    """Whether a call of ``conv2d`` has a stride other than 1, or one that is computed."""
+    stride = call.args[3] if len(call.args) > 3 else call.kwargs.get("stride", 1)
+    return stride not in (1, (1,), [1], (1, 1), [1, 1])
 
 
 def tried(learner: Learner) -> list[str]:
