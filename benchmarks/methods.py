@@ -7,8 +7,9 @@
 Finished runs of `layerwise train` that differ in method, learning rate and seed. `--csv` has a line
 per run. `--table` has a line per network and method: rates are the ones that are best on validation
 (seed 0), and costs of a step are predicted for a batch of 1,024, relative to global training.
-`--figure` draws the methods of one network, but those that `--hide` names. Checkpointed training
-has the bits of global training, so that it is not trained apart.
+`--figure` draws the methods of one network, but those that `--hide` names. Runs in bfloat16
+(`amp`) and in float32 are compared apart. Checkpointed training has the bits of global training, so
+that it is not trained apart.
 """
 
 import argparse
@@ -98,9 +99,14 @@ def main() -> None:
         print(*row.values(), sep="  ")
     write(arguments.table, table)
     if arguments.figure:
-        drawn = [rows for rows in tables if rows and rows[0]["model"] == arguments.model]
-        rows = [row for row in max(drawn, key=len) if row["method"] not in arguments.hide]
-        write_figure(arguments.figure, rows)
+        drawn = [
+            (rows, network[0].run.epochs)
+            for rows, network in zip(tables, networks, strict=True)
+            if rows and rows[0]["model"] == arguments.model
+        ]
+        rows, epochs = max(drawn, key=lambda pair: len(pair[0]))
+        shown = [row for row in rows if row["method"] not in arguments.hide]
+        write_figure(arguments.figure, shown, epochs)
 
 
 def read(path: Path) -> Trained | None:
@@ -143,6 +149,7 @@ def line_of(item: Trained) -> dict[str, Any]:
         "model": run.model,
         "hierarchy": hierarchy_of(run),
         "data": run.data,
+        "amp": run.amp,
         "method": name_of(run),
         "units": len(item.record["units"]),
         "lr": run.lr,
@@ -212,6 +219,7 @@ def row_of(
         "model": run.model,
         "hierarchy": hierarchy_of(run),
         "data": run.data,
+        "amp": run.amp,
         "method": rule or name_of(run),
         "loss": run.loss if local else None,
         "span": asdict(run)["rule_options"].get("span", 1),
@@ -261,9 +269,9 @@ def name_of(run: Run) -> str:
     return ", ".join([*losses, *options, *rule, *cut])
 
 
-def write_figure(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_figure(path: Path, rows: Sequence[dict[str, Any]], epochs: int) -> None:
     kind = path.suffix[1:]
-    table = {"rows": list(rows), "equal": "epochs", "epochs": "", "reference": "global"}
+    table = {"rows": list(rows), "equal": "epochs", "epochs": epochs, "reference": "global"}
     first = rows[0]
     with matplotlib.rc_context(RULES), replacing(path) as draft:
         figure: Figure = draw(table | {"model": first["model"], "data": first["data"]})

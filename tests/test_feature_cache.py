@@ -357,7 +357,7 @@ def test_a_stopped_program_leaves_no_features(
     if stop == signal.SIGKILL:
         time.sleep(0.5)  # into a later unit
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
     assert f" of features are kept in a nameless file in {folder}" in errors
     assert not (path / RESULT).exists()

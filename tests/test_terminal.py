@@ -30,7 +30,7 @@ EVIL = "\x1b]0;owned\x07\x1b[2Jcat\u202e\r\x9b1m"
 )
 def test_closed_and_full_streams(redirected: str, code: int, words: str) -> None:
     command = f"{sys.executable} -m layerwise list rules {redirected}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == code
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -40,7 +40,7 @@ def test_closed_and_full_streams(redirected: str, code: int, words: str) -> None
 @pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full"])
 def test_a_refusal_that_nobody_can_read_still_has_its_code(redirected: str) -> None:
     command = f"{sys.executable} -m layerwise list nothing {redirected}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
 
 

@@ -215,7 +215,7 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     )
     wait_for(path / STATE, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert f"Go on with: layerwise train --resume {path}" in errors.decode()
     epoch, batch = load_state(path / STATE)["position"]
