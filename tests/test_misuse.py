@@ -14,6 +14,7 @@ from layerwise import InvalidInput
 from layerwise.cli.train import command_to_resume
 from layerwise.cli.values import read_config
 from layerwise.core.learner import Learner
+from layerwise.errors import first_line_of, raised, reason_of
 from layerwise.utils.plugins import IMPORTED
 from tests.helpers import learner, network, same_weights
 
@@ -255,3 +256,29 @@ def test_the_command_that_goes_on_imports_what_the_run_needs(
     monkeypatch.setitem(IMPORTED, "my file.py", "digest")  # other tests have imported files too
     assert command_to_resume("runs/mine").startswith("layerwise train --resume runs/mine --import ")
     assert command_to_resume("runs/mine").endswith("--import 'my file.py'")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "first_line", "in_a_sentence"),
+    [
+        (ValueError("one\n  two"), "one two", "one", "raised ValueError (one two)"),
+        (AssertionError(), "AssertionError", "AssertionError", "raised AssertionError"),
+        (KeyError("x" * 300), f"'{'x' * 199}", f"'{'x' * 199}", f"raised KeyError ('{'x' * 199})"),
+    ],
+)
+def test_what_an_error_says_is_never_nothing(
+    error: Exception, reason: str, first_line: str, in_a_sentence: str
+) -> None:
+    assert [reason_of(error), first_line_of(error), raised(error)] == [
+        reason,
+        first_line,
+        in_a_sentence,
+    ]
+
+
+def test_an_optimizer_that_fails_without_a_word_is_refused_by_its_error() -> None:
+    def wordless(parameters: Any) -> torch.optim.Optimizer:
+        raise ValueError
+
+    with pytest.raises(InvalidInput, match=r"raised ValueError\. "):
+        learner("plain", optimizer=wordless)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_SHOWN = 200  # characters of a value that a refusal repeats
+MOST_QUOTED = 200  # characters of what another program says of its error
 MOST_NAMED = 50  # names in a refusal
 IMPORT_HINT = "To use one of your own, give its Python file with --import."
 ADDED_TO = ("model", "loss", "rule", "measure", "data set")  # kinds that users add to
@@ -92,6 +93,22 @@ def brief(value: object) -> str:
     if len(text) <= MOST_SHOWN:
         return text
     return f"{text[: MOST_SHOWN // 2]} … {text[-MOST_SHOWN // 4 :]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in one line; its class where it says nothing."""
+    return " ".join(str(error).split())[:MOST_QUOTED] or type(error).__name__
+
+
+def first_line_of(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:MOST_QUOTED]
+
+
+def raised(error: BaseException) -> str:
+    """That an error was raised, its class and what it says, for the middle of a sentence."""
+    text = " ".join(str(error).split())[:MOST_QUOTED]
+    return f"raised {type(error).__name__}" + (f" ({text})" if text else "")
 
 
 def choose(kind: str, name: str, accepted: Iterable[str]) -> str:

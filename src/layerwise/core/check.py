@@ -17,7 +17,7 @@ from layerwise.core.pieces import follow_network
 from layerwise.core.settings import keep_whole
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain
-from layerwise.errors import CannotSplit, InvalidInput
+from layerwise.errors import CannotSplit, InvalidInput, reason_of
 
 ANY_SEED = 0  # of each draw, so that it does not matter which layer draws first
 
@@ -63,7 +63,7 @@ def compare_with_network(model: nn.Module, chain: Chain, sample: Tensor) -> None
                 raise CannotSplit(
                     "Cannot split the network: it can process the sample, but its unit "
                     f"{failing_unit(model, chain, images)!r} cannot "
-                    f"({' '.join(str(error).split())[:200]}). Keep its modules whole with leaves=, "
+                    f"({reason_of(error)}). Keep its modules whole with leaves=, "
                     "or cut elsewhere with at=."
                 ) from error
             part = parting(model, chain, weights, buffers, expected, computed)
@@ -154,7 +154,7 @@ def result_of(
             raise InvalidInput(
                 "Cannot localize the network: in "
                 f"{'training' if model.training else 'evaluation'} mode it cannot process the "
-                f"sample of shape {tuple(images.shape)} ({' '.join(str(error).split())[:200]}). "
+                f"sample of shape {tuple(images.shape)} ({reason_of(error)}). "
                 "Give a batch of images as it is trained on."
             ) from error
         gradients: list[Tensor | None] = [None] * len(weights)
@@ -178,7 +178,7 @@ def gradients_of(
     except Exception as error:  # also a backward pass of the user's own
         raise InvalidInput(
             "Cannot compare the units with the network: the backward pass fails on the sample "
-            f"({' '.join(str(error).split())[:300]}). Correct it, or pass check=False."
+            f"({reason_of(error)}). Correct it, or pass check=False."
         ) from error
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from layerwise.core.learner import Learner
 from layerwise.core.settings import refuse_changes
 from layerwise.core.unit import Activations, Unit, detached, step_units
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, reason_of
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 from layerwise.utils.seeds import derived_seed
@@ -159,7 +159,7 @@ class CapturedSteps:
             self.record(kind, units, images, targets)
         except Exception as error:
             # steps go on without recordings, and an error of the step itself is raised again there
-            self.refusal = " ".join(str(error).split())[:200] or type(error).__name__
+            self.refusal = reason_of(error)
             warnings.warn(
                 f"Cannot record steps: {self.refusal}. They are made one by one, which is slower.",
                 stacklevel=2,

@@ -13,7 +13,7 @@ from layerwise.core.module_ends import ends_of_children, ends_of_lists
 from layerwise.core.pieces import piece_root
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.tracer import ROOT, owner
-from layerwise.errors import CannotSplit, InvalidInput
+from layerwise.errors import CannotSplit, InvalidInput, reason_of
 from layerwise.utils.multiply_adds import MultiplyAdds
 
 BUDGET = "memory:"  # begins a cut that is planned above this package, by predicted memory
@@ -210,7 +210,7 @@ def multiply_adds(network: Network, sample: Tensor) -> dict[fx.Node, float]:
         try:
             Counting(fx.GraphModule(root, graph)).run(sample[:2])
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = reason_of(error)
             raise InvalidInput(
                 "Cannot count multiply-adds: the network cannot process the sample of shape "
                 f"{tuple(sample.shape)} ({reason}). Give a batch of images as it is trained on."

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from layerwise.core.arguments import is_whole
-from layerwise.errors import InvalidInput, brief, choose
+from layerwise.errors import InvalidInput, brief, choose, raised
 from layerwise.losses import LossFactory
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
@@ -46,10 +46,7 @@ def made(maker: Callable[[Any], Any], given: Any, begins: str, remedy: str) -> A
     try:
         return maker(given)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InvalidInput(
-            f"{begins} raised {type(error).__name__} ({reason}). {remedy}"
-        ) from error
+        raise InvalidInput(f"{begins} {raised(error)}. {remedy}") from error
 
 
 def one_per_unit(

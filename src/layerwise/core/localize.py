@@ -41,7 +41,7 @@ from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
 from layerwise.core.unit import Unit
-from layerwise.errors import CannotSplit, InvalidInput, check_flags, names_in
+from layerwise.errors import CannotSplit, InvalidInput, check_flags, names_in, reason_of
 from layerwise.losses import (
     LossFactory,
     Site,
@@ -164,7 +164,7 @@ def localize(
     except (InvalidInput, CannotSplit):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         raise InvalidInput(
             f"Cannot localize the network: it cannot process the sample of shape "
             f"{tuple(sample.shape)} and type {sample.dtype} ({reason}). Give a batch of images as "

@@ -9,7 +9,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations, entered_feature, precision
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, raised
 from layerwise.losses import Targets
 from layerwise.losses.site import classifies
 
@@ -41,10 +41,9 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised
-                    reason = " ".join(str(error).split())[:200]
                     raise InvalidInput(
-                        f"Cannot compute the loss of unit {unit.index} ({unit.name}): it raised "
-                        f"{type(error).__name__} ({reason}). Correct it."
+                        f"Cannot compute the loss of unit {unit.index} ({unit.name}): it "
+                        f"{raised(error)}. Correct it."
                     ) from error
 
 

@@ -27,7 +27,7 @@ from layerwise.core.tracer import (
     refuse_lazy,
     strip_root,
 )
-from layerwise.errors import CannotSplit, choose, names_in
+from layerwise.errors import CannotSplit, choose, first_line_of, names_in
 
 # methods that leave something with a tensor for the backward pass
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
@@ -241,7 +241,7 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
             if place
             else "the network itself"
         )
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line_of(error)
         whole = (
             f"keep it whole inside one unit with leaves=[{place!r}]"
             if place

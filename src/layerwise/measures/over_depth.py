@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.unit import Activations
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, choose, raised
 from layerwise.losses import Targets
 from layerwise.measures import MEASURES
 from layerwise.measures.base import Accuracy, percent
@@ -213,10 +213,8 @@ def measured(
             # the features of a dead unit, say: those of other units can still be measured
             row |= {name: None, "refused": str(refusal)}
         except Exception as error:  # a measure of the user's own: anything can be raised
-            reason = " ".join(str(error).split())[:200]
             raise InvalidInput(
-                f"Cannot use measure {name!r}: it raised {type(error).__name__} ({reason}). "
-                "Correct it."
+                f"Cannot use measure {name!r}: it {raised(error)}. Correct it."
             ) from error
     return row, right
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, reason_of
 
 Say = Callable[[str], None]
 
@@ -78,7 +78,7 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
     try:
         result = evaluated(network, images)
     except Exception as error:  # the user's code runs here
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason_of(error)
         raise InvalidInput(
             f"Cannot use {name}: it cannot process {images.dtype} images of shape "
             f"{tuple(images.shape[1:])} ({reason}). Give another --image-size, or let its function "

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, raised
 from layerwise.utils.plugins import MODULES, refuse_unasked
 
 # names by which a function may take what a network is made for
@@ -57,9 +57,8 @@ class Function:
         except InvalidInput:
             raise
         except (Exception, SystemExit) as error:  # the user's code runs here
-            reason = " ".join(str(error).split())[:200]
             raise InvalidInput(
-                f"Cannot make {self.name}: it raised {type(error).__name__} ({reason}). Correct it."
+                f"Cannot make {self.name}: it {raised(error)}. Correct it."
             ) from error
         if not isinstance(network, nn.Module):
             raise InvalidInput(

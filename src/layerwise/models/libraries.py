@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, raised, reason_of
 from layerwise.utils.files import digest_of
 
 CONFIGURATION = "config.json"  # of a network of Hugging Face
@@ -48,7 +48,7 @@ class OfLibrary:
 
 
 def refuse_to_make(name: str, error: Exception, in_chans: int, image_size: int) -> NoReturn:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = reason_of(error)
     raise InvalidInput(
         f"Cannot make {name} for images of {in_chans} channels and {image_size} pixels: its "
         f"library refuses ({reason}). Give another --image-size."
@@ -179,10 +179,9 @@ def imported(library: str, module: str, name: str) -> Any:
                 f"Cannot use {brief(name)}: {package} is not installed. Install it with: pip "
                 f"install 'layerwise[{LIBRARIES[library].extra}]'"
             ) from None
-        reason = " ".join(str(error).split())[:150]
         raise InvalidInput(
-            f"Cannot use {brief(name)}: importing {package} raised {type(error).__name__} "
-            f"({reason}). Install a version of it that fits torch {torch.__version__}."
+            f"Cannot use {brief(name)}: importing {package} {raised(error)}. "
+            f"Install a version of it that fits torch {torch.__version__}."
         ) from error
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load as load_table
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, first_line_of
 from layerwise.models.classifier import Say
 from layerwise.utils.archives import refuse_damaged_archive
 from layerwise.utils.files import open_file
@@ -41,7 +41,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except InvalidInput:
         raise
     except Exception as error:  # a file of others can fail in torch, zip, pickle or safetensors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:150]
+        reason = first_line_of(error)
         if isinstance(error, pickle.UnpicklingError):  # whose advice is to trust the file
             reason = "not tensors alone"
         raise InvalidInput(

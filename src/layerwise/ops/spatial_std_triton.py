@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from layerwise.errors import reason_of
+
 KINDS = (torch.float32, torch.bfloat16, torch.float16)  # of maps; sums are in float32
 # sizes of a tile; LEAST_CHANNELS for contiguous maps, whose channels lie apart
 MOST_PIXELS, LEAST_CHANNELS, CHANNELS = 128, 4, 32
@@ -26,7 +28,7 @@ def usable(device: torch.device) -> bool:
     try:
         deviation(torch.zeros(1, 4, 2, 2, device=device))
     except Exception as error:  # of many kinds: no compiler, headers missing, a device too old
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         warnings.warn(
             f"Cannot compile the kernels of the similarity loss: {reason}. It takes longer without "
             "them.",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from layerwise.core.learner import Learner
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, first_line_of
 from layerwise.rules.base import Position
 from layerwise.runs.folder import FACTS_DIGEST, FORMATS, LOGS, RESULT, STATE, RunFolder
 from layerwise.runs.formats import run_from
@@ -95,7 +95,7 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
         raise
     except Exception as error:
         # a state that was made by something else can be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line_of(error)
         raise InvalidInput(
             f"Cannot go on from {path}: it is not a state of this program ({reason}). Move it away "
             "to begin the run anew."
@@ -200,7 +200,7 @@ def load_state(path: Path) -> dict[str, Any]:
         ) from None
     except Exception as error:
         # a damaged archive can fail in torch, zip or pickle; weights_only refuses code in it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line_of(error)
         raise InvalidInput(
             f"Cannot go on from {path}: it is damaged or not a state of this program ({reason}). "
             "Move it away to begin the run anew."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.data.loader import Loader
-from layerwise.errors import InvalidInput, check_range
+from layerwise.errors import InvalidInput, check_range, raised
 from layerwise.runs.folder import STATE, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import refuse_other_data
@@ -216,10 +216,9 @@ def write_compared(
         except (OSError, InvalidInput):
             raise
         except Exception as error:  # an exporter can fail in any way
-            reason = " ".join(str(error).split())[:200]
             raise InvalidInput(
-                f"Cannot export to {path.name}: the exporter raised {type(error).__name__} "
-                f"({reason}). Use --format safetensors, which holds the weights alone."
+                f"Cannot export to {path.name}: the exporter {raised(error)}. "
+                "Use --format safetensors, which holds the weights alone."
             ) from error
         difference, allowed = largest_difference(network, compute, images)
         if not difference <= allowed:

@@ -12,7 +12,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, first_line_of
 from layerwise.measures.depths import Depths, depths_of, network_depths, without_heads
 from layerwise.measures.sample import Sample, sample_images
 from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
@@ -122,7 +122,7 @@ def load_learner(folder: RunFolder, learner: Learner) -> int:
     except InvalidInput:
         raise
     except Exception as error:  # made by something else, it can be wrong in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line_of(error)
         raise InvalidInput(
             f"Cannot use {folder.file(STATE)}: it is not a state of this program ({reason}). "
             "Restore it, or move it away."

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, reason_of
 from layerwise.runs.digests import verify
 from layerwise.runs.folder import (
     BEST,
@@ -62,7 +62,7 @@ def load_weights(path: Path, model: nn.Module, sha256: str) -> None:
     except (
         Exception
     ) as error:  # safetensors has its own error class; a wrong network is a RuntimeError
-        reason = " ".join(str(error).split())[:150]
+        reason = reason_of(error)
         raise InvalidInput(f"Cannot load {path}: {reason}. Restore it, or train again.") from error
 
 

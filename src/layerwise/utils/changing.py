@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, raised
 
 BETWEEN = ".."  # stands between the first and the last number of a linear change, as text
 
@@ -64,10 +64,9 @@ class Change:
         try:
             return float(self.function(progress))
         except Exception as error:  # the user's code runs here: anything can be raised
-            reason = " ".join(str(error).split())[:200]
             raise InvalidInput(
-                f"Cannot change {self.name} over training: its function raised "
-                f"{type(error).__name__} ({reason}) at progress {progress:g}. Give a function "
+                f"Cannot change {self.name} over training: its function "
+                f"{raised(error)} at progress {progress:g}. Give a function "
                 "from progress, 0 to 1, to a number."
             ) from error
 

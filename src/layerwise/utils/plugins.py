@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, raised
 
 # files and modules that were run -> SHA-256 of their files, for a run's record
 IMPORTED: dict[str, str] = {}
@@ -137,7 +137,4 @@ def import_file(path: Path) -> ModuleType:
 
 
 def refusal(name: str | Path, error: BaseException) -> InvalidInput:
-    reason = " ".join(str(error).split())[:200]
-    return InvalidInput(
-        f"Cannot import {name}: it raised {type(error).__name__} ({reason}). Correct it."
-    )
+    return InvalidInput(f"Cannot import {name}: it {raised(error)}. Correct it.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from layerwise.errors import InvalidInput, brief
+from layerwise.errors import InvalidInput, brief, first_line_of
 from layerwise.experiments.engines.base import Engine, WorkerDied
 from layerwise.experiments.engines.task import Outcome, Task
 from layerwise.experiments.states import FAILED
@@ -50,7 +50,7 @@ class Ray(Engine):
                 **(own if self.address == LOCAL else {}),
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-            self.refuse_address(str(error).strip().splitlines()[0])
+            self.refuse_address(first_line_of(error))
         try:
             self.check_resources(ray.nodes())
             self.remote = ray.remote(
@@ -112,7 +112,7 @@ class Ray(Engine):
             reason = str(error).strip().splitlines()[-1]
             return Outcome(FAILED, "a worker", f"Cannot train by Ray: {reason}")
         except RayError as error:
-            raise WorkerDied(str(error).strip().splitlines()[0]) from None
+            raise WorkerDied(first_line_of(error)) from None
 
     def leave(self, jobs: Sequence[Any]) -> str:
         import ray
