@@ -255,24 +255,28 @@ def test_a_feature_that_is_constant_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.out(self.conv(self.norm(self.stem(x))).mean((2, 3)))
 
-    with pytest.warns(UserWarning, match="'stem', 'conv' are the same for all images"):
-        localize(Dead(), output_layer="separate")
+    with pytest.warns(UserWarning, match="'stem', 'conv' are the same for all images") as said:
+        layerwise.localize(Dead(), IMAGES[:2], CLASSES, output_layer="separate")
+    assert said[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         localize(Gated())
 
 
 @pytest.mark.parametrize("has_instructions", [True, False])
-def test_slow_mixed_precision_is_said(has_instructions: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("at", ["layer", "memory:1GB"])
+def test_slow_mixed_precision_is_said(
+    has_instructions: bool, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("layerwise.core.doubts.has_bfloat16", lambda device: has_instructions)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        localize(Gated())
+        layerwise.localize(Gated(), IMAGES[:2], CLASSES, "pred", at)
         assert not said
-        localize(Gated(), amp=torch.bfloat16)
-    assert [str(each.message)[:23] for each in said] == ["Mixed precision is slow"] * (
-        not has_instructions
-    )
+        layerwise.localize(Gated(), IMAGES[:2], CLASSES, "pred", at, amp=torch.bfloat16)
+    assert [(str(each.message)[:23], each.filename) for each in said] == [
+        ("Mixed precision is slow", __file__)
+    ] * (not has_instructions)
 
 
 # Drop path and parts

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.check import varied
+from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain
-from layerwise.utils.device import has_bfloat16
+from layerwise.utils.device import device_of, has_bfloat16
 
 MOST_NAMED = 5  # names in a warning
-LEVEL = 3  # of the stack: the caller of ``localize``
+LEVEL = 4  # of the stack: the caller of ``layerwise.localize``, which calls ``core.localize``
 
 
 def warn_of_untrained(chain: Chain) -> None:
@@ -27,13 +28,13 @@ def warn_of_untrained(chain: Chain) -> None:
     )
 
 
-def warn_of_slow_bfloat16(device: torch.device, amp: torch.dtype | None) -> None:
+def warn_of_slow_bfloat16(learner: Learner) -> None:
     """Say that mixed precision takes longer on this processor than float32 does."""
-    if amp is torch.bfloat16 and not has_bfloat16(device):
+    if learner.units[0].amp is torch.bfloat16 and not has_bfloat16(device_of(learner.model)):
         warnings.warn(
             "Mixed precision is slow on this processor, which has no instructions for bfloat16: a "
             "step takes 10 to 30 times as long as in float32. Leave it off (amp=None, --no-amp).",
-            stacklevel=LEVEL,
+            stacklevel=LEVEL - 1,
         )
 
 

@@ -13,11 +13,7 @@ from layerwise.core.arguments import (
     refuse_other_output,
 )
 from layerwise.core.check import compare_with_network
-from layerwise.core.doubts import (
-    warn_of_constant_features,
-    warn_of_slow_bfloat16,
-    warn_of_untrained,
-)
+from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
 from layerwise.core.factories import (
     OptimizerFactory,
     PerUnit,
@@ -153,7 +149,6 @@ def localize(
             "Cannot use amp=torch.float16: the weights are of that type too, and updates would "
             "round to nothing. Give a network of float32 weights, model.float()."
         )
-    warn_of_slow_bfloat16(tensor.device, amp)
     sample = sample[:2].to(tensor.device)
     whole = split(model, at, sample, leaves, output_layer, output)
     warn_of_untrained(whole)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layerwise.core import localize as maker
 from layerwise.core.cuts import BUDGET, balances
+from layerwise.core.doubts import warn_of_slow_bfloat16
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import cut_paths
@@ -82,12 +83,14 @@ def with_budgets(localize: Callable[Arguments, Learner]) -> Callable[Arguments, 
         bound = inspect.signature(localize).bind(*args, **kwargs)
         given: dict[str, Any] = {**bound.arguments, **bound.arguments.get("loss_options", {})}
         given.pop("loss_options", None)
-        if not is_budget(given.get("at")):
-            return localize(*args, **kwargs)
-        given["leaves"] = names_in("leaves", given.get("leaves", ()))  # they are read twice
-        plan = plan_localize(**given)
-        learner = localize(**{**given, "at": plan.at})  # type: ignore[call-arg]
-        learner.plan = plan
+        if is_budget(given.get("at")):
+            given["leaves"] = names_in("leaves", given.get("leaves", ()))  # they are read twice
+            plan = plan_localize(**given)
+            learner = localize(**{**given, "at": plan.at})  # type: ignore[call-arg]
+            learner.plan = plan
+        else:
+            learner = localize(*args, **kwargs)
+        warn_of_slow_bfloat16(learner)
         return learner
 
     return planning

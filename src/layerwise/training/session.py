@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from layerwise.core.doubts import warn_of_slow_bfloat16
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import Splits
@@ -104,6 +105,7 @@ def begin(
             data = share_data(prepared, data)
             learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
             check_placement(prepared, learner)
+        warn_of_slow_bfloat16(learner)
         agree(data=data.facts())
         formats = set_formats(prepared, learner, before)
         meter = Meter(learner)
