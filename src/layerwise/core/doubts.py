@@ -32,9 +32,9 @@ def warn_of_slow_bfloat16(learner: Learner) -> None:
     """Say that mixed precision takes longer on this processor than float32 does."""
     if learner.units[0].amp is torch.bfloat16 and not has_bfloat16(device_of(learner.model)):
         warnings.warn(
-            "Mixed precision is slow on this processor: PyTorch has no fast convolutions in bfloat16 "
-            "for it, and a step takes 10 to 30 times as long as in float32. Leave it off (amp=None, "
-            "--no-amp).",
+            "Mixed precision is slow on this processor: PyTorch has no fast convolutions in "
+            "bfloat16 for it, and a step takes 10 to 30 times as long as in float32. Leave it off "
+            "(amp=None, --no-amp).",
             stacklevel=LEVEL - 1,
         )
 
