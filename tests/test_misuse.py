@@ -14,7 +14,7 @@ from layerwise import InvalidInput
 from layerwise.cli.train import command_to_resume
 from layerwise.cli.values import read_config
 from layerwise.core.learner import Learner
-from layerwise.errors import first_line_of, raised, reason_of
+from layerwise.errors import first_line_of, last_line_of, raised, reason_of
 from layerwise.utils.plugins import IMPORTED
 from tests.helpers import learner, network, same_weights
 
@@ -274,6 +274,7 @@ def test_what_an_error_says_is_never_nothing(
         first_line,
         in_a_sentence,
     ]
+    assert last_line_of(error) == (str(error).split() or [first_line])[-1]
 
 
 def test_an_optimizer_that_fails_without_a_word_is_refused_by_its_error() -> None:

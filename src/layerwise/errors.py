@@ -105,6 +105,11 @@ def first_line_of(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:MOST_QUOTED]
 
 
+def last_line_of(error: BaseException) -> str:
+    """The last line of what an error says, such as of a traceback; its class where it is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
 def raised(error: BaseException) -> str:
     """That an error was raised, its class and what it says, for the middle of a sentence."""
     text = " ".join(str(error).split())[:MOST_QUOTED]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from layerwise.errors import InvalidInput, brief, first_line_of
+from layerwise.errors import InvalidInput, brief, first_line_of, last_line_of
 from layerwise.experiments.engines.base import Engine, WorkerDied
 from layerwise.experiments.engines.task import Outcome, Task
 from layerwise.experiments.states import FAILED
@@ -109,7 +109,7 @@ class Ray(Engine):
             outcome: Outcome = ray.get(job)
             return outcome
         except RayTaskError as error:  # raised outside of the task's training
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line_of(error)
             return Outcome(FAILED, "a worker", f"Cannot train by Ray: {reason}")
         except RayError as error:
             raise WorkerDied(first_line_of(error)) from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, choose, last_line_of
 from layerwise.experiments.engines.base import Engine, WorkerDied
 from layerwise.experiments.engines.task import Outcome, Task
 from layerwise.experiments.states import FAILED
@@ -102,7 +102,7 @@ class Slurm(Engine):
         try:
             return self.executor.map_array(CarryOut(), tasks)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line_of(error)
             raise InvalidInput(
                 f"Cannot submit to Slurm: {reason}. Correct --on-option, then give the command "
                 "again."
@@ -122,7 +122,7 @@ class Slurm(Engine):
             outcome: Outcome = job.result()
             return outcome
         except FailedJobError as error:  # raised outside of the task's training
-            reason = str(error).strip().splitlines()[-1]
+            reason = last_line_of(error)
             return Outcome(FAILED, "a worker", f"Cannot train by {job.job_id}: {reason}; see {log}")
         except UncompletedJobError:
             raise WorkerDied(f"job {job.job_id}, {job.state.lower()}; see {log}") from None
