@@ -107,7 +107,7 @@ def first_line_of(error: BaseException) -> str:
 
 def last_line_of(error: BaseException) -> str:
     """The last line of what an error says, such as of a traceback; its class where it is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
 
 
 def raised(error: BaseException) -> str:
