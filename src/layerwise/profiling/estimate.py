@@ -108,5 +108,5 @@ def time_steps(run: Run, execution: Execution, work: float) -> Pace:
     forward = time.perf_counter() - started
     del learner, ticks
     gc.collect()  # heads can take gigabytes
-    # The first step also loads libraries and compiles kernels: half a minute on a cold machine.
+    # the first step also loads libraries and makes kernels
     return Pace(median(seconds[1:]) / run.batch_size, forward / run.batch_size, work)
