@@ -108,7 +108,7 @@ def add_fields(
     kind: type[Run] | type[Execution],
     skip: set[str],
     declared: Sequence[str] = ("model", "rule", "loss"),
-    default: str | None = None,
+    defaults: Mapping[str, str] = {},
 ) -> None:
     """An option for every field, and for all that networks, losses and rules declare.
 
@@ -117,7 +117,7 @@ def add_fields(
     Args:
         skip: fields and declared options that are left out.
         declared: kinds of choices whose declared options are added.
-        default: the default of all in words; None: each field's own.
+        defaults: defaults of fields in words, where they are not the field's own.
     """
     group = parser.add_argument_group(f"{kind.__name__.lower()} options", GROUPS[kind])
     for item in fields(kind):
@@ -128,7 +128,8 @@ def add_fields(
             names = [item.metadata["short"], *names]
         text = item.metadata["help"]
         if item.default is not None and "default" not in text:
-            text = f"{text} (default: {default or default_text(item.default)})"
+            words = defaults.get(item.name) or default_text(item.default)
+            text = f"{text} (default: {words})"
         others: dict[str, Any] = {}
         if "metavar" in item.metadata:
             others["metavar"] = item.metadata["metavar"]

@@ -49,7 +49,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show the runs and train nothing")
     add_engine(parser)
     others = {item.name for item in fields(Run)} - set(DEPARTURES)
-    add_fields(parser, Run, skip=others, declared=(), default="the scale's")
+    scaled = {name: "the scale's" for scale in SCALES.values() for name in scale.options}
+    add_fields(parser, Run, skip=others, declared=(), defaults=scaled)
     add_fields(parser, Execution, skip={"separability_against"})
 
 

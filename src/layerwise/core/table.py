@@ -14,6 +14,7 @@ from layerwise.losses import Output
 from layerwise.losses.terms import WithTerms
 
 HEADINGS = ("unit", "name", "layers", "feature", "local loss", "head", "parameters", "in head")
+KINDS = 3  # of layers that a cell names
 
 
 def describe_units(units: Sequence[Unit]) -> list[dict[str, Any]]:
@@ -81,11 +82,11 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def shortened(names: Sequence[str], most: int = 3) -> str:
-    """The kinds of layers in the order they appear, each with its count; the first few of many."""
+def shortened(names: Sequence[str]) -> str:
+    """Kinds of layers in the order they appear, with counts; the first ``KINDS`` of more."""
     counts = Counter(names)
     words = [f"{number} × {name}" if number > 1 else name for name, number in counts.items()]
-    return ", ".join(words[:most]) + (", …" if len(words) > most else "")
+    return ", ".join(words[:KINDS]) + (", …" if len(words) > KINDS else "")
 
 
 def called(piece: nn.Module) -> list[nn.Module]:

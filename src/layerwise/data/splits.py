@@ -20,6 +20,7 @@ from layerwise.utils.printable import printable
 from layerwise.utils.seeds import derived_seed
 
 TEST_SHARE = 0.2  # of the images, where a data set has no test part of its own
+SAMPLE = 10_000  # images that mean and deviation are measured on
 
 
 @dataclass(frozen=True)
@@ -229,12 +230,12 @@ def hold_out(
     return images.pick(training), images.pick(torch.from_numpy(np.sort(np.concatenate(held))))
 
 
-def statistics(pixels: Pixels, sample: int = 10_000) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(pixels: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixel values from 0 to 255.
 
-    They are measured on evenly spaced images, about ``sample`` of them.
+    They are measured on evenly spaced images, about ``SAMPLE`` of them.
     """
-    indices = torch.arange(0, len(pixels), max(1, len(pixels) // sample))
+    indices = torch.arange(0, len(pixels), max(1, len(pixels) // SAMPLE))
     count, total, squares = 0, torch.zeros(1), torch.zeros(1)
     for part in pixels.stream(list(indices.split(256))):
         values = part.double().transpose(0, 1).flatten(1)

@@ -58,13 +58,13 @@ def sample(count: int, most: int = SHOWN) -> list[int]:
     return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
 
 
-def mean_curve(records: Sequence[Record], most: int = SHOWN) -> Curve | None:
+def mean_curve(records: Sequence[Record]) -> Curve | None:
     """Test accuracy at some of the epochs that all of some runs have; None where there are none."""
     curves = [curve(record) for record in records]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     if not epochs:
         return None
-    epochs = [epochs[index] for index in sample(len(epochs), most)]
+    epochs = [epochs[index] for index in sample(len(epochs))]
     columns = [[scores[epoch] for scores in curves] for epoch in epochs]
     means = tuple(sum(column) / len(column) for column in columns)
     deviation = tuple(map(spread, columns, means)) if len(curves) > 1 else None

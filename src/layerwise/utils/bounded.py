@@ -65,13 +65,13 @@ def whole_number(text: str) -> int:
     return number
 
 
-def read_json(path: Path, most: int = MOST_JSON) -> Any:
+def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
         OSError, ValueError: as ``read_bounded`` and ``parse_json``.
     """
-    return parse_json(read_bounded(path, most))
+    return parse_json(read_bounded(path, MOST_JSON))
 
 
 def read_options(path: Path) -> Any:

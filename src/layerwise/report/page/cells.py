@@ -56,10 +56,10 @@ def percent(value: float | None, digits: int = 2) -> Number:
     return Number(value, NOTHING if value is None else f"{value:.{digits}f}")
 
 
-def points(value: float | None, digits: int = 2) -> Number:
+def points(value: float | None) -> Number:
     """A difference, with its sign."""
-    value = None if value is None else round(value, digits) + 0.0  # no minus before 0.00
-    return Number(value, NOTHING if value is None else f"{value:+.{digits}f}".replace("-", "−"))
+    value = None if value is None else round(value, 2) + 0.0  # no minus before 0.00
+    return Number(value, NOTHING if value is None else f"{value:+.2f}".replace("-", "−"))
 
 
 def uncertain(mean: float | None, deviation: float | None, seeds: int) -> Number:
