@@ -195,6 +195,7 @@ def test_a_teacher_that_cannot_be_cut_is_refused_as_the_teacher() -> None:
         ("match", {"label_weight": -1.0}, "label_weight -1.0: it is out of range"),
         ("match", {"match_weight": float("nan")}, "match_weight=nan"),
         ("match", {"label_weight": 1.0, "head_loss": "match"}, "its site names no teacher"),
+        ("look-ahead", {"head_loss": "match"}, "its site names no teacher"),
         ("match", {"label_weight": 0.0, "decoder_dim": 9}, "without labels there is no head"),
         (
             "match",
@@ -212,6 +213,30 @@ def test_options_that_are_refused(loss: str, options: dict[str, Any], words: str
 def test_without_localize_nothing_is_known_of_a_teacher() -> None:
     with pytest.raises(InvalidInput, match="match at unit 0: its site names no teacher"):
         create_loss("match", Site(0, 2, (4,), CLASSES))
+
+
+class Shifting(Plain):
+    """It changes its images in place, or with ``kept`` a copy of them."""
+
+    def __init__(self, kept: bool) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - 0.5 if self.kept else x.sub_(0.5))
+
+
+def test_images_stay_as_given_where_the_network_changes_its_input() -> None:
+    losses = []
+    for kept in (True, False):
+        torch.manual_seed(0)
+        images = IMAGES.clone()
+        model = Shifting(kept).eval()
+        local = layerwise.localize(model, images, CLASSES, "match", seed=0, label_weight=0.0)
+        losses.append(local.step(images, LABELS).losses)
+        assert torch.equal(images, IMAGES)
+    assert losses[0] == losses[1]
+    assert losses[0][0] == 0.0
 
 
 def test_targets_without_images_are_refused() -> None:

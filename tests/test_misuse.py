@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import layerwise
-from layerwise import InvalidInput
+from layerwise import Diverged, InvalidInput
 from layerwise.cli.train import command_to_resume
 from layerwise.cli.values import read_config
 from layerwise.core.learner import Learner
 from layerwise.errors import first_line_of, last_line_of, raised, reason_of
+from layerwise.rules import RULES
 from layerwise.utils.plugins import IMPORTED
-from tests.helpers import learner, network, same_weights
+from tests.helpers import digits, learner, network, same_weights
 
 IMAGES, LABELS = torch.rand(8, 1, 8, 8), torch.arange(8) % 10
 ADAM = torch.optim.Adam
@@ -104,6 +105,34 @@ def test_samples_that_are_no_batch(
         with pytest.raises(InvalidInput, match=said):
             layerwise.localize(network("branches"), sample, 10, "pred", at=at)
     assert capfd.readouterr().err == ""
+
+
+class Changing(nn.Module):
+    """A loss of the user's own that changes the feature it is given."""
+
+    def __init__(self, site: layerwise.Site) -> None:
+        super().__init__()
+        self.out = nn.Linear(site.shape[0], site.num_classes)
+
+    def forward(self, features: Tensor, targets: layerwise.Targets) -> Any:
+        logits = self.out(features.sub_(1.0).flatten(2).mean(2))
+        loss = nn.functional.cross_entropy(logits, targets.labels)
+        return loss, (logits.argmax(1) == targets.labels).sum()
+
+
+def test_a_loss_that_changes_the_feature_is_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"unit 0 \(conv1\): it changes the unit's feature"):
+        learner("plain", Changing)
+
+
+def test_features_that_are_not_finite_are_no_images() -> None:
+    local = learner("plain", "pred")
+    steps = RULES["sequential"].order(local, digits().train, 1, lambda done: 1.0)
+    for _ in range(len(digits().train)):
+        next(steps)
+    nn.init.constant_(local.model.conv1.weight, float("inf"))
+    with pytest.raises(Diverged, match=r"enter unit 1 \(conv2\) are not finite"):
+        next(steps)
 
 
 class Misshapen(nn.Module):

@@ -216,6 +216,28 @@ def own_loop(optimizer: Any) -> tuple[bool, int, str]:
     return equal, held, refusal
 
 
+def refilled() -> list[bool]:
+    """A loop that fills one batch anew, with a generator of its own draws after distribute."""
+    local, alone = (learner("plain", "infopro", optimizer=sgd) for _ in range(2))
+    state = torch.get_rng_state()
+    distribute(local, run_ahead=2)
+    same = torch.equal(state, torch.get_rng_state())
+    images, labels = torch.empty(16, 1, 8, 8), torch.empty(16, dtype=torch.int64)
+    for own, own_labels in digits().train.batches(0):
+        images.copy_(own)
+        labels.copy_(own_labels)
+        local.step(images, labels)
+        alone.step(own, own_labels)
+        images.fill_(float("nan"))
+        labels.fill_(-1)
+    with whole(local) as first:
+        return [same, not first or same_weights(local.model, alone.model)]
+
+
+def test_a_loop_may_fill_its_batch_anew_and_draws_as_in_one_process() -> None:
+    assert on_ranks(refilled) == [[True, True]] * 2
+
+
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 

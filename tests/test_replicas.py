@@ -501,9 +501,18 @@ def carry_out(
         return str(ending)
 
 
+def behind_frozen(folder: Path) -> Run:
+    """A run whose frozen units are trained ones; what leaves them is kept."""
+    trained = str(folder / "alone" / WEIGHTS)
+    return replace(RUN, weights=trained, train_from="2", augment=False)
+
+
 def carried_out(folder: Path) -> list[Any]:
     """Runs by replicas: whole; stopped, and gone on with; begun alone."""
     dropping = replace(RUN, dropout=0.2)
+    behind = behind_frozen(folder)
+    carry_out(behind, folder / "behind", stop_after=5, replicas=2)
+    carry_out(behind, folder / "behind", resume=True, replicas=2)
     return [
         carry_out(RUN, folder / "shared", replicas=2),
         carry_out(dropping, folder / "dropping", replicas=2),
@@ -534,16 +543,18 @@ def scores_of_epochs(path: Path) -> list[float]:
 def test_runs_of_replicas_are_those_of_one_process(tmp_path: Path) -> None:
     """Also when they are stopped and go on with another number of replicas."""
     carry_out(RUN, tmp_path / "alone")
+    carry_out(behind_frozen(tmp_path), tmp_path / "behind-alone")
     carry_out(RUN, tmp_path / "begun-alone", stop_after=6)
-    first, second = on_ranks(carried_out, tmp_path)
+    first, second = on_ranks(carried_out, tmp_path, patience=200.0)
     carry_out(RUN, tmp_path / "begun-shared", resume=True)
 
-    wanted = weights_of(tmp_path / "alone")
-    for name in ("shared", "begun-alone", "begun-shared"):
+    pairs = [(name, "alone") for name in ("shared", "begun-alone", "begun-shared")]
+    for name, other in [*pairs, ("behind", "behind-alone")]:
+        wanted = weights_of(tmp_path / other)
         for key, weight in weights_of(tmp_path / name).items():
             torch.testing.assert_close(weight, wanted[key], rtol=1e-2, atol=1e-4)
         scores = scores_of_epochs(tmp_path / name)
-        assert scores == pytest.approx(scores_of_epochs(tmp_path / "alone"), rel=1e-3)
+        assert scores == pytest.approx(scores_of_epochs(tmp_path / other), rel=1e-3)
     stopped, unstopped = (weights_of(tmp_path / name) for name in ("stopped", "dropping"))
     assert all(torch.equal(weight, unstopped[key]) for key, weight in stopped.items())
 

@@ -426,6 +426,16 @@ class CalledTwice(Net):
         return self.out(self.b(F.relu(self.b(F.relu(self.a(x))))).mean((2, 3)))
 
 
+class NormalisesTwice(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.a(x)))
+        return self.out(F.relu(self.norm(self.b(x))).mean((2, 3)))
+
+
 class Tied(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -561,6 +571,11 @@ class Noise(Net):
         ),
         (CalledTwice, "block", "'b.weight' is used in units 1, 2"),
         (Tied, "layer", r"'b.weight' is used in units 1, 2, .*Give each layer weights of its own"),
+        (
+            NormalisesTwice,
+            "layer",
+            r"module 'norm', which holds running statistics, is used in units 0, 1",
+        ),
         (BareTwice, "layer", r"'gamma' is used in units 0, 1"),
         (
             DataDependent,

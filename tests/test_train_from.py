@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import layerwise
 from layerwise.cli import main
+from layerwise.data.loader import Share
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import bytes_of
 from layerwise.rules import RULES, Keeping, Position
@@ -108,7 +109,6 @@ def test_features_are_not_kept_where_they_cannot_be() -> None:
 def test_memory_is_that_of_the_units_that_learn() -> None:
     whole, upper = (learner("resnet18", "pred", "block", train_from=given) for given in (None, 2))
     frozen = [w for name, w in upper.model.named_parameters() if is_frozen(name)]
-    assert not any(weight.requires_grad for weight in frozen)
     held = {id(weight) for unit in upper.units for weight in unit.held()}
     assert not held & {id(weight) for weight in frozen}
     for local in (whole, upper):
@@ -161,11 +161,84 @@ def test_nothing_left_to_train_is_refused() -> None:
         layerwise.localize(model, IMAGES, CLASSES, "pred", output_layer="separate", train_from=2)
 
 
-def test_thawing_frozen_units_is_refused() -> None:
-    local = learner("plain", "pred", train_from=1)
-    local.model.conv1.requires_grad_(True)
-    with pytest.raises(InvalidInput, match="were unfrozen"):
+def test_another_learner_of_the_network_may_train_what_was_frozen() -> None:
+    """Gradual unfreezing; also after a call that was refused."""
+    model = narrow("resnet18")
+    with pytest.raises(InvalidInput, match="predd"):
+        layerwise.localize(model, IMAGES, CLASSES, "predd", at="block", train_from=2)
+    for train_from, parts in ((2, ()), (1, FROZEN[1:]), (0, FROZEN)):
+        before = copy.deepcopy(model.state_dict())
+        local = layerwise.localize(
+            model, IMAGES, CLASSES, "pred", at="block", train_from=train_from
+        )
+        for _ in range(2):  # classifiers begin at 0, so the first step changes them alone
+            local.step(IMAGES, LABELS)
+        changed = {
+            part
+            for part in FROZEN
+            for name, value in model.named_parameters()
+            if name.startswith(part) and not torch.equal(value, before[name])
+        }
+        assert changed == set(parts), train_from
+
+
+def test_a_budget_of_memory_plans_and_leaves_nothing_frozen() -> None:
+    model = narrow("resnet18")
+    planned, plain = copy.deepcopy(model), copy.deepcopy(model)
+    given: dict[str, Any] = {"loss": "pred", "train_from": 1, "seed": 0}
+    local = layerwise.localize(planned, IMAGES, CLASSES, at="memory:430KB", **given)
+    other = layerwise.localize(plain, IMAGES, CLASSES, at=local.plan.at, **given)
+    for _ in range(2):
         local.step(IMAGES, LABELS)
+        other.step(IMAGES, LABELS)
+    assert same_weights(planned, plain)
+    assert not same_weights(planned, model)
+    assert all(weight.requires_grad for weight in planned.parameters())
+
+
+def test_windows_behind_frozen_units() -> None:
+    local = learner("resnet18", "pred", "block", train_from=2, span=2)
+    before = copy.deepcopy(local.model.state_dict())
+    for _ in range(2):
+        local.step(IMAGES, LABELS)
+    changed = {n for n, p in local.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {n for n, _ in local.model.named_parameters() if not is_frozen(n)}
+
+
+def test_an_audit_does_not_miss_frozen_weights() -> None:
+    found = layerwise.audit(learner("resnet18", "pred", "block", train_from=2), IMAGES, LABELS)
+    assert found.problem is None
+    assert not found.dead
+    assert not any(is_frozen(weight.name) for weight in found.weights)
+
+
+def test_checkpointing_behind_frozen_units_is_refused() -> None:
+    local = learner("resnet18", "pred", ["stages.0.0"], train_from=1)
+    with pytest.raises(InvalidInput, match="behind frozen units by the rule 'checkpointed'"):
+        ticks("checkpointed", local, digits().train, epochs=1)
+
+
+def test_networks_that_end_in_heads_behind_frozen_units() -> None:
+    local = learner("resnet18", "pred", "block", train_from=2)
+    local.step(IMAGES, LABELS)
+    local.model.eval()
+    local.train(False)
+    first, every = local.early_exit(1), local.ensemble()
+    passed = local.units[0].piece(IMAGES)[0]
+    torch.testing.assert_close(first(IMAGES), local.units[0].loss.logits(passed))
+    assert every(IMAGES).exp().sum(1).tolist() == pytest.approx([1.0] * len(IMAGES), rel=1e-5)
+    assert {f"stages.{stage}.0.conv1.weight" for stage in range(4)} <= {*every.state_dict()}
+
+
+def test_kept_features_are_shared_as_images_are() -> None:
+    source = digits(train_images=48, batch_size=16, views=1).train.shared(Share(1, 2))
+    local = learner("resnet18", "pred", "block", train_from=2)
+    features = frozen_features(local, source, Keeping(say=lambda line: None))
+    assert features is not None
+    pairs = zip(features.batches(0), source.batches(0), strict=True)
+    for (given, labels), (_, wanted) in pairs:
+        assert given.shape[0] == 8
+        assert torch.equal(labels, wanted)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,35 @@ def test_schedules_that_count_steps() -> None:
     assert rates(local) == pytest.approx([1e-4] * 3)
 
 
+def test_heads_keep_their_rate_or_the_schedule_is_refused() -> None:
+    def ratios(schedule: Callable[[Any], Any]) -> list[float]:
+        local = learner("plain", "pred", scheduler=schedule, head_lr_factor=0.1)
+        groups = [unit.optimizer.param_groups for unit in local.units[:-1] if unit.optimizer]
+        return [group[1]["lr"] / group[0]["lr"] for group in groups]
+
+    for name in ("warm-up, then cosine", "warm restarts", "steps", "function", "plateau"):
+        assert ratios(SCHEDULES[name]) == pytest.approx([0.1] * 2), name
+    with pytest.raises(InvalidInput, match="head_lr_factor with OneCycleLR: it sets the rates"):
+        ratios(SCHEDULES["one cycle"])
+
+    def of_each(made: Any) -> Any:
+        each = [1e-2, 1e-3][: len(made.param_groups)]
+        return lr_scheduler.OneCycleLR(made, each, total_steps=20)
+
+    assert ratios(of_each) == pytest.approx([0.1] * 2)
+
+
+def test_an_autocast_around_steps_changes_nothing() -> None:
+    """PyTorch keeps its copies of weights in bfloat16 until the outermost one ends."""
+    plain, around = (learner("resnet18", "pred", amp=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        plain.step(IMAGES, LABELS)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            around.step(IMAGES, LABELS)
+    assert same_weights(plain.model, around.model)
+
+
 def test_a_schedule_of_another_optimizer_is_refused() -> None:
     local = learner("plain", scheduler=SCHEDULES["steps"])
     local.units[1].optimizer = SGD(local.units[1].weights(), lr=0.1)

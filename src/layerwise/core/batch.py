@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import Diverged, InvalidInput
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -71,8 +71,34 @@ def check_batch(
             f"num_classes={num_classes} they go from 0 to {num_classes - 1}. Give such labels, or "
             "another num_classes."
         )
-    if images.device.type == "cpu" and not bool(torch.isfinite(images).all()):
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse images with values that are not finite; on a GPU they are not read.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    if not finite(images):
         raise InvalidInput(
             "Cannot learn from the images: they hold NaN or infinite values. Clean or clip them "
             "before the step."
         )
+
+
+def check_features(features: Tensor, index: int, name: str) -> None:
+    """Refuse features that enter a unit and are not finite; on a GPU they are not read.
+
+    Raises:
+        Diverged: naming the unit.
+    """
+    if not finite(features):
+        raise Diverged(
+            f"Cannot go on training: the features that enter unit {index} ({name}) are not finite, "
+            "because a unit before it has diverged. Lower the learning rate, or clip gradients."
+        )
+
+
+def finite(values: Tensor) -> bool:
+    """Whether all values are finite, or on a GPU, where reading them would wait."""
+    return values.device.type != "cpu" or bool(torch.isfinite(values).all())

@@ -3,12 +3,14 @@
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from layerwise.core.feature import Feature
+from layerwise.core.frozen import pieces_of
 from layerwise.core.pieces import CHECK, Reused
 from layerwise.core.settings import refuse_changes
 from layerwise.core.table import name_of_loss
@@ -61,15 +63,16 @@ def ending_in(units: Sequence[Unit], exits: Sequence[Unit], name: str) -> nn.Mod
         name: of the module's class.
     """
     passing = units[: exits[-1].index + 1]
-    pieces = [uncompiled(unit.piece) for unit in passing]
-    refuse_changes(pieces)
+    pieces = [[uncompiled(each) for each in pieces_of(uncompiled(unit.piece))] for unit in passing]
+    refuse_changes(chain(*pieces))
     graph = fx.Graph()
     root: dict[str, Any] = {}
-    head = free_name(path for piece in pieces for path in paths_in(piece))
+    head = free_name(path for piece in chain(*pieces) for path in paths_in(piece))
     passed: tuple[fx.Node, ...] = (graph.placeholder("images"),)
     outputs = []
-    for unit, piece in zip(passing, pieces, strict=True):
-        passed = append(graph, root, piece, passed)
+    for unit, own in zip(passing, pieces, strict=True):
+        for piece in own:
+            passed = append(graph, root, piece, passed)
         if not any(unit is each for each in exits):
             continue
         if unit is units[-1]:

@@ -1,5 +1,6 @@
 """Losses and optimizers of units, made by what the user gives ``localize``."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -143,7 +144,8 @@ def is_loss(given: Any) -> bool:
 def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: float) -> None:
     """Let some of an optimizer's weights learn at a multiple of its rate, in groups of their own.
 
-    Schedules multiply the rate that each group begins with, so they keep the factor.
+    Schedules that multiply the rates that groups begin with keep the factor; for others see
+    ``refuse_lost_factor``.
     """
     chosen = set(map(id, weights))
     for group in list(optimizer.param_groups):
@@ -154,6 +156,27 @@ def scale_rate(optimizer: Optimizer, weights: Iterable[nn.Parameter], factor: fl
             optimizer.add_param_group({**group, "params": apart, "lr": group["lr"] * factor})
         elif apart:
             group["lr"] *= factor
+
+
+def refuse_lost_factor(scheduler: Any, optimizer: Optimizer, before: Sequence[float]) -> None:
+    """Refuse a schedule that sets rates without regard to those that groups began with.
+
+    Args:
+        before: rates of the optimizer's groups before the schedule was made.
+
+    Raises:
+        InvalidInput: naming the schedule.
+    """
+    after = [float(group["lr"]) for group in optimizer.param_groups]
+    if any(
+        not math.isclose(rate * before[0], first * after[0], rel_tol=1e-6)
+        for rate, first in zip(after, before, strict=True)
+    ):
+        raise InvalidInput(
+            f"Cannot use head_lr_factor with {type(scheduler).__name__}: it sets the rates of "
+            "heads by itself. Give it one rate for each of the optimizer's groups, the heads' last "
+            "and in the ratio of head_lr_factor, or leave head_lr_factor out."
+        )
 
 
 def default_optimizer(parameters: list[nn.Parameter]) -> Optimizer:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.core.split import Chain
 from layerwise.errors import InvalidInput, choose
@@ -15,21 +15,16 @@ class Frozen(nn.Module):
     """Pieces of a network that are frozen: without gradients, in evaluation mode.
 
     So their batch normalisation uses its running statistics, which stay as they are, and dropout is
-    off, whatever mode the network is in.
+    off, whatever mode the network is in. ``requires_grad`` of their weights stays as it is, since
+    another learner of the network may train them.
     """
 
     def __init__(self, pieces: Iterable[nn.Module]) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
-        self.requires_grad_(False)
 
     @torch.no_grad()
     def forward(self, *activations: Any) -> tuple[Any, ...]:
-        if any(weight.requires_grad for weight in self.parameters()):
-            raise InvalidInput(
-                "Cannot go on with the units: weights before the first unit that learns were "
-                "unfrozen, and no unit trains them. Localize again with another train_from."
-            )
         self.pieces.eval()  # the network's train() reaches them too
         for piece in self.pieces:
             activations = piece(*activations)
@@ -111,6 +106,17 @@ def number_of_unit(chain: Chain, unit: "int | str | None") -> int:
     return unit
 
 
+def pieces_of(piece: nn.Module) -> list[Any]:
+    """A unit's piece, behind those that are frozen and enter with it."""
+    return [*piece.frozen.pieces, piece.piece] if isinstance(piece, Entered) else [piece]
+
+
+def entrance(piece: nn.Module) -> nn.Module:
+    """What the input of a unit enters first."""
+    first: nn.Module = pieces_of(piece)[0]
+    return first
+
+
 def frozen_weights(module: nn.Module) -> set[int]:
     """Identities of the weights that are frozen for good in a unit's piece."""
     return {
@@ -119,3 +125,13 @@ def frozen_weights(module: nn.Module) -> set[int]:
         if isinstance(part, Frozen)
         for weight in part.parameters()
     }
+
+
+def trainable(module: nn.Module) -> list[Tensor]:
+    """The weights of a unit's piece, or of its head, that learn."""
+    frozen = frozen_weights(module)
+    return [
+        weight
+        for weight in module.parameters()
+        if weight.requires_grad and id(weight) not in frozen
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.core.batch import check_batch
+from layerwise.core.batch import check_batch, check_features, check_images
 from layerwise.core.early_exit import early_exit, ensemble
 from layerwise.core.outputs import Key
 from layerwise.core.pieces import follow_network
@@ -240,16 +240,25 @@ class Learner:
                 unit.train(False)
         self.training = mode
 
-    def check(self, images: Tensor, labels: Tensor) -> None:
+    def check(self, images: Tensor, labels: Tensor, enters: Unit | None = None) -> None:
         """Refuse a batch that cannot be learned from, and weights that would stay untrained.
+
+        Args:
+            images: what enters a unit: images, or features of the units before.
+            enters: that unit; None: the first one.
 
         Raises:
             InvalidInput: saying what is wrong with the batch or the network.
+            Diverged: the features are not finite.
         """
         self.structure.check(self.units)
         weight = next(iter(self.own_units[0].weights()), None)
         device = None if weight is None else weight.device
         check_batch(images, labels, self.num_classes, self.units[0].amp, device)
+        if enters is None or enters.index == 0:
+            check_images(images)
+        else:
+            check_features(images, enters.index, enters.name)
 
     def end_epoch(self, metric: float | None = None) -> None:
         """Advance every unit's learning-rate schedule.

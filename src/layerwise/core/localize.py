@@ -20,6 +20,7 @@ from layerwise.core.factories import (
     losses_of_units,
     made_optimizer,
     optimizer_makers,
+    refuse_lost_factor,
     scale_rate,
 )
 from layerwise.core.feature import AS_IT_IS, unit_features
@@ -149,7 +150,7 @@ def localize(
             "Cannot use amp=torch.float16: the weights are of that type too, and updates would "
             "round to nothing. Give a network of float32 weights, model.float()."
         )
-    sample = sample[:2].to(tensor.device)
+    sample = sample[:2].to(tensor.device).clone()  # the network may change it in place
     whole = split(model, at, sample, leaves, output_layer, output)
     warn_of_untrained(whole)
     chain = frozen_before(whole, train_from)
@@ -223,7 +224,10 @@ def localize(
             if head_lr_factor != 1.0:
                 scale_rate(unit.optimizer, head.parameters(), head_lr_factor)
             if scheduler is not None:
+                rates = [float(group["lr"]) for group in unit.optimizer.param_groups]
                 unit.scheduler = made_scheduler(scheduler, unit.optimizer, name)
+                if head_lr_factor != 1.0:
+                    refuse_lost_factor(unit.scheduler, unit.optimizer, rates)
         units.append(unit)
     guide.refuse_unused()
     heads = [unit.loss for unit in units]

@@ -8,7 +8,7 @@ from torch import Tensor
 from layerwise.core.learner import Learner
 from layerwise.core.result import checked_result
 from layerwise.core.side_effects import modes_kept
-from layerwise.core.unit import Activations, entered_feature, precision
+from layerwise.core.unit import Activations, Unit, entered_feature, precision
 from layerwise.errors import InvalidInput, raised
 from layerwise.losses import Targets
 from layerwise.losses.site import classifies
@@ -34,10 +34,12 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                 activations = unit.piece(*activations)
                 try:
                     feature = unit.feature.turned(activations[0])
+                    version = feature._version
                     checked_result(loss(feature, targets, *entered))
                     if classifies(loss):
                         logits = loss.logits(feature)  # type: ignore[operator]
                         check_logits(logits, learner.num_classes)
+                    refuse_changed_feature(feature, version, unit)
                 except InvalidInput:
                     raise
                 except Exception as error:  # the user's code runs here: anything can be raised
@@ -45,6 +47,23 @@ def try_losses(learner: Learner, sample: Tensor) -> None:
                         f"Cannot compute the loss of unit {unit.index} ({unit.name}): it "
                         f"{raised(error)}. Correct it."
                     ) from error
+
+
+def refuse_changed_feature(feature: Tensor, version: int, unit: Unit) -> None:
+    """Refuse a loss that changed the feature it was given, which the next unit reads too.
+
+    Args:
+        version: of the feature before.
+
+    Raises:
+        InvalidInput: naming the unit.
+    """
+    if feature._version != version:
+        raise InvalidInput(
+            f"Cannot use the loss of unit {unit.index} ({unit.name}): it changes the unit's "
+            "feature in place, and the next unit reads it too. Make a new tensor, such as by "
+            "nn.ReLU(inplace=False)."
+        )
 
 
 def check_logits(logits: Tensor, num_classes: int) -> None:

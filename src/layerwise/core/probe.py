@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from layerwise.core.frozen import frozen_weights
 from layerwise.core.learner import Learner
 from layerwise.core.locality import Weight
 from layerwise.core.side_effects import modes_kept, states_kept
@@ -58,8 +59,9 @@ class Probe:
         self.parameters = [parameter for _, parameter in pairs]
         parts = [learner.model, *(unit.loss for unit in learner.units)]
         everything = [parameter for part in parts for parameter in part.parameters()]
+        learning = set(map(id, self.parameters))
         # a loss may change some, such as an average of other weights
-        self.frozen = [parameter for parameter in everything if not parameter.requires_grad]
+        self.frozen = [parameter for parameter in everything if id(parameter) not in learning]
         self.updated, self.stray = set[int](), set[int]()
         self.statistics_updates = 0
         self.exact = device_of(learner.model).type == "cpu"
@@ -175,10 +177,11 @@ def without_zeros(parameter: nn.Parameter, value: Tensor) -> Tensor:
 def trainable(learner: Learner) -> Iterator[tuple[Weight, nn.Parameter]]:
     """The trainable parameters of the network, then those of heads, each once."""
     owners = {id(p): unit.index for unit in learner.units for p in unit.piece.parameters()}
+    frozen = {number for unit in learner.units for number in frozen_weights(unit.piece)}
     seen = set()
     for name, parameter in learner.model.named_parameters():
         seen.add(id(parameter))
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in frozen:
             yield Weight(name, owners.get(id(parameter)), False), parameter
     for unit in learner.units:
         for name, parameter in unit.loss.named_parameters():

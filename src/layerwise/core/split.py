@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from layerwise.core.axes import Axes, find_axes
 from layerwise.core.cuts import choose_cuts, paths_of_cuts
@@ -22,7 +23,7 @@ from layerwise.core.outputs import LOGITS, Key
 from layerwise.core.pieces import build_piece, piece_root
 from layerwise.core.side_effects import modes_kept
 from layerwise.core.trace import SingleInput, trace_network
-from layerwise.core.tracer import owner
+from layerwise.core.tracer import FLAG, owner
 from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 
 OUTPUT_LAYERS = ("separate", "joined")
@@ -122,6 +123,7 @@ def split(
     if lost and root.output is None:
         raise CannotSplit(lost_message(lost))
     refuse_shared_parameters(model, network, place)
+    refuse_shared_statistics(model, network, place)
     refuse_turned_changes(network, place)
     chain = Chain(
         [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
@@ -238,6 +240,24 @@ def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.
                 f"{', '.join(map(str, sorted(shared)))}, and each would train it by a part of its "
                 "gradient. Give each layer weights of its own, or cut so that all uses fall into "
                 "one unit."
+            )
+
+
+def refuse_shared_statistics(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
+    names = {id(module): name for name, module in model.named_modules()}
+    units: dict[int, set[int]] = defaultdict(set)
+    for node in network.graph.nodes:
+        if node.op == "call_module" and node.target != FLAG:
+            for module in network.root.get_submodule(str(node.target)).modules():
+                if isinstance(module, _NormBase) and module.running_mean is not None:
+                    units[id(module)].add(place[node])
+    for key, shared in units.items():
+        if len(shared) > 1:
+            raise CannotSplit(
+                f"Cannot split the network: module {names[key]!r}, which holds running "
+                f"statistics, is used in units {', '.join(map(str, sorted(shared)))}, of which "
+                "some may train while others are frozen. Give each layer statistics of its own, or "
+                "cut so that all uses fall into one unit."
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from layerwise.core.feature import AS_IT_IS, Feature
-from layerwise.core.frozen import frozen_weights
+from layerwise.core.frozen import entrance, frozen_weights
 from layerwise.core.order import changes_input
 from layerwise.core.result import checked_result
 from layerwise.errors import Diverged, InvalidInput
@@ -59,6 +59,7 @@ class Unit:
             all replicas.
         sums: sum of these gradients, each times its part's size relative to the first part's.
         sharing: replicas that share every batch with this process; None: it has the whole batch.
+        changes_images: whether its piece would change the images in place, which a loss may read.
     """
 
     index: int
@@ -77,6 +78,9 @@ class Unit:
     parts: list[int] = field(default_factory=list)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     sharing: Sharing | None = None
+
+    def __post_init__(self) -> None:
+        self.changes_images = self.index == 0 and changes_input(entrance(self.piece))
 
     def __getstate__(self) -> dict[str, Any]:
         """Attributes with the memory format by name, since ``torch.save`` cannot write it."""
@@ -148,7 +152,13 @@ class Unit:
         The caller uses ``torch.no_grad()`` or detaches the result.
         """
         with precision(activations, self.amp):
-            return self.piece(*in_memory_format(activations, self.memory_format))
+            return self.piece(*self.entered(activations))
+
+    def entered(self, activations: Activations) -> Activations:
+        """Activations as the piece is given them; images that it would change are copied."""
+        if self.changes_images:
+            activations = (activations[0].clone(), *activations[1:])
+        return in_memory_format(activations, self.memory_format)
 
     def evaluate(
         self, activations: Activations, targets: Targets, alone: bool = False
@@ -159,7 +169,7 @@ class Unit:
             alone: the head learns alone: no gradient of the loss goes into the unit.
         """
         with precision(activations, self.amp):
-            entered = in_memory_format(activations, self.memory_format)
+            entered = self.entered(activations)
             read = entered_feature(self, entered)
             passed = self.piece(*entered)
             del entered
@@ -262,6 +272,7 @@ class Unit:
             self.scaler.step(optimizer)
             self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()  # else copies of the old weights, in an autocast around steps
         end_update(self.loss)
 
     def zero_grad(self) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from layerwise.core.frozen import trainable
 from layerwise.core.order import changes_input
 from layerwise.core.reach import Reach, last_losses
 from layerwise.core.unit import (
@@ -275,10 +276,6 @@ def lie_alike(one: Tensor, other: Tensor) -> bool:
     """Whether the numbers of two tensors of one shape have the same order in memory."""
     strides = zip(one.shape, one.stride(), other.stride(), strict=True)
     return all(stride == its for size, stride, its in strides if size > 1)
-
-
-def trainable(module: nn.Module) -> list[Tensor]:
-    return [weight for weight in module.parameters() if weight.requires_grad]
 
 
 def with_history(

@@ -210,7 +210,7 @@ class Loader:
         return loader
 
     def order(self, epoch: int) -> list[Tensor]:
-        """Shuffled indices of every batch of an epoch.
+        """Shuffled indices of every batch of an epoch, or of the replica's share of it.
 
         A last batch of a single image is left out, unless there is no other; one of fewer than two
         for each replica, too.
@@ -219,7 +219,11 @@ class Loader:
         shuffled = torch.randperm(len(self.labels), generator=generator).to(self.labels.device)
         batches = shuffled.split(self.batch_size)
         least = self.share.smallest_batch
-        return [indices for indices in batches if len(indices) >= least or len(shuffled) == 1]
+        return [
+            self.share.of(indices)
+            for indices in batches
+            if len(indices) >= least or len(shuffled) == 1
+        ]
 
     def batches(self, epoch: int, start: int = 0, step: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) and labels (B,) of an epoch's batches.
@@ -228,7 +232,7 @@ class Loader:
             start: number of the first batch.
             step: distance to the next one.
         """
-        order = [self.share.of(indices) for indices in self.order(epoch)[start::step]]
+        order = self.order(epoch)[start::step]
         for indices, pixels in zip(order, self.pixels.stream(order), strict=True):
             yield self.prepare(pixels, indices, epoch), self.labels[indices]
 

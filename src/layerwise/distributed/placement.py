@@ -61,12 +61,13 @@ def ranges(ends: Sequence[int]) -> list[range]:
 
 def unit_seconds(learner: Learner, batch_size: int) -> list[float]:
     """Seconds of a step of each unit, measured on a copy of it; the learner stays as it is."""
-    images = torch.randn(batch_size, *learner.image_shape, device=device_of(learner.model))
-    labels = torch.arange(batch_size, device=images.device) % learner.num_classes
-    targets = Targets(labels, learner.num_classes, images.to(learner.image_type))
-    activations: Activations = (targets.images,)
+    device = device_of(learner.model)
+    labels = torch.arange(batch_size, device=device) % learner.num_classes
     seconds = []
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        images = torch.randn(batch_size, *learner.image_shape, device=device)
+        targets = Targets(labels, learner.num_classes, images.to(learner.image_type))
+        activations: Activations = (targets.images,)
         for unit in learner.units:
             copied = copy.deepcopy(unit)
             copied.train()

@@ -250,8 +250,9 @@ def replicate(
     Args:
         learner: made by ``localize``.
         sync_batch_norm: let batch normalisation take its statistics of the whole batch. False: of
-            each share, which saves two messages per layer; running statistics are then the first
-            rank's.
+            each share, which saves two messages per layer. Running statistics then differ between
+            ranks, until all of them call ``learner.replicas.share_buffers()``, which gives all the
+            first rank's: do so before evaluating or saving.
         gather_examples: let losses that compare the examples of a batch, such as ``sim``, compare
             those of the whole batch. False: those of each share.
 

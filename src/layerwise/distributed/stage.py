@@ -114,6 +114,8 @@ class Stage:
             return
         images = (targets.images,) if self.images_wanted else ()
         values = (*activations, targets.labels, *images)
+        if self.before is None:  # a loop may fill its batch anew before it is sent
+            values = copied_from(values, targets)
         facts = {
             "activations": len(activations),
             "update": self.updates,
@@ -224,6 +226,21 @@ def bytes_of(values: Sequence[Any]) -> int:
     return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
 
+def copied_from(values: Sequence[Any], targets: Targets) -> tuple[Any, ...]:
+    """Values, of which those that lie in the memory of a batch's images or labels are copied."""
+    batch = {
+        given.untyped_storage().data_ptr()
+        for given in (targets.labels, targets.images)
+        if given is not None
+    }
+    return tuple(
+        value.clone()
+        if isinstance(value, Tensor) and value.untyped_storage().data_ptr() in batch
+        else value
+        for value in values
+    )
+
+
 def distribute(
     learner: Learner,
     ranks: str | None = None,
@@ -239,7 +256,8 @@ def distribute(
 
     All ranks call this with a learner of the same network, and then make the same steps; the
     weights are the first rank's. ``Learner.step`` reads its images and labels on the first rank
-    alone. Updates are those of one process, to the bit. Where there is one process alone, nothing
+    alone. Updates are those of one process, to the bit; where the network draws random numbers,
+    as for dropout, if ``localize`` was given a seed. Where there is one process alone, nothing
     changes.
 
     Args:

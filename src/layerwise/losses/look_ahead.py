@@ -87,7 +87,7 @@ class LookAhead(nn.Module):
         self.averages, self.followed = list[Tensor](), list[Tensor]()
         if "average" in self.blocks:
             self.follow(block.module)
-        behind = replace(site, shape=block.leaving, entering=site.shape, place=None)
+        behind = replace(site, shape=block.leaving, entering=site.shape, place=None, teacher=None)
         self.loss = create_loss(head_loss, behind, **options)
         self.reads_images = getattr(self.loss, "reads_images", False)
         self.reads_later_weights = bool(self.followed)

@@ -111,7 +111,7 @@ def plan_localize(
         return predicted_peak(learner, "simultaneous", batch_size, {})
 
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
-        two = sample[:2].to(next((weight.device for weight in model.parameters()), None))
+        two = sample[:2].to(next((weight.device for weight in model.parameters()), None)).clone()
         return plan_units(limit, model, two, batch_size, num_classes, peak, **of_split)
 
 

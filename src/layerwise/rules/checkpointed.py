@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.core.cuts import balances
+from layerwise.core.frozen import Entered
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
@@ -302,12 +303,18 @@ def checkpointed(
     Raises:
         TooLittleMemory: no plan keeps to the limit.
         InvalidInput: the network cannot be cut into so many segments or changes its images in
-            place, segments and limit are both given, or the learner has more than one unit.
+            place, segments and limit are both given, or the learner has more than one unit or
+            frozen ones.
     """
     if len(learner.units) != 1:
         raise InvalidInput(
             f"Cannot train {len(learner.units)} units by the rule 'checkpointed': it trains a "
             "network as one unit. Localize with at=1."
+        )
+    if isinstance(learner.units[0].piece, Entered):
+        raise InvalidInput(
+            "Cannot train behind frozen units by the rule 'checkpointed': it computes the whole "
+            "network anew. Give the rule 'simultaneous', or leave train_from out."
         )
     learner.structure.check(learner.units)  # before a copy is tried
     learner.step_singly()  # segments set random generators, which cannot be recorded

@@ -134,7 +134,7 @@ def unit_after_unit(
             # a list to pop from, so that the unit alone keeps its activations alive
             for *activations, labels, images in features.batches(epoch, first, unit.reads_images):
                 number += 1
-                learner.check(activations[0][0], labels)
+                learner.check(activations[0][0], labels, unit)
                 evaluated = unit.step(
                     activations.pop(),
                     Targets(labels, learner.num_classes, images),

@@ -10,6 +10,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import Splits
 from layerwise.distributed import agree, decided_by_first, together, world
+from layerwise.distributed.state import share as share_state
 from layerwise.errors import InvalidInput
 from layerwise.measures.watch import Watch
 from layerwise.rules import Tick
@@ -117,6 +118,8 @@ def begin(
         restored = decided_by_first(
             lambda: restore(folder, learner, meter, data.facts()) if going_on else Restored()
         )
+        if going_on and not alone:
+            share_state(learner)  # frozen units compute features before units take their places
         start = restored.position
         meter.share(alike=execution.replicas == here.size)
         options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
