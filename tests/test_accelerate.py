@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.cli import main, parse
+from layerwise.experiments.accelerate import train_command
 from layerwise.experiments.accelerate.budgets import parse_budget, parse_budgets
 from layerwise.experiments.accelerate.costs import Costs
 from layerwise.experiments.accelerate.proposals import (
@@ -40,6 +41,7 @@ from layerwise.models import published_hierarchy
 from layerwise.paper.rows import ROWS
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.plugins import IMPORTED
 from tests.test_cli import last_json, refusal
 
 TINY = "--width 0.0625 --train-images 120 --batch-size 16 --epochs 4 --final-epochs 1 --device cpu"
@@ -274,6 +276,7 @@ def test_enumeration_ends_where_nothing_fits():
             "Cannot use --final-epochs -1: it is out of range. Give 0 or more",
         ),
         ("resnet18 --val-fraction 0", "holds no images out to rank by"),
+        ("resnet18 --val-fraction 0.001", "of so few images it holds none out"),
         ("resnet18 --at 3", "Give layer or block"),
         ("resnet18 --figure front.gif", "of no known type"),
         ("resnet18 --batch-size 1", "--batch-size 1: it is out of range. Give 2 or more"),
@@ -486,3 +489,8 @@ def test_halving_in_the_benchmarks_trains_fewer_and_fewer_and_goes_on(monkeypatc
     assert [epochs for _, epochs in ranking] == [3, 1, 1]
     assert values[ranking[1][0]][1] >= values[ranking[2][0]][1]
     assert halving.halve(*arguments) == (values, ranking)
+
+
+def test_the_printed_command_imports_what_the_run_needs(monkeypatch):
+    monkeypatch.setitem(IMPORTED, "my_loss.py", "digest")
+    assert "--import my_loss.py" in train_command(Run(), Execution())

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import set_memory_format
 from layerwise.models import create_model
+from layerwise.models.resnet import BasicBlock
 from layerwise.ops import batch_norm
 from layerwise.ops.batch_norm import (
     SLOPE,
@@ -433,3 +434,15 @@ def test_few_maps_are_alive_where_units_learn_one_after_another(cache: bool) -> 
     options |= {"loss": "predsim-lite", "output_layer": "separate"}
     peak = predict_peak(network, (512, 3, 32, 32), 10, "sequential", "channels-last", **options)
     assert 3 * one_map < peak < 3.4 * one_map
+
+
+def test_a_hook_on_a_projecting_shortcut_keeps_what_it_saw() -> None:
+    """Without one, the block's output is written over it."""
+    block = BasicBlock(8, 32, 1, 0.0, "basic")
+    images = torch.randn(4, 8, 128, 128)  # large enough for the fast layers
+    seen: list[Tensor] = []
+    block.shortcut.register_forward_hook(lambda *given: seen.append(given[-1]))
+    with torch.no_grad():
+        wanted = copy.deepcopy(block).shortcut(images)
+    block(images.requires_grad_())
+    torch.testing.assert_close(seen[-1].detach(), wanted)

@@ -97,6 +97,23 @@ def test_search_finds_a_valley() -> None:
         tried = search(peaks, as_it_is, limit)
         assert min(n for n, peak in tried.items() if peak <= limit) == count
     assert min(search(peaks, as_it_is, 30).values()) == 40
+    # some that fit are tried before the lowest
+    falling: Any = [
+        *range(500, 320, -10),
+        320,
+        290,
+        280,
+        270,
+        265,
+        260,
+        261,
+        262,
+        263,
+        301,
+        330,
+        340,
+    ]
+    assert min(n for n, peak in search(falling, as_it_is, 300).items() if peak <= 300) == 20
 
 
 @pytest.mark.parametrize("at", ["block", "layer"])

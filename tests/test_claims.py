@@ -752,3 +752,21 @@ def test_a_setting_that_departs_from_its_scale_says_nothing_of_a_change_with_sca
     standing = over_scales(short + both, "acceleration")
     assert len(standing.points) == 3
     assert standing.trend == "nearer to the paper"
+
+
+def test_within_one_row_seeds_scatter_too():
+    """A difference of two rows cancels what a seed makes of both; a number of one row has it."""
+    gaps = {"resnet18": (1.0, 5.0, 9.0), "resnet18_r3": (1.1, 5.0, 8.9)}
+    runs = [
+        run
+        for name, numbers in gaps.items()
+        for column, values in (("layerwise", (50.0,) * 3), ("global", [50 + n for n in numbers]))
+        for run in seeded(row(5, name), column, *values)
+    ]
+    (outcome, *_) = [
+        each
+        for each in judge(claim("resnet-behind"), runs, PAPER).outcomes
+        if each.difference is not None
+    ]
+    squares = sum((n - 5.0) ** 2 for numbers in gaps.values() for n in numbers)
+    assert outcome.error == pytest.approx((squares / 4 / 3) ** 0.5)

@@ -241,6 +241,19 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         load(Run(data="folder"), data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("limit", [3, 20, 45, 80])
+def test_every_class_keeps_an_image(limit: int) -> None:
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 2)
+    images = ImageSet(PixelsInMemory(torch.zeros(92, 1, 2, 2, dtype=torch.uint8)), labels)
+    train, _ = hold_out(images, 0.1, limit, 3, seed=0)
+    counts = torch.bincount(train.labels, minlength=3).tolist()
+    assert sum(counts) == limit
+    assert min(counts) >= 1
+    most, held = hold_out(images.pick(torch.arange(59, 92)), 0.9, None, 3, seed=0)
+    assert torch.bincount(most.labels, minlength=3).tolist() == [1, 3, 1]
+    assert len(held.labels) == 33 - 5
+
+
 def test_holding_out_nothing_keeps_everything() -> None:
     images = ImageSet(
         PixelsInMemory(torch.zeros(10, 1, 2, 2, dtype=torch.uint8)),

@@ -437,3 +437,39 @@ def test_the_report_shows_the_exits(run: Path) -> None:
         assert early_exits(replace(record, result={**result, **change}), names) is None
     odd = {"exits": [7, {"name": "x"}, *result["exits"]]}
     assert early_exits(replace(record, result={**result, **odd}), names) == shown
+
+
+NETWORKS = """
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, num_classes, in_chans):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(in_chans, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c = self.b
+        self.out = nn.Linear(4, num_classes)
+    def forward(self, x):
+        features = self.c(self.b(self.a(x).relu()).relu()).mean((2, 3))
+        return {"logits": self.out(features), "features": features}
+def net(num_classes, in_chans, image_size):
+    return Net(num_classes, in_chans)
+"""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_module_registered_twice_and_more_than_logits(name: str, tmp_path: Path) -> None:
+    source, file = tmp_path / "own.py", tmp_path / "file"
+    source.write_text(NETWORKS)
+    run = tmp_path / "run"
+    tiny = "--rule global --train-images 40 --batch-size 20 --epochs 1 --device cpu"
+    main(["train", f"{source}:net", *tiny.split(), "--output", str(run)])
+    main(["export", str(run), "--format", name, "--output", str(file)])
+    weights = load_file(run / "model.safetensors")
+    assert torch.equal(weights["b.weight"], weights["c.weight"])
+    assert file.stat().st_size > 0
+
+
+def test_units_whose_loss_is_compiled_end_networks() -> None:
+    local = learner("plain", "pred", output_layer="separate")
+    local.units[0].loss = torch.compile(local.units[0].loss)
+    assert local.early_exit(1)(torch.rand(2, 1, 8, 8)).shape == (2, CLASSES)

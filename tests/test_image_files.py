@@ -49,6 +49,17 @@ def test_deep_values_are_those_of_8_bits(tmp_path: Path, name: str, pixels: np.n
     assert np.abs(deep.astype(int) - plain).max() <= 1
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_may_be_zero(tmp_path: Path, kind: type) -> None:
+    values = ((1 - RAMP) * np.iinfo(kind).max).astype(kind)
+    path = save(tmp_path / "a.tif", values, tiffinfo={262: 0})
+    plain = read_image(save(tmp_path / "plain.png", (RAMP * 255).astype(np.uint8)), 16)
+    stored = read_image(path, 16).astype(int)
+    with Image.open(path) as picture:
+        assert picture.tag_v2[262] == 0
+    assert np.abs(stored - plain).max() <= 1
+
+
 def test_a_stated_white_is_used(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", (RAMP * 1023).astype(np.uint16), tiffinfo={281: 1023})
     assert read_image(path, 16).max() > 180

@@ -200,6 +200,17 @@ def test_separable_head(residuals: int, shape: tuple[int, ...]) -> None:
     compare(head, partial(slow_separable, residuals), shape)
 
 
+@pytest.mark.parametrize("side", [3, 5, 6, 9])
+def test_separable_head_halves_odd_sides_to_one_pixel(side: int) -> None:
+    head = create_loss("separable", site((16, side, side)), head_layers=8)
+    sizes: list[int] = []
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *given: sizes.append(given[-1].shape[-1]))
+    head.logits(torch.randn(2, 16, side, side))
+    assert sizes[-1] == 1
+
+
 def test_separable_head_is_narrow_from_its_first_layer() -> None:
     """Its channels and strides are those of SEDONA's program."""
     head = create_loss("separable", site((64, 16, 16)), head_layers=3)

@@ -201,3 +201,20 @@ def test_predsim_lite_mixes_wide_features_into_few_channels() -> None:
 def test_predsim_lite_refuses_nothing_at_all(option: str) -> None:
     with pytest.raises(InvalidInput, match=f"{option} 0: it is too small"):
         create_loss("predsim-lite", Site(0, 2, (8, 4, 4), 10), **{option: 0})
+
+
+@pytest.mark.parametrize("value", [0.1, -3.3, 7e4])
+@pytest.mark.parametrize("side", [3, 5, 7, 8, 14])
+def test_a_constant_channel_deviates_by_nothing(side: int, value: float) -> None:
+    maps = torch.randn(4, 3, side, side)
+    maps[:, 1], maps[2] = value, -value
+    own, wanted = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    # the gradient is written over the maps, as nothing else reads them
+    deviation = spatial_deviation(own * 1.0)
+    expected = wanted.double().std((2, 3))
+    assert (deviation[:, 1] == 0).all()
+    assert (deviation[2] == 0).all()
+    torch.testing.assert_close(deviation, expected.float())
+    deviation.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(own.grad, wanted.grad)

@@ -104,6 +104,25 @@ def test_nearest_neighbours_are_those_of_scikit_learn(digits: tuple[Tensor, Tens
     assert MEASURES["nearest_neighbours"](features, labels) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("factor", [1e20, 1e-24])
+@pytest.mark.parametrize("name", ACCURACIES)
+def test_accuracies_do_not_depend_on_the_scale(
+    name: str, factor: float, digits: tuple[Tensor, Tensor]
+) -> None:
+    features, labels = digits
+    plain = MEASURES[name](features, labels)
+    assert MEASURES[name](features * factor, labels) == pytest.approx(plain, abs=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fisher_is_infinite_where_classes_are_points(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(79) % 4
+    points = torch.randn(4, 6, dtype=dtype, generator=generator)[labels]
+    with pytest.raises(InvalidInput, match="it is infinite"):
+        MEASURES["fisher"](points, labels)
+
+
 def test_fisher_is_its_formula(digits: tuple[Tensor, Tensor]) -> None:
     values, labels = digits[0].numpy().astype(np.float64), digits[1].numpy()
     within, between = np.zeros((64, 64)), np.zeros((64, 64))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -122,6 +123,7 @@ def test_a_step_is_timed() -> None:
         ("--losses pred,sim --head-depth 2", "Cannot use --head-depth with the loss 'pred'"),
         ("--losses auglocal --head-depth 99", "Cannot use --head-depth 99: the network has"),
         ("--losses pred --segments 2", "It belongs to checkpointed"),
+        ("--losses pred/4=sim/2=pred", "Cannot use --losses 'pred,4=sim,2=pred'"),
         ("--losses pred --loss sim", "Cannot use --loss with --losses"),
         ("--losses pred --at 1", "Cannot compare local losses with --at 1"),
         ("--losses pred --csv nowhere/a.csv", "its folder is not there"),
@@ -236,3 +238,36 @@ def test_what_is_no_loss_or_span_by_unit(
     output = tmp_path / "runs"
     assert reason in refusal(capsys, *BASE, *words.split(), "--output", str(output))
     assert not output.exists()
+
+
+def test_a_limit_of_memory_is_that_of_the_training() -> None:
+    run = Run(model="resnet18", hierarchy="1,1,1,1", width=0.0625, batch_size=16, at="block")
+    run = replace(run, rule="checkpointed")
+    ample, whole = (
+        step_costs(each, Execution(device="cpu", memory=limit))
+        for each, limit in ((run, "1GB"), (replace(run, rule="global"), None))
+    )
+    assert ample.multiply_adds == whole.multiply_adds
+    assert step_costs(run, Execution(device="cpu")).multiply_adds > whole.multiply_adds
+
+
+def test_frozen_units_and_teachers_are_of_the_methods_that_have_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = str(tmp_path / "teacher")
+    plain = "vgg8 --hierarchy 1,1,1,1,1 --width 0.0625 --train-images 40 --batch-size 16 --epochs 1"
+    main(["train", *plain.split(), "--loss", "pred", "--device", "cpu", "--output", teacher])
+    words = ["--losses", "match,pred", "--teacher", teacher, "--train-from", "1"]
+    rows = {row["method"]: row for row in compared(tmp_path, capsys, *words)["rows"]}
+    assert list(rows) == ["global", "match", "pred"]
+    assert rows["pred"]["units"] == rows["match"]["units"] < 7
+    refused = refusal(capsys, *BASE, "--losses", "pred", "--teacher", teacher)
+    assert "none of the losses compares features with a teacher" in refused
+
+
+def test_kept_times_are_of_their_execution() -> None:
+    methods = [Method("pred", "pred", 1, Run())]
+    execution = Execution(device="cpu")
+    others = [{"keep_memory": False}, {"streams": 2}, {"memory": "1GB"}, {"cpu_threads": 7}]
+    digests = {budget.digest(methods, replace(execution, **other)) for other in [{}, *others]}
+    assert len(digests) == 5

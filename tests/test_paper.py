@@ -255,6 +255,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatc
         (["5", "--seeds", "0"], "Cannot use seeds 0: it is out of range. Give 1 or more"),
         (["5", "--loss", "predsym"], "Did you mean 'predsim'"),
         (["five"], "invalid int value"),
+        (["5", "--rule", "global", "--loss", "pred"], "Cannot use --loss: it would change nothing"),
     ],
 )
 def test_bad_input_is_refused(capsys, tmp_path, arguments, words):
@@ -334,3 +335,16 @@ def test_numbers_have_their_nouns():
         "2,000 runs",
         "0 batches",
     ]
+
+
+def test_an_option_that_changes_nothing_is_said(capsys, tmp_path):
+    given = ["--rows", "resnet18", "--scale", "small", "--separability-measures", "fisher"]
+    main(["reproduce", "5", *given, "--output", str(tmp_path / "runs"), "--dry-run"])
+    assert "--separability-measures changes nothing here" in capsys.readouterr().err
+
+
+def test_a_run_without_a_hierarchy_is_that_of_the_published_row():
+    expected = row_run(row(5, "resnet18"), "small", "layerwise", 0)
+    found = match(replace(expected, hierarchy=None))
+    assert [each.name for each in found.rows] == [each.name for each in match(expected).rows]
+    assert found.rows

@@ -430,6 +430,11 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ),
         ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "it is a file. Give a folder"),
         ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "it is a file. Give a folder"),
+        ("{runs} --output {tmp}/r.html --csv {tmp}/r.html", "--csv and --output into one file"),
+        (
+            "{runs} --output {tmp}/r-claims.csv --csv {tmp}/r.csv",
+            "--csv and --output into one file",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

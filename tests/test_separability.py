@@ -541,6 +541,26 @@ def test_bad_data_of_a_network_is_refused(runs: dict[str, Path]) -> None:
         layerwise.separability(runs["global"], (images, labels))
 
 
+class FromBytes(torch.nn.Module):
+    """A network that takes images as they are stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = torch.nn.Conv2d(3, 4, 3, stride=4), torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.conv(x.float() / 255).relu()
+        result: torch.Tensor = self.out(features.mean((2, 3)))
+        return result
+
+
+def test_images_of_bytes_are_measured() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    rows = layerwise.separability(FromBytes(), (images, torch.arange(40) % 2))
+    assert len(rows) > 1
+
+
 def test_maps_are_pooled_and_vectors_are_not() -> None:
     local = learner("vgg8b")
     depths: Depths = depths_of(local, "layer")

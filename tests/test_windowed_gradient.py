@@ -39,7 +39,8 @@ def test_the_whole_is_the_gradient_of_average_pooling(
     [dense] = torch.autograd.grad(Average.apply(maps, kernel, False), maps, gradient)
     assert type(dense) is Tensor
     assert torch.equal(dense, expected)
-    found = Average.backward(Context(maps, kernel, memory_format), gradient)[0]
+    with torch.no_grad():
+        found = Average.backward(Context(maps, kernel, memory_format), gradient)[0]
     assert found.shape == expected.shape
     assert torch.equal(found.whole(), expected)
     assert found.whole().is_contiguous(memory_format=memory_format)
@@ -121,3 +122,21 @@ def test_windows_that_overhang_are_left_to_average_pooling(monkeypatch: pytest.M
     assert "Average" not in type(pooling.average_alone(maps, (4, 4)).grad_fn).__name__
     assert "Average" in type(pooling.average_alone(maps, (5, 4)).grad_fn).__name__
     assert pooling.average_alone(maps, None) is maps
+
+
+def test_a_gradient_of_the_gradient_has_its_history() -> None:
+    maps = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+
+    def penalty(average: Any) -> list[Tensor]:
+        loss = (average(maps).flatten(2).mean(2) @ weight).square().sum()
+        [gradient] = torch.autograd.grad(loss, maps, create_graph=True)
+        return list(torch.autograd.grad(gradient.square().sum(), (maps, weight)))
+
+    pairs = zip(
+        penalty(lambda maps: Average.apply(maps, (2, 2), True)),
+        penalty(lambda maps: F.avg_pool2d(maps, 2)),
+        strict=True,
+    )
+    for own, wanted in pairs:
+        torch.testing.assert_close(own, wanted)

@@ -5,9 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from layerwise.cli.effects import check_effects
 from layerwise.cli.engines import add_engine, engine_of
 from layerwise.cli.options import Parser, add_fields
-from layerwise.cli.values import collect
+from layerwise.cli.values import collect, given_options
 from layerwise.errors import check_range, choose
 from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs.ranges import MOST_SEEDS
@@ -67,4 +68,6 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
     output = Path(parsed.output or Path("runs") / parsed.scale)
     execution = collect(parsed, Execution())
+    runs = [each.run for each in planned] or [Run()]
+    check_effects(given_options(parsed), (), runs, execution)
     return reproduce(planned, parsed.scale, output, execution, parsed.dry_run, engine)

@@ -182,7 +182,7 @@ def uncompiled(module: nn.Module) -> Any:
 
 def can_end(units: Sequence[Unit], unit: Unit) -> bool:
     """Whether a chain can end behind a unit: it is the last, or its head classifies."""
-    return unit is units[-1] or classifies(unit.loss)
+    return unit is units[-1] or classifies(uncompiled(unit.loss))
 
 
 def exit_logits(units: Sequence[Unit], unit: Unit, passed: Activations) -> Tensor:

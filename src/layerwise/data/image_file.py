@@ -25,7 +25,8 @@ BACKGROUND = (128, 128, 128)  # behind transparent pixels: black and white drawi
 # they start another program (Ghostscript), or name files that Pillow recognises and cannot decode
 NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG", "IPTC"}
 LEAST_SHARE = 1 / 16  # of a range that a picture must exceed to be known by it: 12 of 16 bits
-MAX_VALUE, SMAX_VALUE, BITS = 281, 341, 258  # tags of TIFF
+MAX_VALUE, SMAX_VALUE, BITS, PHOTOMETRIC = 281, 341, 258, 262  # tags of TIFF
+WHITE_IS_ZERO = 0  # value of the last one
 
 
 @cache
@@ -179,6 +180,8 @@ def scaled_square(picture: Image.Image, size: int) -> Image.Image:
     numbers = picture.convert("I") if picture.mode.startswith("I;") else picture
     white = white_of(picture, extremes(numbers))
     values = np.asarray(cut_middle(numbers, size)) * np.float32(255 / white)
+    if getattr(picture, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:  # Pillow leaves it so
+        values = 255 - values
     if not np.isfinite(values).all():
         raise InvalidInput("some of its values are no numbers. Save it as 8 or 16 bits.")
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))

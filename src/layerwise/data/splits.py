@@ -197,14 +197,14 @@ def hold_out(
 ) -> tuple[ImageSet, ImageSet]:
     """Split a training set evenly over the classes, into a training and a held-out part.
 
-    The training part has at most ``limit`` images.
+    The training part has at most ``limit`` images, and one or more of every class that has any.
     """
     labels = images.labels.numpy()
     order = np.random.default_rng(derived_seed(seed, "split", 0)).permutation(len(labels))
     train, held = [], []
     for label in range(classes):
         members = order[labels[order] == label]
-        count = round(fraction * len(members))
+        count = min(round(fraction * len(members)), max(0, len(members) - 1))
         held.append(members[:count])
         train.append(members[count:])
     if limit is not None:
@@ -220,6 +220,10 @@ def hold_out(
         shares = [limit * len(part) // total for part in train]
         for number in range(limit - sum(shares)):
             shares[number % classes] += 1
+        for number, part in enumerate(train):
+            if len(part) and not shares[number]:  # a rare class keeps one image
+                shares[shares.index(max(shares))] -= 1
+                shares[number] = 1
         train = [part[:share] for part, share in zip(train, shares, strict=True)]
     training = torch.from_numpy(np.sort(np.concatenate(train)))
     if len(training) < 2:

@@ -72,7 +72,8 @@ def train_in_turn(
                 raise
             without[str(entry.folder.path)] = ELSEWHERE if isinstance(error, Busy) else DIVERGED
             print(f"  {error}", flush=True)
-        spent[entry.run] = time.monotonic() - began
+        else:
+            spent[entry.run] = time.monotonic() - began
     return without
 
 

@@ -38,7 +38,7 @@ class Separable(HeadLoss):
             super().__init__(nn.Sequential(linear(channels, EMBEDDING), classifier))
             return
         width, step = max(channels // 4, 1), max(channels // 4 // 2, 1)
-        side = min(site.shape[1:]) // 2
+        side = -(-min(site.shape[1:]) // 2)
         layers: list[nn.Module] = [
             pointwise(channels, width),
             nn.ReLU(),
@@ -49,7 +49,7 @@ class Separable(HeadLoss):
             stride = 2 if number % 2 and side > 1 else 1
             wider = width + step * (stride - 1)
             layers.append(InvertedResidual(width, wider, stride))
-            width, side = wider, side // stride
+            width, side = wider, -(-side // stride)
         super().__init__(
             nn.Sequential(
                 *layers,

@@ -133,7 +133,7 @@ class Place:
 
     def pool(self, features: Tensor) -> Tensor:
         """Features turned, pooled and flattened: (B, *feature.shape) -> (B, F), float32."""
-        return average(self.feature.turned(features), self.kernel).flatten(1).float()
+        return average(self.feature.turned(features).float(), self.kernel).flatten(1)
 
 
 def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:

@@ -25,7 +25,8 @@ def fisher(features: Tensor, labels: Tensor) -> float:
     means, counts = class_means(values, labels)
     within = values - means[labels]
     scatter = within.T @ within / len(values)  # (F, F)
-    if float(scatter.trace()) <= 0:
+    rounding = torch.finfo(values.dtype).eps ** 2 * values.square().sum(1).mean()
+    if float(scatter.trace()) <= 64 * float(rounding):
         raise InvalidInput(
             "Cannot compute Fisher's criterion: it is infinite, since all features of each class "
             "are the same. Leave out fisher, or give more images."

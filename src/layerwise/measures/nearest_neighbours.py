@@ -18,6 +18,7 @@ def nearest_neighbours(features: Tensor, labels: Tensor) -> Tensor:
     """
     features, labels = checked(features, labels)
     fit, choose, score = parts(labels)
+    features = features.double()  # squares of float32 may overflow or vanish
     voters = torch.cat([fit, choose])
     # centred, since distances then have smaller rounding errors
     centre = features[voters].mean(0)

@@ -62,6 +62,13 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: str) -> nn.Modul
     return nn.Sequential(convolution(inputs, outputs, 1, stride), Normalisation(outputs))
 
 
+def is_spare(shortcut: nn.Module) -> bool:
+    """Whether what a shortcut gives may be written over: it is a projection without hooks."""
+    return isinstance(shortcut, nn.Sequential) and not any(
+        module._forward_hooks for module in shortcut.modules()
+    )
+
+
 class Stem(nn.Sequential):
     """Convolution → batch normalisation → leaky ReLU → dropout.
 
@@ -91,13 +98,12 @@ class BasicBlock(nn.Module):
         self.conv1, self.norm1 = convolution(inputs, width, 3, stride), NormalisedActivation(width)
         self.conv2, self.norm2 = convolution(width, width, 3), NormalisedActivation(width)
         self.shortcut = make_shortcut(inputs, width, stride, kind)
-        self.projects = isinstance(self.shortcut, nn.Sequential)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.norm1(self.conv1(features)))
         return self.dropout(
-            self.norm2(self.conv2(inner), self.shortcut(features), spare=self.projects)
+            self.norm2(self.conv2(inner), self.shortcut(features), spare=is_spare(self.shortcut))
         )
 
 
@@ -116,14 +122,13 @@ class Bottleneck(nn.Module):
         self.conv2, self.norm2 = convolution(width, width, 3, stride), NormalisedActivation(width)
         self.conv3, self.norm3 = convolution(width, outputs, 1), NormalisedActivation(outputs)
         self.shortcut = make_shortcut(inputs, outputs, stride, kind)
-        self.projects = isinstance(self.shortcut, nn.Sequential)
         self.dropout = nn.Dropout2d(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         inner = self.dropout(self.norm1(self.conv1(features)))
         inner = self.dropout(self.norm2(self.conv2(inner)))
         return self.dropout(
-            self.norm3(self.conv3(inner), self.shortcut(features), spare=self.projects)
+            self.norm3(self.conv3(inner), self.shortcut(features), spare=is_spare(self.shortcut))
         )
 
 

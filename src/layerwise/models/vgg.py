@@ -13,7 +13,7 @@ from layerwise.hierarchy import Hierarchy, check_downsampling
 from layerwise.ops.batch_norm import SLOPE, NormalisedActivation
 from layerwise.ops.small_conv import Convolution
 
-LARGE_IMAGE = 64  # pixels; from here on the networks' ImageNet stems are used
+LARGE_IMAGE = 64  # pixels; from here on networks have ImageNet's stem, VGGs above it
 HIDDEN_FEATURES = 1024
 
 # Stage widths as (every convolution but the stage's last, the last one). The paper leaves open
@@ -72,7 +72,7 @@ class VGG(nn.Module):
     ``downsample_after``; as published, after the last of every stage. A map of one pixel is not
     pooled, so images may be smaller than 32 pixels.
 
-    From 64 pixels on, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as in their
+    Above 64 pixels, vgg8b and vgg11b begin with a 7×7 convolution of stride 2, as in their
     authors' program. The other networks keep 3×3 convolutions throughout, as on ImageNet.
 
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
@@ -94,7 +94,7 @@ class VGG(nn.Module):
         halvings = ends if downsample_after is None else downsample_after
         check_downsampling(name, halvings, 1, ends[-1])
         stage_widths = VGGS[name][1]
-        halving_stem = stage_widths is WIDENING and image_size >= LARGE_IMAGE
+        halving_stem = stage_widths is WIDENING and image_size > LARGE_IMAGE
         channels, size = in_chans, image_size
         self.stages = nn.ModuleList()
         passed = 0

@@ -108,8 +108,10 @@ class BatchNorm(torch.autograd.Function):
         )
         shape = (1, -1, *[1] * (maps.dim() - 2))
         of_maps = line.add_(gradient).mul_(scale.to(maps.dtype).view(shape))
+        kind = maps.dtype if weight is None else weight.dtype
         given = [
-            None if weight is None else each.to(weight.dtype) for each in (for_weight, for_bias)
+            each.to(kind) if needed else None
+            for each, needed in zip((for_weight, for_bias), ctx.needs_input_grad[1:3], strict=True)
         ]
         return of_maps, *given, None, None, None, None, None
 

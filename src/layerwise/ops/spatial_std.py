@@ -112,8 +112,11 @@ def in_pieces(maps: Tensor) -> tuple[Tensor, Tensor]:
     means, deviations = [], []
     for part in parts(maps):
         wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        means.append(wide.mean((2, 3), keepdim=True))
-        squares = (wide - means[-1]).square_().sum((2, 3))
+        first = wide[..., :1, :1]  # without it, a constant channel would deviate by rounding
+        centred = wide - first
+        mean = centred.mean((2, 3), keepdim=True)
+        means.append(mean + first)
+        squares = centred.sub_(mean).square_().sum((2, 3))
         deviations.append(squares.div_(maps[0, 0].numel() - 1).sqrt_())
     return torch.cat(means), torch.cat(deviations)
 

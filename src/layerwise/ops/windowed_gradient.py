@@ -142,7 +142,9 @@ class Average(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         coarse = (gradient / ctx.area).contiguous(memory_format=ctx.memory_format)
         windowed = WindowedGradient(coarse, ctx.shape)
-        return windowed if ctx.windowed else windowed.whole(), None, None
+        # a gradient of the gradient needs a history, which a windowed one has not
+        in_parts = ctx.windowed and not torch.is_grad_enabled()
+        return windowed if in_parts else windowed.whole(), None, None
 
 
 def memory_format_of(maps: Tensor) -> torch.memory_format:

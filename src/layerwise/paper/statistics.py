@@ -87,8 +87,14 @@ class Scores:
         seeds = sorted(set.intersection(*map(set, terms)))
         return {seed: np.sum([numbers[seed] for numbers in terms], axis=0) for seed in seeds}
 
-    def _scatter(self, data: str, measure: Measure, epochs: tuple[int, ...] = ()) -> Scatter | None:
-        """The scatter of a measure that rows and seeds do not explain; None where unknown."""
+    def _scatter(
+        self, data: str, measure: Measure, epochs: tuple[int, ...] = (), paired: bool = True
+    ) -> Scatter | None:
+        """The scatter of a measure that rows do not explain; None where unknown.
+
+        Args:
+            paired: nor seeds, which a difference of two rows cancels.
+        """
         groups = [self.values(row, measure, epochs) for row in self.rows.get(data, ())]
         several = [group for group in groups if len(group) > 1]
         seeds = sorted({seed for group in several for seed in group})
@@ -99,7 +105,7 @@ class Scores:
         ]
         design = np.zeros((len(lines), len(several) + len(seeds)))
         for line, (place, seed, _) in enumerate(lines):
-            design[line, [place, len(several) + seed]] = 1
+            design[line, [place, len(several) + seed] if paired else place] = 1
         degrees = len(lines) - int(np.linalg.matrix_rank(design)) if lines else 0
         if degrees == 0:
             return None
@@ -202,7 +208,7 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     seeds = sorted(set.intersection(*map(set, sides)))
     means = [np.mean([side[seed] for seed in seeds or side], axis=0) for side in sides]
     lead = means[0] - means[1] if len(means) == 2 else means[0]
-    scatter = scores.scatter(rows[0].data, measure, epochs)
+    scatter = scores.scatter(rows[0].data, measure, epochs, len(sides) == 2)
     if not seeds or scatter is None:
         remark = "" if seeds else "no seed in common"
         return Outcome(

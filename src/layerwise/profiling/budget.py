@@ -280,7 +280,7 @@ def search(cuts: Sequence[Cut], peak: Peak, limit: int) -> dict[int, int]:
         raise refusals[-1]
     if not fits(count):
         count = lowest(peaks, fits, len(cuts))
-        failing = max((tried for tried in peaks if tried < count), default=0)
+        failing = max((tried for tried in peaks if tried < count and not fits(tried)), default=0)
     while fits(count) and count - failing > 1:
         middle = (failing + count) // 2
         failing, count = (failing, middle) if fits(middle) else (middle, count)

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.table import count
@@ -14,7 +15,7 @@ from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.device import apply_execution
 from layerwise.training.prepare import prepare
-from layerwise.training.recorded_steps import choose_steps, record_steps
+from layerwise.training.recorded_steps import choose_steps, memory_limit, record_steps
 from layerwise.utils.device import synchronise
 
 
@@ -49,7 +50,7 @@ def step_costs(run: Run, execution: Execution) -> StepCosts:
     """
     prepared = prepare(run, replace(execution, device="cpu"))
     learner = prepared.make_learner(prepared.dataset.expected(run.image_size))
-    options, memory_format = trial_options(run), execution.memory_format
+    options, memory_format = step_options(run, execution), execution.memory_format
     steps = predict_steps(run.rule, learner, run.batch_size, options, memory_format)
     return StepCosts(
         units=len(learner.units),
@@ -59,6 +60,11 @@ def step_costs(run: Run, execution: Execution) -> StepCosts:
         head_parameters=sum(count(unit.loss) for unit in learner.units),
         predicted_peak_bytes=max(max(step.peaks().values()) for step in steps),
     )
+
+
+def step_options(run: Run, execution: Execution) -> dict[str, Any]:
+    """Options of a run's rule for trial steps, with the limit of memory that its training has."""
+    return {**trial_options(run), **memory_limit(run, execution)}
 
 
 def seconds_of_step(run: Run, execution: Execution) -> float:
@@ -74,7 +80,7 @@ def seconds_of_step(run: Run, execution: Execution) -> float:
     set_memory_format(learner, execution.memory_format)
     record_steps(learner, execution)
     epochs = TIMED if learner.captured is None else TIMED_RECORDED
-    ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, trial_options(run))
+    ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, step_options(run, execution))
     choose_steps(learner, run, execution)
     seconds: dict[int, list[float]] = defaultdict(list)
     while True:

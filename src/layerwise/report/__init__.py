@@ -60,6 +60,12 @@ def report(
             beside(csv, "claims"): CLAIM_COLUMNS,
             beside(csv, "separability"): SEPARABILITY_COLUMNS,
         }
+        if clash := next(
+            (path for path in tables if path.absolute() == Path(output).absolute()), None
+        ):
+            raise InvalidInput(
+                f"Cannot write --csv and --output into one file, {clash}. Give another path to one."
+            )
         for path, columns in tables.items():
             check_output("--csv", path, ",".join(columns[:FIRST_COLUMNS]))
     records, broken = read_runs(paths)

@@ -9,7 +9,7 @@ from layerwise.losses import LOSSES
 from layerwise.losses.terms import declaring_terms
 from layerwise.models import MODELS, imported_name, model_factory
 from layerwise.rules import RULES
-from layerwise.runs.run import Run
+from layerwise.runs.run import GLOBAL_RULES, Run
 from layerwise.utils.options import Options, checked_options, options_of
 
 
@@ -35,14 +35,15 @@ def choices(run: Run) -> dict[str, list[str]]:
 
 
 def with_rule(run: Run, rule: str) -> Run:
-    """The run by another rule, with those options of a rule that the new one declares.
+    """The run by another rule, with those options that it has a use for.
 
     Raises:
         InvalidInput: the rule is unknown.
     """
     declared = options_of(RULES[choose("rule", rule, RULES)].order)
     shared = {name: value for name, value in run.rule_options.items() if name in declared}
-    return replace(run, rule=rule, rule_options=Options(shared))
+    run = replace(run, rule=rule, rule_options=Options(shared))
+    return replace(run, train_from=None, teacher=None) if rule in GLOBAL_RULES else run
 
 
 def check_rule_options(run: Run, rules: Sequence[str]) -> None:

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.core.outputs import logits_of
 from layerwise.data.loader import Loader
 from layerwise.errors import InvalidInput, check_range, raised
 from layerwise.runs.folder import STATE, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import refuse_other_data
-from layerwise.training.export_formats import Compute, Format, choose_format, quiet
+from layerwise.training.export_formats import (
+    EXPORT_FORMATS,
+    Compute,
+    Format,
+    choose_format,
+    quiet,
+)
 from layerwise.training.networks import load_network
 from layerwise.training.prepare import prepare
 from layerwise.training.saved import trained_learner
@@ -217,17 +224,22 @@ def write_compared(
             raise
         except Exception as error:  # an exporter can fail in any way
             raise InvalidInput(
-                f"Cannot export to {path.name}: the exporter {raised(error)}. "
-                "Use --format safetensors, which holds the weights alone."
+                f"Cannot export to {path.name}: the exporter {raised(error)}.{remedy(chosen)}"
             ) from error
         difference, allowed = largest_difference(network, compute, images)
         if not difference <= allowed:
             raise InvalidInput(
                 f"Cannot export to {path.name}: its outputs differ from the network's by up to "
-                f"{difference:.1e}, and {allowed:.1e} is allowed. Use --format safetensors, which "
-                "holds the weights alone."
+                f"{difference:.1e}, and {allowed:.1e} is allowed.{remedy(chosen)}"
             )
     return difference
+
+
+def remedy(chosen: Format) -> str:
+    """What to do where an exporter fails: the format that needs none, if it is not that one."""
+    if chosen is EXPORT_FORMATS["safetensors"]:
+        return ""
+    return " Use --format safetensors, which holds the weights alone."
 
 
 def largest_difference(network: nn.Module, compute: Compute, images: Tensor) -> tuple[float, float]:
@@ -235,7 +247,8 @@ def largest_difference(network: nn.Module, compute: Compute, images: Tensor) -> 
 
     They are compared on batches of two sizes: all images, and one alone.
     """
-    pairs = [(network(batch), compute(batch)) for batch in (images, images[:1])]
+    batches = images, images[:1]
+    pairs = [(logits_of(network(batch)), logits_of(compute(batch))) for batch in batches]
     # a tensor's max is NaN where one is
     difference = torch.stack([(computed - wanted).abs().max() for wanted, computed in pairs]).max()
     largest = max(float(wanted.abs().max()) for wanted, _ in pairs)

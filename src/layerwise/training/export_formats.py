@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from layerwise.core.outputs import logits_of
 from layerwise.errors import InvalidInput, choose
+from layerwise.training.weights import separate
 
 FACTS = "layerwise"  # name of the facts, as JSON, in a file's metadata
 Compute = Callable[[Tensor], Tensor]  # images (B, C, H, W) -> logits (B, num_classes)
@@ -45,8 +47,9 @@ def write_safetensors(
     network: nn.Module, sample: Tensor, facts: dict[str, Any], path: Path
 ) -> None:
     """Write weights and buffers under the network's own names."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    path.write_bytes(save(tensors, {"format": "pt", FACTS: json.dumps(facts)}))
+    path.write_bytes(
+        save(separate(network.state_dict()), {"format": "pt", FACTS: json.dumps(facts)})
+    )
 
 
 def load_safetensors(path: Path, network: nn.Module) -> Compute:
@@ -64,11 +67,30 @@ def dynamic_shapes() -> tuple[dict[int, Any]]:
     return ({0: torch.export.Dim("batch", min=1)},)
 
 
+class Logits(nn.Module):
+    """A network whose result holds more than its logits, as one that returns them alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = logits_of(self.network(images))
+        return logits
+
+
+def alone(network: nn.Module, sample: Tensor) -> nn.Module:
+    """The network, or where it returns more than a tensor, the same with its logits alone."""
+    return network if isinstance(network(sample), Tensor) else Logits(network)
+
+
 def write_torch_export(
     network: nn.Module, sample: Tensor, facts: dict[str, Any], path: Path
 ) -> None:
     """Write a program, without any of Python's code."""
-    program = torch.export.export(network, (sample,), dynamic_shapes=dynamic_shapes())
+    program = torch.export.export(
+        alone(network, sample), (sample,), dynamic_shapes=dynamic_shapes()
+    )
     content = io.BytesIO()  # torch asks a path for its ending
     torch.export.save(program, content, extra_files={FACTS: json.dumps(facts)})
     path.write_bytes(content.getvalue())
@@ -81,7 +103,7 @@ def load_torch_export(path: Path, network: nn.Module) -> Compute:
 def write_onnx(network: nn.Module, sample: Tensor, facts: dict[str, Any], path: Path) -> None:
     """Write a graph from ``images`` to ``logits``, with all weights in the one file."""
     program = torch.onnx.export(
-        network,
+        alone(network, sample),
         (sample,),
         dynamo=True,
         dynamic_shapes=dynamic_shapes(),

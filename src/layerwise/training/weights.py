@@ -2,11 +2,12 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput, reason_of
 from layerwise.runs.digests import verify
@@ -42,9 +43,21 @@ def save_weights(path: Path, model: nn.Module) -> str:
 
 def weights_of(model: nn.Module) -> bytes:
     """The plain network's weights as a file of them."""
-    return save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    )
+    return save({name: tensor.cpu() for name, tensor in separate(model.state_dict()).items()})
+
+
+def separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors of a network's state, none of which shares its memory with another.
+
+    A module that is registered twice has its weights under both names, which safetensors refuses.
+    """
+    seen, tensors = set[int](), {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return tensors
 
 
 def load_weights(path: Path, model: nn.Module, sha256: str) -> None:

@@ -43,6 +43,7 @@ from layerwise.runs.command import command
 from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
+from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.words import counted
 
 MOVES = ("convolutions", "downsampling")
@@ -103,6 +104,8 @@ def accelerate(
         KeyboardInterrupt: stopped by a signal; the same command goes on.
     """
     base, search = checked(base, search, dry_run)
+    if not dry_run:
+        refuse_nothing_held_out(base, execution)
     costs, budgets = Costs(base), parse_budgets(search.budgets)
     proposals = propose_designs(base, search.move, budgets, costs)
     gains = short_gains(base, output, execution, engine) if search.rank == "gain" else None
@@ -168,6 +171,19 @@ def checked(base: Run, search: Search, dry_run: bool) -> tuple[Run, Search]:
             "Give a share such as 0.1."
         )
     return base, replace(search, final_epochs=search.final_epochs or max(1, base.epochs // 10))
+
+
+def refuse_nothing_held_out(base: Run, execution: Execution) -> None:
+    """Refuse data of which no image is held out to rank by.
+
+    Raises:
+        InvalidInput: as said, or the data cannot be read.
+    """
+    if prepare(base, execution).load_data().validation is None:
+        raise InvalidInput(
+            f"Cannot use --val-fraction {base.val_fraction}: of so few images it holds none out to "
+            "rank by. Give a larger share, or more --train-images."
+        )
 
 
 def check_search(search: Search, dry_run: bool) -> None:
@@ -288,7 +304,7 @@ def train_command(run: Run, execution: Execution) -> str:
     """The command that trains a run, and where its data are."""
     elsewhere = execution.data_dir != Execution.data_dir
     place = [shlex.join(["--data-dir", execution.data_dir])] if elsewhere else []
-    return " ".join([command(run), *place])
+    return " ".join([command(run, IMPORTED), *place])
 
 
 def describe_budget(budget: Budget, costs: Costs, own: Cost) -> dict[str, Any]:

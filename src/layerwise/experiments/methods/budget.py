@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from layerwise.errors import InvalidInput
 from layerwise.experiments.methods.plan import Method, reference_of
 from layerwise.profiling.costs import StepCosts, seconds_of_step
 from layerwise.runs.run import Execution, run_name
+from layerwise.training.device import find_device
+from layerwise.utils.device import device_name
 from layerwise.utils.files import read_json, write_json
 
 EQUAL = ("epochs", "multiply-adds", "time")
@@ -63,8 +67,10 @@ def times(methods: Sequence[Method], output: Path, execution: Execution) -> Mapp
 
 def digest(methods: Sequence[Method], execution: Execution) -> str:
     """A digest of what is timed and where."""
-    where = execution.device, execution.cpu_threads, execution.memory_format, execution.graphs
-    words = [*(run_name(method.run) for method in methods), repr(where)]
+    names = ("device", "cpu_threads", "memory_format", "graphs", "streams", "keep_memory", "memory")
+    where = [getattr(execution, name) for name in names]
+    machine = device_name(find_device(execution)), torch.backends.cpu.get_cpu_capability()
+    words = [*(run_name(method.run) for method in methods), repr(where), repr(machine)]
     return hashlib.sha256("".join(words).encode(errors="surrogateescape")).hexdigest()[:6]
 
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerwise.errors import InvalidInput, check_range, choose
+from layerwise.errors import InvalidInput, brief, check_range, choose
 from layerwise.experiments.compare import is_local
 from layerwise.losses import LOSSES
+from layerwise.losses.match import Guided
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
@@ -60,6 +61,7 @@ def methods_of(
     spans = list(dict.fromkeys(spans))
     check_rule_options(base, [LOCAL, *rules])
     refuse_strange_options(base, losses)
+    refuse_idle_teacher(base, losses)
     whole = [whole_method(base, rule) for rule in rules if not is_local(rule)]
     others = [rule for rule in rules if is_local(rule) and rule != LOCAL]
     return [
@@ -83,7 +85,15 @@ def whole_method(base: Run, rule: str) -> Method:
 def with_loss(base: Run, loss: str) -> Run:
     """A run with a loss, or with several by unit, such as ``dgl-cnn,4=pred``."""
     first, _, later = loss.partition(",")
-    return replace(base, loss=first, loss_from=later)
+    run = replace(base, loss=first, loss_from=later)
+    try:
+        run.losses  # noqa: B018  # it parses them
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"Cannot use --losses {brief(repr(loss))}: its later losses are not a unit and a loss "
+            "each, with units that increase from 1 on. Give them like dgl-cnn/4=pred/8=sim."
+        ) from error
+    return run
 
 
 def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
@@ -91,8 +101,10 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
     declared = declared_by(run.losses.values())
     options = {name: value for name, value in base.loss_options.items() if name in declared}
     order = {name: value for name, value in run.rule_options.items() if name != "span"}
+    guided = any(is_guided(name) for name in run.losses.values())
     run = replace(
         run,
+        teacher=run.teacher if guided else None,
         loss_options=Options(options),
         rule_options=Options({**order, **({"span": span} if rule == LOCAL else {})}),
     )
@@ -104,10 +116,30 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
     return Method(", ".join(words), loss, span, with_own_options(run))
 
 
+def is_guided(loss: str) -> bool:
+    """Whether a loss compares features with those of a teacher."""
+    factory = registries()["loss"][loss]
+    return isinstance(factory, type) and issubclass(factory, Guided)
+
+
 def declared_by(losses: Iterable[str]) -> set[str]:
     """Names of the options that some losses declare."""
     registry: Mapping[str, Callable[..., Any]] = registries()["loss"]
     return {name for loss in losses for name in options_of(registry[loss])}
+
+
+def refuse_idle_teacher(base: Run, losses: Sequence[str]) -> None:
+    """Refuse a teacher that none of the losses compares anything with.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    names = [name for loss in losses for name in with_loss(base, loss).losses.values()]
+    if base.teacher is not None and not any(map(is_guided, names)):
+        raise InvalidInput(
+            "Cannot use --teacher: none of the losses compares features with a teacher's. Leave it "
+            "out, or give match among --losses."
+        )
 
 
 def refuse_strange_options(base: Run, losses: Sequence[str]) -> None:
