@@ -118,7 +118,7 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
 
 def is_guided(loss: str) -> bool:
     """Whether a loss compares features with those of a teacher."""
-    factory = registries()["loss"][loss]
+    factory = LOSSES[loss]
     return isinstance(factory, type) and issubclass(factory, Guided)
 
 
