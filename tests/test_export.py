@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -471,5 +472,6 @@ def test_a_module_registered_twice_and_more_than_logits(name: str, tmp_path: Pat
 
 def test_units_whose_loss_is_compiled_end_networks() -> None:
     local = learner("plain", "pred", output_layer="separate")
-    local.units[0].loss = torch.compile(local.units[0].loss)
+    compiled: Any = torch.compile(local.units[0].loss)
+    local.units[0].loss = compiled
     assert local.early_exit(1)(torch.rand(2, 1, 8, 8)).shape == (2, CLASSES)

@@ -85,6 +85,13 @@ def test_a_run_on_ranks_is_that_of_one_process(
     )
 
 
+def test_frozen_features_are_kept_where_images_enter(tmp_path: Path) -> None:
+    behind = replace(RUN, train_from="2", augment=False)
+    carry_out(behind, tmp_path / "alone")
+    on_ranks(in_folder, behind, tmp_path / "run")
+    assert digests(tmp_path / "run") == digests(tmp_path / "alone")
+
+
 def in_folder(run: Run, path: Path, ranks: str | None = None) -> dict[str, Any]:
     return carry_out(run, path, ranks=ranks)
 

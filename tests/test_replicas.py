@@ -338,7 +338,7 @@ def of_shape(shape: tuple[int, ...], affine: bool, biased: bool) -> float:
     torch.manual_seed(0)
     whole = kinds[len(shape)](shape[1], affine=affine, dtype=torch.float64)
     if not biased:
-        whole.bias = None
+        whole.register_parameter("bias", None)
     shared = copy.deepcopy(whole)
     maps = torch.randn(shape, dtype=torch.float64) + 1e4  # squares of it lose half of the digits
     gradient = torch.randn(shape, dtype=torch.float64) / len(maps)

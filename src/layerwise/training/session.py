@@ -10,6 +10,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.data import Splits
 from layerwise.distributed import agree, decided_by_first, together, world
+from layerwise.distributed.grid import place_in_grid
 from layerwise.distributed.state import share as share_state
 from layerwise.errors import InvalidInput
 from layerwise.measures.watch import Watch
@@ -124,14 +125,12 @@ def begin(
         meter.share(alike=execution.replicas == here.size)
         options = {**run.rule_options, **keeping, **memory_limit(run, execution)}
         with together():
-            ticks = ordered(
-                prepared.rule.order,
-                learner,
-                data.train,
-                keeping_in_memory(prepared),
-                *(run.epochs, prepared.schedule, start),
-                **options,
-            )
+            order, given = prepared.rule.order, (run.epochs, prepared.schedule, start)
+            if place_in_grid(execution.replicas).position == 0:
+                keeping_features = keeping_in_memory(prepared)
+                ticks = ordered(order, learner, data.train, keeping_features, *given, **options)
+            else:  # no images enter here
+                ticks = order(learner, data.train, *given, **options)
         choice = choose_steps(learner, run, execution) if alone else None
         if not going_on:
             decided_by_first(lambda: create_folder(prepared, folder, held, data, learner, formats))
