@@ -93,7 +93,7 @@ class Scores:
         """The scatter of a measure that rows do not explain; None where unknown.
 
         Args:
-            paired: nor seeds, which a difference of two rows cancels.
+            paired: leave out what seeds explain too, which a difference of two rows cancels.
         """
         groups = [self.values(row, measure, epochs) for row in self.rows.get(data, ())]
         several = [group for group in groups if len(group) > 1]
