@@ -226,7 +226,7 @@ def test_later_losses_of_the_run_itself(tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "reason"),
     [
         ("--losses pred --span 1/2=x", "not a list of numbers of units"),
-        ("--losses pred/x=sim", "it is not a unit and a loss"),
+        ("--losses pred/x=sim", "later losses are not a unit and a loss"),
         ("--losses pred/2=nothing", "Accepted"),
         ("--losses pred/99=sim", "99"),
         ("--losses pred --span 1/99=2", "99"),
