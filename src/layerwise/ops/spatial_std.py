@@ -14,6 +14,9 @@ from layerwise.utils.device import device_kind, is_counted
 CACHED_ELEMENTS = 1 << 17
 # few operations for very large maps, of which a part is then less than a hundredth
 MOST_PARTS = 128
+ROUNDING = (
+    1e-4  # deviation relative to the mean, below which rounding of the mean may be part of it
+)
 
 
 def spatial_deviation(maps: Tensor) -> Tensor:
@@ -109,16 +112,27 @@ def write_at_once(maps: Tensor, means: Tensor, factors: Tensor) -> Tensor:
 
 def in_pieces(maps: Tensor) -> tuple[Tensor, Tensor]:
     """As ``in_one_pass``, for a CPU: one part at a time, which stays in its caches."""
-    means, deviations = [], []
-    for part in parts(maps):
-        wide = part.to(torch.promote_types(part.dtype, torch.float32))
-        first = wide[..., :1, :1]  # without it, a constant channel would deviate by rounding
-        centred = wide - first
-        mean = centred.mean((2, 3), keepdim=True)
-        means.append(mean + first)
-        squares = centred.sub_(mean).square_().sum((2, 3))
-        deviations.append(squares.div_(maps[0, 0].numel() - 1).sqrt_())
-    return torch.cat(means), torch.cat(deviations)
+    means, deviations = map(torch.cat, zip(*map(moments, parts(maps)), strict=True))
+    if bool((deviations < ROUNDING * means.abs().flatten(1)).any()):
+        # some channel is constant, or nearly: from its first pixel on, that is exact
+        means, deviations = map(torch.cat, zip(*map(shifted_moments, parts(maps)), strict=True))
+    return means, deviations
+
+
+def moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (B, C, 1, 1) and standard deviations (B, C) of maps, in at least float32."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    mean = maps.mean((2, 3), keepdim=True)
+    squares = (maps - mean).square_().sum((2, 3))
+    return mean, squares.div_(maps[0, 0].numel() - 1).sqrt_()
+
+
+def shifted_moments(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``moments``, of each channel less its first pixel."""
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    first = maps[..., :1, :1]
+    mean, deviation = moments(maps - first)
+    return first + mean, deviation
 
 
 def examples(maps: Tensor) -> int:
