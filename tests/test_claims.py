@@ -33,6 +33,8 @@ from layerwise.paper.verdicts import (
     judge_all,
     rank_correlation,
 )
+from layerwise.report.page.results import measured_row
+from layerwise.report.page.story import headline
 from layerwise.report.tables import (
     RUN_COLUMNS,
     claims_csv,
@@ -497,6 +499,9 @@ def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
     [first, *_] = judge(claim("sharper-drop"), runs[:4] + rarely, SMALL).detail
     assert "+10.00 points" in first
     assert "at epoch 1:" in first
+    lost = replace(record(row(5, "resnet18"), "layerwise", 80.0, 2, "small"), epochs=())
+    without_a_log = judge(claim("sharper-drop"), [*runs, lost], SMALL)
+    assert (without_a_log.verdict, without_a_log.effect) == (drop.verdict, drop.effect)
     late = [
         replace(
             run,
@@ -509,6 +514,22 @@ def test_curves_are_compared_at_a_quarter_and_where_the_lead_is_least():
     ]
     assert judge(claim("ahead-cifar10"), runs[:4] + late, SMALL).verdict == "does not hold"
     assert judge(claim("sharper-drop"), runs[:4] + late, SMALL).verdict == "holds"
+
+
+def test_differences_on_the_page_are_over_the_seeds_that_both_numbers_have():
+    base, moved = row(5, "resnet18"), row(5, "resnet18_r4")
+    runs = [  # later seeds are better, whatever is trained
+        *seeded(base, "layerwise", 50.0, 60.0, scale="small"),
+        *seeded(base, "global", 70.0, scale="small"),
+        *seeded(moved, "layerwise", 52.0, scale="small"),
+    ]
+    evidence = Evidence(runs, ())
+    shown = headline(evidence)["table"].rows
+    [line] = [cells for cells in shown if cells[1].startswith("measured")]
+    assert "1 seed" in line[1]
+    assert [cell.value for cell in line[2:]] == [55.0, 52.0, 2.0, 20.0, None]
+    table_row = measured_row(evidence, evidence.settings[0], base)
+    assert [cell.value for cell in table_row[5:8]] == [55.0, 70.0, 20.0]
 
 
 def test_units_are_compared_within_a_run():

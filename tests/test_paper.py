@@ -139,7 +139,11 @@ def test_departures_are_said_and_other_runs_match_nothing():
     )
     # the local loss is nothing that a global run reads
     beside = row_run(row, "paper", "global", loss="pred")
-    assert beside == row_run(row, "paper", "global")
+    plain = row_run(row, "paper", "global")
+    assert beside == plain
+    # checkpointing gives the same bits, within whatever memory
+    within = replace(plain, rule="checkpointed", rule_options=Options({"memory": "1 GB"}))
+    assert match(within) == match(plain)
 
 
 def test_a_sweep_trains_shows_and_skips(tiny, tmp_path, capsys):
@@ -231,17 +235,21 @@ def test_a_run_of_another_process_is_left_to_it(tiny, tmp_path, capsys):
     assert f"in another process: {entry.folder.path}" in capsys.readouterr().out
 
 
-def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatch):
-    planned = plan(select_rows([5], ["resnet18_r1"]), tiny, COLUMNS, [0])
-
+def test_a_run_that_diverges_does_not_stop_the_others(tiny, tmp_path, monkeypatch, capsys):
     def train(prepared: Prepared, *arguments, **options):
         if prepared.run.rule == "global":
             return train_run(prepared, *arguments, **options)
         raise Diverged("unit 3: its loss is nan")
 
     monkeypatch.setattr("layerwise.experiments.entry.train", train)
-    result = reproduce.reproduce(planned, tiny, tmp_path, Execution(), dry_run=False)
-    assert [run["state"] for run in result["runs"]] == ["diverged", "finished"]
+    with pytest.raises(SystemExit) as leaving:
+        main(tiny_sweep(tmp_path))
+    captured = capsys.readouterr()
+    result = json.loads(captured.out.splitlines()[-1])
+    states = [run["state"] for run in result["runs"]]
+    assert sorted(states) == ["diverged", "diverged", "finished", "finished"]
+    assert leaving.value.code == 1
+    assert captured.err.startswith("layerwise: 2 runs diverged and gave no number: ")
 
 
 @pytest.mark.parametrize(

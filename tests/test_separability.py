@@ -355,10 +355,10 @@ def test_mismatched_is_no_gain_under_a_loss_that_pushes() -> None:
     # 5 won and none lost is a gain
     assert [row["mismatched"] for row in rows] == [None, False, False, True, False]
     log = [
-        {"units": [{"index": 0, "loss": 2.0}, {"index": 1, "loss": 2.0}]},
-        {"units": [{"index": 1, "loss": 0.01}]},
+        {"units": [{"index": index, "loss": loss} for index, loss in enumerate((2.0, 2.0, -1.0))]},
+        {"units": [{"index": 1, "loss": 0.01}, {"index": 2, "loss": -3.0}]},  # such as a likelihood
     ]
-    assert losses_push(log) == {0: True, 1: False}
+    assert losses_push(log) == {0: True, 1: False, 2: True}
 
 
 def hits(count: int) -> torch.Tensor:

@@ -46,7 +46,9 @@ MODULES = {"list": "listing"}  # where a module of the command's name would hide
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 1 a check failed or a rank was lost, 2 refused, 130
+    """Run a command and exit.
+
+    0: done, 1: a check failed, a run of several diverged or a rank was lost, 2: refused, 130:
     interrupted.
     """
     set_environment()

@@ -10,9 +10,11 @@ from layerwise.cli.engines import add_engine, engine_of
 from layerwise.cli.options import Parser, add_fields
 from layerwise.cli.values import collect, given_options
 from layerwise.errors import check_range, choose
+from layerwise.experiments.states import DIVERGED
 from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs.ranges import MOST_SEEDS
 from layerwise.runs.run import Execution, Run
+from layerwise.utils.words import counted
 
 
 def add_arguments(parser: Parser) -> None:
@@ -71,3 +73,11 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     runs = [each.run for each in planned] or [Run()]
     check_effects(given_options(parsed), (), runs, execution)
     return reproduce(planned, parsed.scale, output, execution, parsed.dry_run, engine)
+
+
+def problem(result: dict[str, Any]) -> str | None:
+    """A sentence on the runs whose loss diverged, which have no number; None: there are none."""
+    folders = [run["folder"] for run in result["runs"] if run["state"] == DIVERGED]
+    if not folders:
+        return None
+    return f"{counted(len(folders), 'run')} diverged and gave no number: {', '.join(folders)}."

@@ -62,7 +62,7 @@ def paired_error(right: Tensor, right_before: Tensor) -> float:
 def losses_push(log: Iterable[Mapping[str, Any]]) -> dict[int, bool]:
     """Whether each unit's loss is still active, by the unit's index.
 
-    It does if its mean over the last epoch is more than ``NEAR_ZERO`` of that over the first.
+    It is if its mean over the last epoch is farther from 0 than ``NEAR_ZERO`` of the first epoch's.
     """
     first: dict[int, float] = {}
     latest: dict[int, float] = {}
@@ -70,4 +70,4 @@ def losses_push(log: Iterable[Mapping[str, Any]]) -> dict[int, bool]:
         for unit in record["units"]:
             first.setdefault(unit["index"], unit["loss"])
             latest[unit["index"]] = unit["loss"]
-    return {index: loss > NEAR_ZERO * first[index] for index, loss in latest.items()}
+    return {index: abs(loss) > NEAR_ZERO * abs(first[index]) for index, loss in latest.items()}

@@ -188,6 +188,17 @@ def measured(records: Sequence[Record], row: Row, column: str, setting: Setting)
     )
 
 
+def difference(above: Measured | None, below: Measured | None) -> float | None:
+    """Mean difference of two numbers in points, over the seeds that both have; None without any."""
+    if above is None or below is None:
+        return None
+    ours, theirs = (
+        dict(zip(number.seeds, number.accuracies, strict=True)) for number in (above, below)
+    )
+    apart = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    return fmean(apart) if apart else None
+
+
 def gives(record: Record, row: Row, column: str, setting: Setting) -> bool:
     """Whether a run gives a row's number in a column and setting."""
     place, run = match(record.run), record.run

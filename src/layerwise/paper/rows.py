@@ -21,7 +21,7 @@ from layerwise.utils.words import counted
 # a column of the paper's tables -> the rule that trains it
 COLUMNS = {"layerwise": "simultaneous", "global": "global"}
 # a rule that computes the same bits -> the rule of the column
-SAME_BITS = {"parallel": "simultaneous"}
+SAME_BITS = {"parallel": "simultaneous", "checkpointed": "global"}
 TABLES = (1, 2, 3, 4, 5, 6)
 ROMAN = ("I", "II", "III", "IV", "V", "VI")
 # of Nøkland & Eidnes' published program on CIFAR; 4096 for every other network
@@ -207,12 +207,13 @@ def row_run(row: Row, scale: str, column: str, seed: int = 0, **changes: Any) ->
 
 
 def plain(run: Run) -> Run:
-    """A global run without what only local losses read.
+    """A global run without what only local losses and checkpointing read.
 
     So one that is trained beside ``pred`` is the one beside ``predsim``.
     """
     return replace(
         run,
+        rule_options=NO_OPTIONS,
         loss=Run.loss,
         loss_options=NO_OPTIONS,
         loss_from=Run.loss_from,

@@ -255,11 +255,13 @@ def unlike(runs: Iterable[Record]) -> str:
 def compared_epochs(kind: str, runs: Sequence[Record]) -> tuple[int, ...]:
     """The epochs whose accuracies are compared: all after which all runs were evaluated.
 
-    Of ``quarter``, the last of them in the first quarter of the training.
+    Of ``quarter``, the last of them in the first quarter of the training. A run whose log is lost
+    has no say, and no part in the comparison.
     """
-    if kind not in AT_EPOCHS or not runs:
+    curves = [set(scores) for record in runs if (scores := curve(record))]
+    if kind not in AT_EPOCHS or not curves:
         return ()
-    common = sorted(set.intersection(*[set(curve(record)) for record in runs]))
+    common = sorted(set.intersection(*curves))
     if kind == "quarter":
         common = [epoch for epoch in common if 4 * epoch <= runs[0].run.epochs][-1:]
     return tuple(common)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
-from layerwise.paper.numbers import Measured, Setting, own_columns
+from layerwise.paper.numbers import Measured, Setting, difference, own_columns
 from layerwise.paper.over_scales import Standing, by_weight, standings
 from layerwise.paper.rows import ROMAN, ROWS, TABLES, Row
 from layerwise.paper.verdicts import Evidence, Verdict, gap, rank_correlation
@@ -103,9 +103,9 @@ def measured_table(evidence: Evidence, setting: Setting, rows: Sequence[Row]) ->
 
 
 def measured_row(evidence: Evidence, setting: Setting, row: Row) -> tuple[object, ...]:
-    numbers = [evidence.number(setting, row, column) for column in ("layerwise", "global")]
-    local, globally = (number.mean if number else None for number in numbers)
-    ours = (local, globally, gap(local, globally))
+    local, globally = (evidence.number(setting, row, column) for column in ("layerwise", "global"))
+    means = [number.mean if number else None for number in (local, globally)]
+    ours = (*means, difference(globally, local))
     theirs = (
         row.layerwise_accuracy,
         row.global_accuracy,
@@ -115,7 +115,7 @@ def measured_row(evidence: Evidence, setting: Setting, row: Row) -> tuple[object
         None if own is None or paper is None else own - paper
         for own, paper in zip(ours, theirs, strict=True)
     ]
-    return *printed(row), *map(spread, numbers), points(ours[2]), *map(points, apart)
+    return *printed(row), *map(spread, (local, globally)), points(ours[2]), *map(points, apart)
 
 
 def spread(number: Measured | None) -> Number:

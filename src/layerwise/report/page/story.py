@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
-from layerwise.paper.numbers import Setting
+from layerwise.paper.numbers import Measured, difference
 from layerwise.paper.over_scales import standings
-from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, SCALES, Row, match
+from layerwise.paper.rows import ROMAN, ROWS, SCALES, Row, match
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
 from layerwise.report.page.cells import Column, Table, percent, points
 from layerwise.report.tables import machine
@@ -35,7 +35,8 @@ HEADLINE_COLUMNS = (
 )
 HEADLINE_CAPTION = (
     "Downsampling acceleration: convolutions moved from the shallow stages to the deep ones. "
-    "Test accuracy of the last epoch; the gap is global less layer-wise."
+    "Test accuracy of the last epoch; the gap is global less layer-wise. Differences are over the "
+    "seeds that both numbers have."
 )
 
 
@@ -56,43 +57,38 @@ def changes(evidence: Evidence, before: Row, after: Row) -> Iterator[tuple[objec
     """A line for the paper, and one for each setting that has both rows."""
     change = f"{format_hierarchy(before.hierarchy)} → {format_hierarchy(after.hierarchy)}"
     name = f"{before.name} {change}, {before.data}"
-    printed = [(row.layerwise_accuracy, row.global_accuracy) for row in (before, after)]
-    yield headline_row(name, f"paper, Table {ROMAN[before.table - 1]}", printed)
+    first, second = before.layerwise_accuracy, after.layerwise_accuracy
+    gaps = [gap(row.layerwise_accuracy, row.global_accuracy) for row in (before, after)]
+    printed_source = f"paper, Table {ROMAN[before.table - 1]}"
+    yield (
+        name,
+        printed_source,
+        *map(percent, (first, second)),
+        *map(points, (second - first, *gaps)),
+    )
     for setting in evidence.settings:
-        measured = []
-        for row in (before, after):
-            local, globally = (
-                evidence.number(setting, row, column) for column in ("layerwise", "global")
-            )
-            measured.append((local.mean if local else None, globally.mean if globally else None))
-        if all(local is not None for local, _ in measured):
-            seeds = fewest_seeds(evidence, setting, (before, after))
-            yield headline_row(name, f"measured, {setting.title}; {seeds}", measured)
+        local, globally = (
+            [evidence.number(setting, row, column) for row in (before, after)]
+            for column in ("layerwise", "global")
+        )
+        if all(local):
+            measured_source = f"measured, {setting.title}; {seeds_of(local, globally)}"
+            means = (number.mean if number else None for number in local)
+            apart = (difference(local[1], local[0]), *map(difference, globally, local))
+            yield name, measured_source, *map(percent, means), *map(points, apart)
 
 
-def fewest_seeds(evidence: Evidence, setting: Setting, rows: Sequence[Row]) -> str:
-    """The number of seeds of rows that were run layer-wise; of their global runs where it differs.
+def seeds_of(local: Sequence[Measured | None], globally: Sequence[Measured | None]) -> str:
+    """The number of seeds of layer-wise runs; of global ones where it differs.
 
     Of several rows that of the one with fewest.
     """
-    numbers = {
-        column: [evidence.number(setting, row, column) for row in rows] for column in COLUMNS
-    }
-    local, globally = (
-        min(len(number.seeds) if number else 0 for number in of_column)
-        for of_column in numbers.values()
+    fewest, fewest_globally = (
+        min(len(number.seeds) if number else 0 for number in numbers)
+        for numbers in (local, globally)
     )
-    differs = globally not in (0, local)
-    return counted(local, "seed") + (f" layer-wise, {globally} globally" if differs else "")
-
-
-def headline_row(
-    name: str, source: str, pair: Sequence[tuple[float | None, float | None]]
-) -> tuple[object, ...]:
-    (first, _), (second, _) = pair
-    change = second - first if first is not None and second is not None else None
-    gaps = [gap(*accuracies) for accuracies in pair]
-    return name, source, percent(first), percent(second), points(change), *map(points, gaps)
+    differs = fewest_globally not in (0, fewest)
+    return counted(fewest, "seed") + (f" layer-wise, {fewest_globally} globally" if differs else "")
 
 
 def verdict_counts(evidence: Evidence) -> Iterator[str]:
