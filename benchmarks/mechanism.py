@@ -19,9 +19,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scipy.special import stdtrit
+
 from layerwise.errors import InvalidInput
 from layerwise.paper.rows import match
-from layerwise.paper.statistics import quantile
+from layerwise.paper.statistics import UNLIKELY
 from layerwise.report.curves import separable
 from layerwise.report.tables import hierarchy
 from layerwise.runs.records import Record, read_runs
@@ -125,7 +127,7 @@ def adds(gains: list[float]) -> str:
     if len(gains) < 2:
         return ""
     error = stdev(gains) / sqrt(len(gains))
-    return "yes" if mean(gains) > quantile(len(gains) - 1) * error else "not told"
+    return "yes" if mean(gains) > stdtrit(len(gains) - 1, 1 - UNLIKELY / 2) * error else "not told"
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def test_nothing_but_state_outlives_a_step(loss: str) -> None:
             for _ in range(2):
                 copied.step(torch.empty(16, 1, 8, 8), torch.zeros(16, dtype=torch.int64))
                 footprint.restart(copied)
-            assert footprint.alive_bytes == 0
+            assert footprint.timeline.points[-1][1] == 0
         finally:
             gc.enable()
 

@@ -94,12 +94,7 @@ CONDITIONS = (
         "the rule {rule} trains the network as one unit",
     ),
     Condition(
-        ("train_from",),
-        lambda run, _: not run.is_global,
-        "the network is trained as one unit (rule {rule}, at {at})",
-    ),
-    Condition(
-        ("output_layer",),
+        ("train_from", "output_layer"),
         lambda run, _: not run.is_global,
         "the network is trained as one unit (rule {rule}, at {at})",
     ),

@@ -154,11 +154,6 @@ def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmen
                 f"Cannot use {label} {value} with images of {size} pixels: it is out of range. "
                 f"Give 0 to {limit}."
             )
-    if run.views is not None and run.views < 1:
-        raise InvalidInput(
-            f"Cannot use views {run.views}: it is out of range. Give 1 or more, or leave it out "
-            "for new augmentations each epoch."
-        )
     if not run.augment:
         if run.cutout:
             raise InvalidInput(

@@ -14,6 +14,7 @@ from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
 from layerwise.measures.sample import Sample
 from layerwise.ops.pooling import average, averaged, pooling_kernel
+from layerwise.utils.device import device_of
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,7 @@ def depths_of(
     if len(learner.units) > 1:
         return Depths(learner.model, learner.units, heads=True)
     sample = torch.zeros(
-        2,
-        *learner.image_shape,
-        dtype=learner.image_type,
-        device=next(learner.model.parameters()).device,
+        2, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
     )
     return network_depths(
         learner.model, at, sample, output_layer, whole.amp, learner.leaves, whole.memory_format

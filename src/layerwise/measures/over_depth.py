@@ -162,13 +162,12 @@ def features_of(
                     tables[unit.index][rows] = wanted[unit.index].pool(activations[0])
     shares = {index: (total.double() / count).tolist() for index, total in sums.items()}
     return tables, {
-        index: {"auxiliary_loss": finite(loss), "auxiliary_accuracy": 100.0 * right}
+        index: {
+            "auxiliary_loss": loss if isfinite(loss) else None,
+            "auxiliary_accuracy": 100.0 * right,
+        }
         for index, (loss, right) in shares.items()
     }
-
-
-def finite(value: float) -> float | None:
-    return value if value - value == 0 else None
 
 
 def describe(place: Place) -> Row:

@@ -96,11 +96,6 @@ class Footprint(TorchDispatchMode):
         self.multiply_adds[self._unit] += multiply_adds(func, args, kwargs or {}, result)
         return result
 
-    @property
-    def alive_bytes(self) -> int:
-        """Bytes alive now, besides the learner's persistent tensors."""
-        return self._sum
-
     def mark(self, unit: int, phase: str) -> None:
         """Note that a unit begins a phase of its step; see ``accounting.phases``."""
         self._unit = unit

@@ -106,7 +106,7 @@ def model_factory(name: str) -> ModelFactory:
         return MODELS[name]
     library = name.partition(":")[0]
     if library in LIBRARIES and library != name:
-        return LIBRARIES[library].factory(name)
+        return LIBRARIES[library](name)
     if code_of(name) is not None:
         return function_named(name)
     if name.endswith(".py"):

@@ -36,8 +36,6 @@ class OfLibrary:
     made_by: str
     files: Mapping[str, str] = field(default_factory=dict)
 
-    takes_num_classes = True
-
     def __call__(self, num_classes: int, in_chans: int, image_size: int) -> nn.Module:
         try:
             return self.make(num_classes, in_chans, image_size)
@@ -144,23 +142,12 @@ def configuration_of(name: str, place: str) -> Path:
         ) from None
 
 
-@dataclass(frozen=True)
-class Library:
-    """A library of networks.
-
-    Attributes:
-        extra: the extra of this package that installs it.
-        factory: from a network's name, such as ``timm:resnet18``.
-    """
-
-    extra: str
-    factory: Callable[[str], OfLibrary]
-
-
-LIBRARIES = {
-    "timm": Library("timm", timm_network),
-    "torchvision": Library("torchvision", torchvision_network),
-    "hf": Library("hf", hugging_face_network),
+# prefix of a network's name, which is also the extra of this package that installs the library ->
+# a factory from the whole name, such as timm:resnet18
+LIBRARIES: dict[str, Callable[[str], OfLibrary]] = {
+    "timm": timm_network,
+    "torchvision": torchvision_network,
+    "hf": hugging_face_network,
 }
 
 
@@ -177,7 +164,7 @@ def imported(library: str, module: str, name: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             raise InvalidInput(
                 f"Cannot use {brief(name)}: {package} is not installed. Install it with: pip "
-                f"install 'layerwise[{LIBRARIES[library].extra}]'"
+                f"install 'layerwise[{library}]'"
             ) from None
         raise InvalidInput(
             f"Cannot use {brief(name)}: importing {package} {raised(error)}. "

@@ -160,7 +160,7 @@ class Outcome:
 
     Attributes:
         verdict: one of the four words.
-        difference: in points; error: its standard error; margin: what it must exceed. None where
+        difference: in points; error: its standard error. None where
             unknown.
         chance: how often so large a difference either way would come of chance alone; None where no
             error is known.
@@ -173,7 +173,6 @@ class Outcome:
     verdict: str = UNMEASURED
     difference: float | None = None
     error: float | None = None
-    margin: float | None = None
     chance: float | None = None
     seeds: int = 0
     remark: str = ""
@@ -229,9 +228,8 @@ def compare(comparison: Comparison, scores: Scores) -> Outcome:
     if len(epochs) > 1:
         where += f", where it leads least; ahead at {(lead > 0).sum()} of {len(lead)} epochs"
     borrowed = f"deviation of {scatter.rows} other rows" if len(seeds) == 1 else ""
-    margin = quantile(scatter.degrees) * error
     return Outcome(
-        comparison, verdict, difference, error, margin, chance, len(seeds), joined(where, borrowed)
+        comparison, verdict, difference, error, chance, len(seeds), joined(where, borrowed)
     )
 
 
@@ -265,13 +263,6 @@ def compared_epochs(kind: str, runs: Sequence[Record]) -> tuple[int, ...]:
     if kind == "quarter":
         common = [epoch for epoch in common if 4 * epoch <= runs[0].run.epochs][-1:]
     return tuple(common)
-
-
-def quantile(degrees: float) -> float:
-    """Student's t that is exceeded either way in one of twenty cases."""
-    from scipy.special import stdtrit  # slow to import, and a page without runs needs none
-
-    return float(stdtrit(degrees, 1 - UNLIKELY / 2))
 
 
 def two_sided(t: float, degrees: float) -> float:

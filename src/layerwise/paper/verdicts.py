@@ -119,12 +119,11 @@ class RankCorrelation:
     Attributes:
         spearman: from -1 (reversed) to 1 (the same order); None with fewer than 3 rows, or where
             either side's are all equal.
-        rows: names of the rows measured; n: how many.
+        rows: names of the rows measured.
     """
 
     spearman: float | None
     rows: tuple[str, ...]
-    n: int
 
 
 def rank_correlation(
@@ -148,9 +147,7 @@ def rank_correlation(
         coefficient = spearman(
             [row.accuracy(column) for row, _ in measured_rows], [mean for _, mean in measured_rows]
         )
-    return RankCorrelation(
-        coefficient, tuple(row.name for row, _ in measured_rows), len(measured_rows)
-    )
+    return RankCorrelation(coefficient, tuple(row.name for row, _ in measured_rows))
 
 
 def spearman(first_side: Sequence[float], second_side: Sequence[float]) -> float | None:

@@ -27,18 +27,16 @@ WORDS = {
 LABELLED = 40  # units in a panel that are numbered
 
 
-def check_figure(path: str, predict: bool, command: str = "profile") -> None:
+def check_figure(path: str, command: str) -> None:
     """Refuse a figure that could not be drawn in the end.
 
+    Args:
+        command: whose figure it is, such as ``profile``.
+
     Raises:
-        InvalidInput: it would show times that are not measured, its type or folder does not exist,
-            or matplotlib is missing.
+        InvalidInput: its type or folder does not exist, matplotlib is missing, or the path is a
+            file that the command did not write.
     """
-    if predict:
-        raise InvalidInput(
-            "Cannot use --figure with --predict: it shows times, which are not measured then. "
-            "Leave one of them out."
-        )
     if Path(path).suffix not in KINDS:
         raise InvalidInput(
             f"Cannot write --figure {path}: it is of no known type. Give a name that ends in "

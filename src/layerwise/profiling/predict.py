@@ -9,7 +9,7 @@ import torch
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import FORMATS, memory_formats
 from layerwise.core.table import count
-from layerwise.memory.accounting import Timeline, persistent_bytes, phases, unit_bytes
+from layerwise.memory.accounting import Timeline, persistent_bytes, phases
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.rules import RULES
@@ -35,7 +35,6 @@ class PredictedStep:
         saved_bytes: per unit, what is kept of forward passes when its loss is differentiated: its
             own, and in windows those of the units that the loss reaches.
         kept_bytes: per image, what the rule keeps between steps.
-        unit_bytes: per unit, its part of ``persistent_bytes``.
     """
 
     units: list[int]
@@ -44,7 +43,6 @@ class PredictedStep:
     multiply_adds: dict[int, int]
     saved_bytes: dict[int, int]
     kept_bytes: int
-    unit_bytes: dict[int, int]
 
     def peaks(self) -> dict[int, int]:
         """The memory that each unit's turn needs, in bytes, counted whole."""
@@ -111,7 +109,6 @@ def predicted_steps(
                         else {units[0]: sum(work.values())},
                         {unit: saved.reached(unit, copied.reach[unit]) for unit in units},
                         tick.kept_bytes // (2 * batch_size),
-                        {unit: unit_bytes(copied.units[unit]) for unit in units},
                     )
                 )
                 # what follows is of the next unit's first step

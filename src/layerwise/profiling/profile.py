@@ -145,7 +145,12 @@ def profile(
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
-        check_figure(figure, predict)
+        if predict:
+            raise InvalidInput(
+                "Cannot use --figure with --predict: it shows times, which are not measured then. "
+                "Leave one of them out."
+            )
+        check_figure(figure, "profile")
     runs = {name: run_for(base, name) for name in names or profiled()}
     check_rule_options(base, list(dict.fromkeys(run.rule for run in runs.values())))
     planned = {name: prepare(run, replace(execution, device="cpu")) for name, run in runs.items()}

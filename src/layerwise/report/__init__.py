@@ -196,15 +196,10 @@ def say(evidence: Evidence, files: Sequence[Path]) -> None:
     finished = sum(record.result is not None for record in evidence.records)
     print(f"{counted(len(evidence.records), 'run')} read, {finished} of them finished")
     for item in evidence.broken:
-        print(f"  {printable(item)}")
+        print(f"  {in_one_line(f'{item.path}: {item.reason}')}")
     print(f"written: {files[0]} ({files[0].stat().st_size / 1e6:.2f} MB)")
     for folder, number in Counter(path.parent for path in files[1:]).items():
         print(f"written: {counted(number, 'file')} in {folder}", flush=True)
-
-
-def printable(item: Broken) -> str:
-    """On one line."""
-    return in_one_line(f"{item.path}: {item.reason}")
 
 
 def summary(evidence: Evidence, files: Sequence[Path]) -> dict[str, Any]:

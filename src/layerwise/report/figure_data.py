@@ -237,8 +237,3 @@ def mean_depth(depths: Sequence[Depth]) -> tuple[Depth, Depth | None]:
             )
     mean = replace(depths[0], values=tuple(means))
     return mean, replace(mean, values=tuple(deviations)) if deviations else None
-
-
-def spaced(count: int) -> list[int]:
-    """The first, the last and up to two between."""
-    return sorted({round(index * (count - 1) / (LINES - 1)) for index in range(LINES)})

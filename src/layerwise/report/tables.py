@@ -10,7 +10,7 @@ from typing import Any
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
 from layerwise.paper.numbers import Measured, Setting, measured, own_columns, settings
-from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, TABLES, match
+from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, match
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
 from layerwise.runs.command import command
@@ -311,24 +311,3 @@ def seeds(numbers: Sequence[Measured | None]) -> str:
 def escape(text: str) -> str:
     """Text that LaTeX prints as it is."""
     return text.translate(SPECIAL).replace("±", r"$\pm$").replace("“", "``").replace("”", "''")
-
-
-def write_tables(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write ``runs.csv``, ``claims.csv`` and the paper's tables that have a number, as LaTeX.
-
-    Returns:
-        The files.
-    """
-    texts: dict[str, str | None] = {
-        "runs.csv": runs_csv(records),
-        "claims.csv": claims_csv(records),
-    }
-    texts["separability.csv"] = separability_csv(records)
-    for setting in settings(records):
-        for table in TABLES:
-            texts[f"table-{table}-{setting.key}.tex"] = latex_table(records, table, setting)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / name: text for name, text in texts.items() if text is not None}
-    for path, text in files.items():
-        path.write_text(text, encoding="utf-8")
-    return list(files)

@@ -12,6 +12,7 @@ from layerwise.core.unit import refuse_divergence
 from layerwise.distributed import decided_by_first, gathered, world
 from layerwise.memory.accounting import measured, persistent_bytes
 from layerwise.rules.base import Tick
+from layerwise.utils.device import device_of, synchronise
 
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU: each look waits for the device
 SAVED = (
@@ -38,7 +39,7 @@ class Meter:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.names = [unit.name for unit in learner.units]
-        self.device = next(learner.model.parameters()).device
+        self.device = device_of(learner.model)
         # losses, correct
         self.sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.device)
         self.images = 0  # in this epoch
@@ -109,8 +110,7 @@ class Meter:
         It waits until the device has finished them.
         """
         if self.training_since is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+            synchronise(self.device)
             self.train_seconds += time.perf_counter() - self.training_since
             self.training_since = None
 

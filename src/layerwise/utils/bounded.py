@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MOST_JSON = 64 * 2**20  # bytes: a run's description with a million class names
 MOST_CONFIGURATION = 10 * 2**20  # bytes of a run's JSON that is given as configuration
 MOST_YAML = 64 * 2**10  # bytes: 1,500 lines of options; YAML is read slowly
 HEAD = 4096  # bytes of a file that say whose it is
@@ -63,15 +62,6 @@ def whole_number(text: str) -> int:
     if abs(number) >= LARGEST:
         raise ValueError("a whole number is too large")
     return number
-
-
-def read_json(path: Path) -> Any:
-    """The value of a JSON file.
-
-    Raises:
-        OSError, ValueError: as ``read_bounded`` and ``parse_json``.
-    """
-    return parse_json(read_bounded(path, MOST_JSON))
 
 
 def read_options(path: Path) -> Any:

@@ -25,7 +25,6 @@ from layerwise.experiments.accelerate.ranking import (
 from layerwise.experiments.accelerate.results import (
     GLOBAL,
     LOCAL,
-    check_figure,
     describe,
     draw,
     print_gains,
@@ -39,6 +38,7 @@ from layerwise.experiments.sweep import trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
 from layerwise.models.vgg import VGG
+from layerwise.profiling.plot import check_figure
 from layerwise.runs.command import command
 from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
 from layerwise.runs.run import Execution, Run
@@ -208,7 +208,7 @@ def check_search(search: Search, dry_run: bool) -> None:
         most = MOST_EPOCHS if name == "final_epochs" else MOST_SEEDS
         check_range(f"--{name.replace('_', '-')}", getattr(search, name), least, most)
     if search.figure is not None:
-        check_figure(search.figure)
+        check_figure(search.figure, "accelerate")
 
 
 def propose_designs(base: Run, move: str, budgets: Sequence[Budget], costs: Costs) -> list[Design]:

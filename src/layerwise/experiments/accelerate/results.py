@@ -13,7 +13,6 @@ from layerwise.experiments.accelerate.proposals import mean_height, scale_layers
 from layerwise.experiments.accelerate.ranking import Ranked
 from layerwise.experiments.compare import summarise
 from layerwise.hierarchy import design_of, fulfils_equation_7, segments, shallow_scale
-from layerwise.profiling import plot as timeline
 from layerwise.runs.run import Run
 from layerwise.utils.files import figure_metadata, replacing
 from layerwise.utils.terminal import print_table
@@ -186,15 +185,6 @@ def with_deviation(cell: Mapping[str, Any]) -> str:
 
 def pair(local: int | None, whole: int | None, unit: float) -> str:
     return " / ".join("–" if value is None else f"{value / unit:,.1f}" for value in (local, whole))
-
-
-def check_figure(path: str) -> None:
-    """Refuse a figure that could not be drawn in the end.
-
-    Raises:
-        InvalidInput: its type or folder does not exist, or matplotlib is missing.
-    """
-    timeline.check_figure(path, predict=False, command="accelerate")
 
 
 def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:

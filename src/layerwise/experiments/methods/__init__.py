@@ -138,7 +138,7 @@ def check_files(comparison: Comparison) -> None:
     if csv is not None:
         check_csv(Path(csv), CSV_BEGINS, "compare")
     if figure is not None:
-        check_figure(figure, predict=False, command="compare")
+        check_figure(figure, "compare")
 
 
 def groups(results: Sequence[dict[str, Any]], size: int) -> list[Sequence[dict[str, Any]]]:

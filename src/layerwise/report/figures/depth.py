@@ -12,8 +12,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from layerwise.report.curves import Depth
-from layerwise.report.figure_data import WORDS, Depths, mean_depth, spaced
+from layerwise.report.curves import Depth, sample
+from layerwise.report.figure_data import LINES, WORDS, Depths, mean_depth
 from layerwise.report.figures.style import COLOURS, DASHES, MARKERS, faint_grid
 
 
@@ -84,7 +84,7 @@ def draw_map(axes: Axes, depth: Depth, scale: Normalize) -> None:
 
 def over_depth(axes: Axes, mean: Depth, deviation: Depth | None) -> None:
     places = range(len(mean.names))
-    for look, at in enumerate(spaced(len(mean.epochs))):
+    for look, at in enumerate(sample(len(mean.epochs), LINES)):
         spreads = [unit[at] for unit in deviation.values] if deviation else None
         draw_line(
             axes,
@@ -101,7 +101,7 @@ def over_depth(axes: Axes, mean: Depth, deviation: Depth | None) -> None:
 
 
 def over_epochs(axes: Axes, mean: Depth, deviation: Depth | None) -> None:
-    for look, unit in enumerate(spaced(len(mean.names))):
+    for look, unit in enumerate(sample(len(mean.names), LINES)):
         spreads = deviation.values[unit] if deviation else None
         draw_line(
             axes, mean.epochs, mean.values[unit], spreads, look, f"{unit}: {mean.names[unit]}"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from layerwise.hierarchy import format_hierarchy
+from layerwise.hierarchy import format_hierarchy, shallow
 from layerwise.paper.numbers import Measured, Setting, difference, own_columns
 from layerwise.paper.over_scales import Standing, by_weight, standings
 from layerwise.paper.rows import ROMAN, ROWS, TABLES, Row
@@ -130,11 +130,10 @@ def order(evidence: Evidence, setting: Setting, number: int, column: str) -> str
     """The rank correlation in a sentence."""
     correlation = rank_correlation(evidence.of_table(number), number, setting, column)
     name = "Layer-wise" if column == "layerwise" else "Global"
-    total = sum(row.table == number for row in ROWS)
+    rows = f"{len(correlation.rows)} of {sum(row.table == number for row in ROWS)} rows"
     if correlation.spearman is None:
-        return f"{name}: {correlation.n} of {total} rows measured, too few for a rank correlation."
+        return f"{name}: {rows} measured, too few for a rank correlation."
     value = f"{correlation.spearman:.2f}".replace("-", "−")
-    rows = f"{correlation.n} of {total} rows"
     return (
         f"{name}: rank correlation of the rows' order with the paper's {value} (Spearman, {rows})."
     )
@@ -246,5 +245,5 @@ def hierarchy_table(caption: str, designs: Sequence[tuple[str, tuple[int, ...]]]
 
 def hierarchy_row(name: str, hierarchy: tuple[int, ...], stages: int) -> tuple[object, ...]:
     padded = [*map(whole, hierarchy), *[Number(None, NOTHING)] * (stages - len(hierarchy))]
-    total, shallow = sum(hierarchy), sum(hierarchy[: len(hierarchy) // 2])
-    return name, *padded, whole(total), whole(shallow), percent(100 * shallow / total, 0)
+    total, first = sum(hierarchy), sum(shallow(hierarchy))
+    return name, *padded, whole(total), whole(first), percent(100 * first / total, 0)

@@ -7,7 +7,7 @@ from typing import Any
 from layerwise.hierarchy import format_hierarchy
 from layerwise.paper.numbers import Measured, difference
 from layerwise.paper.over_scales import standings
-from layerwise.paper.rows import ROMAN, ROWS, SCALES, Row, match
+from layerwise.paper.rows import BY_NAME, ROMAN, SCALES, Row, match
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
 from layerwise.report.page.cells import Column, Table, percent, points
 from layerwise.report.tables import machine
@@ -42,11 +42,11 @@ HEADLINE_CAPTION = (
 
 def headline(evidence: Evidence) -> dict[str, Any]:
     """The effect of moving convolutions out of the shallow stages, and counts of verdicts."""
-    by_name = {(row.table, row.name): row for row in ROWS}
-    pairs = [
-        (by_name[table, before], by_name[table, after]) for table, before, after in ACCELERATED
+    rows = [
+        cells
+        for table, before, after in ACCELERATED
+        for cells in changes(evidence, BY_NAME[table, before], BY_NAME[table, after])
     ]
-    rows = [cells for pair in pairs for cells in changes(evidence, *pair)]
     return {
         "verdicts": list(verdict_counts(evidence)),
         "table": Table(HEADLINE_CAPTION, HEADLINE_COLUMNS, rows),
