@@ -4,10 +4,12 @@ The loss `fixed-strided` has the head of `strided`, and sends no gradient to the
 network that was trained globally it tells what these heads add to backpropagation, and how
 separable its features are by them:
 
-    layerwise train resnet18 --rule global --output GLOBAL …
-    layerwise train resnet18 --weights GLOBAL/model.safetensors --import benchmarks/fixed_heads.py
-    --loss fixed-strided --at block --last-lr-factor 1e-6 --output FIXED …
-    layerwise train resnet18 --loss strided --at block --output LOCAL …
+    SMALL="--data cifar10 --width 0.25 --image-size 16 --train-images 15000 --val-fraction 0.1"
+    SMALL="$SMALL --crop-padding 2 --epochs 20 --batch-size 128 --lr 2e-3 --amp --seed 0"
+    layerwise train resnet18 $SMALL --rule global --output GLOBAL
+    layerwise train resnet18 $SMALL --weights GLOBAL/model.safetensors --loss fixed-strided \\
+        --import benchmarks/fixed_heads.py --at block --last-lr-factor 1e-6 --output FIXED
+    layerwise train resnet18 $SMALL --loss strided --at block --output LOCAL
     python benchmarks/fixed_heads.py FIXED LOCAL --csv results/fixed-heads.csv
 
 The output layer learns by its own loss, as everywhere, so its rate is made nearly nothing. The

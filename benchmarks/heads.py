@@ -5,8 +5,8 @@ here. Each is trained by the library's own loop; costs are those of a training s
 at full width and 32 pixels, batch 128: multiply-adds over those of a global step (counted),
 parameters of the heads, and peak memory counted whole (predicted; nothing is allocated).
 
-    python benchmarks/heads.py --data-dir DATA --runs runs/heads --models resnet18 --seeds 3 --csv
-    results/heads.csv
+    python benchmarks/heads.py --data-dir DATA --runs runs/heads --models resnet18 --seeds 3 \\
+        --csv results/heads.csv
 """
 
 import argparse

@@ -10,8 +10,8 @@ Shallow units are the stem and the eight of stages 1 and 2. Each intervention ch
 If strong supervision of shallow units is the reason, weakening it must help, and strengthening
 that of deep units alone must not. Differences from the base are paired over seeds.
 
-    python benchmarks/interventions.py --data-dir DATA --runs runs/interventions --seeds 3 --csv
-    results/interventions.csv
+    python benchmarks/interventions.py --data-dir DATA --runs runs/interventions --seeds 3 \\
+        --csv results/interventions.csv
 """
 
 import argparse
