@@ -455,13 +455,11 @@ def test_missing_svhn_file_is_named(tmp_path: Path) -> None:
 def test_a_mat_that_is_not_the_published_one_is_not_opened(
     tmp_path: Path, length: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from layerwise.data import readers
-
     for name, part in svhn_parts().items():
         write_mat(tmp_path / name, *part)
     path = tmp_path / "train_32x32.mat"
     path.write_bytes(path.read_bytes()[:length])
-    monkeypatch.setattr(readers, "read_arrays", None)
+    monkeypatch.setattr("scipy.io.loadmat", None)
     refusal("svhn", tmp_path, path, "SHA256 is not that of the published file", "Fetch it again")
 
 

@@ -12,7 +12,6 @@ import io
 import pickle
 import struct
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,6 @@ from PIL import Image
 
 from layerwise.data import RemoteFile
 from layerwise.data.image_file import read_image
-from layerwise.data.matlab import read_arrays
 from layerwise.data.published import FILES
 from layerwise.data.readers import (
     CIFAR10,
@@ -34,14 +32,12 @@ from layerwise.data.readers import (
     pickled_part,
     read_cifar,
     read_idx,
-    read_svhn,
 )
 from layerwise.errors import InvalidInput
 from layerwise.runs.headings import HEADINGS
 from layerwise.utils.csv_text import csv_text
 from layerwise.utils.terminal import visible
 from tests.hostile import TEXTS, within_bounds
-from tests.test_formats import random_part, write_mat
 
 HOSTILE_SIZES = st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 1])
 
@@ -161,77 +157,6 @@ def test_archives_are_opened_only_with_the_published_digest(tmp_path: Path) -> N
     with pytest.raises(InvalidInput, match="SHA256 is not that of the published file"):
         read_cifar(tmp_path, [form])
     assert [path.name for path in tmp_path.iterdir()] == [form.archive]
-
-
-def matlab_file(tmp_path: Path) -> bytes:
-    path = tmp_path / "a.mat"
-    write_mat(path, *random_part(3, (3, 32, 32), 10, 0))
-    return path.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def published_mat(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return matlab_file(tmp_path_factory.mktemp("mat"))
-
-
-@given(data=st.data(), inside=st.booleans())
-def test_matlab(data: st.DataObject, inside: bool, published_mat: bytes, folder: Path) -> None:
-    content = published_mat
-    if inside:  # what is compressed is damaged, and compressed again
-        size = struct.unpack_from("<I", content, 132)[0]
-        plain = data.draw(damaged(zlib.decompress(content[136 : 136 + size])))
-        packed = zlib.compress(plain)
-        content = content[:132] + struct.pack("<I", len(packed)) + packed + content[136 + size :]
-    else:
-        content = data.draw(
-            damaged(content) | st.binary(max_size=300).map(published_mat[:128].__add__)
-        )
-    for file in FILES["svhn"]:
-        (folder / file.name).write_bytes(content)
-    with refused_or_read():
-        read_svhn(folder, as_published(FILES["svhn"], folder))
-
-
-@pytest.mark.parametrize("size", [0, 1, 80])
-def test_a_forged_matlab_file_is_refused(size: int) -> None:
-    """An array of 2³¹ - 1 columns in 208 bytes, and one element of every size that is none."""
-    header = bytes(124) + b"\x00\x01IM"
-    axes = struct.pack("<IIii", 5, 8, 2**31 - 1, 2**31 - 1)
-    body = struct.pack("<IIII", 6, 8, 9, 0) + axes + struct.pack("<HH4s", 1, 1, b"X") + bytes(size)
-    with within_bounds(), pytest.raises(ValueError, match=r"array|cut short"):
-        read_arrays(header + struct.pack("<II", 14, len(body)) + body, ("X", "y"))
-
-
-def test_a_matlab_file_that_grows_is_refused() -> None:
-    """A gigabyte of zeros in one megabyte."""
-    body = struct.pack("<IIII", 6, 8, 9, 0) + struct.pack("<IIii", 5, 8, 2**15, 2**15)
-    body += struct.pack("<HH4s", 1, 1, b"X") + struct.pack("<II", 2, 2**30)
-    packer = zlib.compressobj()
-    packed = packer.compress(struct.pack("<II", 14, len(body) + 2**30) + body)
-    packed += packer.flush(zlib.Z_FULL_FLUSH)
-    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
-    packed += block * 2**10
-    raw = bytes(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
-    with within_bounds(), pytest.raises(ValueError, match="cut short"):
-        read_arrays(raw, ("X",))
-
-
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("kind", ["u1", "i2", "i4", "f4", "f8", "u8"])
-def test_arrays_come_back_from_matlab_files(compressed: bool, kind: str) -> None:
-    from scipy.io import savemat
-
-    arrays = {
-        "other": np.arange(5.0),
-        "X": (np.arange(24).reshape(2, 3, 4) % 11).astype(kind),
-        "y": np.arange(7)[:, None].astype(kind),
-    }
-    file = io.BytesIO()
-    savemat(file, arrays, do_compression=compressed)
-    found = read_arrays(file.getvalue(), ("X", "y"))
-    assert found.keys() == {"X", "y"}
-    for name, array in found.items():
-        np.testing.assert_array_equal(array, arrays[name])
 
 
 CELLS = st.one_of(
