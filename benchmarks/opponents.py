@@ -31,7 +31,7 @@ from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import (
     Checkpointed,
-    Segment,
+    Joined,
     checkpointed_piece,
     piece_within,
     with_piece,
@@ -86,7 +86,7 @@ def checkpointed_as(learner: Learner, words: str) -> Checkpointed:
     sample = torch.zeros(2, *learner.image_shape)
     chains = (split(learner.model, at, sample) for at in ("block", "layer"))
     pieces = iter(next(chain.pieces for chain in chains if len(chain.pieces) == sum(counts)))
-    segments = [Segment(list(islice(pieces, count))) for count in counts]
+    segments = [Joined(list(islice(pieces, count))) for count in counts]
     return Checkpointed(segments, [word.endswith("r") for word in words.split()])
 
 

@@ -782,7 +782,7 @@ def test_batches_of_two_and_small_features_in_bfloat16(
         ("strided", {"head_width_factor": 1e308}, r"head_width_factor 1e\+308: it is out of range"),
         ("strided", {"head_width_factor": 0.0}, "head_width_factor 0.0: it is out of range"),
         ("strided", {"head_width_factor": float("nan")}, "head_width_factor=nan"),
-        ("lls", {"head_size": 0}, "head_size 0: it is too small. Give 1 pixel or more"),
+        ("lls", {"head_size": 0}, "head_size 0: it is too small. Give 1 or more"),
     ],
 )
 def test_refusals(loss: str, options: dict[str, Any], words: str) -> None:

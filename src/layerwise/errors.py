@@ -56,6 +56,17 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
         )
 
 
+def check_least(least: int, **values: float | None) -> None:
+    """Refuse numbers below the least; None is not given.
+
+    Raises:
+        InvalidInput: naming the argument.
+    """
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give {least} or more.")
+
+
 def check_flags(**flags: object) -> None:
     """Refuse what is neither true nor false, such as the text "no", which Python takes for true.
 

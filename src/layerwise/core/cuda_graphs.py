@@ -19,7 +19,7 @@ from torch import Tensor
 from layerwise.core.learner import Learner
 from layerwise.core.settings import refuse_changes
 from layerwise.core.unit import Activations, Unit, detached, step_units
-from layerwise.errors import InvalidInput, reason_of
+from layerwise.errors import InvalidInput, check_least, reason_of
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 from layerwise.utils.seeds import derived_seed
@@ -77,8 +77,7 @@ class CapturedSteps:
                 "Cannot record steps: they can be recorded on a GPU only, and the learner is on "
                 f"{self.device}. Move its model first."
             )
-        if streams < 1:
-            raise InvalidInput(f"Cannot use streams {streams}: it is too small. Give 1 or more.")
+        check_least(1, streams=streams)
         overlap = streams > 1 and not any(unit.reads_later_weights for unit in learner.units)
         self.streams = [torch.cuda.Stream(self.device) for _ in range(streams)] if overlap else []
         self.recorder = torch.cuda.Stream(self.device)

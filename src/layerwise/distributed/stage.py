@@ -28,7 +28,7 @@ from layerwise.distributed.placement import (
 from layerwise.distributed.replicas import Replicas, replicate
 from layerwise.distributed.state import part_of, put, received, send_parts, share, tensors_of
 from layerwise.distributed.world import world
-from layerwise.errors import InvalidInput, check_flags
+from layerwise.errors import InvalidInput, check_flags, check_least
 from layerwise.losses import Evaluated, Targets
 from layerwise.utils.device import device_of
 
@@ -324,8 +324,7 @@ def check_placeable(
     """
     if learner.stage is not None or learner.replicas is not None:
         raise InvalidInput("Cannot distribute the learner: it is already. Leave the call out.")
-    if run_ahead < 1:
-        raise InvalidInput(f"Cannot use run_ahead {run_ahead}: it is too small. Give 1 or more.")
+    check_least(1, run_ahead=run_ahead)
     if world().size > 1 and "cpu:" not in str(dist.get_backend_config()):
         raise InvalidInput(
             "Cannot distribute the learner: the process group has no backend for the CPU, which "

@@ -6,7 +6,8 @@ pixel.
 
 from torch import nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
+from layerwise.losses.greedy import Greedy
 from layerwise.losses.heads import HeadLoss, convolution, linear, perceptron
 from layerwise.losses.site import Site, check_shape
 
@@ -14,11 +15,11 @@ POOLED = 2  # pixels a side of the maps that a classifier reads
 HIDDEN = 3  # hidden layers of the perceptron
 
 
-class DglCnn(HeadLoss):
+class DglCnn(Greedy):
     """Cross-entropy of a convolutional head, the heaviest of the three.
 
     Convolutions as wide as the features, average pooling to 2×2, batch normalisation, a linear
-    classifier.
+    classifier: the head of ``greedy``, counted by its convolutions.
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
@@ -29,23 +30,8 @@ class DglCnn(HeadLoss):
     """
 
     def __init__(self, site: Site, *, head_layers: int = 2) -> None:
-        check_shape(site)
-        check_layers(head_layers)
-        channels = site.shape[0]
-        if len(site.shape) == 1:
-            hidden = [linear(channels, channels) for _ in range(head_layers)]
-            classifier = nn.Linear(channels, site.num_classes)
-            super().__init__(nn.Sequential(*hidden, nn.BatchNorm1d(channels), classifier))
-            return
-        super().__init__(
-            nn.Sequential(
-                *(convolution(channels, channels, 3) for _ in range(head_layers)),
-                nn.AdaptiveAvgPool2d(POOLED),
-                nn.BatchNorm2d(channels),
-                nn.Flatten(),
-                nn.Linear(channels * POOLED**2, site.num_classes),
-            )
-        )
+        check_least(0, head_layers=head_layers)
+        super().__init__(site, head_depth=1 + head_layers)
 
 
 class DglMlp(HeadLoss):
@@ -61,7 +47,7 @@ class DglMlp(HeadLoss):
 
     def __init__(self, site: Site, *, head_layers: int = HIDDEN) -> None:
         check_shape(site)
-        check_layers(head_layers)
+        check_least(0, head_layers=head_layers)
         super().__init__(
             perceptron(site.shape[0], head_layers, site.num_classes)
             if len(site.shape) == 1
@@ -84,7 +70,7 @@ class DglMlpSr(HeadLoss):
 
     def __init__(self, site: Site, *, head_layers: int = HIDDEN) -> None:
         check_shape(site)
-        check_layers(head_layers)
+        check_least(0, head_layers=head_layers)
         channels, *size = site.shape
         if not size:
             hidden = [linear(channels, channels) for _ in range(head_layers)]
@@ -108,13 +94,3 @@ def pooled_perceptron(channels: int, layers: int, classes: int) -> nn.Sequential
         nn.Flatten(),
         *perceptron(channels * POOLED**2, layers, classes),
     )
-
-
-def check_layers(layers: int) -> None:
-    """Refuse a number of layers that no head has.
-
-    Raises:
-        InvalidInput: it is below 0.
-    """
-    if layers < 0:
-        raise InvalidInput(f"Cannot use head_layers {layers}: it is too small. Give 0 or more.")

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_least
 from layerwise.losses.heads import HeadLoss, convolution, linear
 from layerwise.losses.site import Site, check_shape
 
@@ -29,9 +29,7 @@ class Greedy(HeadLoss):
 
     def __init__(self, site: Site, *, head_depth: int = 2, head_width: int | None = None) -> None:
         check_shape(site)
-        for name, value in (("head_depth", head_depth), ("head_width", head_width)):
-            if value is not None and value < 1:
-                raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give 1 or more.")
+        check_least(1, head_depth=head_depth, head_width=head_width)
         if head_depth == 1 and head_width is not None:
             raise InvalidInput(
                 f"Cannot use head_width {head_width}: it would change nothing, because a head of "

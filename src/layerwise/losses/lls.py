@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses.pred import cross_entropy
 from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
 
@@ -31,10 +31,7 @@ class Lls(nn.Module):
 
     def __init__(self, site: Site, *, head_size: int = 2) -> None:
         super().__init__()
-        if head_size < 1:
-            raise InvalidInput(
-                f"Cannot use head_size {head_size}: it is too small. Give 1 pixel or more."
-            )
+        check_least(1, head_size=head_size)
         check_shape(site)
         self.size: tuple[int, int] | None = None
         numbers = site.shape[0]

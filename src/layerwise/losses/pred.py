@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
 from layerwise.ops.pooling import Kernel, average, averaged, pooling_kernel
 
@@ -83,10 +83,7 @@ def pooled_shape(site: Site, decoder_dim: int) -> tuple[Kernel, tuple[int, ...]]
     Raises:
         InvalidInput: ``decoder_dim`` is below 1, or the features are neither maps nor vectors.
     """
-    if decoder_dim < 1:
-        raise InvalidInput(
-            f"Cannot use decoder_dim {decoder_dim}: it is too small. Give 1 or more."
-        )
+    check_least(1, decoder_dim=decoder_dim)
     check_shape(site)
     kernel = pooling_kernel(site.shape, decoder_dim) if len(site.shape) == 3 else (1, 1)
     return (None, site.shape) if kernel == (1, 1) else (kernel, averaged(site.shape, kernel))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses.predsim import PredSim
 from layerwise.losses.site import Evaluated, Site, Targets, check_shape
 from layerwise.ops.pooling import average, average_alone, averaging
@@ -39,10 +39,7 @@ class PredSimLite(PredSim):
         similarity_size: int | None = 4,
         similarity_channels: int | None = 256,
     ) -> None:
-        if head_size < 1:
-            raise InvalidInput(
-                f"Cannot use head_size {head_size}: it is too small. Give 1 pixel or more."
-            )
+        check_least(1, head_size=head_size)
         check_shape(site)
         kernel, shape = averaging(site.shape, head_size)
         super().__init__(

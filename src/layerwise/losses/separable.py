@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses.heads import HeadLoss, linear
 from layerwise.losses.site import Site, check_shape
 
@@ -28,10 +28,7 @@ class Separable(HeadLoss):
 
     def __init__(self, site: Site, *, head_layers: int = 1) -> None:
         check_shape(site)
-        if head_layers < 0:
-            raise InvalidInput(
-                f"Cannot use head_layers {head_layers}: it is too small. Give 0 or more."
-            )
+        check_least(0, head_layers=head_layers)
         channels = site.shape[0]
         classifier = nn.Linear(EMBEDDING, site.num_classes)
         if len(site.shape) == 1:

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses.site import (
     Evaluated,
     Site,
@@ -51,12 +51,7 @@ class Sim(nn.Module):
         similarity_channels: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("similarity_size", similarity_size),
-            ("similarity_channels", similarity_channels),
-        ):
-            if value is not None and value < 1:
-                raise InvalidInput(f"Cannot use {name} {value}: it is too small. Give 1 or more.")
+        check_least(1, similarity_size=similarity_size, similarity_channels=similarity_channels)
         check_shape(site)
         self.kernel, (channels, *size) = averaging(site.shape, similarity_size)
         compared = min(channels, similarity_channels or channels)

@@ -11,7 +11,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.shapes import feature_shapes
 from layerwise.core.split import split
 from layerwise.core.unit import Unit
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_least
 from layerwise.measures.sample import Sample
 from layerwise.ops.pooling import average, averaged, pooling_kernel
 from layerwise.utils.device import device_of
@@ -140,10 +140,7 @@ def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
     Raises:
         InvalidInput: ``pooled_to`` is below 1.
     """
-    if pooled_to < 1:
-        raise InvalidInput(
-            f"Cannot use pooled_to {pooled_to}: it is too small. Give 1 or more numbers an image."
-        )
+    check_least(1, pooled_to=pooled_to)
     image = next(sample.batches())[:2]
     names = ["input", *(unit.name for unit in depths.units)]
     pieces = [unit.piece for unit in depths.units]

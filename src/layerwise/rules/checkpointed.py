@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from layerwise.core.cuts import balances
 from layerwise.core.frozen import Entered
+from layerwise.core.later import Joined
 from layerwise.core.learner import Learner
 from layerwise.core.split import Chain, split
 from layerwise.core.unit import Activations, Unit, precision
@@ -33,19 +34,6 @@ from layerwise.utils.sizes import Bytes, format_size
 
 CANDIDATES = 6  # number of ways to cut for which a step is predicted
 TRIES = 6  # plans for a limit whose steps are predicted, for each kind of cut
-
-
-class Segment(nn.Module):
-    """Neighbouring pieces of a chain, one after the other."""
-
-    def __init__(self, pieces: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.pieces = nn.ModuleList(pieces)
-
-    def forward(self, *activations: Any) -> Activations:
-        for piece in self.pieces:
-            activations = piece(*activations)
-        return activations
 
 
 class Checkpointed(nn.Module):
@@ -118,6 +106,14 @@ def with_piece(unit: Unit, piece: nn.Module, ticks: Iterator[Any]) -> Iterator[A
         unit.piece = own
 
 
+def joints_of(learner: Learner, batch_size: int) -> Iterator[list[Joint]]:
+    """What a network can be cut into: blocks, between which one tensor passes, and layers."""
+    sample, _ = blank_batch(learner, 2)  # only its size is used
+    for at in ("block", "layer"):
+        chain = split(learner.model, at, sample, learner.leaves, output=learner.output)
+        yield find_joints(chain, learner, batch_size)
+
+
 def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> Checkpointed:
     """The network of a learner with one unit, in segments.
 
@@ -133,10 +129,7 @@ def checkpointed_piece(learner: Learner, batch_size: int, count: int | None) -> 
             place.
     """
     plans = []
-    for at in ("block", "layer"):
-        sample, _ = blank_batch(learner, 2)  # only its size is used
-        chain = split(learner.model, at, sample, learner.leaves, output=learner.output)
-        joints = find_joints(chain, learner, batch_size)
+    for joints in joints_of(learner, batch_size):
         costs = [sum(joint.inside.values()) for joint in joints]
         for number, lasts in enumerate(balances(costs), 1):
             if count in (None, number):
@@ -166,10 +159,7 @@ def piece_within(learner: Learner, batch_size: int, limit: int) -> Checkpointed:
     """
     spare = limit - lasting_bytes(learner)
     fitting: list[tuple[int, int, Checkpointed]] = []
-    for at in ("block", "layer"):
-        sample, _ = blank_batch(learner, 2)  # only its size is used
-        chain = split(learner.model, at, sample, learner.leaves, output=learner.output)
-        joints = find_joints(chain, learner, batch_size)
+    for joints in joints_of(learner, batch_size):
         reckoned, plans = spare, set[Plan]()
         for _ in range(TRIES):
             plan = least_work(joints, reckoned)
@@ -207,7 +197,7 @@ def lasting_bytes(learner: Learner) -> int:
 def planned(plan: Plan, joints: Sequence[Joint]) -> Checkpointed:
     """The network in the segments of a plan."""
     segments = [
-        Segment([piece for joint in joints[start:end] for piece in joint.pieces])
+        Joined([piece for joint in joints[start:end] for piece in joint.pieces])
         for start, end, _ in plan.segments
     ]
     return Checkpointed(segments, [recomputed for *_, recomputed in plan.segments])
@@ -217,7 +207,7 @@ def assemble(starts: Sequence[int], joints: Sequence[Joint]) -> Checkpointed:
     """The network in segments that begin at these joints."""
     groups = [joints[start:end] for start, end in pairwise([*starts, len(joints)])]
     return Checkpointed(
-        [Segment([piece for joint in group for piece in joint.pieces]) for group in groups]
+        [Joined([piece for joint in group for piece in joint.pieces]) for group in groups]
     )
 
 

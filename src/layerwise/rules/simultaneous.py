@@ -11,7 +11,7 @@ from torch import Tensor
 from layerwise.core.learner import Learner
 from layerwise.core.reach import reach_of_span
 from layerwise.core.result import StepResult
-from layerwise.errors import InvalidInput
+from layerwise.errors import check_least
 from layerwise.losses import Evaluated
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.feature_cache import Batches
@@ -52,8 +52,7 @@ def check_micro_batches(count: int) -> None:
     Raises:
         InvalidInput: as said.
     """
-    if count < 1:
-        raise InvalidInput(f"Cannot use micro_batches {count}: it is too small. Give 1 or more.")
+    check_least(1, micro_batches=count)
 
 
 def every_batch(
