@@ -1,6 +1,7 @@
 """The command line: what it prints, and how it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -324,7 +325,10 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
             "Cannot use device 'tpu': it is neither a CPU nor a CUDA GPU. Give cpu, cuda",
         ),
         ("train resnet18 {small} --device cuda:99", "Cannot use device 'cuda:99': torch sees"),
-        ("train resnet18 {small} --config {tmp}/none.yaml", "none.yaml as YAML: "),
+        (
+            "train resnet18 {small} --config {tmp}/none.yaml",
+            "none.yaml: No such file or directory. Give the path of",
+        ),
         ("train resnet18 {small} --data mnist --data-dir {tmp}", "--download"),
         ("train --resume {tmp}/none", "is not a run"),
         ("evaluate {tmp}", "is not a run"),
@@ -384,6 +388,22 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX': it is not a size"),
         ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB': it is not a size"),
         ("", "required: COMMAND"),
+        ("--json train resnet18", "--json stands before the command. Give it behind it"),
+        ("train resnet18 {small} --output=", "it is empty; name a folder"),
+        ("compare resnet18 {small2} --output=", "it is empty; name a folder"),
+        ("reproduce 5 --output=", "it is empty; name a folder"),
+        ("accelerate resnet18 --output=", "it is empty; name a folder"),
+        ("train --resume", "--resume alone names no run"),
+        ("train resnet18 {small} --output {run}/run.json/x", "run.json is a file"),
+        ("train resnet18 {small} --loss pred --teacher {run}", "no loss of the run compares"),
+        ("show resnet18 --at 01 --beta 0.5", "Cannot use --beta: it would change nothing"),
+        ("evaluate {run} --replicas 2", "it has no option '--replicas'"),
+        ("separability {run} --csv /proc/x.csv", "/proc takes no files"),
+        ("report {run} --csv .", "Cannot write --csv .: it is a folder"),
+        ("report {run} --output {tmp}/r.html --csv /proc/x.csv", "/proc takes no files"),
+        ("report {run} --output {tmp}/r.html --figures {run}/run.json/x", "run.json is a file"),
+        ("report {run} --output {tmp}/r.html --latex {run}/run.json/x", "run.json is a file"),
+        ("train --resume {run} --separability-every 1", "Measure it with: layerwise separability"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
@@ -413,6 +433,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
         ("epohcs: 3\n", "Did you mean 'epochs'"),
         ("epochs: many\n", "config.yaml: 'many' is not of type int"),
         ("amp: 1\n", "config.yaml: 1 is not of type bool"),
+        ('{"epochs": 1, "epochs": 2}', "config.yaml as YAML: it gives epochs twice"),
     ],
 )
 def test_bad_configuration_files(
@@ -428,6 +449,42 @@ def test_bad_configuration_files(
         str(tmp_path / "run"),
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_options_of_a_finished_run_are_said_to_change_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["train", "--resume", str(run), "--save-every", "3"])
+    assert f"--save-every changes nothing here: {run} is finished" in capsys.readouterr().err
+
+
+def test_the_command_that_began_a_run_resumes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begin = ["train", *SMALL]  # of the default network
+    main(begin)
+    main([*begin, "--resume"])
+    assert "Cannot" not in capsys.readouterr().err
+
+
+def test_a_rule_in_a_file_that_a_command_does_not_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("rule: sequential\n")
+    with pytest.raises(SystemExit):
+        main(["compare", *SMALL[2:], "-c", str(tmp_path / "c.yaml"), "--rules", "none"])
+    assert "rule changes nothing here" in capsys.readouterr().err
+
+
+def test_a_run_of_another_machine_can_be_looked_at(run: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(run, copied)
+    facts = json.loads((copied / "run.json").read_text())
+    facts["execution"] |= {"cpu_threads": 10**6, "separability_measures": "mine", "log": "mine"}
+    (copied / "run.json").write_text(json.dumps(facts))
+    main(["export", str(copied), "--format", "safetensors", "-o", str(tmp_path / "file")])
+    main(["evaluate", str(copied), "--cpu-threads", "1"])
 
 
 def test_altered_weights_are_refused(

@@ -30,6 +30,8 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
         "--rule global --loss predsim",
         "--rule checkpointed --loss sim",
         "--rule global --beta 0.5",
+        "--rule global --beta 0",
+        "--momentum 0",
         "--at 1 --decoder-dim 100",
         "--at 1 --loss pred",
         "--rule global --at block",
@@ -59,6 +61,7 @@ def test_options_of_what_is_trained_are_refused(words: str) -> None:
         ("--device cpu --graphs", "--graphs"),
         ("--device cpu --streams 2", "--streams"),
         ("--separability-measures fisher", "--separability-measures"),
+        ("--no-sync-batch-norm", "--sync-batch-norm"),
     ],
 )
 def test_options_of_how_it_is_trained_are_said(words: str, flag: str) -> None:

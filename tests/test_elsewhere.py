@@ -3,6 +3,7 @@ plain models.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -285,6 +286,11 @@ def test_weights_and_a_new_classifier(
     trained = load_file("run/model.safetensors")
     assert torch.equal(trained["0.weight"], hundred["0.weight"])
     assert trained["7.weight"].shape == (10, 4)
+    # stopped before its first saved state, it begins with them again
+    Path("stopped").mkdir()
+    shutil.copy("run/run.json", "stopped/run.json")
+    main(["train", "--resume", "stopped"])
+    assert torch.equal(load_file("stopped/model.safetensors")["0.weight"], hundred["0.weight"])
     # a run that goes on does not need the file, but takes no other one
     Path("weights.safetensors").rename("elsewhere")
     main([*begin, "--resume"])

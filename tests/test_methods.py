@@ -126,7 +126,7 @@ def test_a_step_is_timed() -> None:
         ("--losses pred/4=sim/2=pred", "Cannot use --losses 'pred,4=sim,2=pred'"),
         ("--losses pred --loss sim", "Cannot use --loss with --losses"),
         ("--losses pred --at 1", "Cannot compare local losses with --at 1"),
-        ("--losses pred --csv nowhere/a.csv", "its folder is not there"),
+        ("--losses pred --csv nowhere/a.csv", "it lies in a folder that does not exist"),
         ("--losses pred --figure a.gif", "it is of no known type"),
         ("--losses pred --csv a.svg --figure a.svg", "into one file"),
         ("--losses pred --hierarchies 1,1,1,1,1 2,1,1,1,1", "Cannot compare several hierarchies"),

@@ -22,6 +22,7 @@ from layerwise.distributed import (
     world,
 )
 from layerwise.distributed.meeting import ASKS, common_store
+from layerwise.distributed.messages import described, entries_of, read_description
 from layerwise.distributed.world import joined
 from layerwise.errors import InvalidInput, LostRank
 from tests.helpers import learner, same_weights
@@ -35,6 +36,23 @@ def who() -> tuple[int, int, list[int]]:
 def test_ranks_know_each_other() -> None:
     assert on_ranks(who) == [(0, 2, [0, 10]), (1, 2, [0, 10])]
     assert who() == (0, 1, [0])
+
+
+def test_tensors_of_one_place_and_other_types_travel_apart() -> None:
+    numbers = torch.ones(2, 3)
+    entries = entries_of([numbers, numbers.view(torch.int32), numbers, torch.empty(0, 2)])
+    entries += entries_of([torch.empty(0, 2), torch.empty(0, 2, dtype=torch.int64)])
+    assert [entry.same_as for entry in entries] == [None, None, 0, None, None, None]
+
+
+def test_values_that_a_rank_does_not_load_are_not_sent() -> None:
+    passing = entries_of([(1, None, {"size": torch.Size([2, 3])}), "text", torch.float32, 2.5j])
+    facts, entries = read_description(described({"last": True}, passing))
+    assert facts == {"last": True}
+    assert entries == passing
+    for value in (slice(1, 2), [range(3)], {"set": frozenset([1])}):
+        with pytest.raises(InvalidInput, match=r"a (slice|range|frozenset) passes between units"):
+            described({}, entries_of([value]))
 
 
 def refusing_on(rank: int) -> None:

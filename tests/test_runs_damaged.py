@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -296,6 +297,16 @@ def test_a_run_goes_on_only_with_its_best_weights(bases: Path, begun: Path) -> N
         go(begun)
     (begun / STATE).unlink()
     assert go(begun)["sha256"] == RunFolder(bases / "finished").result()["sha256"]
+
+
+def test_what_a_refusal_of_the_best_weights_advises_goes_on(finished: Path) -> None:
+    (finished / BEST).write_bytes(b"other")
+    with pytest.raises(InvalidInput, match=f"move it and {STATE} and {RESULT} away") as refusal:
+        RunFolder(finished).verify(BEST)
+    assert shlex.quote(str(finished)) in str(refusal.value)
+    for name in (BEST, STATE, RESULT):
+        (finished / name).unlink()
+    assert BEST in go(finished)["sha256"]
 
 
 NAMES = (CONFIGURATION, LOG, STATE, BEST, NEXT_BEST, WEIGHTS, RESULT, SEPARABILITY, LOCK)

@@ -256,7 +256,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "train_from" not in json.loads((teacher / "run.json").read_text())["run"]
     for options, words in (
         (["--loss", "pred", "--teacher", str(teacher)], "no unit's loss compares anything"),
-        (["--loss", "match", "--teacher", str(tmp_path / "none")], "Cannot use --teacher"),
+        (["--loss", "match", "--teacher", str(tmp_path / "none")], "Cannot use the teacher"),
     ):
         with pytest.raises(SystemExit):
             main(["train", *small, *options, "--output", str(tmp_path / "refused")])

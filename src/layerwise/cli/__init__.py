@@ -186,7 +186,9 @@ def refuse_word(word: str, command: Parser, imports: Sequence[str] | None) -> No
     else:
         flag = word.partition("=")[0]
         problem = f"it has no option {brief(repr(flag))}"
-        if nearest := get_close_matches(flag, command.flags(), n=1, cutoff=0.7):
+        if flag in command.flags():
+            problem, own = f"{flag} stands before the command. Give it behind it", ""
+        elif nearest := get_close_matches(flag, command.flags(), n=1, cutoff=0.7):
             problem, own = f"{problem}. Did you mean {nearest[0]}?", ""
     end = "" if problem.endswith("?") else "."
     raise InvalidInput(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.cli.engines import add_engine, engine_of
-from layerwise.cli.options import Parser, add_config, add_fields
+from layerwise.cli.options import Parser, add_config, add_fields, folder_name
 from layerwise.cli.values import collect_both
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import ON_RANKS, Execution, Run
 
 
 def add_arguments(parser: Parser) -> None:
@@ -16,6 +16,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         "-o",
+        type=folder_name,
         default="runs/accelerate",
         metavar="FOLDER",
         help="folder for the runs (default: %(default)s)",
@@ -67,7 +68,9 @@ def add_arguments(parser: Parser) -> None:
     )
     add_engine(parser)
     add_fields(parser, Run, skip={"model", "rule"}, declared=("model", "loss"))
-    add_fields(parser, Execution, skip={"cache_dir", "cache_limit", "separability_against"})
+    add_fields(
+        parser, Execution, skip={"cache_dir", "cache_limit", "separability_against", *ON_RANKS}
+    )
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

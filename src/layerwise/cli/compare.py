@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.cli.engines import add_engine, engine_of
-from layerwise.cli.options import Parser, add_config, add_fields
+from layerwise.cli.options import Parser, add_config, add_fields, folder_name
 from layerwise.cli.values import collect_both
 from layerwise.errors import InvalidInput, brief
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import ON_RANKS, Execution, Run
 from layerwise.utils.options import Options, as_numbers
 
 NUMBER = r"\d{1,6}"
@@ -25,6 +25,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         "-o",
+        type=folder_name,
         default="runs",
         metavar="FOLDER",
         help="folder for the runs (default: runs)",
@@ -69,7 +70,7 @@ def add_arguments(parser: Parser) -> None:
     )
     add_engine(parser)
     add_fields(parser, Run, skip={"model", "hierarchy", "rule", "span"})
-    add_fields(parser, Execution, skip={"separability_against"})
+    add_fields(parser, Execution, skip={"separability_against", *ON_RANKS})
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

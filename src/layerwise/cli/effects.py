@@ -46,6 +46,20 @@ def may_have_image_files(run: Run, execution: Execution) -> bool:
     return reads_files(run, execution) and not can_be_downloaded(run, execution)
 
 
+def takes_limit(run: Run) -> bool:
+    from layerwise.rules import RULES
+    from layerwise.utils.options import keyword_only
+
+    return run.rule in RULES and "limit" in keyword_only(RULES[run.rule].order)
+
+
+def reads_teacher(run: Run, _: Execution) -> bool:
+    from layerwise.losses import LOSSES
+    from layerwise.losses.match import is_guided
+
+    return any(is_guided(LOSSES.get(name)) for name in run.losses.values())
+
+
 def is_on_gpu(_: Run, execution: Execution) -> bool:
     import torch
 
@@ -94,10 +108,11 @@ CONDITIONS = (
         "the rule {rule} trains the network as one unit",
     ),
     Condition(
-        ("train_from", "output_layer"),
+        ("train_from", "output_layer", "teacher"),
         lambda run, _: not run.is_global,
         "the network is trained as one unit (rule {rule}, at {at})",
     ),
+    Condition(("teacher",), reads_teacher, "no loss of the run compares with one (loss {loss})"),
     Condition(
         ("global_share", "growth"),
         lambda run, _: run.rule != "growing" or groups_grow(run),
@@ -112,8 +127,8 @@ CONDITIONS = (
     Condition(("graphs", "streams"), is_on_gpu, "it is for training on a GPU"),
     Condition(
         ("memory",),
-        lambda run, execution: run.rule == "checkpointed" or is_on_gpu(run, execution),
-        "it is for training on a GPU, and for the rule checkpointed",
+        lambda run, execution: takes_limit(run) or is_on_gpu(run, execution),
+        "it is for training on a GPU, and for rules such as checkpointed that take a limit",
     ),
     Condition(("streams",), lambda _, execution: execution.graphs, "it needs --graphs"),
     Condition(

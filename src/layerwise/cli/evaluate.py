@@ -3,13 +3,15 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution
+from layerwise.runs.run import ON_RANKS, Execution
 
 # fields of an execution that say nothing about a run that is only looked at
 TRAINING = {
+    *ON_RANKS,
+    *("graphs", "streams"),
     *("eval_every", "save_every", "log", "memory_format", "cache_dir", "cache_limit", "memory"),
     *("separability_every", "separability_measures", "separability_against"),
 }
@@ -21,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--best", action="store_true", help="the best epoch's weights instead of the last's"
     )
-    add_fields(parser, Execution, skip=TRAINING)
+    add_fields(parser, Execution, skip=TRAINING, defaults=OF_THE_RUN)
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

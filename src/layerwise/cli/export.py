@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any
 
-from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
@@ -51,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
         help="test images on which the file is compared with the network (default: %(default)s)",
     )
     skipped = {item.name for item in fields(Execution)} - set(READING)
-    add_fields(parser, Execution, skip=skipped)
+    add_fields(parser, Execution, skip=skipped, defaults=OF_THE_RUN)
 
 
 def number_of_units(text: str) -> int | str:

@@ -78,6 +78,21 @@ class Parser(argparse.ArgumentParser):
         raise InvalidInput(f"Cannot read the command: {words}. See `{self.prog} --help`.")
 
 
+# defaults of a command that looks at a run, in words
+OF_THE_RUN = {item.name: "the run's" for item in fields(Execution)}
+
+
+def folder_name(text: str) -> str:
+    """The path of a folder.
+
+    Raises:
+        ArgumentTypeError: it is empty, which would be the current folder, or the default.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; name a folder")
+    return text
+
+
 def add_config(parser: Parser) -> None:
     parser.usage = "%(prog)s [options] [model]"
     parser.add_argument(

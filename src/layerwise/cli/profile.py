@@ -5,7 +5,7 @@ from typing import Any
 
 from layerwise.cli.options import Parser, add_config, add_fields, add_preset
 from layerwise.cli.values import collect_both
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import ON_RANKS, Execution, Run
 
 # fields that say nothing about what a step costs
 NOT_PROFILED = {
@@ -13,6 +13,7 @@ NOT_PROFILED = {
     *("crop_padding", "flip", "cutout", "views", "weights"),
 }
 NOT_EXECUTED = {
+    *ON_RANKS,
     *("data_dir", "workers", "download", "eval_every", "save_every", "log", "cache_dir"),
     *("separability_every", "separability_measures", "separability_against", "memory"),
 }

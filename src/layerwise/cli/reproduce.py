@@ -7,13 +7,13 @@ from typing import Any
 
 from layerwise.cli.effects import check_effects
 from layerwise.cli.engines import add_engine, engine_of
-from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.options import Parser, add_fields, folder_name
 from layerwise.cli.values import collect, given_options
 from layerwise.errors import check_range, choose
 from layerwise.experiments.states import DIVERGED
 from layerwise.paper.rows import COLUMNS, DEPARTURES, SCALES, plan, select_rows
 from layerwise.runs.ranges import MOST_SEEDS
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import ON_RANKS, Execution, Run
 from layerwise.utils.words import counted
 
 
@@ -46,6 +46,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         "-o",
+        type=folder_name,
         metavar="FOLDER",
         help="folder for the runs (default: runs/ and the scale)",
     )
@@ -54,7 +55,7 @@ def add_arguments(parser: Parser) -> None:
     others = {item.name for item in fields(Run)} - set(DEPARTURES)
     scaled = {name: "the scale's" for scale in SCALES.values() for name in scale.options}
     add_fields(parser, Run, skip=others, declared=(), defaults=scaled)
-    add_fields(parser, Execution, skip={"separability_against"})
+    add_fields(parser, Execution, skip={"separability_against", *ON_RANKS})
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

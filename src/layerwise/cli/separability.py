@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from layerwise.cli.evaluate import TRAINING
-from layerwise.cli.options import Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
@@ -41,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
         help="pool the features of an image to at most N numbers (default: %(default)s)",
     )
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV")
-    add_fields(parser, Execution, skip=TRAINING)
+    add_fields(parser, Execution, skip=TRAINING, defaults=OF_THE_RUN)
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -3,12 +3,20 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerwise.cli.options import DECLARED, Parser, add_config, add_fields, add_preset
+from layerwise.cli.options import (
+    DECLARED,
+    Parser,
+    add_config,
+    add_fields,
+    add_preset,
+    folder_name,
+)
 from layerwise.cli.values import collect_both, collect_execution, given_options, preset_of
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
@@ -26,12 +34,17 @@ def add_arguments(parser: Parser) -> None:
     add_config(parser)
     add_preset(parser)
     parser.add_argument(
-        "--output", "-o", metavar="FOLDER", help="folder for the run (default: runs/ and its name)"
+        "--output",
+        "-o",
+        type=folder_name,
+        metavar="FOLDER",
+        help="folder for the run (default: runs/ and its name)",
     )
     parser.add_argument(
         "--resume",
         nargs="?",
         const=True,
+        type=folder_name,
         metavar="RUN",
         help="go on with the run in --output, or in RUN",
     )
@@ -40,53 +53,50 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> dict[str, Any]:
-    if parsed.output == "" or parsed.resume == "":
-        raise InvalidInput("Cannot use an empty --output or --resume: name a folder.")
-    if parsed.resume is True and not (parsed.model or parsed.output or parsed.config):
+    names = [*(item.name for item in fields(Run)), "output", "config", "preset"]
+    changed = [name for name in names if getattr(parsed, name, None) is not None]
+    changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
+    if parsed.resume is True and not changed:
         raise InvalidInput(
             "Cannot resume: --resume alone names no run. Give its folder, or the command that "
             "began it."
         )
-    refuse_finished(parsed)
     if not isinstance(parsed.resume, str):
         described, execution = collect_both(parsed)
-        preset = preset_of(parsed)
-        return train_one(described, parsed.output, execution, bool(parsed.resume), preset)
+        return train_one(described, parsed, execution, preset_of(parsed))
     folder = RunFolder(parsed.resume)
-    names = [*(item.name for item in fields(Run)), "output", "config", "preset"]
-    changed = [name for name in names if getattr(parsed, name, None) is not None]
-    changed += [name.removeprefix(DECLARED) for name in vars(parsed) if name.startswith(DECLARED)]
     if changed:
         raise InvalidInput(
             f"Cannot change {as_flag(changed[0])} of a run that goes on: --resume {parsed.resume} "
             "takes it as it is. Leave it out."
         )
-    return train_one(folder.run(), parsed.resume, collect_execution(parsed, folder), True)
+    return train_one(folder.run(), parsed, collect_execution(parsed, folder))
 
 
-def refuse_finished(parsed: argparse.Namespace) -> None:
-    """Refuse to measure separability while a run is trained that is finished.
+def check_finished(folder: RunFolder, given: Sequence[str]) -> None:
+    """Refuse, or say, which of the given options change nothing in a run that is finished.
 
     Raises:
-        InvalidInput: naming the command that measures it.
+        InvalidInput: separability is to be measured while it is trained; naming the command.
     """
-    path = parsed.resume if isinstance(parsed.resume, str) else parsed.output
-    asked = any(name.startswith("separability_") for name in given_options(parsed))
-    if asked and path and RunFolder(path).finished:
+    if any(name.startswith("separability_") for name in given):
         raise InvalidInput(
-            f"Cannot measure separability while {path} is trained: it is finished. Measure it "
-            f"with: layerwise separability {shlex.quote(path)}"
+            f"Cannot measure separability while {folder.path} is trained: it is finished. Measure "
+            f"it with: layerwise separability {shlex.quote(str(folder.path))}"
         )
+    for name in given:
+        if hasattr(Execution, name):
+            note = f"layerwise: {as_flag(name)} changes nothing here: {folder.path} is finished."
+            print(note, file=sys.stderr, flush=True)
 
 
 def train_one(
     described: Run,
-    output: str | None,
+    parsed: argparse.Namespace,
     execution: Execution,
-    resume: bool,
     preset: "Preset | None" = None,
 ) -> dict[str, Any]:
-    """Train a run in a folder; None: in ``runs``, under the run's name.
+    """Train a run in its folder: that of ``--resume`` or ``--output``, else in ``runs``.
 
     On several ranks each calls this, and the first writes and prints. Ranks that ``torchrun`` has
     started again go on with the run.
@@ -94,6 +104,7 @@ def train_one(
     Args:
         preset: whose settings it began from; it is recorded beside the run.
     """
+    output = parsed.resume if isinstance(parsed.resume, str) else parsed.output
     from layerwise.distributed import gathered, joined, print_once, together
     from layerwise.experiments.entry import folder_of
     from layerwise.profiling.budget import plan_run
@@ -112,7 +123,11 @@ def train_one(
             prepared = replace(prepared, preset=preset.record(prepared.run))
             print_once("\n".join(words_of(preset)), sys.stdout)
         folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
-        resume |= any(gathered(restarts() > 0))  # only the host of the rank that ended counts it
+        # only the host of the rank that ended counts it
+        resume = parsed.resume is not None or any(gathered(restarts() > 0))
+        with together():
+            if here.first and resume and folder.finished:
+                check_finished(folder, given_options(parsed))
         try:
             with shown() if here.first else nullcontext(Progress()) as progress:
                 result = train(prepared, folder, resume, progress)

@@ -1,6 +1,7 @@
 """Values of options: of the command line, else of the configuration file, else their defaults."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from layerwise.runs.formats import run_from
 from layerwise.runs.losses import format_later_losses, parse_later_losses
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.bounded import read_options, refuse_strange
-from layerwise.utils.options import Options, as_flag, options_of
+from layerwise.utils.launch import is_first
+from layerwise.utils.options import Options, as_flag, is_whole_number, options_of
 from layerwise.utils.terminal import in_one_line
 
 if TYPE_CHECKING:
@@ -27,10 +29,12 @@ Kind = TypeVar("Kind", Run, Execution)
 
 # one spelling, one run
 SPELLINGS: dict[str, Callable[[str], str]] = {
+    "at": lambda text: str(int(text)) if is_whole_number(text) else text,
     "hierarchy": lambda text: ",".join(map(str, parse_hierarchy(text))),
     "downsample_after": lambda text: ",".join(map(str, parse_downsampling(text))),
     "loss_from": lambda text: format_later_losses(parse_later_losses(text)),
 }
+DEFAULTS = {item.name: item.default for kind in (Run, Execution) for item in fields(kind)}
 # options that a configuration file does not hold: code runs only if the command line names it
 ON_COMMAND_LINE = ("import", "output", "resume", "preset", "config", "json")
 
@@ -62,20 +66,30 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
     run = collect(parsed, preset.run if preset else Run())
     execution = collect(parsed, Execution())
     runs = [replace(run, rule=rule) for rule in rules] or [run]
-    defaults = {item.name: item.default for kind in (Run, Execution) for item in fields(kind)}
     config = read_config(getattr(parsed, "config", None))
-    changed = [name for name, value in config.items() if value != defaults.get(name)]
+    changed = [name for name, value in config.items() if value != DEFAULTS.get(name)]
     check_effects(given_options(parsed), changed, runs, execution)
+    if "rule" in config and "--rule" not in parsed.command.flags() and is_first():
+        print("layerwise: rule changes nothing here: the command has its own.", file=sys.stderr)
     return run, execution
 
 
 def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Execution:
     """The execution of a run that has begun, changed by the command line.
 
+    What the command does not offer and the bits do not depend on is not taken from the run, which
+    may be of another machine.
+
     Raises:
         InvalidInput: the run cannot be read.
     """
-    execution = collect(parsed, folder.execution())
+    recorded, flags = folder.execution(), parsed.command.flags()
+    kept = {
+        item.name: getattr(recorded, item.name)
+        for item in fields(Execution)
+        if as_flag(item.name) in flags or item.name == "memory_format"
+    }
+    execution = collect(parsed, replace(Execution(), **kept))
     check_effects(given_options(parsed), (), [folder.run()], execution)
     return execution
 
@@ -83,14 +97,24 @@ def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Executio
 def given_options(parsed: argparse.Namespace) -> list[str]:
     """Names of the options of a run or its execution that the command line gives.
 
-    One that is switched off, by --no-… or 0, is left out: to do nothing is what it asks for.
+    One that is switched off, by --no-… or 0, is left out where it would be off without that.
     """
-    accepted = {item.name for kind in (Run, Execution) for item in fields(kind)}
-    return [
-        name.removeprefix(DECLARED)
+    given = {
+        name.removeprefix(DECLARED): value
         for name, value in vars(parsed).items()
-        if value not in (None, False) and (name in accepted or name.startswith(DECLARED))
-    ]
+        if value is not None and (name in DEFAULTS or name.startswith(DECLARED))
+    }
+    return [name for name, value in given.items() if value or is_on(name)]
+
+
+def is_on(name: str) -> bool:
+    """Whether an option does something unless it is switched off."""
+    from layerwise.training.declared_options import registries
+
+    if name in DEFAULTS:
+        return bool(DEFAULTS[name])
+    owners = [by_option(registry).get(name, {}) for registry in registries().values()]
+    return any(option.default for options in owners for option in options.values())
 
 
 def collect(parsed: argparse.Namespace, base: Kind) -> Kind:
@@ -164,7 +188,11 @@ def read_config(path: str | None) -> dict[str, Any]:
     try:
         values = read_options(Path(path)) or {}
         refuse_strange(values)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InvalidInput(
+            f"Cannot read --config {path}: {error.strerror}. Give the path of a YAML file."
+        ) from None
+    except ValueError as error:
         reason = in_one_line(str(error))[:150]
         raise InvalidInput(
             f"Cannot read {path} as YAML: {reason}. Give lines such as `epochs: 10`."

@@ -177,8 +177,8 @@ class Guide:
         """
         if not self.own and not self.claimed:
             raise InvalidInput(
-                "Cannot use teacher=: no unit's loss compares anything with it. Give loss='match', "
-                "or leave it out."
+                "Cannot use the teacher: no unit's loss compares anything with it. Give the loss "
+                "'match', or leave the teacher out."
             )
 
 

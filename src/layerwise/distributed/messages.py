@@ -16,12 +16,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from layerwise.distributed.world import naming_lost_ranks
 from layerwise.errors import InvalidInput
 
 DESCRIPTION, LENGTH = 8192, 4  # bytes; the first ones hold the length
 DESCRIBED, CONTENT = 1, 2  # tags
+# of values that pass between units beside tensors, in lists, tuples and dictionaries
+PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
 
 
 @dataclass
@@ -79,7 +82,9 @@ def is_same(one: Any, other: Tensor) -> bool:
     """Whether a value is a tensor of the same memory and layout as another."""
     return (
         isinstance(one, Tensor)
+        and one.numel() > 0  # all empty ones have the address 0
         and one.data_ptr() == other.data_ptr()
+        and one.dtype == other.dtype
         and one.shape == other.shape
         and one.stride() == other.stride()
     )
@@ -89,8 +94,9 @@ def described(facts: dict[str, Any], entries: Sequence[Entry]) -> Tensor:
     """The description of a message, (``DESCRIPTION``,) uint8.
 
     Raises:
-        InvalidInput: its plain values are too long.
+        InvalidInput: its plain values are too long, or of a kind that the next rank does not load.
     """
+    refuse_strange_values(entries)
     buffer = io.BytesIO()
     torch.save((facts, [vars(entry) for entry in entries]), buffer)
     content = len(buffer.getvalue()).to_bytes(LENGTH, "big") + buffer.getvalue()
@@ -100,6 +106,21 @@ def described(facts: dict[str, Any], entries: Sequence[Entry]) -> Tensor:
             f"bytes, {DESCRIPTION} at most. Let fewer plain values pass between units."
         )
     return torch.frombuffer(bytearray(content.ljust(DESCRIPTION, b"\0")), dtype=torch.uint8)
+
+
+def refuse_strange_values(entries: Sequence[Entry]) -> None:
+    """Refuse values that a rank does not take from another: loading them could run code.
+
+    Raises:
+        InvalidInput: naming the first one's class.
+    """
+    for value in tree_leaves([entry.value for entry in entries]):
+        if value is not None and not isinstance(value, PLAIN):
+            raise InvalidInput(
+                f"Cannot send activations to the next rank: a {type(value).__name__} passes "
+                "between units. Let tensors, numbers, texts, and lists and dictionaries of them "
+                "pass."
+            )
 
 
 def read_description(description: Tensor) -> tuple[dict[str, Any], list[Entry]]:

@@ -86,6 +86,11 @@ class Walk:
         self.passed = len(pieces)
 
 
+def is_guided(factory: Any) -> bool:
+    """Whether a loss's factory makes modules that compare features with a teacher's."""
+    return isinstance(factory, type) and issubclass(factory, Guided)
+
+
 class Match(Guided):
     """Mean squared error to the features of a teacher's unit: mean (g(h) − t)².
 

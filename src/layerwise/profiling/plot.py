@@ -8,7 +8,13 @@ from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import BACKWARD, FORWARD, FROZEN, UPDATE
-from layerwise.utils.files import FIGURE_MARK, figure_metadata, refuse_foreign, replacing
+from layerwise.utils.files import (
+    FIGURE_MARK,
+    figure_metadata,
+    refuse_foreign,
+    refuse_unwritable,
+    replacing,
+)
 
 KINDS = (".svg", ".png")
 # grey levels and hatches, so that phases differ without colour
@@ -42,11 +48,7 @@ def check_figure(path: str, command: str) -> None:
             f"Cannot write --figure {path}: it is of no known type. Give a name that ends in "
             f"{' or '.join(KINDS)}."
         )
-    if not Path(path).absolute().parent.is_dir():
-        raise InvalidInput(
-            f"Cannot write --figure {path}: it lies in a folder that does not exist. Make it "
-            "first, or give another path."
-        )
+    refuse_unwritable("--figure", Path(path))
     refuse_foreign("--figure", Path(path), FIGURE_MARK, command)
     if find_spec("matplotlib") is None:
         raise InvalidInput(

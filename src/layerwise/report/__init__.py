@@ -26,7 +26,13 @@ from layerwise.report.tables import (
     separability_csv,
 )
 from layerwise.runs.records import Broken, Record, read_runs
-from layerwise.utils.files import FIGURE_MARK, refuse_foreign, replacing
+from layerwise.utils.files import (
+    FIGURE_MARK,
+    refuse_foreign,
+    refuse_unwritable,
+    refuse_unwritable_folder,
+    replacing,
+)
 from layerwise.utils.terminal import in_one_line
 from layerwise.utils.words import counted
 
@@ -55,6 +61,7 @@ def report(
     check_folders(figures, latex)
     check_files(figures, latex)
     if csv is not None:
+        refuse_unwritable("--csv", Path(csv))
         tables = {
             Path(csv): RUN_COLUMNS,
             beside(csv, "claims"): CLAIM_COLUMNS,
@@ -98,18 +105,9 @@ def check_output(option: str, path: Path, mark: str) -> None:
         mark: what its first bytes hold.
 
     Raises:
-        InvalidInput: as said, or its folder does not exist.
+        InvalidInput: as said, or it could not be written.
     """
-    if path.is_dir():
-        raise InvalidInput(
-            f"Cannot write {option} {path}: it is a folder. Give a file, such as "
-            f"{path / 'report.html'}."
-        )
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(
-            f"Cannot write {option} {path}: it lies in a folder that does not exist. Make it "
-            "first, or give another path."
-        )
+    refuse_unwritable(option, path)
     refuse_foreign(option, path, mark, "report")
 
 
@@ -120,8 +118,8 @@ def check_folders(figures: str | None, latex: str | None) -> None:
         InvalidInput: as said.
     """
     for option, path in (("--figures", figures), ("--latex", latex)):
-        if path is not None and Path(path).exists() and not Path(path).is_dir():
-            raise InvalidInput(f"Cannot write {option} {path}: it is a file. Give a folder.")
+        if path is not None:
+            refuse_unwritable_folder(option, Path(path))
     if figures is not None and find_spec("matplotlib") is None:
         raise InvalidInput(
             "Cannot draw --figures: matplotlib is not installed. Install it with pip install "

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from layerwise.utils.files import digest_of
 
 SEAL = "result_sha256"  # entry of a result: the digest of all its others
 STATE = "last.pt"  # the state to go on from, beside the files that are verified
+BEST = "best.safetensors"  # the best epoch's weights, without which a state is not gone on with
 SECTIONS = ("data", "units", "layouts")  # of run.json, beside the run, that numbers rest on
 
 
@@ -44,7 +46,7 @@ def refuse_broken_seal(path: Path, result: Mapping[str, Any]) -> None:
     if SEAL in result and result[SEAL] != digest_of_value(rest):
         raise InvalidInput(
             f"Cannot use {path}: it was altered since the run wrote it. Restore it, or move it "
-            f"away and write it again with layerwise train --resume {path.parent}."
+            f"away and write it again with {resuming(path.parent)}."
         )
 
 
@@ -58,22 +60,27 @@ def verify(path: Path, sha256: str) -> None:
         digest = digest_of(path)
     except FileNotFoundError:
         raise InvalidInput(
-            f"Cannot read {path}: it has been removed. Restore it, or "
-            f"{way_on(path, 'result.json')}."
+            f"Cannot read {path}: it has been removed. Restore it, or {way_on(path, ())}."
         ) from None
     if digest != sha256:
         raise InvalidInput(
             f"Cannot use {path}: it is not the file that the run wrote, since its SHA-256 differs. "
-            f"Restore it, or {way_on(path, 'it and result.json')}."
+            f"Restore it, or {way_on(path, ('it',))}."
         )
 
 
-def way_on(path: Path, moved: str) -> str:
+def way_on(path: Path, moved: Iterable[str]) -> str:
     """How to go on without a file of a finished run, in words.
 
-    Without its state the run would begin anew, and its log with it.
+    Without its state the run would begin anew, and its log with it. So it does without the best
+    epoch's weights.
     """
-    state = path.parent / STATE
-    goes_on = state.exists() and path != state
+    goes_on = (path.parent / STATE).exists() and path.name not in (STATE, BEST)
     words = "go on without it" if goes_on else "train the run anew"
-    return f"{words}: move {moved} away and use layerwise train --resume {path.parent}"
+    away = [*moved, *([STATE] if path.name == BEST else []), "result.json"]
+    return f"{words}: move {' and '.join(away)} away and use {resuming(path.parent)}"
+
+
+def resuming(folder: Path) -> str:
+    """The command that goes on with a run."""
+    return f"layerwise train --resume {shlex.quote(str(folder))}"

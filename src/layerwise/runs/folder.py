@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import Busy, InvalidInput
+from layerwise.runs.digests import BEST as BEST
 from layerwise.runs.digests import STATE as STATE
 from layerwise.runs.digests import digest_of_facts, refuse_broken_seal, verify
 from layerwise.runs.fields import check_value
@@ -27,7 +28,7 @@ from layerwise.utils.files import (
 
 CONFIGURATION, LOG, RESULT = "run.json", "log.jsonl", "result.json"
 # of the last epoch, and of the best on the validation images
-WEIGHTS, BEST = "model.safetensors", "best.safetensors"
+WEIGHTS = "model.safetensors"
 # of a better epoch, until a state that knows of it is saved
 NEXT_BEST = "best-next.safetensors"
 SEPARABILITY = "separability.jsonl"
@@ -203,7 +204,11 @@ class RunFolder:
                 "--output, or an empty folder."
             )
         parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        if not parent.is_dir():
+            raise InvalidInput(
+                f"Cannot begin a run in {self.path}: {parent} is a file. Choose another --output."
+            )
+        if not os.access(parent, os.W_OK | os.X_OK):
             raise InvalidInput(
                 f"Cannot begin a run in {self.path}: {parent} cannot be written to. Choose another "
                 "--output, or change its permissions."

@@ -4,6 +4,7 @@ No torch; nothing is locked, and nothing is raised for a broken run.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,7 @@ def walk(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (CONFIGURATION, LOG, RESULT))
+    return any(os.path.lexists(folder / name) for name in (CONFIGURATION, LOG, RESULT))
 
 
 def entries(folder: Path) -> list[Path]:

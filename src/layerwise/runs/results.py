@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.errors import InvalidInput
+from layerwise.runs.digests import resuming
 from layerwise.runs.lines import is_number
 from layerwise.runs.run import Run
 
@@ -29,5 +30,5 @@ def refuse_unsound_result(path: Path, result: Mapping[str, Any], run: Run) -> No
     if wrong:
         raise InvalidInput(
             f"Cannot use {path}: its {wrong[0]} is not as the run wrote it. Restore it, or move it "
-            f"away and write it again with layerwise train --resume {path.parent}."
+            f"away and write it again with {resuming(path.parent)}."
         )

@@ -142,6 +142,8 @@ class Run:
         return ", ".join([self.loss, *(f"from unit {unit} {loss}" for unit, loss in later)])
 
 
+# options of an execution on several ranks
+ON_RANKS = ("ranks", "run_ahead", "replicas", "sync_batch_norm", "gather_examples", "rank_timeout")
 GLOBAL_RULES = ("global", "checkpointed")  # they cut the network into one unit
 
 

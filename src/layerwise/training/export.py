@@ -24,7 +24,7 @@ from layerwise.training.export_formats import (
 from layerwise.training.networks import load_network
 from layerwise.training.prepare import prepare
 from layerwise.training.saved import trained_learner
-from layerwise.utils.files import replacing
+from layerwise.utils.files import refuse_unwritable, replacing
 from layerwise.utils.printable import decodable
 from layerwise.utils.version import version
 
@@ -163,11 +163,7 @@ def output_path(folder: RunFolder, chosen: Format, output: str | None, part: str
             f"Cannot write {path}: it exists, and nothing is overwritten. Give another --output, "
             "or move it away."
         )
-    if not path.absolute().parent.is_dir():
-        raise InvalidInput(
-            f"Cannot write --output {path}: it lies in a folder that does not exist. Make it "
-            "first, or give another path."
-        )
+    refuse_unwritable("--output", path)
     return path
 
 

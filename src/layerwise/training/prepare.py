@@ -162,7 +162,10 @@ class Prepared:
         try:
             return load_network(RunFolder(self.run.teacher), best=False)[0]
         except InvalidInput as refusal:
-            raise InvalidInput(f"Cannot use --teacher. {refusal}") from None
+            raise InvalidInput(
+                f"Cannot use the teacher {brief(self.run.teacher)}: its run cannot be read from "
+                f"here. {refusal}"
+            ) from None
 
 
 def prepare(run: Run, execution: Execution) -> Prepared:

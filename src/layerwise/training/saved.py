@@ -15,6 +15,7 @@ from layerwise.data import ImageFormat, Loader, Splits
 from layerwise.errors import InvalidInput, first_line_of
 from layerwise.measures.depths import Depths, depths_of, network_depths, without_heads
 from layerwise.measures.sample import Sample, sample_images
+from layerwise.runs.digests import resuming
 from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import (
@@ -51,13 +52,13 @@ def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, A
         if data.validation
         else None,
     }
+    result |= {"units": []} if best else evaluate_units(folder, prepared, data)
     print(f"test accuracy {result['test_accuracy']:.2f} % on {len(data.test.labels)} images")
     if result["val_accuracy"] is not None and data.validation is not None:
         print(
             f"validation accuracy {result['val_accuracy']:.2f} % on {len(data.validation.labels)} "
             "images"
         )
-    result |= {"units": []} if best else evaluate_units(folder, prepared, data)
     for unit in result["units"]:
         print(
             f"  {unit['index']:3d} {unit['name']:<28} loss {unit['loss']:.4f}  accuracy "
@@ -155,7 +156,7 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
     if not folder.has(STATE) and not folder.has(RESULT):
         raise InvalidInput(
             f"Cannot measure {folder.path}: it has no saved state ({STATE} is not there). Train it "
-            f"for an epoch at least, with layerwise train --resume {folder.path}."
+            f"for an epoch at least, with {resuming(folder.path)}."
         )
     prepared = replace(prepare(folder.run(), Execution()), device=device)
     run = prepared.run

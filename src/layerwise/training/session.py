@@ -17,7 +17,7 @@ from layerwise.measures.watch import Watch
 from layerwise.rules import Tick
 from layerwise.rules.frozen_features import ordered
 from layerwise.runs.command import differences
-from layerwise.runs.folder import RunFolder
+from layerwise.runs.folder import STATE, RunFolder
 from layerwise.training.checkpoint import Restored, refuse_without_state, restore
 from layerwise.training.description import choices_in_words, describe_session
 from layerwise.training.device import apply_execution
@@ -100,12 +100,14 @@ def begin(
     keeping = feature_keeping(prepared, folder.path)
     agree(configuration=comparable(prepared), version=versions())
     with ExitStack() as held:
+        # a run that was stopped before its first saved state begins anew
+        anew = decided_by_first(lambda: not (going_on and folder.has(STATE)))
         before = decided_by_first(lambda: layouts_of(folder, held) if going_on else None)
         apply_execution(prepared.device, execution)
         data = load_in_turn(prepared, progress)
         with together():
             data = share_data(prepared, data)
-            learner = prepared.make_learner(data, True, weights=not going_on, say=progress.data)
+            learner = prepared.make_learner(data, True, weights=anew, say=progress.data)
             check_placement(prepared, learner)
         warn_of_slow_bfloat16(learner)
         agree(data=data.facts())

@@ -44,12 +44,26 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text whose numbers are of a usual size.
 
     Raises:
-        ValueError: it is no JSON, or nested too deep, or a whole number does not fit into 64 bits.
+        ValueError: it is no JSON, or nested too deep, gives a name twice, or a whole number does
+            not fit into 64 bits.
     """
     try:
-        return json.loads(text, parse_int=whole_number)
+        return json.loads(text, parse_int=whole_number, object_pairs_hook=table)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON table, whose names are given once each.
+
+    Raises:
+        ValueError: one is given twice.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it gives {next(name for name in names if names.count(name) > 1)} twice")
+    return values
 
 
 def whole_number(text: str) -> int:

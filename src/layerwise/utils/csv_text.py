@@ -2,13 +2,11 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerwise.errors import InvalidInput
-from layerwise.utils.files import refuse_foreign, replacing
+from layerwise.utils.files import refuse_foreign, refuse_unwritable, replacing
 from layerwise.utils.terminal import visible
 
 FORMULA = tuple("=+-@\t\n＝＋－＠")  # first characters of a formula
@@ -36,11 +34,7 @@ def check_csv(path: Path, begins: str, command: str) -> None:
     Raises:
         InvalidInput: as said.
     """
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InvalidInput(
-            f"Cannot write --csv {path}: its folder is not there, or it cannot be written. Give a "
-            "file in a folder that can be written to."
-        )
+    refuse_unwritable("--csv", path)
     refuse_foreign("--csv", path, begins, command)
 
 

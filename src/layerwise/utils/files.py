@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -180,6 +181,48 @@ def refusing_disk_errors(path: Path) -> Iterator[None]:
             f"Cannot write {path}: {reason}. What was saved before is untouched. Free space or "
             "change permissions, then start again (what was training: with --resume)."
         ) from error
+
+
+def refuse_unwritable(option: str, path: Path) -> None:
+    """Refuse a file that could not be written in the end.
+
+    Raises:
+        InvalidInput: it is a folder, or it lies in one that does not exist or takes no files.
+    """
+    if path.is_dir():
+        raise InvalidInput(
+            f"Cannot write {option} {path}: it is a folder. Give a file in it."
+        )
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"Cannot write {option} {path}: it lies in a folder that does not exist. Make it "
+            "first, or give another path."
+        )
+    refuse_closed(option, path, folder)
+
+
+def refuse_unwritable_folder(option: str, path: Path) -> None:
+    """Refuse a folder that could not be made, or that takes no files.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    nearest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not nearest.is_dir():
+        raise InvalidInput(f"Cannot write {option} {path}: {nearest} is a file. Give a folder.")
+    refuse_closed(option, path, nearest)
+
+
+def refuse_closed(option: str, path: Path, folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+            pass
+    except OSError as error:
+        raise InvalidInput(
+            f"Cannot write {option} {path}: {folder} takes no files ({error.strerror}). Give a "
+            "path in another folder."
+        ) from None
 
 
 def refuse_foreign(option: str, path: Path, mark: str, command: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from layerwise.errors import InvalidInput, brief, check_range, choose
 from layerwise.experiments.compare import is_local
 from layerwise.losses import LOSSES
-from layerwise.losses.match import Guided
+from layerwise.losses.match import is_guided
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
@@ -101,7 +101,7 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
     declared = declared_by(run.losses.values())
     options = {name: value for name, value in base.loss_options.items() if name in declared}
     order = {name: value for name, value in run.rule_options.items() if name != "span"}
-    guided = any(is_guided(name) for name in run.losses.values())
+    guided = any(is_guided(LOSSES[name]) for name in run.losses.values())
     run = replace(
         run,
         teacher=run.teacher if guided else None,
@@ -114,12 +114,6 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
         *([rule] if rule != LOCAL else []),
     ]
     return Method(", ".join(words), loss, span, with_own_options(run))
-
-
-def is_guided(loss: str) -> bool:
-    """Whether a loss compares features with those of a teacher."""
-    factory = LOSSES[loss]
-    return isinstance(factory, type) and issubclass(factory, Guided)
 
 
 def declared_by(losses: Iterable[str]) -> set[str]:
@@ -135,7 +129,7 @@ def refuse_idle_teacher(base: Run, losses: Sequence[str]) -> None:
         InvalidInput: as said.
     """
     names = [name for loss in losses for name in with_loss(base, loss).losses.values()]
-    if base.teacher is not None and not any(map(is_guided, names)):
+    if base.teacher is not None and not any(is_guided(LOSSES[name]) for name in names):
         raise InvalidInput(
             "Cannot use --teacher: none of the losses compares features with a teacher's. Leave it "
             "out, or give match among --losses."
