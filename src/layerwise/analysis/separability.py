@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
-from layerwise.errors import InvalidInput, choose, names_in
+from layerwise.errors import InvalidInput, choose, names_in, raised
 from layerwise.measures import MEASURES
 from layerwise.measures.base import check_labels, parts
 from layerwise.measures.depths import Depths, depths_of, network_depths, refuse_other_depth
@@ -78,6 +78,11 @@ def separability(
     """
     names = list(MEASURES) if measures is None else names_in("measures", measures)
     if isinstance(source, nn.Module | Learner):
+        if (images, split, data_dir, device) != (IMAGES, "test", None, None):
+            raise InvalidInput(
+                "Cannot use images=, split=, data_dir= or device= here: they are of a run. Give "
+                "the network's images and labels as data=."
+            )
         sample = pair_sample(data)
         reference = (
             (depths_at(against, at, output_layer, sample), sample)
@@ -198,7 +203,13 @@ def depths_at(
 ) -> Depths:
     if isinstance(network, Learner):
         return depths_of(network, at, output_layer)
-    return network_depths(network, at, next(sample.batches()), output_layer)
+    try:
+        return network_depths(network, at, next(sample.batches()), output_layer)
+    except (RuntimeError, TypeError) as error:  # the network's own, of images that do not fit
+        raise InvalidInput(
+            f"Cannot measure the network on these images: its forward pass {raised(error)}. Give "
+            "images as it reads them."
+        ) from error
 
 
 def pair_sample(data: Any) -> Sample:

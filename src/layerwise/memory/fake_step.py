@@ -4,7 +4,8 @@ A learner is copied onto PyTorch's fake tensors, which have shapes, types and st
 contents. The copy makes the very step that the learner would make, operation by operation, while
 the storages that are alive are counted. So the step of a large network with a large batch is
 predicted in seconds on a small machine. Memory that an operation uses inside itself and frees
-before it ends is not seen; for a CPU's convolutions it is estimated (``memory.onednn``).
+before it ends is not seen, but that of convolutions and of a CPU's batch normalisation is
+estimated (``memory.onednn``, ``memory.cuda``).
 """
 
 import copy
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from layerwise.core.learner import Learner
+from layerwise.errors import CannotSplit, Diverged, InvalidInput, raised
 from layerwise.memory import cuda, onednn
 from layerwise.memory.accounting import (
     FORWARD,
@@ -131,10 +133,13 @@ def allocated_bytes(tensor: Tensor) -> int:
 
 def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
     """The most bytes that an operation has alive at once, its result counted, where known."""
-    if func not in CONVOLUTIONS:
-        return 0
-    kind = device_kind(args[0])
-    return (cuda if kind == "cuda" else onednn).workspace_bytes(func, args, result)
+    on_gpu = device_kind(args[0]) == "cuda" if args and isinstance(args[0], Tensor) else False
+    if func in CONVOLUTIONS:
+        return (cuda if on_gpu else onednn).workspace_bytes(func, args, result)
+    if func is torch.ops.aten.native_batch_norm_backward.default and not on_gpu:
+        # a CPU's has a second map beside its result (docs/log.md, 2026-11-30)
+        return 0 if result[0] is None else 2 * allocated_bytes(result[0])
+    return 0
 
 
 def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
@@ -146,6 +151,7 @@ def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
     return (
         func is torch.ops.aten.add.Tensor
         and torch._C._current_graph_task_id() != -1
+        and not torch.is_grad_enabled()  # a forward pass that is made again is in a backward pass
         and all(isinstance(summand, Tensor) for summand in args[:2])
         and args[0].shape == args[1].shape
     )
@@ -159,31 +165,46 @@ class SavedBytes:
 
     Attributes:
         units: bytes of every storage that a unit saved, by the unit's index; unit 0 unless ``mark``
-            says otherwise.
+            says otherwise. heads: the same of what its loss saved.
     """
 
     def __init__(self, learner: Learner) -> None:
         self.units: dict[int, dict[int, int]] = defaultdict(dict)
+        self.heads: dict[int, dict[int, int]] = defaultdict(dict)
+        self._in_head = False
+        self._losses = [unit.loss for unit in learner.units]
         self._unit = 0
         self._passes = Counter[int]()
         self._own = {storage_bytes(tensor)[0] for tensor in persistent_tensors(learner)}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def __enter__(self) -> "SavedBytes":
+        self._handles = [loss.register_forward_pre_hook(self._enter_head) for loss in self._losses]
         self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter_head(self, *_: Any) -> None:
+        self._in_head = True
 
     def mark(self, unit: int, phase: str) -> None:
         """Note that a unit begins a phase of its step; see ``accounting.phases``."""
-        self._unit = unit
+        self._unit, self._in_head = unit, False
         self._passes[unit] += phase == FORWARD
 
     def reached(self, unit: int, first: int) -> int:
-        """Bytes saved by the units that a unit's loss reaches, back to a first one."""
-        saved: dict[int, int] = {}
+        """Bytes saved for a unit's loss: by itself and by the units that it reaches.
+
+        What earlier units' losses saved is freed before.
+
+        Args:
+            first: index of the first unit that the loss reaches.
+        """
+        saved = dict(self.heads[unit])
         for index in range(min(first, unit), unit + 1):
             saved |= self.units[index]
         return sum(saved.values())
@@ -191,7 +212,7 @@ class SavedBytes:
     def _pack(self, tensor: Tensor) -> Tensor:
         key, size = storage_bytes(tensor)
         if key not in self._own and self._passes[self._unit] <= 1:
-            self.units[self._unit][key] = size
+            (self.heads if self._in_head else self.units)[self._unit][key] = size
         return tensor
 
 
@@ -202,6 +223,9 @@ def pretended(
     """A copy without contents of a learner, or of a tuple of a learner and modules.
 
     Operations inside the context make no contents either.
+
+    Raises:
+        InvalidInput: something cannot be computed without contents.
 
     Args:
         things: the learner, or a tuple that begins with it and holds modules or lists of them.
@@ -225,7 +249,19 @@ def pretended(
         for unit, memory_format in zip(learner.units, memory_formats or (), strict=False):
             for tensor in unit_tensors(unit):
                 doubles[id(tensor)] = with_memory_format(doubles[id(tensor)], memory_format)
-        yield copy.deepcopy(things, doubles)
+        for double in doubles.values():
+            if isinstance(double, nn.Parameter):
+                double.grad = None  # a step begins without gradients of earlier ones
+        try:
+            yield copy.deepcopy(things, doubles)
+        except (InvalidInput, CannotSplit, Diverged):
+            raise
+        except Exception as error:  # code of any kind runs here, on tensors without contents
+            raise InvalidInput(
+                "Cannot predict the memory of a step: the network, or its loss, cannot be computed "
+                f"without contents, and {raised(error)}. Leave out what is predicted (a limit of "
+                "memory, at='memory:…'), or replace what reads the contents of its tensors."
+            ) from error
 
 
 def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -237,12 +273,8 @@ def blank_batch(learner: Learner, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def with_memory_format(tensor: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A tensor of the same shape and type, with its gradient, in a memory format; no contents."""
+    """A tensor of the same shape and type in a memory format; no contents."""
     if tensor.dim() != 4 or tensor.is_contiguous(memory_format=memory_format):
         return tensor
     made = torch.empty_like(tensor, memory_format=memory_format)
-    if not isinstance(tensor, nn.Parameter):
-        return made
-    parameter = nn.Parameter(made, tensor.requires_grad)
-    parameter.grad = None if tensor.grad is None else with_memory_format(tensor.grad, memory_format)
-    return parameter
+    return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made

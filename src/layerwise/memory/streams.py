@@ -82,7 +82,7 @@ def choose_streams(step: StepBytes, limit: int | None, most: int = MOST_STREAMS)
     if step.singly() > allowed:
         raise InvalidInput(
             f"Cannot keep to --memory {format_size(allowed)}: a step is predicted to need "
-            f"{format_size(step.singly())}. Give as much, or lower --batch-size."
+            f"{format_size(step.singly(), up=True)}. Give as much, or lower --batch-size."
         )
     return StepChoice(0, step.singly())
 

@@ -11,9 +11,10 @@ from layerwise.core.audit import audit_steps
 from layerwise.core.learner import Learner
 from layerwise.core.locality import Audit
 from layerwise.core.reach import reach_of_span, span_text
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import InvalidInput, brief, choose
 from layerwise.profiling.predict import predict_steps
 from layerwise.rules import RULES
+from layerwise.utils.options import keyword_only
 
 
 def audit(
@@ -61,6 +62,18 @@ def audit(
             "learner.span."
         )
     order = RULES[choose("rule", rule, RULES)].order
+    for name in options:
+        choose(f"option of the rule {rule}:", name, [*keyword_only(order)])
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 2):
+        raise InvalidInput(
+            f"Cannot use batch_size={brief(repr(batch_size))}: it is no number of images. Give 2 "
+            "or more."
+        )
+    if images.shape[1:] != learner.image_shape or images.dtype != learner.image_type:
+        raise InvalidInput(
+            f"Cannot audit with images {tuple(images.shape)} of {images.dtype}: the learner reads "
+            f"(B, {', '.join(map(str, learner.image_shape))}) of {learner.image_type}. Give such."
+        )
     batches = SingleBatch(images, labels)
     make_steps = partial(order, learner, batches, 1, lambda done: 1.0, **options)
     found = audit_steps(learner, images, labels, make_steps)

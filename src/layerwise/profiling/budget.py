@@ -116,25 +116,31 @@ def plan_localize(
 
 
 def plan_run(
-    run: Run, execution: Execution, images: ImageFormat | None = None
+    run: Run,
+    execution: Execution,
+    images: ImageFormat | None = None,
+    reference: bool = False,
 ) -> tuple[Run, Plan | None]:
     """A run whose units end where they are planned to, and the plan; others are as they were.
 
-    A rule that trains the network as one unit needs no plan.
+    A rule that trains the network as one unit has no plan.
 
     Args:
         images: format of the images; None: that of the run's data set.
+        reference: let such a rule exceed the budget: the others are compared with it.
 
     Raises:
-        InvalidInput: the budget is no size, or no cut satisfies it.
+        InvalidInput: the budget is no size, or the rule or no cut satisfies it.
     """
     if not is_budget(run.at):
         return run, None
     limit = parse_size("--at memory", run.at.removeprefix(BUDGET))
-    if RULES[choose("rule", run.rule, RULES)].at is not None:
+    whole = RULES[choose("rule", run.rule, RULES)].at is not None
+    if whole and reference:
         return replace(run, at="1"), None
     refuse_unplanned(run)
-    prepared = prepare(replace(run, at="block"), replace(execution, device="cpu"))
+    planned = replace(run, at="1" if whole else "block")
+    prepared = prepare(planned, replace(execution, device="cpu"))
     images = images or prepared.dataset.expected(run.image_size)
     wanted = execution.memory_format
 
@@ -143,6 +149,15 @@ def plan_run(
         set_memory_format(learner, "auto" if wanted == "trial" else wanted)
         return predicted_peak(learner, run.rule, run.batch_size, trial_options(run))
 
+    if whole:
+        needed = peak(GLOBAL)
+        if needed > limit:
+            raise InvalidInput(
+                f"Cannot train within {format_size(limit)}: the rule {run.rule} trains the network "
+                f"as one unit, whose predicted peak is {format_size(needed, up=True)}. Give as "
+                "much memory, the rule checkpointed with --memory, or a rule of several units."
+            )
+        return planned, None
     sample = torch.zeros(2, images.channels, images.image_size, images.image_size)
     plan = plan_units(
         limit,
@@ -213,7 +228,7 @@ def plan_units(
     needed, count = min(lowest_peaks)
     raise InvalidInput(
         f"Cannot train within {format_size(limit)}: the lowest peak that is predicted is "
-        f"{format_size(needed)}, of {counted(count, 'unit')} and batches of {batch_size}. "
+        f"{format_size(needed, up=True)}, of {counted(count, 'unit')} and batches of {batch_size}. "
         "Give as much memory, a smaller batch, or a loss with smaller heads, such as pred."
     )
 

@@ -52,9 +52,10 @@ def estimate(runs: Iterable[Run], execution: Execution) -> dict[Run, float]:
     seconds = {}
     for run in runs:
         losses = (run.loss, run.loss_from)
-        kind = (run.model, run.rule, losses, run.width, run.image_size, run.batch_size, run.amp)
+        local = (run.rule, run.rule_options, losses, run.loss_options, run.at, run.output_layer)
+        kind = (run.model, *local, run.width, run.image_size, run.batch_size, run.amp)
         design = (run.hierarchy, run.downsample_after, run.model_options)
-        shape = (run.model, run.width, run.image_size, *design)
+        shape = (run.model, run.data, run.width, run.image_size, *design)
         if shape not in works:
             works[shape] = forward_work(run)
         if kind not in paces:

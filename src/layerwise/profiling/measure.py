@@ -63,8 +63,9 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
         check=False,
     )
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["it was killed, as when memory runs out"]
-        reason = lines[-1][:200].rstrip(".")
+        reason = "it was killed, as when memory runs out"
+        if done.returncode > 0 and (lines := done.stderr.strip().splitlines()):
+            reason = lines[-1][:200].rstrip(".")
         raise InvalidInput(
             f"Cannot measure the rule {run.rule!r} with a batch of {run.batch_size}: {reason}. "
             "Lower --batch-size, or give --predict, which computes nothing."
@@ -107,6 +108,8 @@ def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, 
     process_peak = process_peak_bytes()  # before the profiler, which needs memory itself
     steps = []
     learner.captured = None  # a replay allocates nothing: memory is that of steps made singly
+    for optimizer in filter(None, (each.optimizer for each in learner.units)):
+        optimizer.state.clear()  # a rule may hold that of one unit at a time
     ticks = rule_ticks(run.rule, learner, run.batch_size, 1, options)
     while next(ticks, None) is not None:
         persistent = persistent_bytes(learner)

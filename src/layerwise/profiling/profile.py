@@ -57,6 +57,7 @@ def predict_peak(
     rule: str = "simultaneous",
     memory_format: str = "auto",
     device: str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> int:
     """Predict the peak of memory of training, without making a step or changing the model.
@@ -69,6 +70,7 @@ def predict_peak(
             ``contiguous``; a CPU's convolutions copy contiguous maps.
         device: ``cpu`` or ``cuda``, which need not be there (``memory.cuda`` says what cannot be
             known of a GPU); None: the model's own.
+        dtype: of the images, such as ``torch.int64`` of tokens; None: that of the model's weights.
         options: of ``localize`` (``loss``, ``at``, ``optimizer``, ``amp`` …) and of the rule
             (``cache``, ``segments``).
 
@@ -83,7 +85,7 @@ def predict_peak(
     choose("rule", rule, RULES)
     choose("memory format", memory_format, MEMORY_FORMATS)
     if not isinstance(batch_shape, Sequence) or not all(
-        isinstance(side, int) and side > 0 for side in batch_shape
+        isinstance(side, int) and side is not True and side > 0 for side in batch_shape
     ):
         raise InvalidInput(
             f"Cannot use batch_shape={in_one_line(brief(repr(batch_shape)))}: it is no shape of a "
@@ -91,6 +93,11 @@ def predict_peak(
         )
     if device is not None:
         choose("device", device, DEVICES)
+    for name in ("sample", "check", "keeping"):
+        if name in options:
+            raise InvalidInput(
+                f"Cannot use {name}= here: the prediction sets it itself. Leave it out."
+            )
     if RULES[rule].at is not None and options.get("at", RULES[rule].at) != RULES[rule].at:
         raise InvalidInput(
             f"Cannot use at= with the rule {rule!r}: it trains the network as one unit. Leave at= "
@@ -103,7 +110,8 @@ def predict_peak(
         name: value for name, value in options.items() if name not in own
     }
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
-        sample = torch.zeros(2, *batch_shape[1:])
+        weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+        sample = torch.zeros(2, *batch_shape[1:], dtype=dtype or next(weights, None))
         # as the model has it: setting a format would rewrite the model's weights
         learner = localize(
             model, sample, num_classes, memory_format=None, check=False, **for_learner
@@ -274,7 +282,7 @@ def add_largest_batches(
 def need_text(name: str, least: dict[str, Any]) -> str:
     """A sentence on the memory that a rule needs with a batch of 2."""
     cache = least["cache_bytes"]
-    of_which = f", of which {cache / 1e6:.1f} MB are a cache (see --cache-limit)" if cache else ""
-    need = (least["predicted_peak_bytes"] + cache) / 1e6
+    of_which = f", of which {format_size(cache)} are a cache (see --cache-limit)" if cache else ""
+    need = format_size(least["predicted_peak_bytes"] + cache, up=True)
     unit = least["peak_unit"]
-    return f"the rule {name!r} needs {need:.1f} MB for a batch of 2, in unit {unit}{of_which}"
+    return f"the rule {name!r} needs {need} for a batch of 2, in unit {unit}{of_which}"

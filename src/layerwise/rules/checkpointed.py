@@ -181,7 +181,8 @@ def piece_within(learner: Learner, batch_size: int, limit: int) -> Checkpointed:
     if least > spare:
         raise TooLittleMemory(
             f"Cannot checkpoint within {format_size(limit)}: a step needs "
-            f"{format_size(least + limit - spare)} or more. Give as much, or lower the batch size."
+            f"{format_size(least + limit - spare, up=True)} or more. Give as much, or lower the "
+            "batch size."
         )
     return piece
 

@@ -50,15 +50,30 @@ def free_memory(system: Path = Path("/")) -> int | None:
         free = 1024 * entry(system / "proc/meminfo", "MemAvailable:")
         # no groups, or one without a limit, which says "max"
         with contextlib.suppress(OSError, ValueError, StopIteration):
-            group = system / "sys/fs/cgroup"
-            limit, taken = (
-                int((group / name).read_text()) for name in ("memory.max", "memory.current")
-            )
-            # contents of files, which are given up first
-            taken -= entry(group / "memory.stat", "inactive_file")
-            free = min(free, limit - taken)
+            for group in control_groups(system):
+                free = min(free, left_in(group, free))
         return max(free, 0)
     return None
+
+
+def control_groups(system: Path) -> list[Path]:
+    """The folders of this process's control group and of those that hold it, each with a limit."""
+    root = system / "sys/fs/cgroup"
+    lines = (system / "proc/self/cgroup").read_text().splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    return [root / own, *(root / part for part in Path(own).parents)] if own else [root]
+
+
+def left_in(group: Path, free: int) -> int:
+    """Bytes that a control group may still take; ``free`` where it has no limit."""
+    try:
+        limit, taken = (
+            int((group / name).read_text()) for name in ("memory.max", "memory.current")
+        )
+        # contents of files, which are given up first
+        return limit - taken + entry(group / "memory.stat", "inactive_file")
+    except (OSError, ValueError, StopIteration):  # a group without a limit says "max"
+        return free
 
 
 def entry(path: Path, name: str) -> int:

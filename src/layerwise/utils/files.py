@@ -190,9 +190,7 @@ def refuse_unwritable(option: str, path: Path) -> None:
         InvalidInput: it is a folder, or it lies in one that does not exist or takes no files.
     """
     if path.is_dir():
-        raise InvalidInput(
-            f"Cannot write {option} {path}: it is a folder. Give a file in it."
-        )
+        raise InvalidInput(f"Cannot write {option} {path}: it is a folder. Give a file in it.")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InvalidInput(

@@ -1,7 +1,8 @@
 """Multiply-adds of operations: PyTorch's counts, of which some are put right and some are added.
 
 PyTorch 2.13 counts the weights' gradient of a grouped convolution as if it had one group, and does
-not know the attention kernel of a CPU.
+not know the attention kernel of a CPU, nor the fused layers of transformers. Recurrent layers and
+``nn.Bilinear`` are not counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,6 +30,28 @@ def convolution_backward(
 # FlopCounterMode then hands it tensors, not shapes
 convolution_backward._get_raw = True  # type: ignore[attr-defined]
 
+
+def attention_layer(query: Tensor, key: Tensor, *others: Any, out_val: Any) -> int:
+    """Operations of PyTorch's fused attention with its projections, which frozen layers take."""
+    images, length, width = query.shape
+    projections = 2 * images * width * width * (length + key.shape[1])
+    return 2 * (projections + 2 * images * length * key.shape[1] * width)
+
+
+def encoder_layer(tokens: Tensor, *others: Any, out_val: Any) -> int:
+    """Operations of PyTorch's fused layer of a transformer's encoder."""
+    first_weight = others[13]  # of the perceptron, whose second has as many
+    perceptron: int = 2 * tokens.shape[0] * tokens.shape[1] * first_weight.numel()
+    return attention_layer(tokens, tokens, out_val=out_val) + 2 * perceptron
+
+
+FUSED = {
+    aten._native_multi_head_attention: attention_layer,
+    aten._transformer_encoder_layer_fwd: encoder_layer,
+}
+for count in FUSED.values():
+    count._get_raw = True  # type: ignore[attr-defined]
+
 ATTENTION: Mapping[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         aten._scaled_dot_product_flash_attention
@@ -37,7 +60,7 @@ ATTENTION: Mapping[Any, Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_backward
     ],
 }
-COUNTED = {**flop_registry, **ATTENTION, aten.convolution_backward: convolution_backward}
+COUNTED = {**flop_registry, **ATTENTION, **FUSED, aten.convolution_backward: convolution_backward}
 
 
 def multiply_adds(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> int:
@@ -52,7 +75,7 @@ class MultiplyAdds(FlopCounterMode):
     def __init__(self) -> None:
         # it wraps functions of shapes itself, which those of its registry are already
         kernels = {kernel: unwrap(count) for kernel, count in ATTENTION.items()}
-        kernels[aten.convolution_backward] = convolution_backward
+        kernels |= {aten.convolution_backward: convolution_backward, **FUSED}
         super().__init__(display=False, custom_mapping=kernels)
 
     @property

@@ -4,6 +4,7 @@ Only the user names them, on the command line or in Python: a run's folder or a 
 never lets one run.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -28,11 +29,18 @@ def import_files(names: Iterable[str]) -> None:
         InvalidInput: one cannot be read, or raises an error.
     """
     for name in names:
-        if name not in IMPORTED:
+        if name not in IMPORTED and not any(is_one_file(name, other) for other in IMPORTED):
             is_module = is_module_name(name)
             MODULES[name] = import_installed(name) if is_module else import_file(Path(name))
             source = file_of_module(name) if is_module else Path(name)
             IMPORTED[name] = hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def is_one_file(name: str, other: str) -> bool:
+    """Whether two spellings name one file."""
+    with contextlib.suppress(OSError):
+        return os.path.samefile(name, other)
+    return False
 
 
 def is_module_name(name: str) -> bool:

@@ -3,7 +3,13 @@
 
 def decodable(text: str) -> str:
     r"""The text with bytes that are no UTF-8, which Python keeps as surrogates, as ``\xe9``."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    halves = "".join(  # of a character, which stand for no byte
+        letter.encode("unicode_escape").decode("ascii")
+        if "\ud800" <= letter <= "\udfff" and not "\udc80" <= letter <= "\udcff"
+        else letter
+        for letter in text
+    )
+    return halves.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(text: object) -> str:

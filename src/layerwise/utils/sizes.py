@@ -1,6 +1,7 @@
 """Amounts of memory in words."""
 
 import re
+from decimal import ROUND_CEILING, ROUND_HALF_EVEN, Context, Decimal
 from typing import NewType
 
 from layerwise.errors import InvalidInput, brief
@@ -17,7 +18,7 @@ def parse_size(name: str, text: str) -> int:
         InvalidInput: it is no number above 0 with a unit.
     """
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]+)?) ?([a-z]*)", text.strip(), re.IGNORECASE)
-    size = int(float(match[1]) * {**SIZES, **BINARY}.get(match[2].upper(), 0)) if match else 0
+    size = int(Decimal(match[1]) * {**SIZES, **BINARY}.get(match[2].upper(), 0)) if match else 0
     if size < 1:
         raise InvalidInput(
             f"Cannot use {name} {brief(repr(text))}: it is not a size. Give a number above 0 with "
@@ -26,8 +27,16 @@ def parse_size(name: str, text: str) -> int:
     return size
 
 
-def format_size(size: int) -> str:
-    """Three digits and a decimal unit."""
-    unit = max((unit for unit in SIZES if SIZES[unit] <= size), key=SIZES.__getitem__, default="B")
-    shown = float(f"{size / SIZES[unit]:.3g}")
-    return f"{shown:g} {unit.replace('K', 'k')}"
+def format_size(size: int, up: bool = False) -> str:
+    """Three digits and a decimal unit.
+
+    Args:
+        up: round up, so that the size suffices where a sentence asks for as much.
+    """
+    digits = Context(prec=3, rounding=ROUND_CEILING if up else ROUND_HALF_EVEN).create_decimal(size)
+    unit = max(
+        (unit for unit in SIZES if SIZES[unit] <= digits), key=SIZES.__getitem__, default="B"
+    )
+    shown = f"{digits / SIZES[unit]:,f}"
+    shown = shown.rstrip("0").rstrip(".") if "." in shown else shown
+    return f"{shown} {unit.replace('K', 'k')}"

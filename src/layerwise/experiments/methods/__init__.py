@@ -83,7 +83,7 @@ def compare_methods(
     choose("equal", comparison.equal, EQUAL)
     check_files(comparison)
     methods = [
-        replace(method, run=plan_run(method.run, execution)[0])
+        replace(method, run=plan_run(method.run, execution, reference=True)[0])
         for method in methods_of(base, comparison.losses, comparison.spans, comparison.rules)
     ]
     entries([method.run for method in methods], output, execution)
