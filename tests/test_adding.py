@@ -289,6 +289,15 @@ def test_a_file_that_cannot_be_used_is_refused(
     assert words in capsys.readouterr().err
 
 
+def test_a_file_runs_once_by_whichever_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("once_by_name.py").write_text("open('runs', 'a').write('x')\n")
+    import_files(["once_by_name.py", "./once_by_name.py", str(tmp_path / "once_by_name.py")])
+    assert Path("runs").read_text() == "x"
+
+
 @pytest.mark.parametrize("name", ["copy.py", "torch.py"])
 def test_a_file_named_as_a_module_is_refused(name: str, tmp_path: Path) -> None:
     before = sys.modules[name.removesuffix(".py")]

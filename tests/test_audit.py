@@ -75,6 +75,22 @@ def test_every_rule_is_as_local_as_declared(rule: str) -> None:
     assert found.peak_bytes is not None
 
 
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (torch.rand(4, 2, 8, 8), {"rule": "sequential"}, "the learner reads"),
+        (IMAGES, {"foo": 1}, "option of the rule simultaneous: 'foo'"),
+        (IMAGES, {"batch_size": 1}, "Cannot use batch_size='1'|Cannot use batch_size=1"),
+        (IMAGES, {"batch_size": "a"}, "no number of images"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(
+    images: Tensor, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        layerwise.audit(make(network("plain")), images, LABELS, **options)
+
+
 def test_the_quick_way_and_the_slow_way_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(network("pre-activation"), span=2, at="block")
     quick = audit(learner)

@@ -1,6 +1,8 @@
 """Units planned by a budget of memory: the fewest that fit, as predicted and as measured."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from layerwise.core.learner import Learner
 from layerwise.core.split import cut_paths, split
 from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.memory.accounting import measured, persistent_bytes
-from layerwise.profiling.budget import cuts_by_count, search
+from layerwise.profiling.budget import cuts_by_count, plan_run, search
 from layerwise.profiling.profile import predict_peak
+from layerwise.runs.run import Execution, Run
 from tests import helpers
 from tests.helpers import CLASSES
 from tests.test_cli import last_json, refusal
@@ -83,6 +86,23 @@ def test_budgets_that_cannot_be_satisfied_are_refused(size: str, words: str) -> 
         layerwise.localize(helpers.network("plain"), SAMPLE, CLASSES, "pred", size)
     with pytest.raises(CannotSplit, match=r"layerwise\.localize"):
         split(helpers.network("plain"), size)
+
+
+def test_the_budget_that_a_refusal_asks_for_suffices() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        layerwise.localize(helpers.network("plain"), SAMPLE, CLASSES, "pred", "memory:10kB")
+    [asked] = re.findall(r"predicted is ([\d.]+ [kM]B)", str(refused.value))
+    again = layerwise.localize(helpers.network("plain"), SAMPLE, CLASSES, "pred", f"memory:{asked}")
+    assert again.plan is not None
+
+
+@pytest.mark.parametrize("rule", ["global", "checkpointed"])
+def test_a_rule_of_one_unit_keeps_to_a_budget_or_is_refused(rule: str) -> None:
+    given = Run("vgg8", rule=rule, width=0.0625, at="memory:1kB", batch_size=16)
+    with pytest.raises(InvalidInput, match=f"the rule {rule} trains the network as one unit"):
+        plan_run(given, Execution(device="cpu"))
+    assert plan_run(replace(given, at="memory:4GB"), Execution(device="cpu"))[0].at == "1"
+    assert plan_run(given, Execution(device="cpu"), reference=True)[0].at == "1"
 
 
 def as_it_is(peak: Any) -> int:

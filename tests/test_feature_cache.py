@@ -412,6 +412,14 @@ def test_free_memory_is_what_the_machine_and_its_group_leave(tmp_path: Path) -> 
     assert free_memory(tmp_path) == 2000 * 1024
     (group / "memory.max").write_text("1500\n")
     assert free_memory(tmp_path) == 1000
+    job = group / "slice/job_1"  # a group within that one
+    job.mkdir(parents=True)
+    (proc / "self").mkdir()
+    (proc / "self/cgroup").write_text("0::/slice/job_1\n")
+    assert free_memory(tmp_path) == 1000
+    for name, text in (("max", "700"), ("current", "500"), ("stat", "inactive_file 0")):
+        (job / f"memory.{name}").write_text(text)
+    assert free_memory(tmp_path) == 200
     (group / "memory.max").write_text("100\n")
     assert free_memory(tmp_path) == 0
 
@@ -430,6 +438,13 @@ def test_free_memory_is_what_the_machine_and_its_group_leave(tmp_path: Path) -> 
 def test_sizes(text: str, size: int) -> None:
     assert parse_size("--cache-limit", text) == size
     assert parse_size("--cache-limit", format_size(size)) == size
+
+
+@pytest.mark.parametrize("size", [7, 795_001, 999_600, 1_150_000, 123_456_789, 10**18])
+def test_a_size_that_is_asked_for_suffices(size: int) -> None:
+    assert size <= parse_size("--memory", format_size(size, up=True)) <= 1.01 * size + 1
+    assert "e+" not in format_size(size)
+    assert not format_size(size).startswith("1000 ")
 
 
 def test_sizes_may_be_binary() -> None:

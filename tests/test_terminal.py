@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.cli import main
+from layerwise.utils.printable import printable
 from layerwise.utils.terminal import visible
 from tests.hostile import run_program
 
@@ -66,6 +67,11 @@ def test_terminals_without_the_characters(
     assert done.returncode == code
     assert b"Traceback" not in done.stderr
     assert b"\\" in done.stdout + done.stderr or "latin" in str(settings)
+
+
+def test_half_a_character_can_be_printed() -> None:
+    assert printable("a\ud800b\udce9") == r"a\ud800b\xe9"
+    assert printable("Ärger") == "Ärger"
 
 
 def test_visible_text_steers_nothing() -> None:

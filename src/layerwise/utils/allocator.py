@@ -59,8 +59,11 @@ def free_memory(system: Path = Path("/")) -> int | None:
 def control_groups(system: Path) -> list[Path]:
     """The folders of this process's control group and of those that hold it, each with a limit."""
     root = system / "sys/fs/cgroup"
-    lines = (system / "proc/self/cgroup").read_text().splitlines()
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    own = ""
+    with contextlib.suppress(OSError):
+        for line in (system / "proc/self/cgroup").read_text().splitlines():
+            if line.startswith("0::/"):
+                own = line.removeprefix("0::/")
     return [root / own, *(root / part for part in Path(own).parents)] if own else [root]
 
 

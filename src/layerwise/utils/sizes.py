@@ -37,6 +37,6 @@ def format_size(size: int, up: bool = False) -> str:
     unit = max(
         (unit for unit in SIZES if SIZES[unit] <= digits), key=SIZES.__getitem__, default="B"
     )
-    shown = f"{digits / SIZES[unit]:,f}"
+    shown = f"{digits / SIZES[unit]:f}"
     shown = shown.rstrip("0").rstrip(".") if "." in shown else shown
     return f"{shown} {unit.replace('K', 'k')}"
