@@ -253,6 +253,7 @@ def test_enumeration_ends_where_nothing_fits():
         ("resnet19", "Did you mean 'resnet18'"),
         ("resnet18 --rank grid", "Accepted: count, gain"),
         ("resnet18 --rank gain", "--dry-run trains nothing"),
+        ("resnet18 --figure f.svg", "Cannot use --figure with --dry-run"),
         ("resnet18 --move strides", "Accepted: convolutions, downsampling"),
         (
             "resnet18 --move downsampling --rank gain",
