@@ -204,16 +204,16 @@ def check_search(search: Search, dry_run: bool) -> None:
             "Cannot use --rank gain with --dry-run: it trains the base, and --dry-run trains "
             "nothing. Leave one of them out."
         )
-    if search.figure is not None and dry_run:
-        raise InvalidInput(
-            "Cannot use --figure with --dry-run: it shows accuracies, and --dry-run trains "
-            "nothing. Leave one of them out."
-        )
     for name, least in (("finalists", 1), ("seeds", 1), ("listed", 1), ("final_epochs", 0)):
         most = MOST_EPOCHS if name == "final_epochs" else MOST_SEEDS
         check_range(f"--{name.replace('_', '-')}", getattr(search, name), least, most)
     if search.figure is not None:
         check_figure(search.figure, "accelerate")
+        if dry_run:
+            raise InvalidInput(
+                "Cannot use --figure with --dry-run: it shows accuracies, and --dry-run trains "
+                "nothing. Leave one of them out."
+            )
 
 
 def propose_designs(base: Run, move: str, budgets: Sequence[Budget], costs: Costs) -> list[Design]:
