@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from layerwise.cli.values import collect_both, collect_execution, given_options,
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.utils.launch import restarts
+from layerwise.utils.launch import is_first, restarts
 from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.sizes import format_size
@@ -61,33 +60,43 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "Cannot resume: --resume alone names no run. Give its folder, or the command that "
             "began it."
         )
-    if not isinstance(parsed.resume, str):
-        described, execution = collect_both(parsed)
-        return train_one(described, parsed, execution, preset_of(parsed))
-    folder = RunFolder(parsed.resume)
-    if changed:
+    if isinstance(parsed.resume, str) and changed:
         raise InvalidInput(
             f"Cannot change {as_flag(changed[0])} of a run that goes on: --resume {parsed.resume} "
             "takes it as it is. Leave it out."
         )
+    check_finished(parsed)
+    if not isinstance(parsed.resume, str):
+        described, execution = collect_both(parsed)
+        return train_one(described, parsed, execution, preset_of(parsed))
+    folder = RunFolder(parsed.resume)
     return train_one(folder.run(), parsed, collect_execution(parsed, folder))
 
 
-def check_finished(folder: RunFolder, given: Sequence[str]) -> None:
-    """Refuse, or say, which of the given options change nothing in a run that is finished.
+def check_finished(parsed: argparse.Namespace) -> None:
+    """Refuse, or say, which options change nothing in a run that is named and finished.
 
     Raises:
         InvalidInput: separability is to be measured while it is trained; naming the command.
     """
+    path, given = run_named(parsed), given_options(parsed)
+    if path is None or not RunFolder(path).finished:
+        return
     if any(name.startswith("separability_") for name in given):
         raise InvalidInput(
-            f"Cannot measure separability while {folder.path} is trained: it is finished. Measure "
-            f"it with: layerwise separability {shlex.quote(str(folder.path))}"
+            f"Cannot measure separability while {path} is trained: it is finished. Measure it "
+            f"with: layerwise separability {shlex.quote(path)}"
         )
-    for name in given:
-        if hasattr(Execution, name):
-            note = f"layerwise: {as_flag(name)} changes nothing here: {folder.path} is finished."
-            print(note, file=sys.stderr, flush=True)
+    # the command that began it is given again with all its options, to go on or to see its result
+    for name in given if path == parsed.resume and is_first() else ():
+        note = f"layerwise: {as_flag(name)} changes nothing here: {path} is finished."
+        print(note, file=sys.stderr, flush=True)
+
+
+def run_named(parsed: argparse.Namespace) -> str | None:
+    """The folder of the run that the command names, by ``--resume`` or ``--output``."""
+    path: str | None = parsed.resume if isinstance(parsed.resume, str) else parsed.output
+    return path
 
 
 def train_one(
@@ -104,7 +113,7 @@ def train_one(
     Args:
         preset: whose settings it began from; it is recorded beside the run.
     """
-    output = parsed.resume if isinstance(parsed.resume, str) else parsed.output
+    output = run_named(parsed)
     from layerwise.distributed import gathered, joined, print_once, together
     from layerwise.experiments.entry import folder_of
     from layerwise.profiling.budget import plan_run
@@ -125,9 +134,6 @@ def train_one(
         folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
         # only the host of the rank that ended counts it
         resume = parsed.resume is not None or any(gathered(restarts() > 0))
-        with together():
-            if here.first and resume and folder.finished:
-                check_finished(folder, given_options(parsed))
         try:
             with shown() if here.first else nullcontext(Progress()) as progress:
                 result = train(prepared, folder, resume, progress)

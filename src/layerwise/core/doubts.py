@@ -10,6 +10,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain
 from layerwise.utils.device import device_of, has_bfloat16
+from layerwise.utils.words import few
 
 MOST_NAMED = 5  # names in a warning
 LEVEL = 4  # of the stack: the caller of ``layerwise.localize``, which calls ``core.localize``
@@ -21,9 +22,9 @@ def warn_of_untrained(chain: Chain) -> None:
         return
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in chain.untrained))
     warnings.warn(
-        f"Units train the network's output {chain.output!r} alone: {in_words(modules)} "
-        f"({len(chain.untrained)} parameters), on which only its other outputs depend, stay "
-        "untrained.",
+        f"Units train the network's output {chain.output!r} alone: "
+        f"{few(modules, MOST_NAMED, repr)} ({len(chain.untrained)} parameters), on which only its "
+        "other outputs depend, stay untrained.",
         stacklevel=LEVEL,
     )
 
@@ -53,14 +54,10 @@ def warn_of_constant_features(model: nn.Module, chain: Chain, sample: Tensor) ->
     if constant:
         raised = "feature of unit" if len(constant) == 1 else "features of units"
         warnings.warn(
-            f"The {raised} {in_words(constant)} {'is' if len(constant) == 1 else 'are'} the same "
-            "for all images of the sample, so a local loss can learn nothing from it: such as "
-            "where the last normalisation of a block starts at zero. Cut elsewhere with at=, such "
-            "as at='block', or give these weights another start.",
+            f"The {raised} {few(constant, MOST_NAMED, repr)} "
+            f"{'is' if len(constant) == 1 else 'are'} the same for all images of the sample, so a "
+            "local loss can learn nothing from it: such as where the last normalisation of a block "
+            "starts at zero. Cut elsewhere with at=, such as at='block', or give these weights "
+            "another start.",
             stacklevel=LEVEL,
         )
-
-
-def in_words(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(repr, names[:MOST_NAMED])) + more

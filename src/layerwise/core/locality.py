@@ -1,12 +1,13 @@
 """Locality of a learner: what an audit says of the weights that each loss reaches."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from layerwise.core.reach import Reach
 from layerwise.core.table import aligned
+from layerwise.utils.words import few
 
+SHOWN = 3  # parameters in a line
 MOST_NAMED = 20  # parameters in a summary
 
 
@@ -96,7 +97,7 @@ class Audit:
     def problem(self) -> str | None:
         """One sentence on how the locality is not as declared; None: it is."""
         if self.stray:
-            names = named(self.weights[number].name for number in sorted(self.stray))
+            names = few((self.weights[number].name for number in sorted(self.stray)), SHOWN)
             return (
                 f"{names} of the network or its heads learn from something else than the losses "
                 "that units return."
@@ -164,7 +165,7 @@ class Audit:
             f"units: {len(self.units)}, isolated from each other: {self.isolated}, "
             f"span: {self.span} (declared: {self.declared_span})",
             f"updates of batch statistics a step: {self.statistics_updates}",
-            f"dead parameters: {named(names) if names else 'none'}",
+            f"dead parameters: {few(names, SHOWN) if names else 'none'}",
             f"leaks: {self.problem or 'none'}",
         ]
         if self.kept_bytes is not None and self.peak_bytes is not None:
@@ -173,13 +174,6 @@ class Audit:
                 f"{self.peak_bytes / 1e6:,.1f} MB at the peak of a step"
             )
         return lines
-
-
-def named(names: Iterable[str], most: int = 3) -> str:
-    """A few names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
 
 
 def may_reach(loss: int, weight: Weight, reach: Reach) -> bool:

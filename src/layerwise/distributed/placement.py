@@ -15,7 +15,7 @@ from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Targets
 from layerwise.memory.accounting import phases, unit_bytes
-from layerwise.memory.fake_step import Footprint, pretended
+from layerwise.memory.fake_step import Footprint, blank_batch, pretended
 from layerwise.utils.device import device_of, synchronise
 
 REPETITIONS = 2  # of a unit's step that are timed, after a first that is not
@@ -105,11 +105,7 @@ def unit_needs(learner: Learner, batch_size: int) -> list[Need]:
     """What each unit needs, predicted without computing anything."""
     passed: dict[int, int] = {}
     with pretended(learner) as copied, Footprint(copied) as footprint:
-        device = device_of(copied.model)
-        images = torch.empty(
-            batch_size, *learner.image_shape, dtype=learner.image_type, device=device
-        )
-        labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        images, labels = blank_batch(copied, batch_size)
         copied.train()
         copied.step(images, labels)  # the first, which makes the optimizers' state
         handles = [

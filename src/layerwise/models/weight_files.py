@@ -16,6 +16,7 @@ from layerwise.errors import InvalidInput, brief, first_line_of
 from layerwise.models.classifier import Say
 from layerwise.utils.archives import refuse_damaged_archive
 from layerwise.utils.files import open_file
+from layerwise.utils.words import few
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, and trainers
 HOLDERS = ("state_dict", "model_state_dict", "model")  # where checkpoints of training have weights
@@ -161,12 +162,7 @@ def misfits(
     ]
     strange = sorted(state.keys() - own.keys())
     words = (("it lacks", missing), ("it has strange", strange), ("it has of other shape", shapes))
-    return [f"{text} {few(names)}" for text, names in words if names]
-
-
-def few(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(map(brief, names[:MOST_NAMED])) + more
+    return [f"{text} {few(names, MOST_NAMED, brief)}" for text, names in words if names]
 
 
 def shape_of(value: Tensor) -> str:

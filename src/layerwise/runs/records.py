@@ -16,6 +16,7 @@ from layerwise.runs.folder import CONFIGURATION, LOG, RESULT, SEPARABILITY, RunF
 from layerwise.runs.lines import is_number
 from layerwise.runs.run import Run
 from layerwise.utils.files import open_file, read_file
+from layerwise.utils.words import few
 
 UNITS = b', "units": ['  # where the part of a log's line begins that is large and seldom needed
 WHOLE = b"}]}"  # how such a line ends
@@ -158,12 +159,8 @@ def strays(paths: Iterable[str | Path], runs: Iterable[Path]) -> list[Broken]:
     for folder in sorted(places):
         names = [entry.name for entry in entries(folder) if not belongs_beside_runs(entry)]
         if names:
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             broken.append(
-                Broken(
-                    str(folder),
-                    f"not of a run, and passed over: {', '.join(names[:SHOWN])}{more}",
-                )
+                Broken(str(folder), f"not of a run, and passed over: {few(names, SHOWN)}")
             )
     return broken
 

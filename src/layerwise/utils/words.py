@@ -1,7 +1,16 @@
-"""Numbers with their nouns, for what is printed."""
+"""Numbers with their nouns, and lists of names, for what is printed."""
+
+from collections.abc import Callable, Iterable
 
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, such as ``1 run``, ``1,024 runs`` and ``2 batches``."""
     ending = "es" if noun.endswith("tch") else "s"
     return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
+def few(names: Iterable[object], most: int, shown: Callable[[object], str] = str) -> str:
+    """A few names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(map(shown, listed[:most])) + more
