@@ -23,7 +23,7 @@ from layerwise.core.split import cut_paths
 from layerwise.data import ImageFormat
 from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 from layerwise.losses import Evaluated, Site, Targets
-from layerwise.profiling.predict import predict_steps
+from layerwise.profiling.predict import peak_of, predict_steps
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
@@ -187,8 +187,7 @@ def in_words(cut: Cut) -> str:
 
 def predicted_peak(learner: Learner, rule: str, batch_size: int, options: dict[str, Any]) -> int:
     """Predicted bytes at the peak of a rule's steps, in the learner's memory formats."""
-    steps = predict_steps(rule, learner, batch_size, options)
-    return max(max(step.peaks().values()) for step in steps)
+    return peak_of(predict_steps(rule, learner, batch_size, options))
 
 
 def plan_units(

@@ -10,7 +10,7 @@ from typing import Any
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.table import count
 from layerwise.profiling.measure import TIMED, TIMED_RECORDED
-from layerwise.profiling.predict import predict_steps
+from layerwise.profiling.predict import peak_of, predict_steps
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.device import apply_execution
@@ -58,7 +58,7 @@ def step_costs(run: Run, execution: Execution) -> StepCosts:
         multiply_adds=sum(sum(step.multiply_adds.values()) for step in steps),
         parameters=count(learner.model),
         head_parameters=sum(count(unit.loss) for unit in learner.units),
-        predicted_peak_bytes=max(max(step.peaks().values()) for step in steps),
+        predicted_peak_bytes=peak_of(steps),
     )
 
 

@@ -1,6 +1,6 @@
 """Predicted cost of a training rule: memory, multiply-adds, saved tensors, unit by unit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ class PredictedStep:
         return {
             unit: self.persistent_bytes + peak for unit, peak in self.timeline.unit_peaks().items()
         }
+
+
+def peak_of(steps: Sequence[PredictedStep]) -> int:
+    """The most bytes at once in any of some steps, counted whole."""
+    return max(max(step.peaks().values()) for step in steps)
 
 
 def predict_steps(

@@ -16,6 +16,7 @@ from layerwise.profiling.opponents import OPPONENTS, add_opponents, split_names
 from layerwise.profiling.predict import (
     DEVICES,
     largest_batch,
+    peak_of,
     predict_steps,
     predicted_rule,
     rule_options,
@@ -116,10 +117,7 @@ def predict_peak(
         learner = localize(
             model, sample, num_classes, memory_format=None, check=False, **for_learner
         )
-    return max(
-        max(step.peaks().values())
-        for step in predict_steps(rule, learner, batch_shape[0], own, memory_format, device)
-    )
+    return peak_of(predict_steps(rule, learner, batch_shape[0], own, memory_format, device))
 
 
 def profile(
@@ -257,9 +255,7 @@ def add_largest_batches(
         def peak(batch_size: int, name: str = name, run: Run = run) -> int:
             options = trial_options(run)
             steps = predict_steps(run.rule, learners[name], batch_size, options, layout, device)
-            needed: int = (
-                max(max(step.peaks().values()) for step in steps) + rules[name]["cache_bytes"]
-            )
+            needed: int = peak_of(steps) + rules[name]["cache_bytes"]
             return needed
 
         rules[name]["largest_batch"] = largest_batch(peak, limit)
