@@ -388,7 +388,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("train resnet18 {small} {cache} --cache-limit 4GiX", "'4GiX': it is not a size"),
         ("train resnet18 {small} {cache} --cache-limit ²GB", "'²GB': it is not a size"),
         ("", "required: COMMAND"),
-        ("--json train resnet18", "--json stands before the command. Give it behind it"),
+        ("--json train resnet18", "--json comes before the command. Put it after the command"),
         ("train resnet18 {small} --output=", "it is empty; name a folder"),
         ("compare resnet18 {small2} --output=", "it is empty; name a folder"),
         ("reproduce 5 --output=", "it is empty; name a folder"),
@@ -414,6 +414,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if "/proc" in arguments and not Path("/proc").exists():
+        pytest.skip("a system without /proc")
     if "cuda" in arguments and torch.cuda.device_count() > 99:
         pytest.skip("a very large machine")
     monkeypatch.chdir(tmp_path)
@@ -484,7 +486,7 @@ def test_a_run_of_another_machine_can_be_looked_at(run: Path, tmp_path: Path) ->
     facts["execution"] |= {"cpu_threads": 10**6, "separability_measures": "mine", "log": "mine"}
     (copied / "run.json").write_text(json.dumps(facts))
     main(["export", str(copied), "--format", "safetensors", "-o", str(tmp_path / "file")])
-    main(["evaluate", str(copied), "--cpu-threads", "1"])
+    main(["evaluate", str(copied)])
 
 
 def test_altered_weights_are_refused(

@@ -6,8 +6,9 @@ import signal
 import threading
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -45,13 +46,19 @@ def test_tensors_of_one_place_and_other_types_travel_apart() -> None:
     assert [entry.same_as for entry in entries] == [None, None, 0, None, None, None]
 
 
+class Size(NamedTuple):
+    height: int
+    width: int
+
+
 def test_values_that_a_rank_does_not_load_are_not_sent() -> None:
     passing = entries_of([(1, None, {"size": torch.Size([2, 3])}), "text", torch.float32, 2.5j])
     facts, entries = read_description(described({"last": True}, passing))
     assert facts == {"last": True}
     assert entries == passing
-    for value in (slice(1, 2), [range(3)], {"set": frozenset([1])}):
-        with pytest.raises(InvalidInput, match=r"a (slice|range|frozenset) passes between units"):
+    strange = (slice(1, 2), [range(3)], {"set": frozenset([1])}, np.float64(1.0), Size(1, 2))
+    for value in strange:
+        with pytest.raises(InvalidInput, match=r"a value of type \w+ passes between units"):
             described({}, entries_of([value]))
 
 

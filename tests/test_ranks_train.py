@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import layerwise
+from layerwise.cli import main
 from layerwise.core.unit import Unit
 from layerwise.distributed import distribute, whole, world
 from layerwise.distributed.messages import Message, Receiver, Sender
@@ -104,6 +106,22 @@ def stopped(path: Path, resume: bool, steps: int) -> str:
 
 def resumed(path: Path) -> dict[str, Any]:
     return carry_out(RUN, path, resume=True)
+
+
+def asking_to_resume_on_first(path: Path) -> Any:
+    words = ["train", "vgg8", "--width", "0.0625", "--train-images", "80", "--batch-size", "16"]
+    words += ["--epochs", "1", "--device", "cpu", "--cpu-threads", "1", "--rule", "parallel"]
+    resume = ["--resume"] if world().first else []
+    with pytest.raises(SystemExit) as leaving:
+        main([*words, "--output", str(path), *resume])
+    return leaving.value.code
+
+
+def test_ranks_of_which_one_resumes_another_run_are_refused_together(
+    alone: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(alone, tmp_path / "run")
+    assert on_ranks(asking_to_resume_on_first, tmp_path / "run") == [2, 2]
 
 
 def test_a_stopped_run_goes_on_with_another_number_of_ranks(alone: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def separability(
     """
     names = list(MEASURES) if measures is None else names_in("measures", measures)
     if isinstance(source, nn.Module | Learner):
-        if (images, split, data_dir, device) != (IMAGES, "test", None, None):
+        if images is not IMAGES or split != "test" or data_dir or device:
             raise InvalidInput(
                 "Cannot use images=, split=, data_dir= or device= here: they are of a run. Give "
                 "the network's images and labels as data=."

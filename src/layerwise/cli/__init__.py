@@ -187,7 +187,7 @@ def refuse_word(word: str, command: Parser, imports: Sequence[str] | None) -> No
         flag = word.partition("=")[0]
         problem = f"it has no option {brief(repr(flag))}"
         if flag in command.flags():
-            problem, own = f"{flag} stands before the command. Give it behind it", ""
+            problem, own = f"{flag} comes before the command. Put it after the command", ""
         elif nearest := get_close_matches(flag, command.flags(), n=1, cutoff=0.7):
             problem, own = f"{problem}. Did you mean {nearest[0]}?", ""
     end = "" if problem.endswith("?") else "."

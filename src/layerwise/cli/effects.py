@@ -46,6 +46,13 @@ def may_have_image_files(run: Run, execution: Execution) -> bool:
     return reads_files(run, execution) and not can_be_downloaded(run, execution)
 
 
+def is_cut(run: Run, _: Execution) -> bool:
+    """Whether the run reads where units end, or how much memory one may take."""
+    from layerwise.core.cuts import BUDGET
+
+    return run.rule not in GLOBAL_RULES or run.at.startswith(BUDGET)
+
+
 def takes_limit(run: Run) -> bool:
     from layerwise.rules import RULES
     from layerwise.utils.options import keyword_only
@@ -104,7 +111,7 @@ CONDITIONS = (
     ),
     Condition(
         ("at",),
-        lambda run, _: run.rule not in GLOBAL_RULES,
+        is_cut,
         "the rule {rule} trains the network as one unit",
     ),
     Condition(

@@ -70,7 +70,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
         described, execution = collect_both(parsed)
         return train_one(described, parsed, execution, preset_of(parsed))
     folder = RunFolder(parsed.resume)
-    return train_one(folder.run(), parsed, collect_execution(parsed, folder))
+    return train_one(folder.run(), parsed, collect_execution(parsed, folder, going_on=True))
 
 
 def check_finished(parsed: argparse.Namespace) -> None:
@@ -133,7 +133,7 @@ def train_one(
             print_once("\n".join(words_of(preset)), sys.stdout)
         folder = RunFolder(output) if output else folder_of(prepared.run, Path("runs"))
         # only the host of the rank that ended counts it
-        resume = parsed.resume is not None or any(gathered(restarts() > 0))
+        resume = any(gathered(restarts() > 0 or parsed.resume is not None))
         try:
             with shown() if here.first else nullcontext(Progress()) as progress:
                 result = train(prepared, folder, resume, progress)

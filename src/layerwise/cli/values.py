@@ -74,11 +74,16 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
     return run, execution
 
 
-def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Execution:
+def collect_execution(
+    parsed: argparse.Namespace, folder: RunFolder, going_on: bool = False
+) -> Execution:
     """The execution of a run that has begun, changed by the command line.
 
-    What the command does not offer and the bits do not depend on is not taken from the run, which
-    may be of another machine.
+    A run that is only looked at may be of another machine: what the command does not offer is not
+    taken from it, nor the number of threads.
+
+    Args:
+        going_on: whether the run goes on.
 
     Raises:
         InvalidInput: the run cannot be read.
@@ -87,7 +92,9 @@ def collect_execution(parsed: argparse.Namespace, folder: RunFolder) -> Executio
     kept = {
         item.name: getattr(recorded, item.name)
         for item in fields(Execution)
-        if as_flag(item.name) in flags or item.name == "memory_format"
+        if going_on
+        or item.name == "memory_format"
+        or (as_flag(item.name) in flags and item.name != "cpu_threads")
     }
     execution = collect(parsed, replace(Execution(), **kept))
     check_effects(given_options(parsed), (), [folder.run()], execution)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from layerwise.distributed.world import naming_lost_ranks
 from layerwise.errors import InvalidInput
@@ -24,7 +23,7 @@ from layerwise.errors import InvalidInput
 DESCRIPTION, LENGTH = 8192, 4  # bytes; the first ones hold the length
 DESCRIBED, CONTENT = 1, 2  # tags
 # of values that pass between units beside tensors, in lists, tuples and dictionaries
-PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 @dataclass
@@ -114,13 +113,21 @@ def refuse_strange_values(entries: Sequence[Entry]) -> None:
     Raises:
         InvalidInput: naming the first one's class.
     """
-    for value in tree_leaves([entry.value for entry in entries]):
-        if value is not None and not isinstance(value, PLAIN):
+    for entry in entries:
+        if (strange := strange_in(entry.value)) is not None:
             raise InvalidInput(
-                f"Cannot send activations to the next rank: a {type(value).__name__} passes "
-                "between units. Let tensors, numbers, texts, and lists and dictionaries of them "
-                "pass."
+                f"Cannot send activations to the next rank: a value of type {strange} passes "
+                "between units. Let tensors, numbers, and lists of numbers pass."
             )
+
+
+def strange_in(value: Any) -> str | None:
+    """The class of a value that is not loaded elsewhere, or of one that it holds; else None."""
+    if type(value) in (list, tuple, torch.Size):
+        return next(filter(None, map(strange_in, value)), None)
+    if type(value) is dict:
+        return next(filter(None, map(strange_in, [*value.keys(), *value.values()])), None)
+    return None if type(value) in PLAIN else type(value).__name__
 
 
 def read_description(description: Tensor) -> tuple[dict[str, Any], list[Entry]]:

@@ -254,13 +254,13 @@ def pretended(
                 double.grad = None  # a step begins without gradients of earlier ones
         try:
             yield copy.deepcopy(things, doubles)
-        except (InvalidInput, CannotSplit, Diverged):
+        except (InvalidInput, CannotSplit, Diverged, MemoryError):
             raise
         except Exception as error:  # code of any kind runs here, on tensors without contents
             raise InvalidInput(
                 "Cannot predict the memory of a step: the network, or its loss, cannot be computed "
-                f"without contents, and {raised(error)}. Leave out what is predicted (a limit of "
-                "memory, at='memory:…'), or replace what reads the contents of its tensors."
+                f"without contents, and {raised(error)}. Choose a rule and options that need no "
+                "prediction, or replace what reads the contents of tensors."
             ) from error
 
 

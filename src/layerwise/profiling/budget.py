@@ -29,6 +29,7 @@ from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
+from layerwise.training.recorded_steps import memory_limit
 from layerwise.utils.sizes import format_size, parse_size
 from layerwise.utils.words import counted
 
@@ -147,7 +148,8 @@ def plan_run(
     def peak(cut: Cut) -> int:
         learner = replace(prepared, cut=cut).make_learner(images)
         set_memory_format(learner, "auto" if wanted == "trial" else wanted)
-        return predicted_peak(learner, run.rule, run.batch_size, trial_options(run))
+        options = {**trial_options(run), **memory_limit(run, execution)}
+        return predicted_peak(learner, run.rule, run.batch_size, options)
 
     if whole:
         needed = peak(GLOBAL)

@@ -94,6 +94,11 @@ def predict_peak(
         )
     if device is not None:
         choose("device", device, DEVICES)
+    if not isinstance(dtype, torch.dtype | None):
+        raise InvalidInput(
+            f"Cannot use dtype={brief(repr(dtype))}: it is no type of torch. Give one, such as "
+            "torch.int64."
+        )
     for name in ("sample", "check", "keeping"):
         if name in options:
             raise InvalidInput(

@@ -75,9 +75,10 @@ def way_on(path: Path, moved: Iterable[str]) -> str:
     Without its state the run would begin anew, and its log with it. So it does without the best
     epoch's weights.
     """
-    goes_on = (path.parent / STATE).exists() and path.name not in (STATE, BEST)
+    has_state = (path.parent / STATE).exists()
+    goes_on = has_state and path.name not in (STATE, BEST)
     words = "go on without it" if goes_on else "train the run anew"
-    away = [*moved, *([STATE] if path.name == BEST else []), "result.json"]
+    away = [*moved, *([STATE] if has_state and path.name == BEST else []), "result.json"]
     return f"{words}: move {' and '.join(away)} away and use {resuming(path.parent)}"
 
 

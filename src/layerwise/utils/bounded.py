@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from layerwise.errors import brief
+
 MOST_CONFIGURATION = 10 * 2**20  # bytes of a run's JSON that is given as configuration
 MOST_YAML = 64 * 2**10  # bytes: 1,500 lines of options; YAML is read slowly
 HEAD = 4096  # bytes of a file that say whose it is
@@ -59,10 +61,11 @@ def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: one is given twice.
     """
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it gives {next(name for name in names if names.count(name) > 1)} twice")
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"it gives {brief(name)} twice")
+        values[name] = value
     return values
 
 
@@ -117,7 +120,7 @@ def parse_yaml(text: str) -> Any:
             node = super().compose_mapping_node(anchor)
             keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
             if twice := [key for key in keys if keys.count(key) > 1]:
-                raise ValueError(f"it gives {twice[0]} twice")
+                raise ValueError(f"it gives {brief(twice[0])} twice")
             return node
 
     try:

@@ -1,8 +1,8 @@
 """Multiply-adds of operations: PyTorch's counts, of which some are put right and some are added.
 
 PyTorch 2.13 counts the weights' gradient of a grouped convolution as if it had one group, and does
-not know the attention kernel of a CPU, nor the fused layers of transformers. Recurrent layers and
-``nn.Bilinear`` are not counted.
+not know the attention kernel of a CPU, nor the fused layers of transformers. Recurrent layers,
+``nn.Bilinear`` and nested tensors are not counted.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,6 +33,8 @@ convolution_backward._get_raw = True  # type: ignore[attr-defined]
 
 def attention_layer(query: Tensor, key: Tensor, *others: Any, out_val: Any) -> int:
     """Operations of PyTorch's fused attention with its projections, which frozen layers take."""
+    if query.is_nested:  # of lengths that differ, of which nothing is asked
+        return 0
     images, length, width = query.shape
     projections = 2 * images * width * width * (length + key.shape[1])
     return 2 * (projections + 2 * images * length * key.shape[1] * width)
@@ -40,6 +42,8 @@ def attention_layer(query: Tensor, key: Tensor, *others: Any, out_val: Any) -> i
 
 def encoder_layer(tokens: Tensor, *others: Any, out_val: Any) -> int:
     """Operations of PyTorch's fused layer of a transformer's encoder."""
+    if tokens.is_nested:
+        return 0
     first_weight = others[13]  # of the perceptron, whose second has as many
     perceptron: int = 2 * tokens.shape[0] * tokens.shape[1] * first_weight.numel()
     return attention_layer(tokens, tokens, out_val=out_val) + 2 * perceptron
