@@ -4,9 +4,9 @@ Every method trains on random images of 32 pixels, with Adam, one thread a rank.
 ``simultaneous`` in one process and ``parallel`` on the ranks. Global training is one process, and
 GPipe and 1F1B of ``torch.distributed.pipelining`` on the same ranks, whose cut is balanced by the
 measured seconds of the pieces. Rounds go through all methods in turn, so that all ratios are of
-one run; a method's time is the median of its rounds, each after a step that is not counted. A time is per batch once the pipeline is
-filled (local), or per batch with the bubbles that every batch has (GPipe, 1F1B). Where one process
-trains, the other rank waits.
+one run; a method's time is the median of its rounds, each after a step that is not counted. A time
+is per batch once the pipeline is filled (local), or per batch with the bubbles that every batch has
+(GPipe, 1F1B). Where one process trains, the other rank waits.
 
 Memory is the peak of the rank that needs most, with weights, gradients, optimizer state and
 features in transit.
