@@ -395,7 +395,7 @@ def test_list(what: str, names: list[str], capsys: pytest.CaptureFixture[str]) -
         ("accelerate resnet18 --output=", "it is empty; name a folder"),
         ("train --resume", "--resume alone names no run"),
         ("train resnet18 {small} --output {run}/run.json/x", "run.json is a file"),
-        ("train resnet18 {small} --loss pred --teacher {run}", "no loss of the run compares"),
+        ("train resnet18 {small} --loss pred --teacher {run}", "no unit's loss compares"),
         ("show resnet18 --at 01 --beta 0.5", "Cannot use --beta: it would change nothing"),
         ("evaluate {run} --replicas 2", "it has no option '--replicas'"),
         ("separability {run} --csv /proc/x.csv", "/proc takes no files"),

@@ -94,8 +94,10 @@ def check_command(words: list[str]) -> None:
             carry_out(arguments)
         else:
             parse(arguments)
-    elif program == "torchrun":  # tests/test_ranks_train.py starts it
+    elif program == "torchrun" and "layerwise" in arguments:  # tests/test_ranks_train.py starts it
         parse(arguments[arguments.index("layerwise") + 1 :])
+    elif program == "torchrun":
+        assert any((ROOT / word).is_file() for word in arguments), words
     elif program == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert set(arguments) <= set(targets)

@@ -66,7 +66,8 @@ def test_a_gpu_is_predicted_without_one(monkeypatch: pytest.MonkeyPatch) -> None
         return predict_peak(narrow("vgg8b"), (16, 1, 8, 8), 10, device=device, loss="pred")
 
     on_cpu, on_gpu, copied = peak("cpu"), peak("cuda"), 10**8
-    assert on_cpu < on_gpu < on_cpu + 10**5  # whole blocks
+    # whole blocks on one, a second map of batch normalisation on the other
+    assert 0 < abs(on_gpu - on_cpu) < 10**5
     monkeypatch.setattr(cuda, "workspace_bytes", lambda *call: copied)
     assert peak("cpu") == on_cpu
     assert copied < peak("cuda") < copied + on_gpu

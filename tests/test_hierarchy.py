@@ -157,7 +157,7 @@ def saved_bytes(found: Costs, row: Row, rule: str) -> list[int]:
     learner.step(images, labels)  # the first makes optimizer state
     with SavedBytes(learner) as saved, phases(learner, saved.mark):
         learner.step(images, labels)
-    return [sum(saved.units[unit.index].values()) for unit in learner.units]
+    return [saved.reached(unit.index, unit.index) for unit in learner.units]
 
 
 def make_learner(found: Costs, design: Design, rule: str) -> Learner:

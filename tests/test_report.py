@@ -428,8 +428,8 @@ def test_csv_latex_and_json(runs: Path, tmp_path: Path, capsys: pytest.CaptureFi
             "{runs} --output {tmp}/r.html --csv {tmp}/mine.html",
             "it exists and was not written by layerwise report",
         ),
-        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "it is a file. Give a folder"),
-        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "it is a file. Give a folder"),
+        ("{runs} --output {tmp}/r.html --figures {tmp}/mine.html", "is a file. Give a folder"),
+        ("{runs} --output {tmp}/r.html --latex {tmp}/mine.html", "is a file. Give a folder"),
         ("{runs} --output {tmp}/r.html --csv {tmp}/r.html", "--csv and --output into one file"),
         (
             "{runs} --output {tmp}/r-claims.csv --csv {tmp}/r.csv",

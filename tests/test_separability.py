@@ -504,7 +504,7 @@ def test_bad_input_is_refused(
         ([good, "--images", "9"], "9 images are fewer than the 10 classes"),
         ([good, "--images", "35"], "Give 4 or more of each class"),
         ([good, "--pooled-to", "0"], "--pooled-to 0: it is too small"),
-        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "it cannot be written"),
+        ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "a folder that does not exist"),
         ([good, "--against", str(other)], "9 and 11 units"),
         ([good, "--against", str(small)], "its image size differs"),
         ([str(open_run), "--split", "validation"], "it held no images out"),

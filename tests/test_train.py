@@ -427,7 +427,7 @@ def test_output_folders_that_cannot_be_used(tmp_path: Path) -> None:
     for name in ("full", "file"):
         with pytest.raises(InvalidInput, match="exists and is not a run"):
             carry_out(SMALL, tmp_path / name)
-    with pytest.raises(InvalidInput, match="cannot be written to"):
+    with pytest.raises(InvalidInput, match="file is a file"):
         carry_out(SMALL, tmp_path / "file" / "below")
     assert (tmp_path / "full" / "thesis.tex").read_text() == "precious"
 

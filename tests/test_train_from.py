@@ -255,7 +255,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert record["units"][0] == "stages.1.0"
     assert "train_from" not in json.loads((teacher / "run.json").read_text())["run"]
     for options, words in (
-        (["--loss", "pred", "--teacher", str(teacher)], "no loss of the run compares"),
+        (["--loss", "pred", "--teacher", str(teacher)], "no unit's loss compares"),
         (["--loss", "match", "--teacher", str(tmp_path / "none")], "Cannot use the teacher"),
     ):
         with pytest.raises(SystemExit):

@@ -60,13 +60,6 @@ def takes_limit(run: Run) -> bool:
     return run.rule in RULES and "limit" in keyword_only(RULES[run.rule].order)
 
 
-def reads_teacher(run: Run, _: Execution) -> bool:
-    from layerwise.losses import LOSSES
-    from layerwise.losses.match import is_guided
-
-    return any(is_guided(LOSSES.get(name)) for name in run.losses.values())
-
-
 def is_on_gpu(_: Run, execution: Execution) -> bool:
     import torch
 
@@ -119,7 +112,6 @@ CONDITIONS = (
         lambda run, _: not run.is_global,
         "the network is trained as one unit (rule {rule}, at {at})",
     ),
-    Condition(("teacher",), reads_teacher, "no loss of the run compares with one (loss {loss})"),
     Condition(
         ("global_share", "growth"),
         lambda run, _: run.rule != "growing" or groups_grow(run),

@@ -99,7 +99,7 @@ def predict_peak(
             f"Cannot use dtype={brief(repr(dtype))}: it is no type of torch. Give one, such as "
             "torch.int64."
         )
-    for name in ("sample", "check", "keeping"):
+    for name in ("sample", "check"):
         if name in options:
             raise InvalidInput(
                 f"Cannot use {name}= here: the prediction sets it itself. Leave it out."
