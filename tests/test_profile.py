@@ -828,7 +828,7 @@ def test_a_copy_in_another_layout_keeps_kinds_and_begins_without_gradients() -> 
     for unit in local.units:
         for parameter in unit.parameters():
             parameter.grad = torch.zeros_like(parameter)
-    gradients = sum(p.grad.nbytes for unit in local.units for p in unit.parameters())
+    gradients = sum(parameter.nbytes for unit in local.units for parameter in unit.parameters())
     for memory_format in (None, torch.contiguous_format, torch.channels_last):
         formats = None if memory_format is None else [memory_format] * len(local.units)
         with pretended(local, formats) as copied:
