@@ -214,8 +214,7 @@ def refuse_unwritable_folder(option: str, path: Path) -> None:
 
 def refuse_closed(option: str, path: Path, folder: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
-            pass
+        tempfile.TemporaryFile(dir=folder).close()  # permissions alone do not tell
     except OSError as error:
         raise InvalidInput(
             f"Cannot write {option} {path}: {folder} takes no files ({error.strerror}). Give a "
