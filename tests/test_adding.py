@@ -328,6 +328,7 @@ def test_a_measure_that_cannot_be_shown_is_refused(name: str, value: float, word
         ("temperature: float = 1.0", (float, False, 1.0)),
         ("temperature: 'float' = 1.0", (float, False, 1.0)),
         ("temperature: 'int | None' = None", (int, True, None)),
+        ("temperature: 'Optional[int]' = None", (int, True, None)),
         ("temperature=1.0", (float, False, 1.0)),
         ("temperature: bool = False", (bool, False, False)),
         ("temperature: list = ()", None),

@@ -17,6 +17,7 @@ from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.memory.accounting import measured, persistent_bytes
 from layerwise.profiling.budget import cuts_by_count, plan_run, search
 from layerwise.profiling.profile import predict_peak
+from layerwise.profiling.trial_steps import trial_images
 from layerwise.runs.run import Execution, Run
 from tests import helpers
 from tests.helpers import CLASSES
@@ -103,6 +104,21 @@ def test_a_rule_of_one_unit_keeps_to_a_budget_or_is_refused(rule: str) -> None:
         plan_run(given, Execution(device="cpu"))
     assert plan_run(replace(given, at="memory:4GB"), Execution(device="cpu"))[0].at == "1"
     assert plan_run(given, Execution(device="cpu"), reference=True)[0].at == "1"
+
+
+def test_a_run_on_a_gpu_is_planned_for_one() -> None:
+    given = Run("vgg8", width=0.0625, at="memory:4GB", batch_size=16, loss="pred")
+    peaks = {}
+    for device in ("cpu", "cuda"):
+        _, plan = plan_run(given, Execution(device=device), trial_images(given, CLASSES))
+        assert plan is not None
+        peaks[device] = plan.predicted_peak_bytes
+        model = layerwise.create_model("vgg8", num_classes=CLASSES, width=0.0625)
+        whole = (16, 3, 32, 32)
+        assert peaks[device] == predict_peak(
+            model, whole, CLASSES, loss="pred", at=1, device=device
+        )
+    assert peaks["cpu"] != peaks["cuda"]
 
 
 def as_it_is(peak: Any) -> int:

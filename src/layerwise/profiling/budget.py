@@ -23,7 +23,7 @@ from layerwise.core.split import cut_paths
 from layerwise.data import ImageFormat
 from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 from layerwise.losses import Evaluated, Site, Targets
-from layerwise.profiling.predict import peak_of, predict_steps
+from layerwise.profiling.predict import peak_of, predict_steps, predicted_device
 from layerwise.profiling.trial_steps import trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
@@ -143,13 +143,13 @@ def plan_run(
     planned = replace(run, at="1" if whole else "block")
     prepared = prepare(planned, replace(execution, device="cpu"))
     images = images or prepared.dataset.expected(run.image_size)
-    wanted = execution.memory_format
+    wanted, device = execution.memory_format, predicted_device(execution).type
 
     def peak(cut: Cut) -> int:
         learner = replace(prepared, cut=cut).make_learner(images)
         set_memory_format(learner, "auto" if wanted == "trial" else wanted)
         options = {**trial_options(run), **memory_limit(run, execution)}
-        return predicted_peak(learner, run.rule, run.batch_size, options)
+        return predicted_peak(learner, run.rule, run.batch_size, options, device)
 
     if whole:
         needed = peak(GLOBAL)
@@ -187,9 +187,15 @@ def in_words(cut: Cut) -> str:
     return ",".join(cut) if isinstance(cut, list) else str(cut)
 
 
-def predicted_peak(learner: Learner, rule: str, batch_size: int, options: dict[str, Any]) -> int:
+def predicted_peak(
+    learner: Learner,
+    rule: str,
+    batch_size: int,
+    options: dict[str, Any],
+    device: str | None = None,
+) -> int:
     """Predicted bytes at the peak of a rule's steps, in the learner's memory formats."""
-    return peak_of(predict_steps(rule, learner, batch_size, options))
+    return peak_of(predict_steps(rule, learner, batch_size, options, device=device))
 
 
 def plan_units(

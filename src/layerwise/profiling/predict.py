@@ -13,7 +13,8 @@ from layerwise.memory.accounting import Timeline, persistent_bytes, phases
 from layerwise.memory.fake_step import Footprint, SavedBytes, pretended
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.rules import RULES
-from layerwise.runs.run import Run
+from layerwise.runs.run import Execution, Run
+from layerwise.training.device import find_device
 from layerwise.utils.device import counting_for, device_of
 from layerwise.utils.options import keyword_only
 
@@ -166,6 +167,12 @@ def predicted_rule(
         "cache_bytes": max(unit["cache_bytes"] for unit in units),
         "units": units,
     }
+
+
+def predicted_device(execution: Execution) -> torch.device:
+    """The device that steps are predicted for: a GPU that is named need not be there."""
+    named = execution.device.partition(":")[0] == "cuda"
+    return torch.device("cuda") if named else find_device(execution)
 
 
 def formats_of(learner: Learner, layout: str | None) -> list[torch.memory_format] | None:

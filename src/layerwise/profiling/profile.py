@@ -18,6 +18,7 @@ from layerwise.profiling.predict import (
     largest_batch,
     peak_of,
     predict_steps,
+    predicted_device,
     predicted_rule,
     rule_options,
 )
@@ -150,6 +151,8 @@ def profile(
     """
     limit = parse_size("--memory", memory) if memory is not None else None
     cache_limit = parse_size("--cache-limit", execution.cache_limit)
+    if names is not None and not names:
+        raise InvalidInput("Cannot profile no rule: names is empty. Give one, or None for all.")
     for name in names or ():
         choose("rule", name, {**profiled(), **OPPONENTS})
     names, opponents = split_names(names, limit)
@@ -210,12 +213,6 @@ def profile(
         )
         print(f"written: {figure}", flush=True)
     return result
-
-
-def predicted_device(execution: Execution) -> torch.device:
-    """The device that steps are predicted for: a GPU that is named need not be there."""
-    named = execution.device.partition(":")[0] == "cuda"
-    return torch.device("cuda") if named else find_device(execution)
 
 
 def has_span(learner: Learner, variant: Mapping[str, Any]) -> bool:

@@ -24,8 +24,9 @@ LARGEST = 2**31 - 1  # of whole numbers
 MOST_DIGITS = 9  # of a whole number in place of text
 KINDS = (bool, int, float, str)  # types of options that can be written on a command line
 # annotations as text, as they are under ``from __future__ import annotations``
+OPTIONAL = ("{} | None", "None | {}", "Optional[{}]", "typing.Optional[{}]")
 WRITTEN = {kind.__name__: (kind, False) for kind in KINDS} | {
-    f"{kind.__name__} | None": (kind, True) for kind in KINDS
+    form.format(kind.__name__): (kind, True) for kind in KINDS for form in OPTIONAL
 }
 # numbers of other types that stand for one of the type
 NUMERIC: dict[type, type] = {int: Integral, float: Real}
