@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.runs.digests import SEAL, sealed
+from layerwise.runs.folder import RunFolder
 from layerwise.utils.files import replacing
 
 KEPT = ("run.json", "log.jsonl", "result.json", "separability.jsonl")
@@ -26,7 +27,9 @@ def archived(run: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises:
         FileNotFoundError: the run is not finished.
+        InvalidInput: its result is damaged.
     """
+    RunFolder(run).verify_all()
     data_dir = json.loads((run / "run.json").read_text())["execution"]["data_dir"]
     paths = {str(run): f"runs/{run.name}", str(run.resolve()): f"runs/{run.name}"}
     paths[data_dir] = Path(data_dir).name or data_dir  # "." has no last part

@@ -4,7 +4,6 @@ python benchmarks/audit.py --csv results/audit.csv
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from layerwise.profiling.audit import audit
 from layerwise.profiling.trial_steps import trial_learner, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.options import Options
 
 BATCH, IMAGES = 128, 8  # images that memory is predicted for, and those differentiated
@@ -68,10 +68,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parsed = parser.parse_args()
     table = rows()
-    with parsed.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(parsed.csv, tuple(table[0]), table)
 
 
 if __name__ == "__main__":

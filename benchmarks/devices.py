@@ -22,6 +22,8 @@ its bytes pass every link.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -31,11 +33,11 @@ import torch
 from torch import Tensor
 
 import layerwise
+from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.unit import Unit, detached
 from layerwise.losses import Targets
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from tables import fill_table
 
 Key = tuple[object, ...]
 Programs = Mapping[int, Sequence["Task"]]  # by device, in the order it computes them
@@ -51,10 +53,12 @@ class Cost:
     """What a unit costs. Seconds and bytes of features are for one image.
 
     Attributes:
-        forward, backward: of global training. local: of a whole local step.
-        update: seconds of an update of its weights, whatever the batch.
-        feature: bytes that leave it. saved: bytes kept for the backward pass, of global training;
-            local_saved: with those of its head.
+        forward, backward: of global training. local: of a local step before its update.
+        update: seconds of an update of its weights, whatever the batch; local_update: with those of
+            its head.
+        feature: bytes that leave it, shortcuts among them.
+        saved: bytes kept for the backward pass of global training, by storage, since neighbours
+            keep the feature between them once; local_saved: bytes kept for that of a local step.
         weights: bytes of its weights; head: of its head's.
     """
 
@@ -62,8 +66,9 @@ class Cost:
     backward: float
     local: float
     update: float
+    local_update: float
     feature: int
-    saved: int
+    saved: Mapping[int, int]
     local_saved: int
     weights: int
     head: int
@@ -176,6 +181,14 @@ def steady(ends: Mapping[Key, float], last: Sequence[Key], batch: int) -> float:
     return batch * (len(last) - 1 - half) / (ends[last[-1]] - ends[last[half]])
 
 
+def kept(costs: Sequence[Cost]) -> int:
+    """Bytes that neighbouring units keep for a backward pass through all of them, for one image."""
+    storages: dict[int, int] = {}
+    for cost in costs:
+        storages |= cost.saved
+    return sum(storages.values())
+
+
 def states(costs: Sequence[Cost], heads: bool) -> float:
     return STATES * sum(cost.weights + (cost.head if heads else 0) for cost in costs)
 
@@ -184,7 +197,7 @@ def units_on_devices(costs: Sequence[Cost], devices: int, batch: int, link: Link
     """Units on devices; beyond as many as there are units, several chains."""
     chain = max(size for size in range(1, min(devices, len(costs)) + 1) if devices % size == 0)
     chains, images = devices // chain, batch / (devices // chain)
-    parts = partition([cost.local * images + cost.update for cost in costs], chain)
+    parts = partition([cost.local * images + cost.local_update for cost in costs], chain)
     programs: dict[int, list[Task]] = {device: [] for device in (*range(chain), NETWORK)}
     for step in range(STEPS):
         for device, part in enumerate(parts):
@@ -219,7 +232,7 @@ def local_tasks(
         if unit == part[-1] and device + 1 < parts and step >= BUFFERS:
             needs.append(((step - BUFFERS, unit + 1, "forward"), 0.0))  # room in its buffers
         yield Task((step, unit, "forward"), images * cost.forward, tuple(needs))
-        rest = images * max(cost.local - cost.forward, 0.0) + cost.update
+        rest = images * max(cost.local - cost.forward, 0.0) + cost.local_update
         yield Task((step, unit, "learn"), rest, (((step, unit, "forward"), 0.0),))
 
 
@@ -263,7 +276,7 @@ def data_parallel(costs: Sequence[Cost], devices: int, batch: int, link: Link) -
             )
     ends = simulate(programs, link)
     last = [(step, last_unit, "forward") for step in range(STEPS)]
-    memory = states(costs, heads=False) + images * sum(cost.saved for cost in costs)
+    memory = states(costs, heads=False) + images * kept(costs)
     return Outcome(steady(ends, last, batch), memory)
 
 
@@ -314,7 +327,7 @@ def pipeline(
         + images
         * min(under_way(stage, stages, micro), micro)
         / micro
-        * sum(costs[unit].saved for unit in part)
+        * kept([costs[unit] for unit in part])
         for stage, part in enumerate(parts)
     ]
     return Outcome(steady(ends, last, batch), max(held))
@@ -387,49 +400,85 @@ def measured_costs(
         targets = Targets(labels, 10)
         costs.append(cost_of(unit, activations, targets, batch, repeats))
         activations, _ = unit.step(activations, targets, 0)
-    return costs
+    with_chain = zip(costs, saved_in_chain(learner, images), strict=True)
+    return [
+        replace(cost, saved={storage: size // batch for storage, size in saved.items()})
+        for cost, saved in with_chain
+    ]
 
 
 def cost_of(
     unit: Unit, entering: tuple[Any, ...], targets: Targets, batch: int, repeats: int
 ) -> Cost:
+    """A unit's costs; what it keeps in global training is left out."""
     weights, timed = unit.parameters(), []
     for _ in range(repeats + 2):  # the first two map memory and make the optimizer's state
         inputs = tuple(
             value.detach().requires_grad_(unit.index > 0) if isinstance(value, Tensor) else value
             for value in entering
         )
-        began = perf_counter()
-        left = unit.piece(*inputs)
-        feature = left[0] if isinstance(left, tuple) else left
-        gone = perf_counter()
-        feature.backward(torch.ones_like(feature))
-        back = perf_counter()
+        times = [perf_counter()]
+        left = distinct(unit.piece(*inputs))
+        times.append(perf_counter())
+        torch.autograd.backward(
+            [feature for feature in left if feature.requires_grad],
+            [torch.ones_like(feature) for feature in left if feature.requires_grad],
+        )
+        times.append(perf_counter())
         unit.optimizer.step()  # type: ignore[union-attr]
-        updated = perf_counter()
+        times.append(perf_counter())
         unit.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        size = sum(feature.numel() * feature.element_size() for feature in left)
         del left
-        unit.step(detached(inputs), targets, 1)
-        whole = perf_counter()
-        timed.append((gone - began, back - gone, updated - back, whole - updated))
-    forward, backward, update, local = (median(part) for part in zip(*timed[2:], strict=True))
+        times.append(perf_counter())
+        unit.step(detached(inputs), targets, 1, update=False)
+        for weight, gradient in unit.sums.items():
+            weight.grad = gradient
+        times.append(perf_counter())
+        unit.optimizer.step()  # type: ignore[union-attr]
+        times.append(perf_counter())
+        unit.optimizer.zero_grad(set_to_none=True)  # type: ignore[union-attr]
+        unit.zero_grad()
+        timed.append([after - before for before, after in pairwise(times)])
+    forward, backward, update, _, local, local_update = map(median, zip(*timed[2:], strict=True))
     own = {id(weight) for weight in unit.piece.parameters()}
     sizes = {id(weight): weight.numel() * weight.element_size() for weight in weights}
+    storages, _ = saved_storages(lambda: unit.evaluate(inputs, targets), weights)
     return Cost(
         forward / batch,
         backward / batch,
-        max(local - update, 0.0) / batch,
+        local / batch,
         update,
-        feature.numel() * feature.element_size() // batch,
-        saved_bytes(lambda: unit.piece(*inputs), weights) // batch,
-        saved_bytes(lambda: unit.evaluate(inputs, targets), weights) // batch,
+        local_update,
+        size // batch,
+        {},
+        sum(storages.values()) // batch,
         sum(size for key, size in sizes.items() if key in own),
         sum(size for key, size in sizes.items() if key not in own),
     )
 
 
-def saved_bytes(compute: Callable[[], Any], weights: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once, without weights."""
+def distinct(activations: tuple[Any, ...]) -> list[Tensor]:
+    """The tensors among activations, each once."""
+    return list({id(value): value for value in activations if isinstance(value, Tensor)}.values())
+
+
+def saved_in_chain(learner: Learner, images: Tensor) -> list[dict[int, int]]:
+    """Bytes that each unit keeps of one forward pass through all of them, by storage."""
+    activations: tuple[Any, ...] = (images.contiguous(memory_format=torch.channels_last),)
+    found = []
+    for unit in learner.units:
+        storages, activations = saved_storages(
+            partial(unit.piece, *activations), list(unit.piece.parameters())
+        )
+        found.append(storages)
+    return found
+
+
+def saved_storages(
+    compute: Callable[[], Any], weights: Sequence[Tensor]
+) -> tuple[dict[int, int], Any]:
+    """Bytes that autograd keeps for the backward pass, by storage, without weights; the result."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -439,10 +488,9 @@ def saved_bytes(compute: Callable[[], Any], weights: Sequence[Tensor]) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = compute()
-    del result
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
+    return kept, result
 
 
 def faster(costs: Sequence[Cost], speed: float) -> list[Cost]:
@@ -454,6 +502,7 @@ def faster(costs: Sequence[Cost], speed: float) -> list[Cost]:
             backward=cost.backward / speed,
             local=cost.local / speed,
             update=cost.update / speed,
+            local_update=cost.local_update / speed,
         )
         for cost in costs
     ]
@@ -542,8 +591,7 @@ def main() -> None:
     for line in table:
         print("  ".join(f"{value!s:<14}" for value in line.values()))
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        fill_table(arguments.csv, table, ("model",))
     if arguments.figure:
         title = f"{arguments.models[0]}, {arguments.loss}, a batch of {arguments.batch}, "
         title += f"{arguments.bandwidth:g} GB/s"

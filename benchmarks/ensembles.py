@@ -22,7 +22,7 @@ from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, run_words
 from layerwise.training.prepare import prepare
 from layerwise.training.saved import trained_learner
-from layerwise.utils.csv_text import csv_text
+from layerwise.utils.csv_text import csv_text, write_csv
 
 STEPS = 200  # of the fit
 
@@ -93,13 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", help="folders of finished runs by local losses")
     parser.add_argument("--data-dir", default="data", help="folder of the data set's files")
-    parser.add_argument("--csv", help="file to write; default: on the screen")
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
     parsed = parser.parse_args(arguments)
     rows = [row_of(path, parsed.data_dir) for path in parsed.runs]
-    text = csv_text(list(rows[0]), rows)
     if parsed.csv:
-        Path(parsed.csv).write_text(text)
-    print(text, end="")
+        write_csv(parsed.csv, tuple(rows[0]), rows)
+    print(csv_text(tuple(rows[0]), rows), end="")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ trained at the chosen rate. Trainings that a file of results has already are lef
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,8 +39,7 @@ from layerwise.training.evaluate import accuracy
 from layerwise.training.machine import describe_machine
 from layerwise.training.networks import build_network, load_network
 from layerwise.training.prepare import prepare
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from tables import fill_table
 
 RATES = (1e-3, 3e-3)
 OUTPUT = "output"  # the new classifier's path in the network
@@ -246,17 +246,34 @@ class Results:
     """Results that are kept in a file of lines, so that none is computed twice.
 
     Args:
+        settings: those that all results of the file have.
         compute: whether those that are missing are computed.
+
+    Raises:
+        SystemExit: results of the file have other settings.
     """
 
-    def __init__(self, path: Path, compute: bool) -> None:
-        self.path, self.compute = path, compute
+    def __init__(self, path: Path, settings: dict[str, Any], compute: bool) -> None:
+        self.path, self.settings, self.compute = path, settings, compute
         lines = path.read_text().splitlines() if path.exists() else []
         self.known = {result["key"]: result for result in map(json.loads, lines)}
+        for result in self.known.values():
+            if result["settings"] != settings:
+                sys.exit(
+                    f"Cannot go on with {path}: its results are of {result['settings']}, not of "
+                    f"{settings}. Give another file by --results."
+                )
 
     def get(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         if key not in self.known and self.compute:
-            self.known[key] = {"key": key, **compute()}
+            facts = describe_machine(torch.device("cpu"))
+            self.known[key] = {
+                "key": key,
+                "settings": self.settings,
+                "machine": facts["machine"]["device"],
+                "commit": facts["commit"],
+                **compute(),
+            }
             with self.path.open("a") as file:
                 file.write(json.dumps(self.known[key]) + "\n")
             print(json.dumps(self.known[key]), flush=True)
@@ -265,7 +282,14 @@ class Results:
 
 def rows(arguments: Any) -> Iterator[dict[str, Any]]:
     """A row per method: the chosen rate, accuracies over seeds, costs."""
-    results = Results(arguments.results, not arguments.table_only)
+    settings = {
+        "pretrained": RunFolder(arguments.pretrained).facts_digest(),
+        "data": arguments.data,
+        "images": arguments.images,
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+    }
+    results = Results(arguments.results, settings, not arguments.table_only)
     for name in arguments.methods:
         method = methods()[name]
 
@@ -298,6 +322,8 @@ def summary(
         "predicted_mb": round(costs["predicted_bytes"] / 1e6, 1),
         "measured_mb": round(costs["measured_bytes"] / 1e6, 1),
         "seconds": round(mean(result["seconds"] for result in each), 1),
+        "machine": ", ".join(sorted({result["machine"] for result in each})),
+        "commit": ", ".join(sorted({result["commit"] or "" for result in each})),
     }
 
 
@@ -318,15 +344,12 @@ def main() -> None:
     )
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    facts = describe_machine(torch.device("cpu"))
-    where = {"machine": facts["machine"]["device"], "commit": facts["commit"]}
     table = []
     for row in rows(arguments):
-        table.append({**row, **where})
+        table.append(row)
         print(*row.values(), sep="  ", flush=True)
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        fill_table(arguments.csv, table, ("method",))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ Any way may end in a number, such as ``separate*10``: the output layer's learnin
 times that of all other weights.
 
 ``network`` is the network's accuracy in percent of the test images, ``last head`` that of the last
-unit with a head of its own, ``best head`` that of the best one. A run that the CSV file holds is
-not trained again. To rerun what docs/output.md shows:
+unit with a head of its own, ``best head`` that of the head best on these test images. A run that
+the CSV file holds is not trained again. To rerun what docs/output.md shows:
 
     python benchmarks/first_hour.py --tasks convolutions --csv results/first-hour.csv
     python benchmarks/first_hour.py --data-dir DATA --tasks cifar10 --csv results/first-hour.csv
@@ -57,6 +57,8 @@ COLUMNS = ("task", "loss", "way", "seed", "epoch", "units", "network", "last hea
 CLASSES = 10
 # ways that are others where there is no similarity loss
 SIMILARITY_ONLY = ("joined-sim", "joined-scaled", "unscaled")
+WITH_SIMILARITY = ("predsim", "predsim-lite")
+WAYS = (*SIMILARITY_ONLY, "separate", "joined", "joined-local", "zero", "global")
 SHOWN_EARLY = 3  # epochs after which accuracies are taken too
 
 
@@ -205,8 +207,7 @@ def build(task: Task, prepared: Prepared, data: Splits, loss: str, way: str, see
     if way == "unscaled":
         last.loss.beta = 0.0
     if way == "joined-scaled":
-        hidden_loss: Any = learner.units[-2].loss
-        last.loss.scale = 1 - hidden_loss.beta
+        last.loss.plain = False
     if way in ("joined-sim", "joined-local"):
         hidden = learner.units[-2]
         piece = Together(hidden.piece, last.piece)
@@ -281,6 +282,19 @@ def reach(name: str, execution: Execution) -> str:
     )
 
 
+def suits(way: str, loss: str) -> bool:
+    """Whether a way differs from the others by this loss."""
+    return way.partition("*")[0] not in SIMILARITY_ONLY or loss in WITH_SIMILARITY
+
+
+def known_way(text: str) -> str:
+    """A way, which may end in a factor of the output layer's rate."""
+    way, times, factor = text.partition("*")
+    if way not in WAYS or (times and not float(factor) > 0):
+        raise ValueError
+    return text
+
+
 def read(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.open())) if path.exists() else []
 
@@ -325,7 +339,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data", help="folder that holds CIFAR-10")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["convolutions"])
     parser.add_argument("--losses", nargs="+", default=["predsim", "pred"])
-    parser.add_argument("--ways", nargs="+", default=["separate", "joined"])
+    parser.add_argument("--ways", nargs="+", type=known_way, default=["separate", "joined"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--table-only", action="store_true", help="train nothing")
     parser.add_argument(
@@ -353,7 +367,7 @@ def main() -> None:
             (line["task"], line["loss"], line["way"], int(line["seed"]))
             for line in read(arguments.csv)
         }
-        if (task, loss, way, seed) not in done and (loss != "pred" or way not in SIMILARITY_ONLY):
+        if (task, loss, way, seed) not in done and suits(way, loss):
             append(
                 arguments.csv,
                 list(train(task, loss, way, seed, Execution(data_dir=arguments.data_dir))),

@@ -25,8 +25,7 @@ from torch import Tensor
 from layerwise.losses import LOSSES, Evaluated, Targets
 from layerwise.losses.strided import Strided
 from layerwise.runs.folder import RunFolder
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from layerwise.utils.csv_text import write_csv
 
 
 class FixedStrided(Strided):
@@ -61,8 +60,7 @@ def main() -> None:
     lines = [line_of(RunFolder(path)) for path in arguments.runs]
     for line in lines:
         print(*line.values(), sep="  ")
-    with replacing(arguments.csv) as draft:
-        draft.write_text(csv_text(tuple(lines[0]), lines))
+    write_csv(arguments.csv, tuple(lines[0]), lines)
 
 
 if __name__ == "__main__":

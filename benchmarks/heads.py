@@ -27,14 +27,14 @@ from layerwise.experiments.entry import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging
+from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
 from layerwise.training.prepare import parse_cut, prepare
 from layerwise.training.progress import Progress
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
 from layerwise.utils.multiply_adds import MultiplyAdds
 from layerwise.utils.options import Options
+from tables import fill_table
 
 GROUPS = 4
 RANK = 4  # the low-rank convolution has a rank of so many times fewer than its channels
@@ -325,12 +325,11 @@ def main() -> None:
         for model in arguments.models:
             for variant in chosen:
                 carry_out(run_of(model, variant, seed), arguments.runs, execution)
-    table = [line for model in arguments.models for line in lines(model, arguments)]
+    table = [line for model in arguments.models for line in lines(model, chosen, arguments)]
     for line in table:
         print("  ".join(str(value) for value in line.values()))
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        fill_table(arguments.csv, table, ("model", "head"))
 
 
 def run_of(model: str, variant: Variant, seed: int) -> Run:
@@ -376,17 +375,14 @@ def carry_out(run: Run, runs: Path, execution: Execution) -> None:
         print("  left to the process that trains it", flush=True)
 
 
-def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:
+def lines(
+    model: str, variants: Iterable[Variant], arguments: argparse.Namespace
+) -> Iterable[dict[str, Any]]:
     """A line per variant: what it costs, and its accuracy beside predsim's with the same seeds."""
     whole = counted(learner_of(RUNS[model], 1, width=1.0), 1)
-    reference: dict[int, float] = {}
-    for variant in VARIANTS:
-        found = {}
-        for seed in range(arguments.seeds):
-            folder = folder_of(run_of(model, variant, seed), arguments.runs)
-            if folder.has_ended:
-                found[seed] = folder.result()["test_accuracy"]
-        reference = reference or found
+    reference = accuracies(model, VARIANTS[0], arguments)
+    for variant in variants:
+        found = accuracies(model, variant, arguments)
         pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
         run = run_of(model, variant, 0)
         at = parse_cut(run.at)
@@ -400,9 +396,33 @@ def lines(model: str, arguments: argparse.Namespace) -> Iterable[dict[str, Any]]
             "head parameters, millions": f"{sum(heads.values()) / 1e6:.2f}",
             "peak MB": round(predicted_peak(run, at, variant.loss) / 1e6),
             "seeds": len(found),
-            "test accuracy, %": in_words(list(found.values())),
-            "less predsim, points": in_words(pairs, "+"),
+            "test accuracy, %": mean_of(list(found.values())),
+            "deviation": deviation_of(list(found.values())),
+            "less predsim, points": mean_of(pairs),
+            "its deviation": deviation_of(pairs),
+            "runs of": ", ".join(sorted(commits(model, variant, arguments))),
         }
+
+
+def finished(model: str, variant: Variant, arguments: argparse.Namespace) -> dict[int, RunFolder]:
+    """The folders of a variant's finished runs, by seed."""
+    folders = {
+        seed: folder_of(run_of(model, variant, seed), arguments.runs)
+        for seed in range(arguments.seeds)
+    }
+    return {seed: folder for seed, folder in folders.items() if folder.has_ended}
+
+
+def accuracies(model: str, variant: Variant, arguments: argparse.Namespace) -> dict[int, float]:
+    """Test accuracies of a variant's finished runs, by seed."""
+    folders = finished(model, variant, arguments)
+    return {seed: folder.result()["test_accuracy"] for seed, folder in folders.items()}
+
+
+def commits(model: str, variant: Variant, arguments: argparse.Namespace) -> set[str]:
+    """The commits that a variant's finished runs are of."""
+    folders = finished(model, variant, arguments).values()
+    return {folder.facts()["commit"] or "unknown" for folder in folders}
 
 
 def counted(learner: Any, steps: int) -> float:
@@ -428,11 +448,12 @@ def predicted_peak(run: Run, at: str | int | Sequence[str], loss: str) -> int:
     )
 
 
-def in_words(values: list[float], sign: str = "") -> str:
-    """Mean ± deviation."""
-    if not values:
-        return ""
-    return f"{mean(values):{sign}.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+def mean_of(values: list[float]) -> str:
+    return f"{mean(values):.2f}" if values else ""
+
+
+def deviation_of(values: list[float]) -> str:
+    return f"{stdev(values):.2f}" if len(values) > 1 else ""
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.options import Options
 
 FIRST_DEEP = 9  # of ResNet18's 18 units, from 0
@@ -198,8 +197,7 @@ def main() -> None:
     for line in table:
         print("  ".join(f"{value!s:<20}" for value in line.values()))
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        write_csv(arguments.csv, tuple(table[0]), table)
 
 
 def run_of(item: Intervention, seed: int) -> Run:

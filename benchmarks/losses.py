@@ -4,7 +4,6 @@ python benchmarks/losses.py --csv results/losses.csv --figure docs/images/losses
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from layerwise.profiling.predict import predict_steps
 from layerwise.profiling.trial_steps import trial_learner, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.options import Options
 
 BATCH = 128
@@ -88,10 +88,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, required=True)
     parsed = parser.parse_args()
     table = rows()
-    with parsed.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(parsed.csv, tuple(table[0]), table)
     draw(table, parsed.figure)
 
 

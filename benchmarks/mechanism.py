@@ -28,8 +28,7 @@ from layerwise.report.curves import separable
 from layerwise.report.tables import hierarchy
 from layerwise.runs.records import Record, read_runs
 from layerwise.runs.run import Run
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from layerwise.utils.csv_text import write_csv
 
 KEYS = ("model", "data", "scale", "hierarchy", "epochs", "rule", "loss")
 RULES = {"simultaneous": "layer-wise", "global": "global"}
@@ -59,8 +58,7 @@ def main() -> None:
             )
         )
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        write_csv(arguments.csv, tuple(table[0]), table)
 
 
 def table_of(records: Iterable[Record]) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@ predicted.
 
     python benchmarks/memory.py --output results/memory
 
+A table that is there already is filled: lines of other parts stay.
+
 Memory is counted whole: weights, gradients, optimizer state (Adam), heads, activations, temporaries
 and the batch. What an operation uses inside itself is not seen by a prediction; a real step's
 memory is measured beside it, in both orders of maps, by
@@ -34,6 +36,7 @@ from layerwise.profiling.measure import measured
 from layerwise.profiling.predict import rule_options
 from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
+from tables import fill_table, read_table
 
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "global": ("global", {"loss": "pred"}),
@@ -56,6 +59,8 @@ ACCELERATED: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("vgg16", (1, 1, 4, 4, 3)),
 )
 ADAM = partial(torch.optim.Adam, fused=True)
+# columns that tell the lines of a table apart
+POINT = ("part", "model", "hierarchy", "batch_size", "way", "memory_format")
 PUBLISHED: dict[str, Any] = {"output_layer": "separate", "optimizer": ADAM}
 
 
@@ -187,18 +192,18 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", help="of --against (default: all in the file)")
     options = parser.parse_args()
-    found: list[dict[str, Any]] = []
     if options.measure or options.against:
         for row in (
             measured_rows(options.measure, torch.device(options.device))
             if options.measure
             else compared_rows(options.against, options.models)
         ):
-            found.append(row)
             print(*row.values(), flush=True)
             if options.output:
-                write(options.output, found)
+                key = [name for name in POINT if name in row]
+                fill_table(options.output.with_suffix(".csv"), [row], key)
         return
+    found: list[dict[str, Any]] = []
     for part, model, hierarchy, batch in rows():
         if part not in options.parts.split(","):
             continue
@@ -219,18 +224,12 @@ def main() -> None:
         found.append(row)
         print(*row.values(), f"({time.perf_counter() - began:.0f} s)", flush=True)
     if options.output:
-        write(options.output, found)
-        draw(options.output, found)
+        table = options.output.with_suffix(".csv")
+        fill_table(table, found, [name for name in POINT if name in found[0]])
+        draw(options.output, read_table(table))
 
 
-def write(output: Path, found: list[dict[str, Any]]) -> None:
-    with output.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-
-
-def draw(output: Path, found: list[dict[str, Any]]) -> None:
+def draw(output: Path, found: list[dict[str, str]]) -> None:
     """Curves over depth and over batch, readable in black and white."""
     import matplotlib
 
@@ -244,7 +243,7 @@ def draw(output: Path, found: list[dict[str, Any]]) -> None:
             "layers of a CIFAR ResNet, batch 128",
             lambda row: 6 * int(row["hierarchy"].strip("[]").split(",")[0]) + 2,
         ),
-        ("batch", "images in a batch, ResNet18", lambda row: row["batch_size"]),
+        ("batch", "images in a batch, ResNet18", lambda row: int(row["batch_size"])),
     ):
         points = [row for row in found if row["part"] == part]
         if not points:

@@ -33,7 +33,7 @@ from layerwise.report.figures.style import DPI, RULES
 from layerwise.runs.command import command
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.utils.csv_text import csv_text
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.files import figure_metadata, replacing
 
 BATCH = 1024
@@ -94,10 +94,11 @@ def main() -> None:
     table = [row for rows in tables for row in rows]
     if not any(row["model"] == arguments.model for row in table):
         parser.error(f"no run of {arguments.model} in these folders has seed 0, which rates are of")
-    write(arguments.csv, list(map(line_of, trained)))
+    lines = list(map(line_of, trained))
+    write_csv(arguments.csv, tuple(lines[0]), lines)
     for row in table:
         print(*row.values(), sep="  ")
-    write(arguments.table, table)
+    write_csv(arguments.table, tuple(table[0]), table)
     if arguments.figure:
         drawn = [
             (rows, network[0].run.epochs)
@@ -282,11 +283,6 @@ def write_figure(path: Path, rows: Sequence[dict[str, Any]], epochs: int) -> Non
             ha="left",
         )
         figure.savefig(draft, format=kind, dpi=DPI, metadata=figure_metadata(kind))
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with replacing(path) as draft:
-        draft.write_text(csv_text(tuple(rows[0]), rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python benchmarks/networks.py --csv results/networks.csv --table docs/networks-t
 
 A cell is "works" if all checks pass, "refused" with the message, or "wrong" with the reason. If a
 refusal names modules to keep whole, the cell is tried again with them. Weights are random, and
-images are as small as a network allows. Libraries that are not installed, and networks that are in
+images are as small as a network allows. Libraries that are not installed, and cells that are in
 the CSV already, are skipped.
 
 python benchmarks/networks.py --losses all --csv results/networks-losses.csv --table losses-table.md
@@ -15,13 +15,13 @@ means that all losses of all units are finite and that the weights of every unit
 
 import argparse
 import ast
-import csv
 import importlib
 import math
 import re
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from layerwise.core.side_effects import states_kept
 from layerwise.errors import CannotSplit, InvalidInput
 from layerwise.losses import Targets
 from layerwise.models import create_model
+from tables import fill_table, read_table
 
 CUTS: tuple[Any, ...] = ("layer", "block", "module", 4)
 CLASSES = 10
@@ -435,39 +436,47 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     losses = list_of_losses(arguments.losses)
-    done = set[tuple[str, str]]()
-    if arguments.csv.exists():
-        with arguments.csv.open(newline="") as file:
-            done = {(row["library"], row["network"]) for row in csv.DictReader(file)}
+    columns = LOSS_COLUMNS if losses else COLUMNS
+    tried = "loss" if losses else "cut"
+    done = {(row["library"], row["network"], row[tried]) for row in rows_before(arguments, columns)}
     begun = time.monotonic()
-    with arguments.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, LOSS_COLUMNS if losses else COLUMNS)
-        if not done:
-            writer.writeheader()
-        for source, name, side, make, output in networks():
-            if (source, name) in done or (arguments.only and name not in arguments.only):
-                continue
-            if time.monotonic() - begun > arguments.seconds:
-                break
-            try:
-                make()
-            except Exception as error:  # another version of its library
-                print(f"left out: {source} {name} ({error})", flush=True)
-                continue
-            if losses:
-                rows = [loss_cell(make, side, arguments.cut, output, loss) for loss in losses]
-                words = [f"{row['loss']} {row['result']}" for row in rows]
-            else:
-                rows = [cell(make, side, cut, output) for cut in CUTS]
-                words = [in_words(row) for row in rows]
-            writer.writerows({**row, "library": source, "network": name, "side": side}
-                             for row in rows)  # fmt: skip
-            file.flush()
-            print(source, name, *words, flush=True)
+    for source, name, side, make, output in networks():
+        missing = [each for each in losses or CUTS if (source, name, str(each)) not in done]
+        if not missing or (arguments.only and name not in arguments.only):
+            continue
+        if time.monotonic() - begun > arguments.seconds:
+            break
+        try:
+            make()
+        except Exception as error:  # another version of its library
+            print(f"left out: {source} {name} ({error})", flush=True)
+            continue
+        if losses:
+            rows = [loss_cell(make, side, arguments.cut, output, loss) for loss in missing]
+            words = [f"{row['loss']} {row['result']}" for row in rows]
+        else:
+            rows = [cell(make, side, cut, output) for cut in missing]
+            words = [in_words(row) for row in rows]
+        named = [{**row, "library": source, "network": name, "side": side} for row in rows]
+        fill_table(arguments.csv, named, ("library", "network", tried), columns)
+        print(source, name, *words, flush=True)
     if arguments.table:
-        with arguments.csv.open(newline="") as file:
-            table_rows = list(csv.DictReader(file))
-        arguments.table.write_text((table_of_losses if losses else table)(table_rows))
+        rows_now = read_table(arguments.csv)
+        arguments.table.write_text((table_of_losses if losses else table)(rows_now))
+
+
+def rows_before(arguments: argparse.Namespace, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of the table that is to be filled.
+
+    Raises:
+        SystemExit: they are of the other table.
+    """
+    rows = read_table(arguments.csv)
+    if rows and tuple(rows[0]) != tuple(columns):
+        sys.exit(
+            f"Cannot add to {arguments.csv}: it is a table of another kind. Give another file."
+        )
+    return rows
 
 
 def list_of_losses(text: str | None) -> list[str]:

@@ -11,9 +11,8 @@ predicted, counted whole; times are of steps on random images, all methods in tu
 """
 
 import argparse
-import csv
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -36,6 +35,7 @@ from layerwise.rules.checkpointed import (
     piece_within,
     with_piece,
 )
+from tables import fill_table, read_table
 
 BATCH = 128
 MODELS = ("resnet18", "vgg16")
@@ -138,6 +138,17 @@ def timed(rows: list[dict[str, Any]], repetitions: int) -> None:
         print(row["model"], row["method"], row["limit"], *(f"{t:.3f}" for t in times), flush=True)
 
 
+def keep_seconds(rows: list[dict[str, Any]], before: list[dict[str, str]]) -> None:
+    """Take the seconds of the same steps from an earlier table."""
+
+    def of(row: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(str(row[name]) for name in ("model", "method", "segments"))
+
+    seconds = {of(row): row["seconds"] for row in before}
+    for row in rows:
+        row["seconds"] = seconds.get(of(row), "")
+
+
 def has_loss(loss: str, row: dict[str, Any]) -> bool:
     return bool(row["loss"] == loss)
 
@@ -165,7 +176,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             points = sorted(
                 (int(row["peak_bytes"]) / 1e6, float(row["seconds"]))
                 for row in rows
-                if row["model"] == model and belongs(row)
+                if row["model"] == model and belongs(row) and row["seconds"]
             )
             if points:
                 panel.plot(*zip(*points, strict=True), style, ms=7, alpha=0.8, label=label)
@@ -193,19 +204,16 @@ def main() -> None:
     parsed = parser.parse_args()
     layerwise.keep_freed_memory()
     if parsed.time or parsed.figure:
-        with parsed.csv.open() as file:
-            rows = list(csv.DictReader(file))
+        rows = read_table(parsed.csv)
     else:
         rows = [found for model in parsed.models for found in lines(model)]
+        keep_seconds(rows, read_table(parsed.csv))
     if parsed.time:
         timed([row for row in rows if row["model"] == parsed.time], parsed.repetitions)
     if parsed.figure:
         draw(rows, parsed.figure)
         return
-    with parsed.csv.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    fill_table(parsed.csv, rows, ("model",))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ from layerwise.hierarchy import Hierarchy, shallow
 from layerwise.paper.rows import ROMAN, Row, row_run, select_rows
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, run_words
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from tables import fill_table
 
 PARTS = (
     (3, "resnet18"),
@@ -104,8 +103,7 @@ def main() -> None:
             )
         )
     if arguments.csv:
-        with replacing(arguments.csv) as draft:
-            draft.write_text(csv_text(tuple(table[0]), table))
+        fill_table(arguments.csv, table, ("part", "predictor", "epochs"))
 
 
 def rows_of(part: tuple[int, str]) -> list[Row]:
@@ -136,28 +134,32 @@ def train_part(
     for epochs in RUNGS:
         if epochs > arguments.epochs or epochs in measured:
             continue
-        train_as_far(run, folder, epochs, execution)
-        folder.append({"epoch": epochs, "gains": measured_gains(folder, execution)}, LINE)
+        if train_as_far(run, folder, epochs, execution):
+            folder.append({"epoch": epochs, "gains": measured_gains(folder, execution)}, LINE)
 
 
-def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> None:
-    """Train a run as far as an epoch; one that came further, or that another process trains, is
-    left alone.
+def train_as_far(run: Run, folder: RunFolder, epochs: int, execution: Execution) -> bool:
+    """Train a run as far as an epoch, and say whether it is there.
+
+    One that came further, or that another process trains, is left alone.
     """
     try:
         train_until(run, folder, epochs, execution)
     except Busy:
         print("  left to the process that trains it", flush=True)
+        return False
+    return len(log_of(folder)) == epochs
 
 
 def gains_of(place: Path, row: Row, seed: int) -> list[dict[str, Any]]:
-    """The measured gains of a base.
+    """The measured gains of a base, a line per rung.
 
     Archived ones lie without their run, in a folder whose name ends as in an earlier version.
     """
     run = row_run(row, "small", "layerwise", seed)
     paths = sorted(place.glob(f"{run_words(run)}-??????/{LINE}"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return list({line["epoch"]: line for line in lines}.values())
 
 
 def correlate(part: tuple[int, str], arguments: argparse.Namespace) -> Iterable[dict[str, Any]]:

@@ -27,8 +27,8 @@ import layerwise
 
 RUNS = Path(__file__).parents[1] / "results" / "small-runs.tar.gz"
 PANELS = {  # title -> beginning of the runs' names
-    "layer-wise, by local losses": "resnet18-4-4-4-4-cifar10-simultaneous-predsim-",
-    "global backpropagation": "resnet18-4-4-4-4-cifar10-global-",
+    "layer-wise, by local losses": "resnet18-4-4-4-4-cifar10-simultaneous-predsim-seed",
+    "global backpropagation": "resnet18-4-4-4-4-cifar10-global-seed",
 }
 SETTING = (
     "ResNet18 [4,4,4,4], a quarter of the width, 15,000 images of CIFAR-10 at 16 pixels; "

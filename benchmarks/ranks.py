@@ -36,8 +36,7 @@ from layerwise.distributed import distribute, gathered, joined, rank_bytes, unit
 from layerwise.distributed.placement import balanced_ranks
 from layerwise.memory.accounting import bytes_of, measured, persistent_bytes
 from layerwise.models import create_model
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.version import version
 
 CUTS = {"vgg16": "layer", "resnet18": "block"}  # between which one tensor passes
@@ -77,8 +76,7 @@ def main() -> None:
         for name in options.models:
             rows += rows_of(name, options)
         if options.csv and world().first:
-            with replacing(options.csv) as draft:
-                draft.write_text(csv_text(tuple(rows[0]), rows))
+            write_csv(options.csv, tuple(rows[0]), rows)
 
 
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -23,8 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from layerwise.distributed import gathered, joined, replicate, world
 from layerwise.models import create_model
-from layerwise.utils.csv_text import csv_text
-from layerwise.utils.files import replacing
+from layerwise.utils.csv_text import write_csv
 from layerwise.utils.version import version
 from ranks import adam, make_learner
 
@@ -54,8 +53,7 @@ def main() -> None:
         for name in options.models:
             rows += rows_of(name, options)
         if options.csv and world().first:
-            with replacing(options.csv) as draft:
-                draft.write_text(csv_text(tuple(rows[0]), rows))
+            write_csv(options.csv, tuple(rows[0]), rows)
 
 
 def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ training loop.
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import multiprocessing
@@ -43,9 +42,12 @@ from layerwise.memory.streams import MOST_STREAMS
 from layerwise.ops import small_conv
 from layerwise.profiling.measure import process_peak_bytes
 from layerwise.rules.checkpointed import checkpointed_piece
+from layerwise.runs.run import Execution
+from layerwise.training.device import apply_execution
 from layerwise.training.machine import describe_machine
-from layerwise.utils.allocator import keep_freed_memory
 from layerwise.utils.device import synchronise
+from layerwise.utils.files import replacing
+from tables import fill_table
 
 Step = Callable[[Tensor, Tensor], Any]
 LEARNING_RATE = 5e-4
@@ -70,8 +72,7 @@ def learner_for(
     streams: int = STREAMS,
     output_layer: str = "separate",
 ) -> Any:
-    if options.device == "cpu":
-        keep_freed_memory()
+    apply_execution(torch.device(options.device), Execution())  # as ``layerwise train`` does
     torch.manual_seed(0)
     network = layerwise.create_model(model, image_size=options.image_size).to(options.device)
     sample = torch.zeros(2, 3, options.image_size, options.image_size)
@@ -174,16 +175,18 @@ MAKERS: dict[str, Callable[[str, argparse.Namespace], Any]] = {
 
 
 def predsim_with(
-    deterministic: bool = False, searched: bool = False, **options: Any
+    deterministic: bool = True, searched: bool = False, **options: Any
 ) -> Callable[[str, argparse.Namespace], Any]:
     """Predsim in bfloat16 with one thing otherwise, on a GPU."""
 
     def make(model: str, arguments: argparse.Namespace) -> Any:
-        torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        torch.backends.cudnn.benchmark = searched
-        return learner_for(
+        learner = learner_for(
             model, "predsim", "layer", arguments, **{"amp": torch.bfloat16, **options}
         )
+        # the steps come later
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = searched
+        return learner
 
     return make
 
@@ -194,8 +197,8 @@ ON_A_GPU: dict[str, Callable[[str, argparse.Namespace], Any]] = {
     "predsim-bfloat16-contiguous": predsim_with(memory_format="contiguous"),
     "predsim-bfloat16-1-stream": predsim_with(streams=1),
     "predsim-bfloat16-8-streams": predsim_with(streams=8),
-    "predsim-bfloat16-deterministic": predsim_with(deterministic=True),
-    "predsim-bfloat16-searched": predsim_with(searched=True),
+    "predsim-bfloat16-any-order": predsim_with(deterministic=False),
+    "predsim-bfloat16-searched": predsim_with(deterministic=False, searched=True),
 }
 
 
@@ -285,8 +288,12 @@ class Contender:
             self.refusal = ENDED
 
     def finish(self) -> dict[str, Any]:
-        self.channel.send("finish")
-        facts: dict[str, Any] = self.channel.recv()
+        try:
+            self.channel.send("finish")
+            facts: dict[str, Any] = self.channel.recv()
+        except (EOFError, BrokenPipeError):  # its seconds stand
+            print(f"{self.name}: {ENDED}", file=sys.stderr)
+            facts = {}
         self.process.join()
         return facts
 
@@ -426,7 +433,7 @@ def measure(model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 COLUMNS = (
-    "model", "batch_size", "contender", "seconds", "least", "most",
+    "run", "model", "batch_size", "contender", "seconds", "least", "most",
     *(f"times {name}" for name in REFERENCES),
     "process_peak_mb", "allocated_peak_mb", "gflop", "bare_seconds", "bare_gflops", "over_bare",
 )  # fmt: skip
@@ -452,7 +459,10 @@ def main() -> None:
         help="repetitions of each bare convolution; 0: leave them out",
     )
     parser.add_argument("--published", type=Path, help="adapter of the published program")
-    parser.add_argument("--output", type=Path, help="write OUTPUT.csv and OUTPUT.json")
+    parser.add_argument(
+        "--output", type=Path, help="fill OUTPUT.csv and OUTPUT-machine.json, lines of --run anew"
+    )
+    parser.add_argument("--run", type=int, default=1, help="number of this run in them")
     options = parser.parse_args()
     known = MAKERS if options.device == "cpu" else MAKERS | ON_A_GPU
     options.contenders = options.contenders or ",".join(known)
@@ -477,7 +487,7 @@ def main() -> None:
                 flush=True,
             )
         if options.output:
-            write(options.output, rows, facts)
+            write(options.output, options.run, rows, facts)
 
 
 def shown(value: Any) -> str:
@@ -486,12 +496,15 @@ def shown(value: Any) -> str:
     return f"{value:.3f}" if value >= 0.1 else f"{value:.3g}"
 
 
-def write(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    path.with_suffix(".json").write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: shown(value) for key, value in row.items()} for row in rows)
+def write(path: Path, run: int, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Fill a table, and the file of the machine and the command of each run in it."""
+    table = [{name: shown({"run": run, **row}.get(name, "")) for name in COLUMNS} for row in rows]
+    fill_table(path.with_suffix(".csv"), table, ("run", "model"), COLUMNS)
+    machine = path.with_name(f"{path.name}-machine.json")
+    before = json.loads(machine.read_text()) if machine.exists() else []
+    runs = {fact["run"]: fact for fact in [*before, {"run": run, **facts}]}
+    with replacing(machine) as draft:
+        draft.write_text(json.dumps(list(runs.values()), indent=1) + "\n")
 
 
 if __name__ == "__main__":
