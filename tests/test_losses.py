@@ -7,7 +7,9 @@ from torch.nn import functional as F
 
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Output, Pred, Site, Targets, create_loss
+from layerwise.losses.biological import BiologicalPred
 from layerwise.losses.sim import count_nearest
+from layerwise.losses.site import classifies
 from layerwise.losses.terms import declaring_terms
 from layerwise.ops.pooling import pooling_kernel
 from layerwise.ops.spatial_std import spatial_deviation
@@ -218,3 +220,36 @@ def test_a_constant_channel_deviates_by_nothing(side: int, value: float) -> None
     deviation.sum().backward()
     expected.sum().backward()
     torch.testing.assert_close(own.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("loss", ["sim", "predsim", "lls", "infopro-contrast", "biological-sim"])
+def test_an_example_without_features_has_no_gradient(loss: str) -> None:
+    """A length of 0 has no direction, and a tiny one no gradient as large as its inverse."""
+    torch.manual_seed(0)
+    site = Site(0, 3, (6,), 4, image_shape=(3, 4, 4), entering=(6,))
+    head = create_loss(loss, site)
+    features = torch.randn(8, 6)
+    features[0], features[1] = 0.0, 1e-8
+    features.requires_grad_()
+    images = torch.rand(8, 3, 4, 4)
+    head(features, Targets(torch.arange(8) % 4, 4, images)).loss.backward()
+    gradient = features.grad
+    assert gradient is not None
+    assert bool(gradient.isfinite().all())
+    assert gradient[2:].abs().max() > 0
+    assert gradient[:2].abs().max() < 10 * gradient[2:].abs().max()
+
+
+@pytest.mark.parametrize(("task", "learns"), [(0.0, False), (1.0, True)])
+def test_a_classifier_without_weight_is_none(task: float, learns: bool) -> None:
+    site = Site(0, 3, (6,), 4, image_shape=(3, 4, 4))
+    assert classifies(create_loss("infopro", site, task=task, task_last=1.0)) == learns
+    assert not classifies(create_loss("infopro-contrast", site))
+
+
+def test_feedback_is_as_large_as_the_weights_of_a_new_layer() -> None:
+    head = create_loss("biological-pred", Site(0, 3, (400,), 4))
+    assert isinstance(head, BiologicalPred)
+    assert head.feedback.abs().max() <= 0.05
+    assert head.feedback.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.02)
+    assert not head.classifier.bias.any()

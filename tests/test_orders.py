@@ -263,3 +263,15 @@ def test_a_term_that_compares_nothing_is_refused() -> None:
         with pytest.raises(InvalidInput, match="the chain is one unit, and the last one carries"):
             make(network("plain"), at=1, loss="pred", **{term: 0.1})
     make(network("plain"), at=1, loss="pred", transport=0)
+
+
+@pytest.mark.parametrize("rule", ["simultaneous", "sequential"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_of_any_integer_type_are_learned(rule: str, dtype: torch.dtype) -> None:
+    losses = []
+    for given in (torch.int64, dtype):
+        data, local = digits(32), learner("plain", "predsim")
+        data.train.labels = data.train.labels.to(given)
+        losses.append([tick.result.loss_tensor() for tick in ticks(rule, local, data.train, 1)])
+    assert losses[0]
+    assert all(map(torch.equal, *losses))

@@ -568,3 +568,17 @@ def test_maps_are_pooled_and_vectors_are_not() -> None:
     assert places[0].shape == (1, 8, 8)
     assert places[0].pooled == (1, 4, 4)
     assert places[-1].pooled == (CLASSES,)
+
+
+def test_the_order_of_images_does_not_matter_to_heads_that_compare_them() -> None:
+    """Images sorted by class would let the similarity loss compare a class with itself alone."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(600, 1, 8, 8, generator=generator), torch.arange(600) % CLASSES
+    local = learner("plain", "sim")
+    accuracies = []
+    for order in (torch.arange(600), labels.argsort(stable=True)):
+        rows = layerwise.separability(
+            local, (images[order], labels[order]), measures=["nearest_class_mean"]
+        )
+        accuracies.append(rows[1]["auxiliary_accuracy"])
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=6)

@@ -18,6 +18,7 @@ from layerwise.core.layers import Network
 from layerwise.core.split import Chain, split
 from layerwise.core.trace import trace_network
 from layerwise.errors import CannotSplit
+from layerwise.losses import Targets
 from layerwise.models import create_model
 from tests.helpers import CLASSES, PreActivation, narrow
 
@@ -987,3 +988,30 @@ def test_every_parameter_of_other_networks_learns_locally(name: str, at: str) ->
     ]
     assert still == []
     assert torch.equal(images, kept)
+
+
+@pytest.mark.parametrize(
+    ("output_layer", "at", "joined"),
+    [
+        ("separate", "layer", False),
+        ("separate", 3, True),  # some layers before the output layer are in its unit
+        ("separate", 1, True),
+        ("joined", "layer", True),
+        ("joined", ["hidden.linear"], False),  # it names the layer before the output layer
+    ],
+)
+def test_an_output_layer_is_joined_where_its_unit_holds_another(
+    output_layer: str, at: Any, joined: bool
+) -> None:
+    model = layerwise.create_model("vgg8", width=1 / 16, in_chans=1, image_size=8)
+    sample = torch.rand(4, 1, 8, 8)
+    chain = split(model, at, sample, output_layer=output_layer)
+    assert chain.joined == joined
+    local = layerwise.localize(
+        model, sample, CLASSES, "predsim", at, output_layer=output_layer, check=False
+    )
+    labels = torch.arange(4)
+    logits = model.train()(sample)
+    plain = F.cross_entropy(logits, labels)
+    value = local.units[-1].loss(logits, Targets(labels, CLASSES)).loss
+    assert value.item() == pytest.approx(plain.item() * (1.0 if joined else 0.01), rel=1e-5)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
@@ -241,8 +242,11 @@ def pair_sample(data: Any) -> Sample:
     classes = int(labels.max()) + 1
     check_labels(labels, classes)
     parts(labels)
+    # losses that compare the examples of a batch must not meet one class alone
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    order = order.to(images.device)
     return Sample(
-        labels.long().to(images.device),
+        labels.long().to(images.device)[order],
         classes,
-        lambda: iter(images.tensor_split(-(-len(images) // BATCH))),
+        lambda: (images[part] for part in order.tensor_split(-(-len(order) // BATCH))),
     )

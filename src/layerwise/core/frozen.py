@@ -78,6 +78,7 @@ def frozen_before(chain: Chain, train_from: "int | str | None") -> Chain:
         chain.output,
         chain.untrained,
         chain.normalises_layers,
+        chain.joined,
     )
 
 

@@ -92,6 +92,11 @@ class Network:
                 "its input and its output. Pass the module that holds the layers."
             )
 
+    def layers_behind(self, cuts: Sequence[fx.Node]) -> list[fx.Node]:
+        """The weighted layers behind the last cut."""
+        first = self.main_path.index(cuts[-1]) + 1 if cuts else 0
+        return [node for node in self.main_path[first:] if self.is_weighted(node)]
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one of the network's."""
         return (

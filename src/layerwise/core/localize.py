@@ -192,7 +192,7 @@ def localize(
                 len(chain),
                 feature.read,
                 num_classes,
-                joined=output_layer == "joined",
+                joined=chain.joined,
                 image_shape=image_shape,
                 entering=entering.read if index else image_shape,
                 normalization=normalization,

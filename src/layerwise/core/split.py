@@ -46,6 +46,7 @@ class Chain(nn.Module):
             piece holds.
         normalises_layers: whether the network's last features pass layer normalisation before they
             are classified.
+        joined: whether the last piece holds another weighted layer than the output layer.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Chain(nn.Module):
         output: Key = None,
         untrained: Sequence[str] = (),
         normalises_layers: bool = False,
+        joined: bool = False,
     ) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.names = tuple(names)
         self.channels = tuple(channels or [1] * len(self.pieces))
         self.output, self.untrained = output, tuple(untrained)
-        self.normalises_layers = normalises_layers
+        self.normalises_layers, self.joined = normalises_layers, joined
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -132,6 +134,7 @@ def split(
         root.output,
         lost,
         network.normalises_layers(),
+        len(network.layers_behind(cuts)) > 1,
     )
     # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):

@@ -2,7 +2,7 @@
 
 Nøkland & Eidnes 2019, section 2.3: the targets are random projections of the labels, and gradients
 pass classifiers by fixed random weights. Published together, with 0.01 for the similarity and 0.99
-for the prediction.
+for the prediction; here each is a loss of its own.
 """
 
 from math import prod
@@ -22,7 +22,11 @@ PROJECTED = 128  # numbers that stand for a label
 
 
 def projected_labels(site: Site) -> Tensor:
-    """A random projection of every class, (num_classes, 128), alike at every unit."""
+    """A random projection of every class, (num_classes, 128).
+
+    It is normal, and alike at every unit and with every seed; the published program draws one from
+    a uniform distribution for each unit.
+    """
     generator = torch.Generator().manual_seed(0)
     return torch.randn(site.num_classes, PROJECTED, generator=generator)
 
@@ -68,8 +72,10 @@ class BiologicalPred(nn.Module):
         inputs = prod(pooled)
         self.classifier = nn.Linear(inputs, PROJECTED)
         nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
         self.register_buffer("signs", (projected_labels(site) > 0).float())
-        self.register_buffer("feedback", torch.randn(PROJECTED, inputs) / inputs**0.5)
+        bound = inputs**-0.5  # as PyTorch draws a layer's weights
+        self.register_buffer("feedback", torch.empty(PROJECTED, inputs).uniform_(-bound, bound))
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:
         """Shapes: features (B, C, H, W) or (B, C)."""

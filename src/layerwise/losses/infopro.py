@@ -12,7 +12,14 @@ from layerwise.errors import InvalidInput
 from layerwise.losses.heads import convolution, linear
 from layerwise.losses.pred import cross_entropy
 from layerwise.losses.sim import count_nearest
-from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
+from layerwise.losses.site import (
+    Evaluated,
+    Site,
+    Targets,
+    at_least_float32,
+    check_shape,
+    unit_length,
+)
 from layerwise.losses.terms import term_weight
 
 WIDTH = 12  # channels of the decoder
@@ -81,6 +88,11 @@ class InfoPro(nn.Module):
     def outputs(self, site: Site) -> int:
         return site.num_classes
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the classifier learns: the task has a weight in this unit."""
+        return self.weights()[1] > 0
+
     def keep_normalization(self, site: Site) -> None:
         """Keep mean and deviation as buffers, which move with the module and are not saved."""
         for name, values in zip(("mean", "std"), site.normalization or (None, None), strict=True):
@@ -137,7 +149,9 @@ class InfoProContrast(InfoPro):
     the batch that is most similar to it has the same label. See ``InfoPro``.
     """
 
-    classifies = False
+    @property
+    def classifies(self) -> bool:
+        return False
 
     def outputs(self, site: Site) -> int:
         return EMBEDDING
@@ -146,7 +160,7 @@ class InfoProContrast(InfoPro):
         """The task's loss."""
         vectors = self.classifier(self.embedding(features))
         with torch.autocast(features.device.type, enabled=False):
-            vectors = targets.examples.gather(F.normalize(at_least_float32(vectors), dim=1))
+            vectors = targets.examples.gather(unit_length(at_least_float32(vectors)))
             similarity = vectors @ vectors.T
             loss = contrast(similarity, targets.compared_labels)
         return Evaluated(loss, count_nearest(similarity.detach(), targets))

@@ -6,7 +6,14 @@ from torch.nn import functional as F
 
 from layerwise.errors import check_least
 from layerwise.losses.pred import cross_entropy
-from layerwise.losses.site import Evaluated, Site, Targets, at_least_float32, check_shape
+from layerwise.losses.site import (
+    Evaluated,
+    Site,
+    Targets,
+    at_least_float32,
+    check_shape,
+    unit_length,
+)
 
 LOWEST, HIGHEST = 50.0, 512.0  # angular frequencies of the first class and the last
 
@@ -44,7 +51,7 @@ class Lls(nn.Module):
         """Shapes: (B, C, H, W) or (B, C) -> (B, num_classes)."""
         pooled = features if self.size is None else F.adaptive_avg_pool2d(features, self.size)
         with torch.autocast(features.device.type, enabled=False):
-            unit = F.normalize(at_least_float32(pooled.flatten(1)), dim=1)
+            unit = unit_length(at_least_float32(pooled.flatten(1)))
             return unit @ self.basis.T.to(unit.dtype)
 
     def forward(self, features: Tensor, targets: Targets) -> Evaluated:

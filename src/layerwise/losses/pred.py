@@ -25,7 +25,7 @@ class Pred(nn.Module):
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
         decoder_dim: largest input of the classifier on maps. The published program used 4096, and
-            2048 for VGG8b on CIFAR.
+            2048 for VGG8b and VGG11b on CIFAR-10, SVHN and STL-10.
 
     Raises:
         InvalidInput: ``decoder_dim`` is below 1, or the features are of another shape.

@@ -40,8 +40,8 @@ class PredSim(nn.Module):
 
     Args:
         site: place in the chain; its features are (C, H, W) or (C,).
-        beta: weight of the similarity loss, 0 ≤ β < 1. The cross-entropy of a separate output layer
-            is scaled by 1 − β too.
+        beta: weight of the similarity loss, 0 ≤ β < 1. The cross-entropy of an output layer that
+            is a unit by itself is scaled by 1 − β too.
         decoder_dim: see ``Pred``.
         similarity_size, similarity_channels: see ``Sim``.
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from layerwise.core.later import Place
     from layerwise.core.teacher import TeacherUnit
 
+SHORTEST = 1e-6  # length of a vector that has a direction
+
 
 @dataclass(frozen=True)
 class Site:
@@ -25,7 +27,7 @@ class Site:
         count: number of units in the chain.
         shape: shape of the unit's features without the batch: (C, H, W) or (C,).
         num_classes: number of classes of the labels.
-        joined: whether the network's output layer shares the last unit with the layer before it.
+        joined: whether the network's output layer shares the last unit with another weighted layer.
         image_shape: shape of an image, (C, H, W).
         entering: shape of what enters the unit, without the batch: the image's, or the shape of the
             features of the unit before.
@@ -155,6 +157,18 @@ class Targets:
         return similarity_matrix(F.one_hot(self.compared_labels, self.num_classes).float())
 
 
+def unit_length(vectors: Tensor) -> Tensor:
+    """Vectors scaled to unit length.
+
+    One that is shorter than ``SHORTEST`` becomes 0 and has no gradient, which would be as large as
+    the inverse of its length.
+
+    Shapes: (B, F) -> (B, F).
+    """
+    length = vectors.norm(dim=1, keepdim=True)
+    return vectors / torch.where(length > SHORTEST, 1e-8 + length, torch.inf)
+
+
 def similarity_matrix(features: Tensor) -> Tensor:
     """Cosine similarity between the examples of a batch, each centred over its own features.
 
@@ -163,6 +177,5 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
     Shapes: (B, F) -> (B, B).
     """
-    centred = features - features.mean(1, keepdim=True)
-    unit = centred / (1e-8 + centred.norm(dim=1, keepdim=True))
+    unit = unit_length(features - features.mean(1, keepdim=True))
     return (unit @ unit.T).clamp(-1.0, 1.0)

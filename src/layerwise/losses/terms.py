@@ -27,9 +27,9 @@ NARROW = 4  # the hidden layer of a decoder has so many times fewer channels
 class Transport(nn.Module):
     """Mean squared displacement of features: mean (T(x) − x)² over all elements of a batch.
 
-    The transport regulariser of Karkar et al. 2023, arXiv:2309.17357, per unit instead of per
-    residual branch, and a mean instead of a sum, so that a weight means the same at every width and
-    resolution. Units whose features have another shape than what enters them carry no such term.
+    The transport regulariser of Karkar et al. 2023, arXiv:2309.17357, who sum such means over the
+    residual branches of a module, before its last ReLU. Here x is what enters the unit, a constant,
+    and T(x) its feature. Units whose features have another shape than that carry no such term.
     """
 
     def __init__(self, site: Site) -> None:

@@ -135,6 +135,7 @@ def unit_after_unit(
             for *activations, labels, images in features.batches(epoch, first, unit.reads_images):
                 number += 1
                 learner.check(activations[0][0], labels, unit)
+                labels = labels.long()
                 evaluated = unit.step(
                     activations.pop(),
                     Targets(labels, learner.num_classes, images),
