@@ -13,6 +13,7 @@ import argparse
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
@@ -22,18 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import layerwise
-from layerwise.errors import Busy
-from layerwise.experiments.entry import folder_of
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.predsim_lite import PredSimLite
 from layerwise.ops.pooling import average, averaging
-from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run
-from layerwise.training.loop import train
-from layerwise.training.prepare import parse_cut, prepare
-from layerwise.training.progress import Progress
+from layerwise.training.prepare import parse_cut
 from layerwise.utils.multiply_adds import MultiplyAdds
 from layerwise.utils.options import Options
+from runs import accuracies, carry_out, finished
 from tables import fill_table
 
 GROUPS = 4
@@ -364,25 +361,17 @@ def head_options(run: Run) -> dict[str, Any]:
     return {"decoder_dim": given["decoder_dim"]} if "decoder_dim" in given else {}
 
 
-def carry_out(run: Run, runs: Path, execution: Execution) -> None:
-    folder = folder_of(run, runs)
-    print(folder.path.name, flush=True)
-    if folder.has_ended:
-        return
-    try:
-        train(prepare(run, execution), folder, resume=True, progress=Progress())
-    except Busy:
-        print("  left to the process that trains it", flush=True)
-
-
 def lines(
     model: str, variants: Iterable[Variant], arguments: argparse.Namespace
 ) -> Iterable[dict[str, Any]]:
     """A line per variant: what it costs, and its accuracy beside predsim's with the same seeds."""
     whole = counted(learner_of(RUNS[model], 1, width=1.0), 1)
-    reference = accuracies(model, VARIANTS[0], arguments)
+    reference = accuracies(partial(run_of, model, VARIANTS[0]), arguments.runs, arguments.seeds)
     for variant in variants:
-        found = accuracies(model, variant, arguments)
+        runs = partial(run_of, model, variant)
+        found = accuracies(runs, arguments.runs, arguments.seeds)
+        folders = finished(runs, arguments.runs, arguments.seeds).values()
+        commits = {folder.facts()["commit"] or "unknown" for folder in folders}
         pairs = [found[seed] - reference[seed] for seed in found if seed in reference]
         run = run_of(model, variant, 0)
         at = parse_cut(run.at)
@@ -400,29 +389,8 @@ def lines(
             "deviation": deviation_of(list(found.values())),
             "less predsim, points": mean_of(pairs),
             "its deviation": deviation_of(pairs),
-            "runs of": ", ".join(sorted(commits(model, variant, arguments))),
+            "runs of": ", ".join(sorted(commits)),
         }
-
-
-def finished(model: str, variant: Variant, arguments: argparse.Namespace) -> dict[int, RunFolder]:
-    """The folders of a variant's finished runs, by seed."""
-    folders = {
-        seed: folder_of(run_of(model, variant, seed), arguments.runs)
-        for seed in range(arguments.seeds)
-    }
-    return {seed: folder for seed, folder in folders.items() if folder.has_ended}
-
-
-def accuracies(model: str, variant: Variant, arguments: argparse.Namespace) -> dict[int, float]:
-    """Test accuracies of a variant's finished runs, by seed."""
-    folders = finished(model, variant, arguments)
-    return {seed: folder.result()["test_accuracy"] for seed, folder in folders.items()}
-
-
-def commits(model: str, variant: Variant, arguments: argparse.Namespace) -> set[str]:
-    """The commits that a variant's finished runs are of."""
-    folders = finished(model, variant, arguments).values()
-    return {folder.facts()["commit"] or "unknown" for folder in folders}
 
 
 def counted(learner: Any, steps: int) -> float:

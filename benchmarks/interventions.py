@@ -17,6 +17,7 @@ that of deep units alone must not. Differences from the base are paired over see
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
@@ -26,18 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.errors import Busy, InvalidInput
-from layerwise.experiments.entry import folder_of
+from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Evaluated, Site, Targets
 from layerwise.losses.pred import Pred, cross_entropy
 from layerwise.losses.predsim import PredSim
 from layerwise.paper.rows import row_run, select_rows
 from layerwise.runs.run import Execution, Run
-from layerwise.training.loop import train
-from layerwise.training.prepare import prepare
-from layerwise.training.progress import Progress
 from layerwise.utils.csv_text import write_csv
 from layerwise.utils.options import Options
+from runs import accuracies, carry_out
 
 FIRST_DEEP = 9  # of ResNet18's 18 units, from 0
 VEHICLES = (0, 1, 8, 9)  # airplane, automobile, ship, truck; the other six are animals
@@ -209,23 +207,11 @@ def run_of(item: Intervention, seed: int) -> Run:
     return replace(run, **changes)
 
 
-def carry_out(run: Run, output: Path, execution: Execution) -> None:
-    """Train a run that has not ended and is not being trained elsewhere."""
-    folder = folder_of(run, output)
-    print(folder.path.name, flush=True)
-    if folder.has_ended:
-        return
-    try:
-        train(prepare(run, execution), folder, resume=True, progress=Progress())
-    except Busy:
-        print("  left to the process that trains it", flush=True)
-
-
 def lines(chosen: Sequence[Intervention], output: Path, seeds: int) -> Iterable[dict[str, Any]]:
     """A line per intervention: accuracies, and differences from the base paired over seeds."""
-    base = measured(INTERVENTIONS[0], output, seeds)
+    base = accuracies(partial(run_of, INTERVENTIONS[0]), output, seeds)
     for item in chosen:
-        numbers = measured(item, output, seeds)
+        numbers = accuracies(partial(run_of, item), output, seeds)
         paired = [numbers[seed] - base[seed] for seed in numbers if seed in base]
         several = len(paired) > 1 and item.name != "base"
         yield {
@@ -238,16 +224,6 @@ def lines(chosen: Sequence[Intervention], output: Path, seeds: int) -> Iterable[
             "difference": f"{mean(paired):+.2f}" if paired and item.name != "base" else "",
             "standard_error": f"{stdev(paired) / sqrt(len(paired)):.2f}" if several else "",
         }
-
-
-def measured(item: Intervention, output: Path, seeds: int) -> dict[int, float]:
-    """Test accuracy after the last epoch in percent, by seed, of the finished runs."""
-    folders = {seed: folder_of(run_of(item, seed), output) for seed in range(seeds)}
-    return {
-        seed: folder.result()["test_accuracy"]
-        for seed, folder in folders.items()
-        if folder.has_ended
-    }
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Global training computes a batch in parts (gradient accumulation, whose batch statistics are of a
 part), recomputes all it can (checkpointing), or as little as a limit allows (plans). Memory is
-predicted, counted whole; times are of steps on random images, all methods in turn.
+predicted, counted whole; times are of steps on random images, all methods in turn. Units are
+layers, and by ``strided`` blocks.
 
     python benchmarks/opponents.py --csv results/opponents.csv
     python benchmarks/opponents.py --csv results/opponents.csv --time resnet18
@@ -39,7 +40,8 @@ from tables import fill_table, read_table
 
 BATCH = 128
 MODELS = ("resnet18", "vgg16")
-LOSSES = ("pred", "predsim-lite", "predsim")
+LOSSES = ("pred", "predsim-lite", "predsim", "strided")
+CUTS = {"strided": "block"}  # of losses that are not for every layer
 PARTS = (2, 4, 8)
 SHARES = (0.9, 0.8, 0.7, 0.6)  # of global training's memory, for which a plan is made
 ADAM = partial(torch.optim.Adam, fused=True)
@@ -50,7 +52,7 @@ def made(model: str, rule: str, loss: str) -> Learner:
     torch.manual_seed(0)
     network = layerwise.create_model(model)
     sample = torch.zeros(2, 3, 32, 32)
-    at = RULES[rule].at or "layer"
+    at = RULES[rule].at or CUTS.get(loss, "layer")
     options: dict[str, Any] = {"optimizer": ADAM, "memory_format": None, "check": False}
     learner = layerwise.localize(network, sample, 10, loss=loss or "pred", at=at, **options)
     layerwise.set_memory_format(learner, "auto")
@@ -168,7 +170,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         "checkpointing, by a plan": (lambda row: row["method"] == "plan", "k:D"),
         **{
             f"local: {loss}": (partial(has_loss, loss), style)
-            for loss, style in zip(LOSSES, ("C0^", "C2P", "C3v"), strict=True)
+            for loss, style in zip(LOSSES, ("C0^", "C2P", "C3v", "C1X"), strict=True)
         },
     }
     for panel, model in zip(panels, MODELS, strict=True):

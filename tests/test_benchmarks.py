@@ -16,7 +16,7 @@ from layerwise.runs.run import Run
 from tests.made_runs import write_run
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "tables")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("runs", "tables"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,3 +138,64 @@ def test_archived_runs_are_read_and_name_no_folder_of_the_machine(
     assert "layerwise train --data-dir images --output runs/run1" in text
     assert not list((tmp_path / "unpacked").rglob("last.pt"))
     assert not any(str(tmp_path) in file.read_text() for file in tmp_path.glob("unpacked/*/*"))
+
+
+def test_a_table_keeps_the_lines_that_are_not_made_anew(monkeypatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    tables = importlib.import_module("tables")
+    path = tmp_path / "table.csv"
+    rows = [{"model": model, "part": part, "MB": 1} for model in "ab" for part in (1, 2)]
+    tables.fill_table(path, rows, ("model", "part"))
+    tables.fill_table(path, [{"model": "a", "part": 2, "MB": 7}], ("model", "part"))
+    tables.fill_table(path, [{"model": "c", "part": 1, "MB": 8}], ("model", "part"))
+    assert [line["MB"] for line in tables.read_table(path)] == ["1", "7", "1", "1", "8"]
+    # all lines of a model at once, of which there are fewer now
+    tables.fill_table(path, [{"model": "a", "part": 3, "MB": 9}], ("model",))
+    assert [line["part"] for line in tables.read_table(path)] == ["3", "1", "2", "1"]
+    before = path.read_text()
+    with pytest.raises(SystemExit, match="it is another table"):
+        tables.fill_table(path, [{"model": "a", "seconds": 9}], ("model",))
+    assert path.read_text() == before
+
+
+def test_results_of_other_settings_are_not_taken_for_these(monkeypatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    fine_tuning = importlib.import_module("fine_tuning")
+    path = tmp_path / "results.jsonl"
+    first = fine_tuning.Results(path, {"images": 10}, compute=True)
+    assert first.get("pred 0.1 0", lambda: {"value": 1})["value"] == 1
+    again = fine_tuning.Results(path, {"images": 10}, compute=False)
+    assert again.get("pred 0.1 0", dict)["value"] == 1
+    with pytest.raises(SystemExit, match="its results are of"):
+        fine_tuning.Results(path, {"images": 20}, compute=True)
+
+
+def test_a_damaged_result_is_not_sealed_anew(monkeypatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    archive = importlib.import_module("archive")
+    folder = tmp_path / "run"
+    write_run(folder, Run(epochs=2), 50.0, done=2)
+    facts = json.loads((folder / "run.json").read_text())
+    facts["execution"] = {"data_dir": "images"}
+    (folder / "run.json").write_text(json.dumps(facts))
+    result = sealed(json.loads((folder / "result.json").read_text()))
+    (folder / "result.json").write_text(json.dumps({**result, "test_accuracy": 99.9}))
+    with pytest.raises(InvalidInput):
+        list(archive.archived(folder))
+
+
+def test_ways_of_the_output_differ_by_the_scale_of_its_loss(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    first_hour = importlib.import_module("first_hour")
+    task = first_hour.TASKS["convolutions"]
+    prepared = first_hour.prepare(task.run, first_hour.Execution(device="cpu"))
+    data = prepared.load_data()
+    images, labels = next(iter(data.train.batches(0)))
+    losses = {
+        way: first_hour.build(task, prepared, data, "predsim", way, 0).step(images, labels)
+        for way in ("joined", "joined-scaled")
+    }
+    plain, scaled = (float(losses[way].loss_tensor()[-1]) for way in losses)
+    assert scaled == pytest.approx(0.01 * plain, rel=1e-5)
+    assert not first_hour.suits("joined-scaled*10", "pred")
+    assert first_hour.suits("joined", "pred")
