@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from layerwise.core.split import split
 from layerwise.data import DATASETS, Splits
-from layerwise.distributed import distribute, whole
+from layerwise.distributed import distribute, whole, world
 from layerwise.errors import InvalidInput
 from layerwise.losses import Evaluated, Targets, predsim_lite
 from layerwise.measures import MEASURES, heading_of
@@ -149,6 +149,7 @@ def parallel_is_simultaneous(name: str, loss: Any, kernels: Kernels = PLAIN) -> 
     distribute(on_ranks, f"{count // 2},{count - count // 2}")
     ticks("parallel", on_ranks, data.train, epochs=1)
     with whole(on_ranks) as first:
+        assert first == world().first
         if first:
             ticks("simultaneous", together, data.train, epochs=1)
             assert same_values(together.state_dict(), on_ranks.state_dict()), (name, loss)

@@ -1,5 +1,7 @@
 """What the contract does not say of losses: options, pooling, outputs, refusals."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -46,11 +48,12 @@ def test_the_last_unit_learns_by_cross_entropy_of_the_networks_own_logits(loss: 
     assert int(correct) == int((logits.argmax(1) == labels).sum())
 
 
-def test_a_classifier_starts_undecided() -> None:
-    head = create_loss("pred", Site(0, 2, (6, 4, 4), 10))
-    value, _ = head(torch.randn(5, 6, 4, 4), Targets(torch.arange(5), 10))
-    # the bias is PyTorch's default
-    assert value.item() == pytest.approx(torch.log(torch.tensor(10.0)).item(), abs=0.6)
+@pytest.mark.parametrize("loss", ["pred", "biological-pred"])
+def test_a_classifier_starts_undecided(loss: str) -> None:
+    head: Any = create_loss(loss, Site(0, 2, (6, 4, 4), 10))
+    assert not head.classifier.weight.any()
+    logits = head.logits(torch.randn(5, 6, 4, 4))
+    assert torch.equal(logits, logits[:1].expand(5, 10))  # the bias alone
 
 
 def test_labels_similarity_is_computed_once_per_batch() -> None:

@@ -193,6 +193,7 @@ def test_networks_of_double_precision() -> None:
     images, labels = batch()
     result = layerwise.localize(model, images.double(), CLASSES).step(images.double(), labels)
     assert result.loss_tensor().isfinite().all()
+    assert {weight.dtype for weight in model.parameters()} == {torch.float64}
 
 
 def test_a_loss_of_the_users_own_with_options() -> None:
