@@ -76,38 +76,54 @@ def test_words(command: str, words: list[str], empty_folder: Path) -> None:
     assert_refused_or_done(command, *words, *BASES[command][1:])
 
 
+OUT_OF_RANGE = ": it is out of range"
+LONG = "digits is too large"
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("words", "refusal"),
     [
-        "compare vgg8 --seeds 100000000",
-        "reproduce 1 --seeds 100000000",
-        "accelerate vgg8 --seeds 100000000",
-        "accelerate vgg8 --budget convolutions=" + "9" * 31,
-        "accelerate vgg8 --budget memory=1e400GB",
-        "show vgg8 --hierarchy 1,1,1,1,99999999999",
-        "show vgg8 --classes " + "7" * 31,
-        "show vgg8 --width 100",
-        "show vgg8 --width 1e300",
-        "profile vgg8 --batch-size " + "1" + "0" * 30,
-        "profile vgg8 --predict --image-size 1000000",
-        "train vgg8 --epochs 1e400",
-        "train vgg8 --rule parallel --micro-batches -1000000000000",
-        "train vgg8 --rank-timeout 1000000000000",
-        "train vgg8 --run-ahead 1000000000000",
-        "train vgg8 --rule checkpointed --segments 1000000000000",
-        "train vgg8 --cpu-threads 1000000000",
-        "train vgg8 --workers 1000000000",
-        "train vgg8 --similarity-channels 99999999999",
-        "train vgg8 --beta nan",
-        "train vgg8 --lr " + "9" * 320,
-        "train vgg8 --seed " + "9" * 320,
-        "train vgg8 --at=--",
-        "separability nowhere --images 1" + "0" * 40,
+        ("compare vgg8 --seeds 100000000", "seeds 100000000" + OUT_OF_RANGE),
+        ("reproduce 1 --seeds 100000000", "seeds 100000000" + OUT_OF_RANGE),
+        ("accelerate vgg8 --seeds 100000000", "--seeds 100000000" + OUT_OF_RANGE),
+        ("accelerate vgg16 --budget convolutions=" + "9" * 31, "more than 20,000 hierarchies"),
+        ("accelerate vgg8 --budget memory=1e400GB", "it is not a size"),
+        ("show vgg8 --hierarchy 1,1,1,1,99999999999", "more than 1000 layers"),
+        ("show vgg8 --classes " + "7" * 31, LONG),
+        ("show vgg8 --width 100", "its weights alone take 177 GB"),
+        ("show vgg8 --width 1e300", "width 1e+300" + OUT_OF_RANGE),
+        ("profile vgg8 --batch-size 1" + "0" * 30, LONG),
+        ("profile vgg8 --predict --image-size 1000000", "--image-size 1000000" + OUT_OF_RANGE),
+        ("train vgg8 --epochs 1e400", "invalid int value: '1e400'"),
+        (
+            "train vgg8 --rule parallel --micro-batches -1000000000000",
+            "micro_batches=-1000000000000 (option of the rule 'parallel')" + OUT_OF_RANGE,
+        ),
+        ("train vgg8 --rank-timeout 1000000000000", "1000000000000.0" + OUT_OF_RANGE),
+        ("train vgg8 --run-ahead 1000000000000", "--run-ahead 1000000000000" + OUT_OF_RANGE),
+        (
+            "train vgg8 --rule checkpointed --segments 1000000000000",
+            "segments=1000000000000 (option of the rule 'checkpointed')" + OUT_OF_RANGE,
+        ),
+        ("train vgg8 --cpu-threads 1000000000", "--cpu-threads 1000000000: this machine has"),
+        ("train vgg8 --workers 1000000000", "workers 1000000000" + OUT_OF_RANGE),
+        (
+            "train vgg8 --similarity-channels 99999999999",
+            "similarity_channels=99999999999 (option of the loss 'predsim')" + OUT_OF_RANGE,
+        ),
+        ("train vgg8 --beta nan", "beta=nan (option of the loss 'predsim'): it is not finite"),
+        ("train vgg8 --lr " + "9" * 320, "lr inf: it is not finite"),
+        ("train vgg8 --seed " + "9" * 320, LONG),
+        ("train vgg8 --at=--", "--at=-- gives -- as a value"),
+        ("separability nowhere --images 1" + "0" * 40, LONG),
     ],
 )
-def test_numbers_too_large_are_refused(words: str, empty_folder: Path) -> None:
+def test_numbers_too_large_are_refused(
+    words: str, refusal: str, empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(words.split())
+    assert refusal in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--head-width-factor", "--transport"])

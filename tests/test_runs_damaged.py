@@ -419,12 +419,17 @@ def test_forged_states_are_refused(name: str, begun: Path) -> None:
 
 @pytest.mark.parametrize("value", [None, True, -1, 10**320, float("nan"), "x", [], {}, [[]]])
 @pytest.mark.parametrize("key", ["format", "run", "data", "execution", "units", "layouts"])
-def test_run_json_of_other_types(key: str, value: Any, begun: Path, tmp_path: Path) -> None:
+def test_run_json_of_other_types(
+    key: str, value: Any, begun: Path, bases: Path, tmp_path: Path
+) -> None:
     image = an_image(tmp_path)
-    change_json(begun / CONFIGURATION, **{key: value or 0 if key == "execution" else value})
-    for use in (go, lambda path: predict(RunFolder(path), [image], False)):
-        with pytest.raises(InvalidInput):
-            use(begun)
+    finished = Path(shutil.copytree(bases / "finished", tmp_path / "finished"))
+    for folder in (begun, finished):
+        change_json(folder / CONFIGURATION, **{key: value or 0 if key == "execution" else value})
+    with pytest.raises(InvalidInput):
+        go(begun)
+    with pytest.raises(InvalidInput, match=CONFIGURATION):
+        predict(RunFolder(finished), [image], False)
     read_runs([begun.parent])
 
 
