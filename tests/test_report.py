@@ -512,7 +512,7 @@ def test_a_measure_of_ones_own_is_shown_by_the_heading_that_was_recorded(tmp_pat
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs that ``layerwise train`` wrote: a layer-wise one and a global one."""
     folder = tmp_path_factory.mktemp("trained")
-    tiny = "--data digits --width 0.125 --epochs 2 --batch-size 16 --lr 1e-3"
+    tiny = "--data digits --train-images 600 --width 0.125 --epochs 2 --batch-size 16 --lr 1e-3"
     for rule in ("simultaneous", "global"):
         arguments = (
             f"train vgg8 {tiny} --rule {rule} --separability-every 1 --output {folder / rule}"
