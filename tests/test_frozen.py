@@ -326,3 +326,35 @@ def test_a_state_of_other_groups_is_refused_before_anything_is_loaded() -> None:
     with pytest.raises(InvalidInput, match=r"optimizer of unit 0 \(conv1\) holds other weights"):
         local.load_state_dict(grouped.state_dict())
     assert same_weights(local.model, before)
+
+
+def thawing_network() -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.5), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+@pytest.mark.parametrize("on_purpose", [False, True])
+def test_units_that_are_no_longer_frozen_train_in_the_networks_mode(on_purpose: bool) -> None:
+    net, images, labels = thawing_network(), torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+    layerwise.localize(net, images, 10, "pred", train_from=1).step(images, labels)
+    assert not net[1].training
+    if on_purpose:  # the mode of all was set since
+        net.train()
+        net[1].eval()
+    local = layerwise.localize(net, images, 10, "pred")
+    before = net[1].running_mean.clone()
+    local.step(images, labels)
+    assert [module.training for module in net] == [
+        index != 1 or not on_purpose for index in range(8)
+    ]
+    assert torch.equal(net[1].running_mean, before) == on_purpose
+
+
+def test_a_step_after_a_sequential_rule_trains_all_units_in_training_mode() -> None:
+    local, data = learner("resnet18"), digits()
+    ticks("sequential", local, data.train, epochs=1)
+    images, labels = next(iter(data.train.batches(0)))
+    local.step(images, labels)
+    assert all(module.training for module in local.model.modules())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from layerwise.core.split import Chain
 from layerwise.errors import InvalidInput, choose
 from layerwise.utils.options import is_whole_number
+
+stopped: "WeakSet[nn.Module]" = WeakSet()  # modules that frozen units put in evaluation mode
 
 
 class Frozen(nn.Module):
@@ -25,6 +28,7 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, *activations: Any) -> tuple[Any, ...]:
+        stopped.update(module for module in self.pieces.modules() if module.training)
         self.pieces.eval()  # the network's train() reaches them too
         for piece in self.pieces:
             activations = piece(*activations)
@@ -50,6 +54,19 @@ class Entered(nn.Module):
             *(activations if self.skips else self.frozen(*activations))
         )
         return result
+
+
+def wake(model: nn.Module) -> None:
+    """Put modules that only an earlier learner froze back in their network's training mode.
+
+    Where some of them are in training mode, the network's mode was set since, and the others are
+    in evaluation mode on purpose.
+    """
+    found = [module for module in model.modules() if module in stopped]
+    if model.training and not any(module.training for module in found):
+        for module in found:
+            module.training = True
+    stopped.difference_update(found)
 
 
 def frozen_before(chain: Chain, train_from: "int | str | None") -> Chain:

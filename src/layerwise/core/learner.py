@@ -78,7 +78,7 @@ class Learner:
         self.progress = 0.0
         self.plain_step: Callable[..., list[Evaluated]] = step_units
         self.make_step: MakeStep = step_units
-        self.training = model.training
+        self.training: bool | None = model.training
         self.structure = Structure(model, self.units)
         self.plan: Any = None
         self.stage: Any = None
@@ -238,7 +238,7 @@ class Learner:
             follow_network(unit.piece)
             if only is not None and unit is not only:
                 unit.train(False)
-        self.training = mode
+        self.training = mode if only is None else None  # of several; the next step sets one
 
     def check(self, images: Tensor, labels: Tensor, enters: Unit | None = None) -> None:
         """Refuse a batch that cannot be learned from, and weights that would stay untrained.

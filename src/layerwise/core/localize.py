@@ -24,7 +24,7 @@ from layerwise.core.factories import (
     scale_rate,
 )
 from layerwise.core.feature import AS_IT_IS, unit_features
-from layerwise.core.frozen import frozen_before
+from layerwise.core.frozen import frozen_before, wake
 from layerwise.core.head_memory import refuse_large_heads
 from layerwise.core.later import places
 from layerwise.core.learner import Learner
@@ -151,6 +151,7 @@ def localize(
             "round to nothing. Give a network of float32 weights, model.float()."
         )
     sample = sample[:2].to(tensor.device).clone()  # the network may change it in place
+    wake(model)
     whole = split(model, at, sample, leaves, output_layer, output)
     warn_of_untrained(whole)
     chain = frozen_before(whole, train_from)
