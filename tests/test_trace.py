@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import layerwise
 from layerwise.core.pieces import Reused
 from layerwise.core.split import split
 from layerwise.errors import CannotSplit, InvalidInput
-from tests.helpers import CLASSES
+from tests.helpers import CLASSES, narrow
 
 IMAGES = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(4)
@@ -797,3 +799,41 @@ def test_own_backward_passes_and_seeds_in_forward_are_refused_and_kept(
         split(model)
     layerwise.localize(model, sample, 3, leaves=["0"])
     assert "refuse" not in repr(vars(torch.autograd.Function)["apply"].__func__)
+
+
+class Recomputing(nn.Module):
+    """Blocks whose activations forward has recomputed in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, CLASSES)
+        self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for block in self.blocks:
+            features = checkpoint(block, features, use_reentrant=False)
+        return self.out(features.mean((2, 3)))
+
+
+def test_a_checkpointing_network_is_said_to_keep_its_activations() -> None:
+    sample = torch.rand(2, 1, 8, 8)
+    with pytest.warns(UserWarning, match=r"Units keep all activations.*torch\.utils\.checkpoint"):
+        local = layerwise.localize(Recomputing(), sample, CLASSES, "pred")
+    assert len(local.units) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layerwise.localize(narrow("resnet18"), sample, CLASSES, "pred")
+
+
+def test_a_stack_that_is_kept_whole_is_named() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    stack, layers = nn.TransformerEncoder(layer, 2), nn.Sequential(layer, copy.deepcopy(layer))
+    sample = torch.rand(2, 4, 8)
+    for inside, count in ((stack, 2), (layers, 3)):
+        model = nn.Sequential(nn.Linear(8, 8), inside, nn.Flatten(), nn.Linear(32, CLASSES))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            local = layerwise.localize(model, sample, CLASSES, "pred")
+        assert len(local.units) == count
+        assert any("stacks '1' is kept whole" in str(each.message) for each in said) == (count == 2)

@@ -29,6 +29,30 @@ def warn_of_untrained(chain: Chain) -> None:
     )
 
 
+def warn_of_kept_activations(chain: Chain) -> None:
+    """Say that units keep what the network's own forward pass does not."""
+    if chain.recomputes:
+        warnings.warn(
+            "Units keep all activations for their backward passes: the network's checkpointing "
+            "(torch.utils.checkpoint) or its hooks on saved tensors are not in them. To save "
+            "memory, cut it into more units, or use the rule checkpointed.",
+            stacklevel=LEVEL,
+        )
+
+
+def warn_of_whole_stacks(model: nn.Module, chain: Chain) -> None:
+    """Name PyTorch's own stacks of layers, which are not looked into."""
+    kinds = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder)
+    found = [name for name, module in model.named_modules() if isinstance(module, kinds)]
+    if found and len(chain) > 1:
+        warnings.warn(
+            f"Each of PyTorch's stacks {few(found, MOST_NAMED, repr)} is kept whole in one unit, "
+            "whose layers all learn from one loss. To cut between them, put such layers in an "
+            "nn.Sequential.",
+            stacklevel=LEVEL,
+        )
+
+
 def warn_of_slow_bfloat16(learner: Learner) -> None:
     """Say that mixed precision takes longer on this processor than float32 does."""
     if learner.units[0].amp is torch.bfloat16 and not has_bfloat16(device_of(learner.model)):

@@ -96,6 +96,7 @@ def frozen_before(chain: Chain, train_from: "int | str | None") -> Chain:
         chain.untrained,
         chain.normalises_layers,
         chain.joined,
+        chain.recomputes,
     )
 
 

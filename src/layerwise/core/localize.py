@@ -13,7 +13,12 @@ from layerwise.core.arguments import (
     refuse_other_output,
 )
 from layerwise.core.check import compare_with_network
-from layerwise.core.doubts import warn_of_constant_features, warn_of_untrained
+from layerwise.core.doubts import (
+    warn_of_constant_features,
+    warn_of_kept_activations,
+    warn_of_untrained,
+    warn_of_whole_stacks,
+)
 from layerwise.core.factories import (
     OptimizerFactory,
     PerUnit,
@@ -154,6 +159,8 @@ def localize(
     wake(model)
     whole = split(model, at, sample, leaves, output_layer, output)
     warn_of_untrained(whole)
+    warn_of_kept_activations(whole)
+    warn_of_whole_stacks(model, whole)
     chain = frozen_before(whole, train_from)
     try:
         with states_kept(model):

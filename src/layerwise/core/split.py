@@ -47,6 +47,8 @@ class Chain(nn.Module):
         normalises_layers: whether the network's last features pass layer normalisation before they
             are classified.
         joined: whether the last piece holds another weighted layer than the output layer.
+        recomputes: whether the network's own forward pass changes what is saved for backward, such
+            as by checkpointing; the pieces do not.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Chain(nn.Module):
         untrained: Sequence[str] = (),
         normalises_layers: bool = False,
         joined: bool = False,
+        recomputes: bool = False,
     ) -> None:
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
@@ -65,6 +68,7 @@ class Chain(nn.Module):
         self.channels = tuple(channels or [1] * len(self.pieces))
         self.output, self.untrained = output, tuple(untrained)
         self.normalises_layers, self.joined = normalises_layers, joined
+        self.recomputes = recomputes
 
     def __len__(self) -> int:
         return len(self.pieces)
@@ -135,6 +139,7 @@ def split(
         lost,
         network.normalises_layers(),
         len(network.layers_behind(cuts)) > 1,
+        root.recomputes,
     )
     # but not the modules that they hold: some of the model's may be frozen singly
     for module in (chain, *chain.pieces):

@@ -53,6 +53,7 @@ class SingleInput(nn.Module):
     Attributes:
         output: where its result holds the logits; None: it is the logits.
         parts: keys of the values that its result is made of, if it is made of several.
+        recomputes: whether forward changes what is saved for backward, which a graph does not.
     """
 
     def __init__(self, network: nn.Module, output: Key = None) -> None:
@@ -60,6 +61,7 @@ class SingleInput(nn.Module):
         self.network, self.output = network, output
         self.settings = Settings()
         self.parts: list[Key] = []
+        self.recomputes = False
 
     def forward(self, images: Tensor) -> Any:
         result = main_output(self.network(images), self.output)
@@ -203,6 +205,7 @@ def trace_in_mode(root: SingleInput, tracer: Tracer, training: bool) -> fx.Graph
         buffers_kept(network) as written,
     ):
         graph = traced(tracer, root)
+        root.recomputes = tracer.recomputes
         changed = attributes.changed()
     if written:
         raise CannotSplit(buffer_message(written[0]))

@@ -74,6 +74,7 @@ class Tracer(fx.Tracer):
         entries: path of each, and whether autocast was as outside when it was called.
         generators: states of the shared generators when each was called.
         drawn: whose generator forward drew from, and the module that did; None: from no shared one.
+        recomputes: whether forward changes what is saved for backward, such as by checkpointing.
     """
 
     def __init__(self, leaves: Iterable[str], settings: Settings) -> None:
@@ -84,11 +85,12 @@ class Tracer(fx.Tracer):
         self.entries: list[tuple[str, Any]] = []
         self.generators: list[dict[str, Any]] = []
         self.drawn: tuple[str, str] | None = None
+        self.recomputes = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.paths = {id(module): path for path, module in root.named_modules()}
         self.buffers = {id(buffer): path for path, buffer in root.named_buffers()}
-        self.outside = context()
+        self.outside, self.hooks_outside = context(), saving_hooks()
         with torch.enable_grad(), reads_observed(self.observe), self.own_backwards_refused():
             graph = super().trace(root, concrete_args)
         detach_constants(graph)
@@ -183,6 +185,7 @@ class Tracer(fx.Tracer):
         if kind in ("call_module", "call_method", "call_function"):
             self.note_draws()
             node.meta["constant"] = not torch.is_grad_enabled()
+            self.recomputes |= saving_hooks() != self.hooks_outside
             if context() != self.outside:
                 raise self.refused_context("switches autocast")
             if node.meta["constant"] and changes_in_place(self.root, node):
@@ -204,6 +207,15 @@ def context() -> Any:
     """Whether autocast is on, and in which type, by kind of device."""
     kinds = ("cpu", "cuda")
     return [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+
+
+def saving_hooks() -> Any:
+    """The hooks that tensors saved for backward pass, such as those of ``torch.utils.checkpoint``.
+
+    PyTorch has no public name for them; without its private one, none are seen.
+    """
+    innermost = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return innermost(False) if innermost is not None else None
 
 
 def without_gradient(value: Any) -> Any:
