@@ -5,7 +5,7 @@ from typing import Any
 
 from layerwise.cli.options import Parser, add_config, add_fields
 from layerwise.cli.profile import NOT_PROFILED
-from layerwise.cli.values import collect_both
+from layerwise.cli.values import collect_both, note_of_images
 from layerwise.runs.run import Execution, Run
 
 IMAGES = 8  # in the batch that is differentiated
@@ -31,6 +31,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
 
     execution = Execution(device="cpu")
     described = collect_both(parsed)[0]
+    note_of_images(parsed, described)
     described, plan = plan_run(described, execution, trial_images(described, parsed.classes))
     prepared = prepare(described, execution)
     described = prepared.run

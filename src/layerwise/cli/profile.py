@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from layerwise.cli.options import Parser, add_config, add_fields, add_preset
-from layerwise.cli.values import collect_both
+from layerwise.cli.values import collect_both, note_of_images
 from layerwise.runs.run import ON_RANKS, Execution, Run
 
 # fields that say nothing about what a step costs
@@ -58,6 +58,7 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     if parsed.rules is not None:
         names = [name.strip() for name in parsed.rules.split(",")]
     described, execution = collect_both(parsed, names or list(profiled()))
+    note_of_images(parsed, described)
     return profile(
         described,
         execution,

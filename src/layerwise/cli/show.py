@@ -5,7 +5,7 @@ from typing import Any
 
 from layerwise.cli.options import Parser, add_config, add_fields, add_preset
 from layerwise.cli.profile import NOT_PROFILED
-from layerwise.cli.values import collect_both
+from layerwise.cli.values import collect_both, note_of_images
 from layerwise.runs.run import Execution, Run
 
 
@@ -23,7 +23,9 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.profiling.trial_steps import trial_learner
     from layerwise.training.prepare import prepare
 
-    prepared = prepare(collect_both(parsed)[0], Execution(device="cpu"))
+    described = collect_both(parsed)[0]
+    note_of_images(parsed, described)
+    prepared = prepare(described, Execution(device="cpu"))
     learner = trial_learner(prepared, parsed.classes)
     print(learner)
     return {"units": describe_units(learner.units), "span": learner.span}

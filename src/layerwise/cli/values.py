@@ -74,6 +74,20 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
     return run, execution
 
 
+def note_of_images(parsed: argparse.Namespace, run: Run) -> None:
+    """Say that a command reads no data, where a configuration file names some."""
+    from layerwise.profiling.trial_steps import trial_images
+
+    if "data" in read_config(parsed.config):
+        images = trial_images(run, parsed.classes)
+        print(
+            f"layerwise: data changes nothing here: no data is read. Sizes are of "
+            f"{images.channels}×{images.image_size}×{images.image_size} images of "
+            f"{images.num_classes} classes.",
+            file=sys.stderr,
+        )
+
+
 def collect_execution(
     parsed: argparse.Namespace, folder: RunFolder, going_on: bool = False
 ) -> Execution:
