@@ -244,6 +244,7 @@ def test_images_per_second_are_of_the_steps_whose_time_is_counted(
 def test_a_steps_accuracies_are_percent_of_its_batch() -> None:
     pairs = [Evaluated(torch.zeros(()), torch.tensor(count)) for count in (0, 3, 8)]
     assert StepResult(pairs, 8).accuracies == [0.0, 37.5, 100.0]
+    assert repr(StepResult(pairs[1:2], 8)) == "StepResult(losses=[0.0], accuracies=[37.5])"
 
 
 def test_scores_of_units_are_those_of_the_whole_set_at_once() -> None:

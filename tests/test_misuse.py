@@ -312,3 +312,8 @@ def test_an_optimizer_that_fails_without_a_word_is_refused_by_its_error() -> Non
 
     with pytest.raises(InvalidInput, match=r"raised ValueError\. "):
         learner("plain", optimizer=wordless)
+
+
+def test_a_loss_whose_class_takes_no_site_is_refused_in_words() -> None:
+    with pytest.raises(InvalidInput, match=r"making it for unit 0 raised TypeError .*site"):
+        layerwise.localize(network("plain"), torch.rand(4, 1, 8, 8), 10, nn.CrossEntropyLoss)

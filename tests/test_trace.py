@@ -837,3 +837,26 @@ def test_a_stack_that_is_kept_whole_is_named() -> None:
             local = layerwise.localize(model, sample, CLASSES, "pred")
         assert len(local.units) == count
         assert any("stacks '1' is kept whole" in str(each.message) for each in said) == (count == 2)
+
+
+class Scaled(Recomputing):
+    pass
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda model: setattr(
+            model, "forward", lambda images: 0.1 * Recomputing.forward(model, images)
+        ),
+        lambda model: setattr(model, "__class__", Scaled),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Units keep")
+def test_a_replaced_forward_is_refused(replace: Callable[[nn.Module], None]) -> None:
+    model, images = Recomputing(), torch.rand(4, 1, 8, 8)
+    local = layerwise.localize(model, images, CLASSES, "pred")
+    local.step(images, torch.arange(4))
+    replace(model)
+    with pytest.raises(CannotSplit, match="its forward, has been replaced"):
+        local.step(images, torch.arange(4))

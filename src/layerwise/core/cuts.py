@@ -46,7 +46,7 @@ def choose_cuts(
         )
     raise CannotSplit(
         f"Cannot split at={at!r}: it names no place to cut. Give 'layer', 'block', 'module', a "
-        "number of units, or a list of module paths."
+        "number of units, a list of module paths, or in localize 'memory:SIZE'."
     )
 
 

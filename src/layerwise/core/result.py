@@ -48,6 +48,10 @@ class StepResult:
         self.size = size
         self._evaluated = evaluated
 
+    def __repr__(self) -> str:
+        losses = [round(loss, 4) for loss in self.losses]
+        return f"StepResult(losses={losses}, accuracies={self.accuracies})"
+
     @property
     def losses(self) -> list[float]:
         return [float(loss) for loss, _ in self._evaluated]

@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         modules: looked through, by path.
-        parts: what each of them held: submodules, parameters and buffers.
+        parts: what each of them held: submodules, parameters and buffers, see ``parts_of``.
         values: pictures of attributes, by the path of their module and their name.
         readers: path of the module whose forward pass read an attribute.
         owners: modules whose attributes were read, by path.
@@ -96,9 +96,9 @@ class Settings:
             parts = parts_of(module)
             if any(map(differ, map(parts.get, self.parts[path]), self.parts[path].values())):
                 raise CannotSplit(
-                    f"Cannot go on with the units: a part of {words(path)}, such as a layer or a "
-                    "parameter, has been replaced or added since they were made, and they would "
-                    "compute without it. Change its values in place, such as by load_state_dict or "
+                    f"Cannot go on with the units: a part of {words(path)}, such as a layer, a "
+                    "parameter or its forward, has been replaced or added since they were made, "
+                    "and they would compute without it. Change its values in place, such as by load_state_dict or "
                     "copy_, or make the units after the replacement."
                 )
 
@@ -106,9 +106,10 @@ class Settings:
 def parts_of(module: nn.Module) -> dict[str, Any]:
     """Submodules, parameters and buffers that a module holds, by name, and how many its lists hold.
 
+    Also its class, and the forward that it has of its own.
     What is added to a module is not called by itself, but what is added to a list of modules is.
     """
-    parts: dict[str, Any] = {}
+    parts: dict[str, Any] = {"class": type(module), "forward": vars(module).get("forward")}
     for table in (module._modules, module._parameters, module._buffers):
         parts.update(table)
     if isinstance(module, LISTS):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from layerwise.errors import InvalidInput, choose
+from layerwise.errors import CannotSplit, InvalidInput, choose, raised
 from layerwise.losses.auglocal import AugLocal
 from layerwise.losses.biological import BiologicalPred, BiologicalSim
 from layerwise.losses.dgl import DglCnn, DglMlp, DglMlpSr
@@ -111,12 +111,31 @@ def create_loss(loss: str | LossFactory, site: Site, **options: Any) -> nn.Modul
             site,
             **{key: value for key, value in options.items() if key in keyword_only(output)},
         )
-    head = factory(site, **options)
+    head = made_head(loss, factory, site, options)
     if not isinstance(head, nn.Module):
         raise InvalidInput(
             f"Cannot use loss {name_of(loss)!r}: it made {type(head).__name__}. {PROTOCOL}"
         )
     return WithTerms(head, site, weights) if weights else head
+
+
+def made_head(
+    loss: str | LossFactory, factory: LossFactory, site: Site, options: Mapping[str, Any]
+) -> Any:
+    """What a loss's factory makes for a site.
+
+    Raises:
+        InvalidInput: it raised an error, or refused the site or an option.
+    """
+    try:
+        return factory(site, **options)
+    except (InvalidInput, CannotSplit):
+        raise
+    except Exception as error:  # the user's code runs here
+        raise InvalidInput(
+            f"Cannot use loss {name_of(loss)!r}: making it for unit {site.index} "
+            f"{raised(error)}. {PROTOCOL}"
+        ) from error
 
 
 def factory_of(loss: str | LossFactory) -> LossFactory:

@@ -178,10 +178,16 @@ def profile(
     if names is None:
         chosen = profiled()
         runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
-    rules = {
-        name: predicted_rule(run, learners[name], execution.memory_format, cache_limit, device.type)
-        for name, run in runs.items()
-    }
+    rules: dict[str, Any] = {}
+    for name, run in runs.items():
+        options = execution.memory_format, cache_limit, device.type
+        try:
+            rules[name] = predicted_rule(run, learners[name], *options)
+        except InvalidInput as refusal:
+            if names is not None or name == next(iter(runs)):  # none would do
+                raise
+            print(f"left out: {name}: {refusal}", flush=True)
+    runs = {name: run for name, run in runs.items() if name in rules}
     add_opponents(rules, opponents, base, num_classes, execution, device.type)
     if limit is not None:
         layout = execution.memory_format
