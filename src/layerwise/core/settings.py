@@ -98,8 +98,8 @@ class Settings:
                 raise CannotSplit(
                     f"Cannot go on with the units: a part of {words(path)}, such as a layer, a "
                     "parameter or its forward, has been replaced or added since they were made, "
-                    "and they would compute without it. Change its values in place, such as by load_state_dict or "
-                    "copy_, or make the units after the replacement."
+                    "and they would compute without it. Change its values in place, such as by "
+                    "load_state_dict or copy_, or make the units after the replacement."
                 )
 
 
