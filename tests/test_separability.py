@@ -582,3 +582,28 @@ def test_the_order_of_images_does_not_matter_to_heads_that_compare_them() -> Non
         )
         accuracies.append(rows[1]["auxiliary_accuracy"])
     assert accuracies[1] == pytest.approx(accuracies[0], abs=6)
+
+
+class Named(nn.Module):
+    """A network whose logits are one of several outputs, and not called so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU())
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.body(images)
+        return {"features": features, "scores": self.head(features.mean((2, 3)))}
+
+
+def test_a_network_can_be_told_its_logits_and_what_to_keep_whole() -> None:
+    data = torch.rand(60, 1, 8, 8), torch.arange(60) % CLASSES
+    with pytest.raises(ValueError, match="output="):
+        layerwise.separability(Named(), data)
+    rows = layerwise.separability(Named(), data, output="scores", measures=["fisher"])
+    assert [row["name"] for row in rows] == ["input", "body.0", "body.2", "head"]
+    whole = layerwise.separability(
+        Named(), data, output="scores", leaves=["body"], measures=["fisher"]
+    )
+    assert [row["name"] for row in whole] == ["input", "body", "head"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.core.learner import Learner
+from layerwise.core.outputs import Key
 from layerwise.errors import InvalidInput, choose, names_in, raised
 from layerwise.measures import MEASURES
 from layerwise.measures.base import check_labels, parts
@@ -35,6 +36,8 @@ def separability(
     *,
     at: str | int | Sequence[str] = "layer",
     output_layer: str = "separate",
+    leaves: Sequence[str] = (),
+    output: Key = None,
     measures: Sequence[str] | None = None,
     against: nn.Module | Learner | str | Path | None = None,
     pooled_to: int = POOLED_TO,
@@ -52,6 +55,8 @@ def separability(
         at: for a network: where units end; see ``layerwise.split``. A run's and a learner's units
             are their own; those of a globally trained run are where its ``at`` would cut.
         output_layer: for a network: ``joined`` to the last unit, or ``separate``.
+        leaves, output: for a network: modules to keep whole, and where its result holds the logits;
+            see ``layerwise.split``.
         measures: names in ``layerwise.MEASURES``; gains are of the first. Default: all.
         against: a network as many units deep that reads the same images, to compare features with.
         pooled_to: features are average-pooled to at most so many numbers an image (or one per
@@ -86,7 +91,7 @@ def separability(
             )
         sample = pair_sample(data)
         reference = (
-            (depths_at(against, at, output_layer, sample), sample)
+            (depths_at(against, at, output_layer, sample, leaves, output), sample)
             if isinstance(against, nn.Module | Learner)
             else None
         )
@@ -95,7 +100,7 @@ def separability(
                 "Cannot use against=: a network is compared with a network. Load that of the run, "
                 "or leave it out."
             )
-        depths = depths_at(source, at, output_layer, sample)
+        depths = depths_at(source, at, output_layer, sample, leaves, output)
         refuse_other_depth(depths, reference)
         return measure_depths(depths, sample, names, pooled_to, other=reference)
     if data is not None or not isinstance(against, str | Path | None):
@@ -201,11 +206,14 @@ def depths_at(
     at: str | int | Sequence[str],
     output_layer: str,
     sample: Sample,
+    leaves: Sequence[str],
+    output: Key,
 ) -> Depths:
     if isinstance(network, Learner):
         return depths_of(network, at, output_layer)
     try:
-        return network_depths(network, at, next(sample.batches()), output_layer)
+        images = next(sample.batches())
+        return network_depths(network, at, images, output_layer, leaves=leaves, output=output)
     except (RuntimeError, TypeError) as error:  # the network's own, of images that do not fit
         raise InvalidInput(
             f"Cannot measure the network on these images: its forward pass {raised(error)}. Give "

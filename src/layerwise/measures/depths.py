@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layerwise.core.feature import Feature, unit_features
 from layerwise.core.learner import Learner
+from layerwise.core.outputs import Key
 from layerwise.core.shapes import feature_shapes
 from layerwise.core.split import split
 from layerwise.core.unit import Unit
@@ -73,9 +74,10 @@ def network_depths(
     amp: torch.dtype | None = None,
     leaves: Iterable[str] = (),
     memory_format: torch.memory_format | None = None,
+    output: Key = None,
 ) -> Depths:
     """The units that ``split`` cuts a network into, to be passed forward only."""
-    chain = split(model, at, sample, leaves, output_layer)
+    chain = split(model, at, sample, leaves, output_layer, output)
     shapes = feature_shapes(chain.pieces, chain.names, sample[:2], amp)
     features = unit_features(chain.names, shapes, chain.channels)
     units = [
