@@ -860,3 +860,33 @@ def test_a_replaced_forward_is_refused(replace: Callable[[nn.Module], None]) -> 
     replace(model)
     with pytest.raises(CannotSplit, match="its forward, has been replaced"):
         local.step(images, torch.arange(4))
+
+
+class Joining(nn.Module):
+    def __init__(self, assigns: bool) -> None:
+        super().__init__()
+        self.assigns = assigns
+        self.stem, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        if self.assigns:
+            features[:, 0] = 0
+        return self.out(features.mean((2, 3)))
+
+
+class Placed(Joining):
+    def forward(self, images: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(images + places)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Joining(assigns=True), "assigns to elements of a tensor"),
+        (Placed(assigns=False), r"its forward takes 2 inputs \(images, places\)"),
+    ],
+)
+def test_what_the_network_does_is_named(model: nn.Module, words: str) -> None:
+    with pytest.raises(CannotSplit, match=words):
+        layerwise.localize(model, torch.rand(4, 1, 8, 8), CLASSES, "pred")

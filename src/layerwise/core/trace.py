@@ -28,6 +28,7 @@ from layerwise.core.tracer import (
     strip_root,
 )
 from layerwise.errors import CannotSplit, choose, first_line_of, names_in
+from layerwise.utils.options import required_arguments
 
 # methods that leave something with a tensor for the backward pass
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
@@ -107,12 +108,28 @@ def trace_network(
         for path in names_in("leaves", leaves)
     }
     refuse_lazy(model)
+    refuse_other_inputs(model)
     try:
         return trace_keeping_whole(model, whole, output, Tracer)
     except CannotFollow:
         if sample is None:
             raise
     return trace_keeping_whole(model, whole, output, partial(SizedTracer, sample=sample))
+
+
+def refuse_other_inputs(model: nn.Module) -> None:
+    """Refuse a network that needs more than images.
+
+    Raises:
+        CannotSplit: naming its inputs.
+    """
+    required = required_arguments(model.forward)
+    if len(required) > 1:
+        raise CannotSplit(
+            f"Cannot split the network: its forward takes {len(required)} inputs "
+            f"({', '.join(required)}), and the first unit reads images alone. Give a module of one "
+            "input, which makes the others from it."
+        )
 
 
 def trace_keeping_whole(
@@ -239,6 +256,13 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
             path = strip_root(tracer.path[-1]) if tracer.path else ""
             raise CannotTrace(buffer_message(buffer[1]), path) from error
         place = strip_root(tracer.path[-1]) if tracer.path else ""
+        if "does not support item assignment" in str(error):
+            raise CannotTrace(
+                f"Cannot split the network: the forward pass of {words(place)} assigns to elements "
+                "of a tensor, which no graph shows. Make a new one, such as by torch.where or "
+                f"torch.cat. Or: {keep_whole(place)}.",
+                place,
+            ) from error
         where = (
             f"module {place!r} ({type(root.network.get_submodule(place)).__name__})"
             if place

@@ -1,6 +1,5 @@
 """The classifier of a network that is made elsewhere: found, checked, and replaced by a new one."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InvalidInput, reason_of
+from layerwise.utils.options import required_arguments
 
 Say = Callable[[str], None]
 
@@ -64,12 +64,7 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
     Raises:
         InvalidInput: it takes several inputs or none, or cannot process images.
     """
-    required = [
-        parameter.name
-        for parameter in inspect.signature(network.forward).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
+    required = required_arguments(network.forward)
     if len(required) > 1:
         raise InvalidInput(
             f"Cannot use {name}: its forward takes {len(required)} inputs ({', '.join(required)}), "

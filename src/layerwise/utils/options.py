@@ -172,6 +172,16 @@ def keyword_only(factory: Callable[..., Any]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
+def required_arguments(function: Callable[..., Any]) -> list[str]:
+    """Names of the arguments that a callable must be given."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+
+
 def changing_options(factory: Callable[..., Any]) -> list[str]:
     """Names of the options of a loss that may change over training; see ``Changing``."""
     names = keyword_only(factory)
