@@ -876,7 +876,7 @@ class Joining(nn.Module):
 
 
 class Placed(Joining):
-    def forward(self, images: Tensor, places: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, images: Tensor, places: Tensor) -> Tensor:
         return super().forward(images + places)
 
 
