@@ -584,11 +584,7 @@ class Noise(Net):
             r"module 'inner.1' \(Decides\) cannot be traced: .*leaves=\['inner.1'\]",
         ),
         (RootDecides, "layer", "the network itself cannot be traced: .*without control flow"),
-        (
-            TwoInputs,
-            "layer",
-            "the network itself cannot be traced: .*'y'.*needs more than one tensor",
-        ),
+        (TwoInputs, "layer", r"its forward takes 2 inputs \(x, y\)"),
         (Tuple, "layer", "does not return one tensor .* return the logits alone"),
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
