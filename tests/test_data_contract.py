@@ -173,7 +173,7 @@ def test_a_data_set_from_outside_is_listed_and_trained_on(
     main(["train", "vgg8b", *arguments, "--device", "cpu", "--output", str(output)])
     facts = json.loads((output / "run.json").read_text())["data"]
     assert facts["class_names"] == ["a", "b", "c"]
-    assert facts["images"] == [64, 8, 18]
+    assert facts["images"] == [66, 6, 18]  # of training, validation and test
 
 
 LABELS = np.arange(6) % 3

@@ -157,16 +157,19 @@ class Targets:
         return similarity_matrix(F.one_hot(self.compared_labels, self.num_classes).float())
 
 
-def unit_length(vectors: Tensor) -> Tensor:
+def unit_length(vectors: Tensor, epsilon: float = 0.0) -> Tensor:
     """Vectors scaled to unit length.
 
     One that is shorter than ``SHORTEST`` becomes 0 and has no gradient, which would be as large as
     the inverse of its length.
 
     Shapes: (B, F) -> (B, F).
+
+    Args:
+        epsilon: is added to a length.
     """
     length = vectors.norm(dim=1, keepdim=True)
-    return vectors / torch.where(length > SHORTEST, 1e-8 + length, torch.inf)
+    return vectors / torch.where(length > SHORTEST, epsilon + length, torch.inf)
 
 
 def similarity_matrix(features: Tensor) -> Tensor:
@@ -177,5 +180,5 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
     Shapes: (B, F) -> (B, B).
     """
-    unit = unit_length(features - features.mean(1, keepdim=True))
+    unit = unit_length(features - features.mean(1, keepdim=True), 1e-8)
     return (unit @ unit.T).clamp(-1.0, 1.0)
