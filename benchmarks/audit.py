@@ -13,7 +13,7 @@ from layerwise.core.audit import labels_in_pairs
 from layerwise.core.memory_format import set_memory_format
 from layerwise.losses import LOSSES
 from layerwise.profiling.audit import audit
-from layerwise.profiling.trial_steps import trial_learner, trial_options
+from layerwise.profiling.trial_steps import trial_images, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from layerwise.utils.csv_text import write_csv
@@ -27,7 +27,7 @@ def row(run: Run) -> dict[str, Any]:
     """What the audit finds of a run's losses."""
     prepared = prepare(run, Execution(device="cpu"))
     torch.manual_seed(0)
-    learner = trial_learner(prepared, 10)
+    learner = prepared.make_learner(trial_images(run))
     set_memory_format(learner, "auto")
     images = torch.rand(IMAGES, *learner.image_shape)
     labels = labels_in_pairs(IMAGES, 10)

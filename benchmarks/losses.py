@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from layerwise.losses import LOSSES
 from layerwise.profiling.predict import predict_steps
-from layerwise.profiling.trial_steps import trial_learner, trial_options
+from layerwise.profiling.trial_steps import trial_images, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
 from layerwise.utils.csv_text import write_csv
@@ -32,7 +32,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def cost(run: Run) -> tuple[int, int, int]:
     """Multiply-adds of a step, parameters of the heads, predicted peak in bytes."""
     prepared = prepare(run, Execution(device="cpu"))
-    learner = trial_learner(prepared, 10)
+    learner = prepared.make_learner(trial_images(run))
     (step,) = predict_steps(run.rule, learner, BATCH, trial_options(prepared.run), "auto")
     heads = sum(w.numel() for unit in learner.units for w in unit.loss.parameters())
     return sum(step.multiply_adds.values()), heads, max(step.peaks().values())

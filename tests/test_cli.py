@@ -13,15 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.cli import COMMANDS, evaluate, main, profile
+from layerwise.cli import COMMANDS, evaluate, main, parse, profile
 from layerwise.cli.options import by_option
+from layerwise.cli.values import collect_both, images_of
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
 from layerwise.runs.folder import RunFolder
-from layerwise.runs.run import Execution, Run
+from layerwise.runs.run import Execution, Run, described
 from layerwise.training.declared_options import registries
+from layerwise.utils.options import Options
 from layerwise.utils.terminal import warning_text
 
 SMALL = [
@@ -180,6 +182,63 @@ def test_show_lists_the_units(
     assert [unit["index"] for unit in units] == list(range(count))
     assert {unit["loss"] for unit in units[:-1]} == {loss}
     assert all(unit["name"] in printed for unit in units)
+
+
+# what a run's configuration file says of images that are read from a folder
+RECORDED: dict[str, Any] = {
+    "format": 3,
+    "run": described(Run("vgg8", model_options=Options(width=0.0625), data="folder")),
+    "data": {"class_names": ["cat", "dog"], "channels": 1, "image_size": 24},
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "shape", "classes"),
+    [
+        (None, "", (3, 32, 32), 10),
+        (None, "--classes 7 --image-size 16", (3, 16, 16), 7),
+        (None, "--data digits", (1, 8, 8), 10),
+        (None, "--data digits --image-size 16 --classes 3", (1, 16, 16), 3),
+        ({"data": "cifar100", "image_size": 16}, "", (3, 16, 16), 100),
+        ({**RECORDED, "data": {}}, "", (3, 64, 64), 10),
+        (RECORDED, "", (1, 24, 24), 2),
+        (RECORDED, "--image-size 16", (1, 16, 16), 2),
+        (RECORDED, "--data cifar100", (3, 32, 32), 100),
+    ],
+)
+def test_images_that_are_supposed_are_those_of_the_run_or_the_data_set(
+    config: dict[str, Any] | None,
+    options: str,
+    shape: tuple[int, ...],
+    classes: int,
+    tmp_path: Path,
+) -> None:
+    given = ["show", "vgg8", *options.split()]
+    if config is not None:
+        (tmp_path / "run.json").write_text(json.dumps(config))
+        given += ["--config", str(tmp_path / "run.json")]
+    parsed = parse(given)
+    images = images_of(parsed, collect_both(parsed)[0])
+    assert (images.channels, images.image_size, images.image_size) == shape
+    assert images.num_classes == classes
+
+
+def test_commands_that_read_no_data_suppose_those_of_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(RECORDED))
+    config = ["--config", str(tmp_path / "run.json"), "--json"]
+    results = {}
+    for command in ("show", "audit", "profile --predict --rules global"):
+        main([*command.split(), *config])
+        printed = capsys.readouterr()
+        assert "data changes nothing" not in printed.err
+        results[command.split()[0]] = json.loads(printed.out.splitlines()[-1])
+    first = results["show"]["units"][0]
+    assert first["feature"] == "4×24×24"
+    assert first["parameters"] == 4 * 9 + 4 + 2 * 4  # a convolution of one channel, its norm
+    assert results["profile"]["image_size"] == 24
+    assert results["audit"]["problem"] is None
 
 
 def test_options_that_a_command_leaves_out_are_options() -> None:

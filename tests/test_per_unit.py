@@ -19,7 +19,7 @@ from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import LOSSES, Changing, Evaluated, Pred, Targets
 from layerwise.losses.terms import TERMS
-from layerwise.profiling.trial_steps import trial_learner
+from layerwise.profiling.trial_steps import trial_images
 from layerwise.rules import set_rates
 from layerwise.runs.folder import STATE, WEIGHTS, RunFolder
 from layerwise.runs.formats import run_from
@@ -316,10 +316,11 @@ def test_schedules_of_pytorch_keep_the_factor() -> None:
 
 def test_the_last_unit_learns_at_its_own_rate() -> None:
     run = replace(SMALL, head_lr_factor=2.0, last_lr_factor=0.5, lr=0.1)
-    first, *_, last = trial_learner(prepare(run, CPU), 10).units
+    images = trial_images(run)
+    first, *_, last = prepare(run, CPU).make_learner(images).units
     assert [group["lr"] for group in first.optimizer.param_groups] == [0.1, 0.2]
     assert [group["lr"] for group in last.optimizer.param_groups] == [0.05]
-    (whole,) = trial_learner(prepare(replace(run, rule="global"), CPU), 10).units
+    (whole,) = prepare(replace(run, rule="global"), CPU).make_learner(images).units
     assert [group["lr"] for group in whole.optimizer.param_groups] == [0.1]
 
 

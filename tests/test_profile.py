@@ -28,7 +28,7 @@ from layerwise.profiling.measure import measure_here
 from layerwise.profiling.opponents import OPPONENTS, Predict, accumulated, planned
 from layerwise.profiling.predict import largest_batch, predict_steps, rule_ticks
 from layerwise.profiling.profile import predict_peak, profiled
-from layerwise.profiling.trial_steps import trial_learner
+from layerwise.profiling.trial_steps import trial_images
 from layerwise.rules import RULES
 from layerwise.rules.checkpointed import checkpointed_piece
 from layerwise.runs.run import Execution, Run
@@ -290,8 +290,8 @@ def test_arguments_that_a_prediction_sets_are_refused(
 
 def test_a_measurement_of_one_unit_at_a_time_holds_one_optimizer_state() -> None:
     given = Run("vgg8", rule="sequential", loss="pred", width=0.0625, image_size=16, batch_size=8)
-    found = measure_here(given, 10, Execution(device="cpu", cpu_threads=1))
-    local = trial_learner(prepare(given, Execution(device="cpu")), 10)
+    found = measure_here(given, trial_images(given), Execution(device="cpu", cpu_threads=1))
+    local = prepare(given, Execution(device="cpu")).make_learner(trial_images(given))
     steps = predict_steps("sequential", local, 8, {}, "auto")
     peaks = [max(step.peaks().values()) for step in steps]
     assert [step["peak_bytes"] for step in found["steps"]] == pytest.approx(peaks, rel=0.05)

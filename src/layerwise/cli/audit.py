@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields
+from layerwise.cli.options import Parser, add_config, add_fields, add_images
 from layerwise.cli.profile import NOT_PROFILED
-from layerwise.cli.values import collect_both, note_of_images
+from layerwise.cli.values import collect_both, images_of
 from layerwise.runs.run import Execution, Run
 
 IMAGES = 8  # in the batch that is differentiated
@@ -13,9 +13,7 @@ IMAGES = 8  # in the batch that is differentiated
 
 def add_arguments(parser: Parser) -> None:
     add_config(parser)
-    parser.add_argument(
-        "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
-    )
+    add_images(parser)
     add_fields(parser, Run, skip={"model", "train_images", *NOT_PROFILED} - {"rule"})
 
 
@@ -26,24 +24,24 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     from layerwise.core.memory_format import set_memory_format
     from layerwise.profiling.audit import audit
     from layerwise.profiling.budget import plan_run
-    from layerwise.profiling.trial_steps import trial_images, trial_learner, trial_options
+    from layerwise.profiling.trial_steps import trial_options
     from layerwise.training.prepare import prepare
 
     execution = Execution(device="cpu")
     described = collect_both(parsed)[0]
-    note_of_images(parsed, described)
-    described, plan = plan_run(described, execution, trial_images(described, parsed.classes))
+    images = images_of(parsed, described)
+    described, plan = plan_run(described, execution, images)
     prepared = prepare(described, execution)
     described = prepared.run
     if plan:
         print(plan, flush=True)
-    learner = trial_learner(prepared, parsed.classes)
+    learner = prepared.make_learner(images)
     set_memory_format(learner, prepared.execution.memory_format)
     torch.manual_seed(described.seed)
-    images = torch.rand(IMAGES, *learner.image_shape, dtype=learner.image_type)
+    batch = torch.rand(IMAGES, *learner.image_shape, dtype=learner.image_type)
     labels = labels_in_pairs(IMAGES, learner.num_classes)
     options = trial_options(described)
-    found = audit(learner, images, labels, described.rule, described.batch_size, **options)
+    found = audit(learner, batch, labels, described.rule, described.batch_size, **options)
     print(found)
     memory = {"kept_bytes": found.kept_bytes, "peak_bytes": found.peak_bytes}
     return {**found.summary(), **memory, "losses": found.rows()}

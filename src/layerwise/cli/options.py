@@ -109,6 +109,18 @@ def add_config(parser: Parser) -> None:
     )
 
 
+def add_images(parser: Parser) -> None:
+    """Options of a command that reads no data: what images it supposes; see ``images_of``."""
+    parser.add_argument(
+        "--data",
+        "--dataset",
+        metavar="NAME",
+        help="data set whose channels, size and classes are supposed; nothing is read (default: "
+        "of --config, else colour images of 32 pixels and 10 classes)",
+    )
+    parser.add_argument("--classes", type=int, help="number of classes (default: the data set's)")
+
+
 def add_preset(parser: Parser) -> None:
     parser.add_argument(
         "--preset",

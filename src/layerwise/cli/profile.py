@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import Parser, add_config, add_fields, add_preset
-from layerwise.cli.values import collect_both, note_of_images
+from layerwise.cli.options import Parser, add_config, add_fields, add_images, add_preset
+from layerwise.cli.values import collect_both, images_of
 from layerwise.runs.run import ON_RANKS, Execution, Run
 
 # fields that say nothing about what a step costs
@@ -29,9 +29,7 @@ def add_arguments(parser: Parser) -> None:
         "sequential-cached; global-accumulated and checkpointed-planned predict global training "
         "within the memory of simultaneous)",
     )
-    parser.add_argument(
-        "--classes", type=int, default=10, help="number of classes; no data is read (default: 10)"
-    )
+    add_images(parser)
     parser.add_argument(
         "--predict",
         action="store_true",
@@ -58,12 +56,12 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
     if parsed.rules is not None:
         names = [name.strip() for name in parsed.rules.split(",")]
     described, execution = collect_both(parsed, names or list(profiled()))
-    note_of_images(parsed, described)
+    images = images_of(parsed, described)
     return profile(
         described,
         execution,
         names,
-        parsed.classes,
+        images,
         parsed.predict,
         parsed.fitting,
         parsed.figure,

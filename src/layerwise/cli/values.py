@@ -23,6 +23,7 @@ from layerwise.utils.options import Options, as_flag, is_whole_number, options_o
 from layerwise.utils.terminal import in_one_line
 
 if TYPE_CHECKING:
+    from layerwise.data import ImageFormat
     from layerwise.experiments.presets import Preset
 
 Kind = TypeVar("Kind", Run, Execution)
@@ -74,18 +75,39 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
     return run, execution
 
 
-def note_of_images(parsed: argparse.Namespace, run: Run) -> None:
-    """Say that a command reads no data, where a configuration file names some."""
+def images_of(parsed: argparse.Namespace, run: Run) -> "ImageFormat":
+    """The format of the images that a command supposes, since it reads none.
+
+    A run's ``run.json`` has recorded it, and a data set has it by name. Without either they are
+    colour images of 32 pixels and 10 classes. --image-size and --classes are other numbers of it.
+
+    Raises:
+        InvalidInput: there is no such data set, or a number of classes is out of range.
+    """
+    from layerwise.data import DATASETS
     from layerwise.profiling.trial_steps import trial_images
 
-    if "data" in read_config(parsed.config):
-        images = trial_images(run, parsed.classes)
-        print(
-            f"layerwise: data changes nothing here: no data is read. Sizes are of "
-            f"{images.channels}×{images.image_size}×{images.image_size} images of "
-            f"{images.num_classes} classes.",
-            file=sys.stderr,
-        )
+    config = read_config(parsed.config)
+    size, channels, classes = run.image_size, 3, 10
+    if parsed.data is None and (recorded := recorded_data(parsed.config)):
+        size = size or recorded["image_size"]
+        channels, classes = recorded["channels"], len(recorded["class_names"])
+    elif parsed.data is not None or "data" in config:
+        named = DATASETS[choose("data set", run.data, DATASETS)].expected(size)
+        size, channels, classes = named.image_size, named.channels, named.num_classes
+    classes = classes if parsed.classes is None else parsed.classes
+    return trial_images(replace(run, image_size=size), classes, channels)
+
+
+def recorded_data(path: str | None) -> dict[str, Any]:
+    """What a run's ``run.json`` says of its data; empty if the file is another or says nothing."""
+    values = read_options(Path(path)) if path is not None else None
+    found = values.get("data") if isinstance(values, dict) and "format" in values else None
+    facts = {"image_size": int, "channels": int, "class_names": list}
+    sound = isinstance(found, dict) and all(
+        isinstance(found.get(name), kind) for name, kind in facts.items()
+    )
+    return found if isinstance(found, dict) and sound else {}
 
 
 def collect_execution(

@@ -19,9 +19,10 @@ from statistics import median
 from typing import Any
 
 from layerwise.core.memory_format import set_memory_format
+from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput
 from layerwise.memory.accounting import measured, persistent_bytes, phases, profiler_mark
-from layerwise.profiling.trial_steps import rule_ticks, trial_learner, trial_options
+from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.folder import FORMATS
 from layerwise.runs.formats import run_from
 from layerwise.runs.run import Execution, Run, described
@@ -36,7 +37,7 @@ TIMED = 2  # epochs of two steps; the first step of a unit is not counted
 TIMED_RECORDED = 6
 
 
-def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
+def measure(run: Run, images: ImageFormat, execution: Execution) -> dict[str, Any]:
     """Measure a rule in a fresh process.
 
     Returns:
@@ -51,7 +52,7 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
     """
     order = {
         "run": described(run),
-        "num_classes": num_classes,
+        "images": asdict(images),
         "execution": asdict(execution),
         "imports": list(IMPORTED),
     }
@@ -74,11 +75,11 @@ def measure(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
     return result
 
 
-def measure_here(run: Run, num_classes: int, execution: Execution) -> dict[str, Any]:
+def measure_here(run: Run, images: ImageFormat, execution: Execution) -> dict[str, Any]:
     prepared = prepare(run, execution)
     device = prepared.device
     apply_execution(device, execution)
-    learner, options = trial_learner(prepared, num_classes), trial_options(run)
+    learner, options = prepared.make_learner(images), trial_options(run)
     set_memory_format(learner, execution.memory_format)
     record_steps(learner, execution)
     seconds: dict[int, list[float]] = defaultdict(list)
@@ -164,6 +165,6 @@ if __name__ == "__main__":
     import_files(order["imports"])
     described_run = run_from(order["run"], FORMATS[-1], "stdin")
     measured_steps = measure_here(
-        described_run, order["num_classes"], Execution(**order["execution"])
+        described_run, ImageFormat(**order["images"]), Execution(**order["execution"])
     )
     print(json.dumps(measured_steps))

@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 
 from layerwise.core.learner import Learner
+from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput, TooLittleMemory
 from layerwise.profiling.predict import predicted_rule
-from layerwise.profiling.trial_steps import trial_learner
 from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import with_rule
 from layerwise.training.prepare import prepare
@@ -93,7 +93,7 @@ def add_opponents(
     rules: dict[str, Any],
     names: Sequence[str],
     base: Run,
-    num_classes: int,
+    images: ImageFormat,
     execution: Execution,
     device: str,
 ) -> None:
@@ -106,7 +106,7 @@ def add_opponents(
         names: of ``OPPONENTS``.
         device: ``cpu`` or ``cuda``.
     """
-    predict = predictor(base, num_classes, execution, device)
+    predict = predictor(base, images, execution, device)
     for name in names:
         limit = rules[LOCAL]["predicted_peak_bytes"]
         rule = OPPONENTS[name](predict, base.batch_size, limit)
@@ -116,13 +116,13 @@ def add_opponents(
             rules[name] = rule
 
 
-def predictor(base: Run, num_classes: int, execution: Execution, device: str) -> Predict:
+def predictor(base: Run, images: ImageFormat, execution: Execution, device: str) -> Predict:
     """A function that predicts the run by another rule with more options."""
     planning = replace(execution, device="cpu")
 
     @cache
     def made(rule: str) -> Learner:
-        return trial_learner(prepare(with_rule(base, rule), planning), num_classes)
+        return prepare(with_rule(base, rule), planning).make_learner(images)
 
     def predict(rule: str, options: dict[str, Any]) -> dict[str, Any]:
         run = with_rule(base, rule)

@@ -10,6 +10,7 @@ from torch import nn
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.memory_format import MEMORY_FORMATS
+from layerwise.data import ImageFormat
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.profiling.measure import measure
 from layerwise.profiling.opponents import OPPONENTS, add_opponents, split_names
@@ -23,7 +24,7 @@ from layerwise.profiling.predict import (
     rule_options,
 )
 from layerwise.profiling.table import print_table
-from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_learner, trial_options
+from layerwise.profiling.trial_steps import UNSAID, trial_images, trial_options
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import check_rule_options, with_rule
@@ -130,7 +131,7 @@ def profile(
     base: Run,
     execution: Execution,
     names: Sequence[str] | None = None,
-    num_classes: int = 10,
+    images: ImageFormat | None = None,
     predict: bool = False,
     memory: str | None = None,
     figure: str | None = None,
@@ -141,6 +142,7 @@ def profile(
     Args:
         names: of ``profiled()``, and of ``OPPONENTS``, which are predicted alone; None: all of
             ``profiled()`` whose span the chain has.
+        images: format of the images, at random, of a step; None: see ``trial_images``.
         predict: compute nothing; what is measured is then None, and a GPU need not be there.
         memory: such as ``4GB``: the largest batch that fits is looked for.
         figure: file for a picture of memory over a step.
@@ -156,6 +158,7 @@ def profile(
     for name in names or ():
         choose("rule", name, {**profiled(), **OPPONENTS})
     names, opponents = split_names(names, limit)
+    images = images or trial_images(base)
     if figure is not None:
         from layerwise.profiling.plot import check_figure
 
@@ -174,7 +177,7 @@ def profile(
             "Cannot draw --figure on a GPU: it shows what a CPU's allocator did over time. Leave "
             "it out, or give --device cpu."
         )
-    learners = {name: trial_learner(prepared, num_classes) for name, prepared in planned.items()}
+    learners = {name: prepared.make_learner(images) for name, prepared in planned.items()}
     if names is None:
         chosen = profiled()
         runs = {name: run for name, run in runs.items() if has_span(learners[name], chosen[name])}
@@ -188,21 +191,19 @@ def profile(
                 raise
             print(f"left out: {name}: {refusal}", flush=True)
     runs = {name: run for name, run in runs.items() if name in rules}
-    add_opponents(rules, opponents, base, num_classes, execution, device.type)
+    add_opponents(rules, opponents, base, images, execution, device.type)
     if limit is not None:
         layout = execution.memory_format
         add_largest_batches(rules, runs, learners, layout, limit, cache_limit, device.type)
     measurements = (
-        {}
-        if predict
-        else {name: measure(run, num_classes, execution) for name, run in runs.items()}
+        {} if predict else {name: measure(run, images, execution) for name, run in runs.items()}
     )
     for name, measurement in measurements.items():
         add_measured(rules[name], measurement, base.batch_size)
     result = {
         "model": base.model,
         "batch_size": base.batch_size,
-        "image_size": trial_images(base, num_classes).image_size,
+        "image_size": images.image_size,
         "device": device.type,
         "rules": rules,
     }
@@ -210,8 +211,7 @@ def profile(
     if figure is not None:
         from layerwise.profiling.plot import draw
 
-        size = trial_images(base, num_classes).image_size
-        title = f"{base.model}, batch of {base.batch_size}, {size} pixels"
+        title = f"{base.model}, batch of {base.batch_size}, {images.image_size} pixels"
         draw(
             figure,
             title,

@@ -13,36 +13,26 @@ from layerwise.rules import RULES
 from layerwise.rules.base import Tick
 from layerwise.rules.feature_cache import Keeping
 from layerwise.runs.run import Run
-from layerwise.training.prepare import Prepared
 from layerwise.utils.device import device_of
 
 UNSAID = Keeping(say=lambda line: None)  # features kept in memory, with no word about it
 
 
 MOST_CLASSES = 100_000  # five times those of the largest published set of labelled images
-MEANS, DEVIATIONS = (0.5,) * 3, (0.25,) * 3  # of pixels, from 0 to 1; no number depends on them
+MEAN, DEVIATION = 0.5, 0.25  # of pixels, from 0 to 1; no number depends on them
 CIFAR_SIZE = 32  # pixels a side, where a run does not say
 
 
-def trial_images(run: Run, num_classes: int) -> ImageFormat:
-    """The format of colour images of the run's size, that of CIFAR unless the run says.
+def trial_images(run: Run, num_classes: int = 10, channels: int = 3) -> ImageFormat:
+    """The format of images of the run's size, that of CIFAR unless the run says.
 
     Raises:
         InvalidInput: there are fewer than 2 classes, or more than ``MOST_CLASSES``.
     """
     check_range("classes", num_classes, 2, MOST_CLASSES)
     names = tuple(map(str, range(num_classes)))
-    size = run.image_size or CIFAR_SIZE
-    return ImageFormat(names, channels=3, image_size=size, normalization=(MEANS, DEVIATIONS))
-
-
-def trial_learner(prepared: Prepared, num_classes: int) -> Learner:
-    """The run's network as it would be trained, for colour images.
-
-    Raises:
-        InvalidInput: there are fewer than 2 classes, or the network cannot be made.
-    """
-    return prepared.make_learner(trial_images(prepared.run, num_classes))
+    known = (MEAN,) * channels, (DEVIATION,) * channels
+    return ImageFormat(names, channels, run.image_size or CIFAR_SIZE, normalization=known)
 
 
 def trial_options(run: Run) -> dict[str, Any]:
