@@ -27,7 +27,6 @@ from tests.helpers import (
     EVERYWHERE,
     NETWORKS,
     ON_FEW,
-    OTHERS,
     READING,
     RULES_AND_LOSSES,
     SOME_NETWORKS,
@@ -51,7 +50,7 @@ def carrying_terms(site: Site) -> torch.nn.Module:
 
 NEWER = (*ON_FEW, carrying_terms)
 READERS = (*READING, carrying_terms)  # terms read what entered the unit
-RESUMED = ("vgg8b", "resnet18", *OTHERS)
+RESUMED = ("vgg8b", "resnet18")
 UNPLANNED = [rule for rule in RULES if rule != "checkpointed"]  # its plan takes a second
 
 # the whole losses on every network, every loss on one; forced, every loss on one with shortcuts

@@ -15,6 +15,7 @@ from torch import nn
 from layerwise.errors import InvalidInput
 from layerwise.models import create_model, list_models, published_hierarchy
 from layerwise.ops.batch_norm import SLOPE, Normalisation, NormalisedActivation
+from tests.helpers import FAMILIES
 
 with files("layerwise.paper").joinpath("tables.csv").open() as file:
     ROWS = list(csv.DictReader(file))
@@ -181,7 +182,13 @@ def test_slope_of_every_leaky_relu(name: str) -> None:
     assert not layers(model, nn.ReLU)
 
 
-@pytest.mark.parametrize("name", list_models())
+def test_the_networks_of_the_tests_are_of_every_family() -> None:
+    made = [{str(narrow(name)) for name in names} for names in (list_models(), FAMILIES)]
+    assert made[0] == made[1]
+    assert len(made[1]) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_state_and_copies_give_the_same_outputs(name: str) -> None:
     model, images = narrow(name).eval(), torch.randn(2, 1, 8, 8)
     twin = narrow(name).eval()
