@@ -17,7 +17,7 @@ from statistics import fmean
 import pytest
 
 from layerwise.cli import parse
-from layerwise.cli.values import collect
+from layerwise.cli.values import collect, collect_both
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
 from layerwise.paper.numbers import Setting, measured, settings
@@ -31,7 +31,7 @@ from layerwise.paper.verdicts import (
     Evidence,
     judge,
     judge_all,
-    rank_correlation,
+    rank_correlations,
 )
 from layerwise.report import write_latex
 from layerwise.report.page.results import measured_row
@@ -207,13 +207,12 @@ def test_an_unknown_column_is_refused():
 def test_the_papers_own_numbers_give_its_own_order():
     for table in TABLES:
         for column in COLUMNS:
-            found = rank_correlation(as_printed(), table, PAPER, column)
+            (found,) = rank_correlations(as_printed(), table, PAPER, column)
             assert len(found.rows) == sum(row.table == table for row in ROWS)
             if (table, column) != (4, "layerwise"):  # where ResNet18 has the number of Table VI
                 assert found.spearman == pytest.approx(1.0)
-    assert rank_correlation(as_printed(), 4, PAPER, "layerwise").spearman == pytest.approx(
-        29 / 35
-    )  # one row moved by two ranks
+    (found,) = rank_correlations(as_printed(), 4, PAPER, "layerwise")
+    assert found.spearman == pytest.approx(29 / 35)  # one row moved by two ranks
 
 
 def test_rank_correlation_needs_three_rows_and_follows_the_order_not_the_values():
@@ -222,26 +221,44 @@ def test_rank_correlation_needs_three_rows_and_follows_the_order_not_the_values(
         record(entry, "layerwise", value, scale="small")
         for entry, value in zip(rows, (20.0, 30.0, 99.0), strict=True)
     ]
-    assert rank_correlation(runs, 5, SMALL).spearman == pytest.approx(-1.0)
-    assert rank_correlation(runs, 5, SMALL).rows == ("resnet18", "resnet18_r2", "resnet18_r4")
-    assert rank_correlation(runs[:2], 5, SMALL).spearman is None
-    assert rank_correlation(runs, 5, PAPER).rows == ()
+    (found,) = rank_correlations(runs, 5, SMALL)
+    assert found.spearman == pytest.approx(-1.0)
+    assert found.rows == ("resnet18", "resnet18_r2", "resnet18_r4")
+    assert rank_correlations(runs[:2], 5, SMALL)[0].spearman is None
+    assert rank_correlations(runs, 5, PAPER) == []
     with pytest.raises(InvalidInput, match="no table 7"):
-        rank_correlation(runs, 7, SMALL)
+        rank_correlations(runs, 7, SMALL)
+
+
+def test_networks_of_another_width_are_ranked_apart():
+    names = ("resnet18", "resnet18_r1", "resnet18_r4", "resnet50", "resnet50_r1", "resnet50_r4")
+    runs = [
+        record(row(5, name), "layerwise", value, scale="small")
+        for name, value in zip(names, (3.0, 2.0, 1.0, 11.0, 12.0, 13.0), strict=True)
+    ]
+    found = rank_correlations(runs, 5, SMALL)
+    assert [(each.width, len(each.rows)) for each in found] == [(0.25, 3), (0.125, 3)]
+    assert [each.spearman for each in found] == [pytest.approx(-1.0), pytest.approx(1.0)]
 
 
 def test_the_papers_own_numbers_give_the_verdicts_that_its_tables_imply():
     verdicts = {verdict.claim.key: verdict for verdict in judge_all(as_printed(), PAPER)}
     against = {key for key, verdict in verdicts.items() if verdict.verdict == "does not hold"}
     unknown = {key for key, verdict in verdicts.items() if verdict.verdict == "not measured"}
-    assert against == {"depth-impairs", "gap-grows", "vgg19-vgg16", "deeper-vgg8b"}
+    assert against == {
+        "depth-impairs",
+        "gap-grows",
+        "vgg19-vgg16",
+        "deeper-vgg8b",
+        "more-sensitive",  # VGG8b on CIFAR-100
+    }
     assert unknown == {
         "ahead-cifar10",
         "ahead-cifar100",
         "sharper-drop",
         "separable-deeper",
         "reason",
-    }  # curves, units, reasons
+    }  # curves, probes, reasons
     assert all(
         verdict.verdict == "holds"
         for key, verdict in verdicts.items()
@@ -262,8 +279,10 @@ def test_where_the_papers_tables_disagree_with_its_sentences():
         "vgg19-vgg16-e1",  # names the two the wrong way round
         "deeper-vgg8b",
         "deeper-resnet18",  # by Table IV's ResNet18
-        "more-sensitive",  # by Table IV's ResNet18
+        "more-sensitive",  # by Table IV's ResNet18, and VGG8b on CIFAR-100
         "r5-base",  # 3 points within Table VI, not nearly 7
+        "vgg19-e1-vgg16-e2",  # by 2.53 points on CIFAR-100
+        "resnet50-cifar100",  # by 2.52 points
     }
     assert {claim.key for claim in CLAIMS if claim.paper_agrees is None} == {
         "ahead-cifar10",
@@ -530,21 +549,69 @@ def test_differences_on_the_page_are_over_the_seeds_that_both_numbers_have():
     assert [cell.value for cell in table_row[5:8]] == [55.0, 70.0, 20.0]
 
 
-def test_units_are_compared_within_a_run():
-    units = [
-        {"accuracy": 99.0, "val_accuracy": 40.0},
-        {"accuracy": 50.0},
-        {"accuracy": 60.0, "val_accuracy": 45.0},
-    ]
+def test_probes_are_compared_within_a_run(tmp_path):
+    def probed(run: Record, number: int, epoch: int, *accuracies: float) -> Record:
+        places = [-1, *range(len(accuracies) - 1)]
+        units = [
+            {"index": place, "resolution": [8, 8], "linear_probe": accuracy}
+            for place, accuracy in zip(places, accuracies, strict=True)
+        ]
+        units.append({"index": places[-1] + 1, "resolution": None, "linear_probe": 99.0})
+        path = tmp_path / str(number)
+        path.mkdir(exist_ok=True)
+        (path / "separability.jsonl").write_text(
+            json.dumps({"epoch": epoch, "units": units}) + "\n"
+        )
+        return replace(run, path=str(path))
+
     runs = [
-        replace(run, result={**(run.result or {}), "units": units})
+        run
         for name in ("resnet18", "resnet50")
         for run in seeded(row(3, name), "layerwise", 45.0, 45.0)
     ]
-    found = judge(claim("separable-deeper"), runs, PAPER)
+    measured = [probed(run, each, 400, 1.0, 40.0, 80.0, 45.0) for each, run in enumerate(runs)]
+    found = judge(claim("separable-deeper"), measured, PAPER)
     assert (found.verdict, found.effect, found.measured) == ("holds", 5.0, 2)
-    odd = [replace(run, result={**(run.result or {}), "units": "lost"}) for run in runs]
-    assert judge(claim("separable-deeper"), odd, PAPER).verdict == "not measured"
+    for epoch, accuracies in ((399, (1.0, 40.0, 45.0)), (400, (1.0,))):  # not the last; no layer
+        odd = [probed(run, each, epoch, *accuracies) for each, run in enumerate(runs)]
+        assert judge(claim("separable-deeper"), odd, PAPER).verdict == "not measured"
+    assert judge(claim("separable-deeper"), runs, PAPER).verdict == "not measured"
+
+
+def test_global_runs_in_parts_of_batches_are_no_number():
+    whole = row_run(row(3, "resnet18"), "small", "global")
+    parts = replace(whole, rule_options=Options(micro_batches=8))
+    assert match(whole)
+    assert match(replace(whole, rule="checkpointed", rule_options=Options(segments=3)))
+    assert not match(parts)
+    run = record(row(3, "resnet18"), "global", 50.0, scale="small")
+    for options, counts in (
+        ({"replicas": 1}, True),
+        ({"replicas": 2, "sync_batch_norm": True, "gather_examples": True}, True),
+        ({"replicas": 2, "sync_batch_norm": False, "gather_examples": True}, False),
+        ({"replicas": 2, "sync_batch_norm": True, "gather_examples": False}, False),
+    ):
+        other = replace(run, facts={"execution": options})
+        assert bool(measured([other], row(3, "resnet18"), "global", SMALL)) == counts
+
+
+def commands_of_results() -> list[tuple[str, str]]:
+    return [
+        (path.name, line["command"])
+        for path in sorted(RESULTS.glob("*.csv"))
+        for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+        if line.get("command", "").startswith("layerwise train")
+    ]
+
+
+def test_commands_in_results_are_accepted():
+    """Each has an effect by all of its options, so nobody is refused who trains a run again."""
+    commands = commands_of_results()
+    assert len(commands) > 100
+    for name, words in commands:
+        parsed = parse(shlex.split(words)[1:])
+        run, _ = collect_both(parsed)
+        assert run.model == shlex.split(words)[2], name
 
 
 def test_the_command_of_a_run_trains_that_run():

@@ -24,13 +24,14 @@ from layerwise.utils.options import options_of
         ((256, 32, 32), 2048, (16, 8)),  # 256 · 2 · 4
         ((128, 32, 32), 2048, (8, 8)),
         ((512, 4, 4), 2048, (2, 2)),
-        ((512, 4, 4), 8192, (1, 1)),
+        ((512, 4, 4), 8192, None),
+        ((512,), 64, None),
         ((64, 5, 3), 64, (5, 3)),
         ((9000, 2, 2), 4096, (2, 2)),  # cannot get smaller than the channels
     ],
 )
 def test_pooling_halves_height_then_width(
-    shape: tuple[int, int, int], limit: int, kernel: tuple[int, int]
+    shape: tuple[int, ...], limit: int, kernel: tuple[int, int] | None
 ) -> None:
     assert pooling_kernel(shape, limit) == kernel
 

@@ -391,7 +391,8 @@ def test_logits_are_taken_out_of_an_object(kind: str) -> None:
     if output == "logits":  # what is called so is found without being named
         assert split(model).output == output
     else:
-        with pytest.raises(CannotSplit, match=r"several values.*output="):
+        words = rf"several values.*\(2×{CLASSES}\).*output="
+        with pytest.raises(CannotSplit, match=words):
             localize(model)
     with pytest.raises(InvalidInput, match=r"output='scores': .* has no such part"):
         localize(model, output="scores")

@@ -17,6 +17,7 @@ from layerwise.profiling.predict import predict_steps
 from layerwise.rules import RULES, Keeping, Position
 from layerwise.rules.growing import Growth
 from layerwise.runs.folder import WEIGHTS, RunFolder
+from layerwise.runs.run import GLOBAL_RULES
 from tests.helpers import digits, learner, network, same_weights, ticks
 from tests.test_cli import last_json, refusal
 from tests.test_windows import IMAGES, LABELS, follows_the_reach, make, without_dropout
@@ -29,6 +30,10 @@ def blocks(rule: str = "growing", **options: Any) -> Learner:
 
 
 # ---- growing ----
+
+
+def test_rules_of_one_unit_are_known_where_torch_is_not_read() -> None:
+    assert set(GLOBAL_RULES) == {name for name, rule in RULES.items() if rule.at is not None}
 
 
 def test_one_group_is_global_training() -> None:

@@ -506,6 +506,38 @@ class OtherLayerInTraining(Net):
         return self.out(self.b(x).mean((2, 3)))
 
 
+class OtherWayAtTheEndOfAModule(Net):
+    """The way parts inside of a module, whose last operation one of the modes leaves out."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return x * 2 if self.training else x
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = self.Twice()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.twice(self.a(x))).mean((2, 3)))
+
+
+class LayerInTrainingAlone(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.training:
+            x = self.extra(x)
+        return self.out(self.b(x).mean((2, 3)))
+
+
 class OtherActivationInTraining(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
@@ -570,7 +602,7 @@ class Noise(Net):
             "layer",
             r"'b.weight' is used in units 1, 2, .*weights of its own, or cut so that all uses",
         ),
-        (CalledTwice, "block", "'b.weight' is used in units 1, 2"),
+        (CalledTwice, "block", r"'b.weight' is used in units 1, 2, .*at=\['a'"),
         (Tied, "layer", r"'b.weight' is used in units 1, 2, .*Give each layer weights of its own"),
         (
             NormalisesTwice,
@@ -589,6 +621,8 @@ class Noise(Net):
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
+        (LayerInTrainingAlone, "layer", "in the network itself, .*move that part into a module"),
+        (OtherWayAtTheEndOfAModule, "layer", r"in module 'twice', .*leaves=\['twice'\]"),
         (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),
         (
             DiscardedFunction,

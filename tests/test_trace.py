@@ -826,6 +826,17 @@ def test_a_checkpointing_network_is_said_to_keep_its_activations() -> None:
         layerwise.localize(narrow("resnet18"), sample, CLASSES, "pred")
 
 
+def test_statistics_that_recomputing_updates_twice_are_refused_in_words() -> None:
+    model, sample = Recomputing(), torch.rand(2, 1, 8, 8)
+    model.blocks[0] = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+    with pytest.raises(CannotSplit, match=r"running statistics twice a step.*check=False"):
+        layerwise.localize(model, sample, CLASSES, "pred")
+    with pytest.warns(UserWarning, match="Units keep all activations"):
+        local = layerwise.localize(model, sample, CLASSES, "pred", check=False)
+    local.step(sample, torch.tensor([0, 1]))
+    assert model.blocks[0][1].num_batches_tracked == 1
+
+
 def test_a_stack_that_is_kept_whole_is_named() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     stack, layers = nn.TransformerEncoder(layer, 2), nn.Sequential(layer, copy.deepcopy(layer))

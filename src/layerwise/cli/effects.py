@@ -55,9 +55,8 @@ def is_cut(run: Run, _: Execution) -> bool:
 
 def takes_limit(run: Run) -> bool:
     from layerwise.rules import RULES
-    from layerwise.utils.options import keyword_only
 
-    return run.rule in RULES and "limit" in keyword_only(RULES[run.rule].order)
+    return run.rule in RULES and RULES[run.rule].takes_limit
 
 
 def is_on_gpu(_: Run, execution: Execution) -> bool:

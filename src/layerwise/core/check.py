@@ -19,6 +19,7 @@ from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain
 from layerwise.errors import CannotSplit, InvalidInput, reason_of
 
+OTHER_BUFFER = "other values of a buffer"
 ANY_SEED = 0  # of each draw, so that it does not matter which layer draws first
 
 
@@ -211,7 +212,7 @@ def parting(
             return "other gradients", index
     for name, ours, theirs in zip(buffers, expected[2], computed[2], strict=True):
         if not same(ours, theirs, largest(ours)):
-            return "other values of a buffer", unit_of(chain, model.get_buffer(name))
+            return OTHER_BUFFER, unit_of(chain, model.get_buffer(name))
     return None
 
 
@@ -261,6 +262,13 @@ def message(
     holders = [path.rpartition(".")[0] for path in suspects]
     whole = next((holder for holder in holders if holder), "")
     remedy = keep_whole(whole) if whole else "Keep the module that does so whole with leaves=[…]"
+    if chain.recomputes and what == OTHER_BUFFER:
+        return (
+            "Cannot split the network: it recomputes activations for its backward pass, as by "
+            "torch.utils.checkpoint, and so updates running statistics twice a step, in unit "
+            f"{chain.names[index]!r}. Units update them once, as without recomputing. Leave it "
+            "out, or, if that is right, pass check=False."
+        )
     return (
         f"Cannot split the network: on the sample its units have {what} in "
         f"{'training' if training else 'evaluation'} mode; they part in unit "

@@ -41,13 +41,7 @@ DEFERRED_METHODS = {
     "view", "reshape", "flatten", "mean", "amax", "contiguous", "permute", "transpose", "squeeze",
     "unsqueeze", "unflatten",
 }  # fmt: skip
-NORMS = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-)
+NORMS = (nn.LayerNorm, nn.RMSNorm)  # those whose weights may have several dimensions
 WEIGHTED_FUNCTIONS = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     F.linear, F.bilinear,
@@ -64,6 +58,11 @@ SEVERAL_METHODS = {
 
 # attributes that describe a tensor; others, such as x.T, pass its features on
 SIZES = ("shape", "ndim", "dtype", "device", "is_cuda", "layout", "requires_grad")
+
+
+def holds_weights(module: nn.Module) -> bool:
+    """Whether a module has a weight matrix or kernel, unlike a norm or activation."""
+    return not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters())
 
 
 @dataclass
@@ -124,9 +123,7 @@ class Network:
             return weighted and any(
                 self.holds_parameter(source) for source in node.all_input_nodes[1:]
             )
-        return not isinstance(module, NORMS) and any(
-            parameter.dim() > 1 for parameter in module.parameters()
-        )
+        return holds_weights(module)
 
     def holds_parameter(self, node: fx.Node) -> bool:
         """Whether a node is a parameter or computed from one, as opposed to a fixed kernel."""

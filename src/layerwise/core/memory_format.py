@@ -67,7 +67,7 @@ def set_memory_format(
 @torch.no_grad()
 def computable(learner: Learner, names: Sequence[str]) -> list[str]:
     """The formats, with contiguous where a unit cannot compute in channels-last."""
-    activations: Activations = (sample(learner),)
+    activations: Activations = (blank_sample(learner),)
     chosen = []
     for unit, name in zip(learner.units, names, strict=True):
         own = unit.memory_format
@@ -98,16 +98,16 @@ def passed(unit: Unit, activations: Activations) -> Activations:
 @torch.no_grad()
 def computes(learner: Learner) -> bool:
     """Whether the network itself can compute with its weights in their present formats."""
-    with modes_kept(learner.model), precision((sample(learner),), learner.units[0].amp):
+    with modes_kept(learner.model), precision((blank_sample(learner),), learner.units[0].amp):
         learner.model.eval()
         try:
-            learner.model(sample(learner))
+            learner.model(blank_sample(learner))
         except RuntimeError:
             return False
     return True
 
 
-def sample(learner: Learner) -> Tensor:
+def blank_sample(learner: Learner) -> Tensor:
     """Two black images as the network reads them, (2, C, H, W)."""
     device = device_of(learner.model)
     return torch.zeros(2, *learner.image_shape, device=device, dtype=learner.image_type)
@@ -222,7 +222,7 @@ def is_strided(call: fx.Node) -> bool:
 
 def tried(learner: Learner) -> list[str]:
     """The faster format of each unit, by trial; an endangered unit is not tried."""
-    images = sample(learner)
+    images = blank_sample(learner)
     activations: Activations = (images,)
     names = []
     for unit in learner.units:

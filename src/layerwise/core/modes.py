@@ -1,5 +1,6 @@
 """Merge the graphs of a network's two modes into one that asks for the mode of its unit."""
 
+from itertools import takewhile
 from typing import Any
 
 from torch import fx
@@ -16,13 +17,11 @@ def by_mode(flag: bool, training: Any, evaluation: Any) -> Any:
 
 def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
     """Return the training graph with a flag node for every argument that depends on the mode."""
-    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))
-    if len(training.nodes) != len(evaluation.nodes):
-        differing = next(((a, b) for a, b in pairs if a.target != b.target), (None, None))
-        raise mode_refusal(*differing)
-    for node, twin in pairs:
+    pairs = list(zip(training.nodes, evaluation.nodes, strict=False))  # both end in an output
+    for number, (node, twin) in enumerate(pairs):
         if (node.op, node.target) != (twin.op, twin.target):
-            raise mode_refusal(node, twin)
+            raise mode_refusal(where_ways_part(pairs[number - 1][0], node, twin))
+    for node, twin in pairs:
         node.args = merge_argument(training, node, node.args, twin.args)
         node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
     return training
@@ -44,22 +43,38 @@ def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: An
         keys = training.keys()
         return {key: merge_argument(graph, user, training[key], evaluation[key]) for key in keys}
     if fx.Node in (type(training), type(evaluation)):
-        raise mode_refusal(user)
+        raise mode_refusal(caller(user))
     if same_type and isinstance(training, bool | int | float) and training != evaluation:
         with graph.inserting_before(user):
             flag = graph.call_module(FLAG)
             return graph.call_function(by_mode, (flag, training, evaluation))
     if training != evaluation:
-        raise mode_refusal(user)
+        raise mode_refusal(caller(user))
     return training
 
 
-def mode_refusal(node: fx.Node | None, twin: fx.Node | None = None) -> CannotTrace:
-    """The refusal of a forward pass whose nodes of the two modes part at ``node`` and ``twin``."""
-    path = caller(node) if node is not None else ""
-    if twin is not None and (not path or caller(twin).startswith(path + ".")):
-        path = caller(twin)
-    where = f"in module {path!r}" if path else "somewhere"
+def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> str:
+    """Path of the module whose forward pass goes on differently in the two modes.
+
+    Args:
+        before: the last node that both have; node, twin: the next one of each.
+    """
+    one, other, last = (caller(each).split(".") for each in (node, twin, before))
+    # a way that leads out of the module that the other stays in was taken inside of it
+    pairs = (one, other), (one, last), (other, last)
+    shared: list[list[str]] = [shared_start(*pair) for pair in pairs]
+    return ".".join(max(shared, key=len))
+
+
+def shared_start(one: list[str], other: list[str]) -> list[str]:
+    """What two lists begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return [name for name, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def mode_refusal(path: str) -> CannotTrace:
+    """The refusal of a forward pass that depends on the mode in a module, or in the network's."""
+    where = f"in module {path!r}" if path else "in the network itself"
     whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
     return CannotTrace(
         "Cannot split the network: its forward pass takes another way in training than in "

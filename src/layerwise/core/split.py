@@ -10,8 +10,10 @@ from that unit's loss. All tensors that are alive at a cut pass it, the feature 
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -19,9 +21,9 @@ from layerwise.core.axes import Axes, find_axes
 from layerwise.core.cuts import choose_cuts, paths_of_cuts
 from layerwise.core.layers import Network
 from layerwise.core.order import refuse_turned_changes
-from layerwise.core.outputs import LOGITS, Key
+from layerwise.core.outputs import LOGITS, Key, parts_of_output
 from layerwise.core.pieces import build_piece, piece_root
-from layerwise.core.side_effects import modes_kept
+from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.trace import SingleInput, trace_network
 from layerwise.core.tracer import FLAG, owner
 from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
@@ -128,8 +130,8 @@ def split(
     lost = lost_parameters(model, network)
     if lost and root.output is None:
         raise CannotSplit(lost_message(lost))
-    refuse_shared_parameters(model, network, place)
-    refuse_shared_statistics(model, network, place)
+    refuse_shared_parameters(model, network, cuts)
+    refuse_shared_statistics(model, network, cuts)
     refuse_turned_changes(network, place)
     chain = Chain(
         [build_piece(network, place, cuts, index) for index in range(len(cuts) + 1)],
@@ -182,7 +184,7 @@ def traced(
     root, graph = trace_network(model, leaves, sample, output)
     if output is None and root.output is None and LOGITS in root.parts:
         root, graph = trace_network(model, leaves, sample, LOGITS)
-    refuse_several_outputs(root)
+    refuse_several_outputs(root, model, sample)
     network = Network(root, graph)
     if sample is not None:
         network.axes = axes_of(network, sample)
@@ -207,14 +209,29 @@ def refuse_empty_units(network: Network, place: dict[fx.Node, int]) -> None:
         )
 
 
-def refuse_several_outputs(root: SingleInput) -> None:
+def refuse_several_outputs(root: SingleInput, model: nn.Module, sample: Tensor | None) -> None:
     if root.parts and root.output is None:
+        shapes = shapes_of_output(model, sample) if sample is not None else {}
+        told = [f"{part!r}{shapes.get(part, '')}" for part in root.parts]
+        rows = [part for part in root.parts if shapes.get(part, "").count("×") == 1]
         raise CannotSplit(
             "Cannot split the network: it does not return one tensor that depends on its input, "
-            f"but several values, {', '.join(map(repr, root.parts))}. Say which holds the logits "
-            f"with output=, such as output={root.parts[0]!r}, or let it return the logits alone, "
-            "(B, classes)."
+            f"but several values, {', '.join(told)}. Say which holds the logits, (B, classes), "
+            f"with output=, such as output={[*rows, *root.parts][0]!r}, or let it return the "
+            "logits alone."
         )
+
+
+def shapes_of_output(model: nn.Module, sample: Tensor) -> dict[Key, str]:
+    """Words for the shapes of the tensors that a network returns, by key, attribute or index."""
+    parts: dict[Key, Any] = {}
+    with modes_kept(model), states_kept(model), torch.no_grad(), suppress(RuntimeError, TypeError):
+        parts = parts_of_output(model.eval()(sample))
+    return {
+        key: f" ({'×'.join(map(str, value.shape))})"
+        for key, value in parts.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def lost_parameters(model: nn.Module, network: Network) -> list[str]:
@@ -233,8 +250,9 @@ def lost_message(lost: Sequence[str]) -> str:
     )
 
 
-def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
+def refuse_shared_parameters(model: nn.Module, network: Network, cuts: list[fx.Node]) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    place = network.place(cuts)
     units: dict[int, set[int]] = defaultdict(set)
     for node in network.graph.nodes:
         # a bare parameter works where it is used
@@ -246,13 +264,14 @@ def refuse_shared_parameters(model: nn.Module, network: Network, place: dict[fx.
             raise CannotSplit(
                 f"Cannot split the network: parameter {names[key]!r} is used in units "
                 f"{', '.join(map(str, sorted(shared)))}, and each would train it by a part of its "
-                "gradient. Give each layer weights of its own, or cut so that all uses fall into "
-                "one unit."
+                "gradient. Give each layer weights of its own, or "
+                f"{uniting(network, cuts, units.values())}."
             )
 
 
-def refuse_shared_statistics(model: nn.Module, network: Network, place: dict[fx.Node, int]) -> None:
+def refuse_shared_statistics(model: nn.Module, network: Network, cuts: list[fx.Node]) -> None:
     names = {id(module): name for name, module in model.named_modules()}
+    place = network.place(cuts)
     units: dict[int, set[int]] = defaultdict(set)
     for node in network.graph.nodes:
         if node.op == "call_module" and node.target != FLAG:
@@ -265,8 +284,21 @@ def refuse_shared_statistics(model: nn.Module, network: Network, place: dict[fx.
                 f"Cannot split the network: module {names[key]!r}, which holds running "
                 f"statistics, is used in units {', '.join(map(str, sorted(shared)))}, of which "
                 "some may train while others are frozen. Give each layer statistics of its own, or "
-                "cut so that all uses fall into one unit."
+                f"{uniting(network, cuts, units.values())}."
             )
+
+
+def uniting(network: Network, cuts: Sequence[fx.Node], used: Iterable[set[int]]) -> str:
+    """Words for the cut that leaves out what parts the units that use the same weights.
+
+    Args:
+        used: for each of the weights, the units that use it.
+    """
+    parted = {number for units in used if units for number in range(min(units), max(units))}
+    kept = [cut for number, cut in enumerate(cuts) if number not in parted]
+    paths = paths_of_cuts(network, kept)
+    named = f": at={paths}" if paths and len(paths) == len(kept) else ""
+    return f"cut so that all uses fall into one unit{named}"
 
 
 def name_units(network: Network, place: dict[fx.Node, int]) -> list[str]:

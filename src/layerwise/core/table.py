@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from layerwise.core.frozen import Entered
-from layerwise.core.layers import NORMS
+from layerwise.core.layers import holds_weights
 from layerwise.core.reach import span_text
 from layerwise.core.unit import Unit
 from layerwise.losses import Output
@@ -97,17 +97,12 @@ def called(piece: nn.Module) -> list[nn.Module]:
         return leaves(piece)
     targets = [str(node.target) for node in piece.graph.nodes if node.op == "call_module"]
     modules = [piece.get_submodule(target) for target in dict.fromkeys(targets)]
-    return [module for module in modules if is_weighted(module)]
+    return [module for module in modules if holds_weights(module)]
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:
     """The weighted layers of a module that have no parts, in the order they were made."""
-    return [part for part in module.modules() if not list(part.children()) and is_weighted(part)]
-
-
-def is_weighted(module: nn.Module) -> bool:
-    """Whether a module holds a weight matrix or kernel, and is no normalisation."""
-    return not isinstance(module, NORMS) and any(p.dim() > 1 for p in module.parameters())
+    return [part for part in module.modules() if not list(part.children()) and holds_weights(part)]
 
 
 def name_of_layer(module: nn.Module) -> str:

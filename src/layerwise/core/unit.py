@@ -116,6 +116,11 @@ class Unit:
         return getattr(self.loss, "reads_images", False)
 
     @property
+    def reads_input(self) -> bool:
+        """Whether the loss compares something with the feature that enters the unit."""
+        return getattr(self.loss, "reads_input", False)
+
+    @property
     def reads_later_weights(self) -> bool:
         """Whether its loss reads weights of later units when this one has updated its own."""
         return getattr(self.loss, "reads_later_weights", False)
@@ -354,7 +359,7 @@ def step_units(
 
 def entered_feature(unit: Unit, entered: Activations) -> tuple[Tensor] | tuple[()]:
     """The feature that enters a unit, for a loss that says ``reads_input``; else nothing."""
-    if not getattr(unit.loss, "reads_input", False):
+    if not unit.reads_input:
         return ()
     feature = unit.entering.turned(entered[0].detach())
     return (feature.clone() if changes_input(unit.piece) else feature,)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,6 +102,11 @@ class Need:
     passed: int
 
 
+def bytes_of(values: Sequence[Any]) -> int:
+    """Bytes of the tensors among what a unit hands on."""
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
+
+
 def unit_needs(learner: Learner, batch_size: int) -> list[Need]:
     """What each unit needs, predicted without computing anything."""
     passed: dict[int, int] = {}
@@ -110,7 +116,7 @@ def unit_needs(learner: Learner, batch_size: int) -> list[Need]:
         copied.step(images, labels)  # the first, which makes the optimizers' state
         handles = [
             unit.piece.register_forward_hook(
-                lambda _, __, output, index=unit.index: passed.update({index: bytes_in(output)})
+                lambda _, __, output, index=unit.index: passed.update({index: bytes_of(output)})
             )
             for unit in copied.units
         ]
@@ -124,14 +130,6 @@ def unit_needs(learner: Learner, batch_size: int) -> list[Need]:
     return [
         Need(kept[index], steps.get(index, 0), passed.get(index, 0)) for index in range(len(kept))
     ]
-
-
-def bytes_in(activations: Activations) -> int:
-    return sum(
-        value.nelement() * value.element_size()
-        for value in activations
-        if isinstance(value, Tensor)
-    )
 
 
 def rank_bytes(needs: Sequence[Need], placement: Sequence[range], depth: int) -> list[int]:

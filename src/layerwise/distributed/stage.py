@@ -21,6 +21,7 @@ from layerwise.distributed.grid import Place, place_in_grid
 from layerwise.distributed.messages import Message, Receiver, Sender
 from layerwise.distributed.placement import (
     balanced_ranks,
+    bytes_of,
     check_room,
     parsed_ranks,
     unit_seconds,
@@ -219,11 +220,6 @@ def borrowed_by(unit: Unit) -> Iterator[Tensor]:
     for module in unit.loss.modules():
         for part in getattr(module, "borrowed", ()):
             yield from part.state_dict(keep_vars=True).values()
-
-
-def bytes_of(values: Sequence[Any]) -> int:
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
 
 def copied_from(values: Sequence[Any], targets: Targets) -> tuple[Any, ...]:

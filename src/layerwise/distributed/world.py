@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from layerwise.distributed.meeting import common_store
-from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, brief
+from layerwise.errors import CannotSplit, Diverged, InvalidInput, LostRank, brief, first_line_of
 from layerwise.runs.ranges import check_number
 from layerwise.utils.launch import launched_local_rank, launched_rank, launched_size
 
@@ -141,7 +141,7 @@ def start(backend: str, here: World) -> None:
     except (RuntimeError, ValueError) as error:
         raise InvalidInput(
             f"Cannot train on {here.size} ranks: they did not all come within {here.timeout:g} s "
-            f"({first_line(error)}). See that all were started with the same address and port."
+            f"({first_line_of(error)}). See that all were started with the same address and port."
         ) from None
 
 
@@ -257,7 +257,7 @@ def leave_last_words(error: BaseException, here: World) -> None:
     with suppress(RuntimeError):
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(STORE_TIMEOUT)
-        store.set(LAST_WORDS, f"rank {here.rank} ended: {first_line(error)}")
+        store.set(LAST_WORDS, f"rank {here.rank} ended: {first_line_of(error)}")
 
 
 def last_words(here: World) -> str | None:
@@ -268,11 +268,6 @@ def last_words(here: World) -> str | None:
         if store.check([LAST_WORDS]):
             return str(store.get(LAST_WORDS).decode())
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def print_once(text: str, stream: TextIO | None = None) -> None:

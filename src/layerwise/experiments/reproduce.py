@@ -13,7 +13,7 @@ from layerwise.experiments.entry import Entry, entries
 from layerwise.experiments.states import FINISHED, TO_DO, UNFINISHED
 from layerwise.experiments.sweep import sweep
 from layerwise.hierarchy import format_hierarchy
-from layerwise.paper.rows import ROWS, SCALES, Planned, Row
+from layerwise.paper.rows import ROWS, SCALES, Planned, Row, match
 from layerwise.profiling.estimate import estimate
 from layerwise.runs.run import Execution, Run, described
 from layerwise.training.progress import clock
@@ -64,10 +64,21 @@ def share_done(entry: Entry) -> float:
     return records[-1]["epoch"] / entry.run.epochs if records else 0.0
 
 
-def announce(wanted: Sequence[Entry], scale: str, cost: str) -> None:
-    """Say what the sweep will train, and the cost in words, before it starts."""
+def departures(planned: Sequence[Planned]) -> str:
+    """Words for how some runs differ from what their scale says; mostly empty."""
+    texts = dict.fromkeys(text for item in planned for text in match(item.run).departures)
+    return f"; but {'; '.join(texts)}" if texts else ""
+
+
+def announce(wanted: Sequence[Entry], scale: str, apart: str, cost: str) -> None:
+    """Say what the sweep will train, and the cost in words, before it starts.
+
+    Args:
+        apart: see ``departures``.
+    """
     states = [entry.state for entry in wanted]
-    print(f"{counted(len(wanted), 'run')} at scale {scale}: {SCALES[scale].text}", flush=True)
+    runs = counted(len(wanted), "run")
+    print(f"{runs} at scale {scale}: {SCALES[scale].text}{apart}", flush=True)
     print(
         f"{states.count(FINISHED)} finished, {states.count(UNFINISHED)} begun, "
         f"{states.count(TO_DO)} to do{cost}",
@@ -97,19 +108,21 @@ def reproduce(
     """
     runs, labels = [item.run for item in planned], [item.label for item in planned]
     wanted = entries(runs, output, execution, labels)
+    apart = departures(planned)
     pairs = [PlannedEntry(*pair) for pair in zip(planned, wanted, strict=True)]
     if dry_run:
         for entry in wanted:
             print(f"{entry.label}: {entry.state}, {entry.folder.path}")
-        print(f"{counted(len(wanted), 'run')} at scale {scale}; nothing was trained", flush=True)
+        runs_in_words = f"{counted(len(wanted), 'run')} at scale {scale}{apart}"
+        print(f"{runs_in_words}; nothing was trained", flush=True)
         return {"scale": scale, "runs": [pair.describe(pair.entry.state) for pair in pairs]}
     seconds = None
     if engine is None:  # workers have other data folders and another speed
         check_data(wanted)
         seconds = costs(wanted, execution)
-    announce(wanted, scale, cost_in_words(seconds))
+    announce(wanted, scale, apart, cost_in_words(seconds))
     without = sweep(wanted, seconds, engine=engine)
-    print_table(pairs, scale)
+    print_table(pairs, scale, apart)
     for state, folders in folders_by_state(without).items():
         print(f"{state}: {', '.join(folders)}", flush=True)
     states = [without.get(str(entry.folder.path), entry.state) for entry in wanted]
@@ -132,14 +145,17 @@ def folders_by_state(without: dict[str, str]) -> dict[str, list[str]]:
     return states
 
 
-def print_table(wanted: Sequence[PlannedEntry], scale: str) -> None:
+def print_table(wanted: Sequence[PlannedEntry], scale: str, apart: str) -> None:
     """Print test accuracy after the last epoch, in percent, beside the paper's.
 
     It is the mean ± deviation over seeds.
+
+    Args:
+        apart: see ``departures``.
     """
     columns = list(dict.fromkeys(entry.planned.column for entry in wanted))
     table = Table(
-        title=f"test accuracy, %: the paper's at its own scale, measured at scale {scale}"
+        title=f"test accuracy, %: the paper's at its own scale, measured at scale {scale}{apart}"
     )
     for heading in (
         "row",

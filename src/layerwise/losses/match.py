@@ -41,6 +41,7 @@ class Guided(nn.Module):
     """
 
     reads_images = True
+    reads_teacher = True
 
     def __init__(self, unit: "TeacherUnit") -> None:
         super().__init__()
@@ -84,11 +85,6 @@ class Walk:
                     value.record_stream(torch.cuda.current_stream(value.device))
             self.activations = piece(*self.activations)
         self.passed = len(pieces)
-
-
-def is_guided(factory: Any) -> bool:
-    """Whether a loss's factory makes modules that compare features with a teacher's."""
-    return isinstance(factory, type) and issubclass(factory, Guided)
 
 
 class Match(Guided):

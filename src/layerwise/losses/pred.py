@@ -85,8 +85,8 @@ def pooled_shape(site: Site, decoder_dim: int) -> tuple[Kernel, tuple[int, ...]]
     """
     check_least(1, decoder_dim=decoder_dim)
     check_shape(site)
-    kernel = pooling_kernel(site.shape, decoder_dim) if len(site.shape) == 3 else (1, 1)
-    return (None, site.shape) if kernel == (1, 1) else (kernel, averaged(site.shape, kernel))
+    kernel = pooling_kernel(site.shape, decoder_dim)
+    return kernel, site.shape if kernel is None else averaged(site.shape, kernel)
 
 
 class Output(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layerwise.core.feature import Feature, unit_features
 from layerwise.core.learner import Learner
+from layerwise.core.memory_format import blank_sample
 from layerwise.core.outputs import Key
 from layerwise.core.shapes import feature_shapes
 from layerwise.core.split import split
@@ -15,7 +16,6 @@ from layerwise.core.unit import Unit
 from layerwise.errors import InvalidInput, check_least
 from layerwise.measures.sample import Sample
 from layerwise.ops.pooling import average, averaged, pooling_kernel
-from layerwise.utils.device import device_of
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ def depths_of(
     whole = learner.units[0]
     if len(learner.units) > 1:
         return Depths(learner.model, learner.units, heads=True)
-    sample = torch.zeros(
-        2, *learner.image_shape, dtype=learner.image_type, device=device_of(learner.model)
-    )
+    images = blank_sample(learner)
     return network_depths(
-        learner.model, at, sample, output_layer, whole.amp, learner.leaves, whole.memory_format
+        learner.model, at, images, output_layer, whole.amp, learner.leaves, whole.memory_format
     )
 
 
@@ -150,12 +148,6 @@ def places_of(depths: Depths, sample: Sample, pooled_to: int) -> list[Place]:
     axes = [unit.feature.channels for unit in depths.units]
     features = unit_features(names, [tuple(image.shape[1:]), *shapes], [1, *axes])
     return [
-        Place(index - 1, name, feature, kernel_of(feature.read, pooled_to))
+        Place(index - 1, name, feature, pooling_kernel(feature.read, pooled_to))
         for index, (name, feature) in enumerate(zip(names, features, strict=True))
     ]
-
-
-def kernel_of(shape: tuple[int, ...], pooled_to: int) -> tuple[int, int] | None:
-    """The kernel that pools maps (C, H, W) to at most so many numbers; None: they stay."""
-    kernel = pooling_kernel(shape, pooled_to) if len(shape) == 3 else (1, 1)
-    return None if kernel == (1, 1) else kernel

@@ -139,7 +139,9 @@ def resized(layer: nn.Module, classes: int, num_classes: int) -> nn.Module | Non
             layer.kernel_size,  # type: ignore[arg-type]
             layer.stride,  # type: ignore[arg-type]
             layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
             bias=layer.bias is not None,
+            padding_mode=layer.padding_mode,
         )
     return None
 

@@ -217,5 +217,6 @@ def set_input_channels(network: nn.Module, channels: int) -> None:
                 first.padding,  # type: ignore[arg-type]
                 first.dilation,  # type: ignore[arg-type]
                 bias=first.bias is not None,
+                padding_mode=first.padding_mode,
             ),
         )

@@ -1,4 +1,4 @@
 """Layers and functions equal to PyTorch's, but faster or smaller.
 
-They import nothing else of layerwise.
+They import nothing else of layerwise but utilities and errors.
 """

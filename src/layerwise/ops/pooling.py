@@ -26,11 +26,14 @@ def averaged(shape: tuple[int, ...], kernel: tuple[int, int]) -> tuple[int, ...]
     return channels, -(-height // kernel[0]), -(-width // kernel[1])
 
 
-def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
-    """The kernel that pools a feature map (C, H, W) to at most ``decoder_dim`` numbers.
+def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> Kernel:
+    """The kernel that pools maps (C, H, W) to at most ``decoder_dim`` numbers.
 
     Its height and its width double in turn until the pooled map is small enough or one pixel.
+    Vectors (C,), and maps that are small enough, stay as they are.
     """
+    if len(shape) != 3:
+        return None
     channels, height, width = shape
     kernel = [1, 1]
     turn = 0
@@ -39,7 +42,7 @@ def pooling_kernel(shape: tuple[int, ...], decoder_dim: int) -> tuple[int, int]:
             break
         kernel[turn] *= 2
         turn = 1 - turn
-    return min(kernel[0], height), min(kernel[1], width)
+    return None if kernel == [1, 1] else (min(kernel[0], height), min(kernel[1], width))
 
 
 def average(features: Tensor, kernel: Kernel, windowed: bool = False) -> Tensor:

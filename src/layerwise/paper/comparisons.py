@@ -27,8 +27,8 @@ MEASURES: dict[str, Measure] = {
     "gap": (Term(1, "global"), Term(-1, "layerwise")),
     "quarter": (Term(1, "layerwise", "quarter"),),
     "curve": (Term(1, "layerwise", "curve"),),
-    "first unit": (Term(1, "layerwise", "first unit"),),
-    "last unit": (Term(1, "layerwise", "last unit"),),
+    "first probe": (Term(1, "layerwise", "first probe"),),
+    "last probe": (Term(1, "layerwise", "last probe"),),
 }
 WORDS = {
     "layerwise": "layer-wise accuracy",
@@ -36,8 +36,8 @@ WORDS = {
     "gap": "gap between global and layer-wise accuracy",
     "quarter": "layer-wise accuracy after a quarter of the epochs",
     "curve": "layer-wise accuracy at every epoch",
-    "first unit": "accuracy of the first unit",
-    "last unit": "accuracy of the last unit",
+    "first probe": "linear probe behind the first convolution",
+    "last probe": "linear probe behind the last convolution",
 }
 
 

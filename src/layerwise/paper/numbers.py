@@ -205,8 +205,17 @@ def gives(record: Record, row: Row, column: str, setting: Setting) -> bool:
     return (
         place is not None
         and record.test_accuracy is not None
+        and sees_whole_batches(record)
         and (place.column, place.scale, run.epochs, run.amp)
         == (column, setting.scale, setting.epochs, setting.amp)
         and (column == "global" or run.loss == setting.loss)
         and row in place.rows
     )
+
+
+def sees_whole_batches(record: Record) -> bool:
+    """Whether a run's layers and losses read whole batches, not each replica its own share."""
+    execution = record.facts.get("execution")
+    if not isinstance(execution, dict) or execution.get("replicas", 1) == 1:
+        return True
+    return bool(execution.get("sync_batch_norm") and execution.get("gather_examples"))

@@ -27,6 +27,7 @@ ROMAN = ("I", "II", "III", "IV", "V", "VI")
 # of Nøkland & Eidnes' published program on CIFAR-10. Here CIFAR-100 has it too, where that program
 # used 4096, as for the other networks of these tables.
 DECODER_DIM = {"vgg8b": 2048}
+PARTS = ("micro_batches",)  # options of a rule that change what global training computes
 READS_DECODER_DIM = ("pred", "predsim", "predsim-lite")
 
 
@@ -210,11 +211,13 @@ def row_run(row: Row, scale: str, column: str, seed: int = 0, **changes: Any) ->
 def plain(run: Run) -> Run:
     """A global run without what only local losses and checkpointing read.
 
-    So one that is trained beside ``pred`` is the one beside ``predsim``.
+    So one that is trained beside ``pred`` is the one beside ``predsim``. Parts of batches stay,
+    since batch normalisation sees each alone.
     """
+    parts = {name: run.rule_options[name] for name in PARTS if name in run.rule_options}
     return replace(
         run,
-        rule_options=NO_OPTIONS,
+        rule_options=Options(parts),
         loss=Run.loss,
         loss_options=NO_OPTIONS,
         loss_from=Run.loss_from,

@@ -135,22 +135,25 @@ def curve(record: Record) -> dict[int, float]:
     return {epoch: accuracy for epoch, accuracy in sorted(scores.items()) if accuracy is not None}
 
 
-def unit_accuracy(record: Record, index: int) -> float | None:
-    """A unit's accuracy of the last epoch in percent.
+def probe(record: Record, place: int) -> float | None:
+    """A linear probe's accuracy behind a convolution after the last epoch, in percent.
 
-    It is of the held-out images, or of the training images where none are held out.
+    Args:
+        place: 0, the first convolution; -1, the last. The output layer's logits are no feature.
     """
     try:
-        unit = (record.result or {})["units"][index]
-        return float(unit.get("val_accuracy", unit["accuracy"]))
-    except (KeyError, IndexError, TypeError, AttributeError):  # a result that was altered
+        last = record.separability()[-1]
+        features = [unit for unit in last["units"] if unit["index"] >= 0 and unit["resolution"]]
+        number = float(features[place]["linear_probe"])
+        return number if last["epoch"] == record.run.epochs else None
+    except (KeyError, IndexError, TypeError):  # not measured, by another measure, or altered
         return None
 
 
 NUMBERS = {
     "last": lambda record: record.test_accuracy,
-    "first unit": lambda record: unit_accuracy(record, 0),
-    "last unit": lambda record: unit_accuracy(record, -1),
+    "first probe": lambda record: probe(record, 0),
+    "last probe": lambda record: probe(record, -1),
 }
 
 

@@ -33,7 +33,7 @@ __all__ = [
     "Verdict",
     "judge",
     "judge_all",
-    "rank_correlation",
+    "rank_correlations",
 ]
 VERDICTS = (HOLDS, FAILS, UNDECIDED, UNMEASURED)
 FEWEST = 3  # rows that have an order worth a coefficient
@@ -117,21 +117,24 @@ class RankCorrelation:
     """The likeness of the paper's and the runs' order of a table's rows.
 
     Attributes:
+        width: of the networks; those of another width are ranked apart.
         spearman: from -1 (reversed) to 1 (the same order); None with fewer than 3 rows, or where
             either side's are all equal.
         rows: names of the rows measured.
     """
 
+    width: float
     spearman: float | None
     rows: tuple[str, ...]
 
 
-def rank_correlation(
+def rank_correlations(
     records: Sequence[Record], table: int, setting: Setting, column: str = "layerwise"
-) -> RankCorrelation:
+) -> list[RankCorrelation]:
     """Spearman's coefficient between the paper's accuracies and the measured means.
 
-    It is taken over the rows of a table that are measured.
+    It is taken over the rows of a table that are measured, a coefficient for each width of their
+    networks: where ResNet50 is narrower than ResNet18, their order is one of widths.
 
     Raises:
         InvalidInput: there is no such table or column.
@@ -140,14 +143,21 @@ def rank_correlation(
         raise InvalidInput(
             f"Cannot use table {table}: the paper has no table {table}. Give 1 to 6."
         )
-    pairs = [(row, measured(records, row, column, setting)) for row in ROWS if row.table == table]
-    measured_rows = [(row, number.mean) for row, number in pairs if number]
-    coefficient = None
-    if len(measured_rows) >= FEWEST:
-        coefficient = spearman(
-            [row.accuracy(column) for row, _ in measured_rows], [mean for _, mean in measured_rows]
+    numbers = {row: measured(records, row, column, setting) for row in ROWS if row.table == table}
+    by_width: dict[float, list[tuple[Row, float]]] = {}
+    for row, number in numbers.items():
+        if number:
+            by_width.setdefault(number.records[0].run.width, []).append((row, number.mean))
+    return [
+        RankCorrelation(
+            width,
+            spearman([row.accuracy(column) for row, _ in pairs], [mean for _, mean in pairs])
+            if len(pairs) >= FEWEST
+            else None,
+            tuple(row.name for row, _ in pairs),
         )
-    return RankCorrelation(coefficient, tuple(row.name for row, _ in measured_rows))
+        for width, pairs in by_width.items()
+    ]
 
 
 def spearman(first_side: Sequence[float], second_side: Sequence[float]) -> float | None:

@@ -61,7 +61,7 @@ def draw(path: str, title: str, rules: Mapping[str, Sequence[dict[str, Any]]]) -
     """Draw the timelines of each rule's steps, one after the other.
 
     Args:
-        rules: by name, what ``measurement.measure`` gives as ``steps``.
+        rules: by name, what ``profiling.measure.measure`` gives as ``steps``.
     """
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

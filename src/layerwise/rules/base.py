@@ -7,6 +7,7 @@ from typing import Any
 
 from layerwise.core.result import StepResult
 from layerwise.core.unit import Unit
+from layerwise.utils.options import keyword_only
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Rule:
     on_ranks: bool = False
     replicated: bool = False
     trial: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def takes_limit(self) -> bool:
+        """Whether the order keeps to a limit of memory, which it is then given as ``limit``."""
+        return "limit" in keyword_only(self.order)
 
 
 def neighbours(units: Sequence[Unit], count: int) -> list[Sequence[Unit]]:

@@ -48,7 +48,7 @@ def frozen_features(learner: Learner, source: Batches, keeping: Keeping) -> Froz
     frozen units, where a loss reads images too, or where they exceed the limit, which is said.
     """
     entered = learner.units[0].piece
-    reading = any(unit.reads_images or reads_input(unit.loss) for unit in learner.units)
+    reading = any(unit.reads_images or unit.reads_input for unit in learner.units)
     if not isinstance(entered, Entered) or source.views is None or reading:
         return None
     parts = torch.arange(len(source.labels), device=source.labels.device)
@@ -71,11 +71,6 @@ def frozen_features(learner: Learner, source: Batches, keeping: Keeping) -> Froz
     ]
     keeping.say(f"cache: {format_size(size)} of features that leave the frozen units are kept")
     return FrozenFeatures(source, features)
-
-
-def reads_input(loss: torch.nn.Module) -> bool:
-    """Whether a loss compares something with what entered the unit, of the first one images."""
-    return bool(getattr(loss, "reads_input", False))
 
 
 def passed(learner: Learner, entered: Entered, images: Tensor) -> tuple[Any, ...]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from layerwise.core.learner import Learner
 from layerwise.core.reach import Reach, check_reach, local_reach
 from layerwise.core.unit import Unit
-from layerwise.errors import InvalidInput
+from layerwise.errors import InvalidInput, check_least
 from layerwise.rules.base import START, Position, Schedule, Tick, neighbours
 from layerwise.rules.feature_cache import Batches
-from layerwise.rules.simultaneous import check_micro_batches, every_batch
+from layerwise.rules.simultaneous import every_batch
 
 ROUNDING = 1e-9  # of shares of training
 
@@ -104,7 +104,7 @@ def growing(
     """
     learner.refuse_windows("growing")
     learner.step_singly()
-    check_micro_batches(micro_batches)
+    check_least(1, micro_batches=micro_batches)
     count = len(learner.units)
     last = count if groups_last is None else groups_last
     numbers = Growth(groups_first, last, global_share, growth)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from layerwise.core.learner import Learner
 from layerwise.core.result import StepResult
 from layerwise.distributed import gathered, world
-from layerwise.errors import check_flags
+from layerwise.errors import check_flags, check_least
 from layerwise.rules.base import START, Position, Schedule, Tick, set_rates, tick_after
 from layerwise.rules.feature_cache import Batches
-from layerwise.rules.simultaneous import check_micro_batches, every_batch, joined
+from layerwise.rules.simultaneous import every_batch, joined
 
 
 def parallel(
@@ -38,7 +38,7 @@ def parallel(
     """
     check_flags(bfloat16_features=bfloat16_features)
     learner.refuse_windows("parallel")
-    check_micro_batches(micro_batches)
+    check_least(1, micro_batches=micro_batches)
     return ticks_of_rank(learner, batches, epochs, schedule, start, micro_batches)
 
 

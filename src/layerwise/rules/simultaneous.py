@@ -42,17 +42,8 @@ def simultaneous(
     reach = reach_of_span(span, len(learner.units))
     if span != 1 and reach != learner.reach:  # setting it ends recorded steps
         learner.reach = reach
-    check_micro_batches(micro_batches)
+    check_least(1, micro_batches=micro_batches)
     return every_batch(learner, batches, epochs, schedule, start, micro_batches)
-
-
-def check_micro_batches(count: int) -> None:
-    """Refuse a number of parts of a batch below 1.
-
-    Raises:
-        InvalidInput: as said.
-    """
-    check_least(1, micro_batches=count)
 
 
 def every_batch(

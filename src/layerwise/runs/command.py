@@ -39,11 +39,12 @@ def command(run: Run, imported: Iterable[str] = ()) -> str:
         imported: Python files that it imports.
     """
     defaults = flat(Run())
+    idle = {"output_layer"} if run.is_global else set()  # it is part of the only unit
     words = ["layerwise", "train", run.model]
     for path in imported:
         words += [] if run.model.startswith(f"{path}:") else ["--import", str(path)]
     for name, value in flat(run).items():
-        if name != "model" and (name not in defaults or value != defaults[name]):
+        if name not in {"model", *idle} and (name not in defaults or value != defaults[name]):
             words += spelled(name, Path(value).name if name == "data" else value)
     return shlex.join(words)
 

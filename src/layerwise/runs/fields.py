@@ -10,7 +10,6 @@ from layerwise.utils.bounded import refuse_strange
 from layerwise.utils.options import Options
 
 NO_OPTIONS = Options()
-LARGEST = 2**63  # that no whole number reaches
 
 
 def option(default: Any, text: str, **extra: Any) -> Any:
@@ -55,20 +54,13 @@ def check_value(source: str | Path, item: Field[Any], value: Any) -> Any:
             f"Cannot use {item.name} of {source}: {brief(repr(value))} is not of type "
             f"{wanted.__name__}. Correct it."
         )
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        raise InvalidInput(
-            f"Cannot use {item.name} of {source}: it is a number of {len(str(value))} digits. "
-            "Correct it."
-        )
     return value
 
 
 def check_options(source: str | Path, name: str, value: Any) -> Options:
     """Options from a file: plain values by name. Their owner checks them when it is known."""
     if not isinstance(value, dict) or not all(
-        isinstance(key, str)
-        and isinstance(item, bool | int | float | str | None)
-        and not (isinstance(item, int) and abs(item) >= LARGEST)
+        isinstance(key, str) and isinstance(item, bool | int | float | str | None)
         for key, item in value.items()
     ):
         raise InvalidInput(

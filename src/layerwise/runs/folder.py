@@ -27,7 +27,7 @@ from layerwise.utils.files import (
 )
 
 CONFIGURATION, LOG, RESULT = "run.json", "log.jsonl", "result.json"
-# of the last epoch, and of the best on the validation images
+# of the last epoch
 WEIGHTS = "model.safetensors"
 # of a better epoch, until a state that knows of it is saved
 NEXT_BEST = "best-next.safetensors"

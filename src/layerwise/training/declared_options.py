@@ -9,7 +9,7 @@ from layerwise.losses import LOSSES
 from layerwise.losses.terms import declaring_terms
 from layerwise.models import MODELS, imported_name, model_factory
 from layerwise.rules import RULES
-from layerwise.runs.run import GLOBAL_RULES, Run
+from layerwise.runs.run import Run
 from layerwise.utils.options import Options, checked_options, options_of
 
 
@@ -43,7 +43,7 @@ def with_rule(run: Run, rule: str) -> Run:
     declared = options_of(RULES[choose("rule", rule, RULES)].order)
     shared = {name: value for name, value in run.rule_options.items() if name in declared}
     run = replace(run, rule=rule, rule_options=Options(shared))
-    return replace(run, train_from=None, teacher=None) if rule in GLOBAL_RULES else run
+    return replace(run, train_from=None, teacher=None) if RULES[rule].at is not None else run
 
 
 def check_rule_options(run: Run, rules: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from layerwise.memory.streams import MOST_STREAMS, StepChoice, choose_streams, s
 from layerwise.rules import RULES
 from layerwise.runs.run import Execution, Run
 from layerwise.utils.device import device_of
-from layerwise.utils.options import keyword_only
 from layerwise.utils.sizes import Bytes, parse_size
 
 
@@ -19,8 +18,7 @@ def memory_limit(run: Run, execution: Execution) -> Mapping[str, Bytes]:
         InvalidInput: it is not a size.
     """
     limit = step_limit(execution)
-    takes_limit = "limit" in keyword_only(RULES[run.rule].order)
-    return {"limit": limit} if takes_limit and limit is not None else {}
+    return {} if limit is None or not RULES[run.rule].takes_limit else {"limit": limit}
 
 
 def step_limit(execution: Execution) -> Bytes | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from layerwise.core.learner import Learner
-from layerwise.core.memory_format import set_memory_format
+from layerwise.core.memory_format import blank_sample, set_memory_format
 from layerwise.data import ImageFormat, Loader, Splits
 from layerwise.errors import InvalidInput, first_line_of
 from layerwise.measures.depths import Depths, depths_of, network_depths, without_heads
@@ -167,9 +167,8 @@ def trained_depths(folder: RunFolder, device: torch.device) -> tuple[Depths, int
         return depths_of(learner, prepared.own_cut, run.output_layer), epochs
     # the state has been removed, and with it the heads
     network, _ = load_network(folder, best=False)
-    sample = torch.zeros(2, *learner.image_shape, device=device)
     depths = network_depths(
-        network.to(device), prepared.own_cut, sample, run.output_layer, prepared.amp
+        network.to(device), prepared.own_cut, blank_sample(learner), run.output_layer, prepared.amp
     )
     return depths, folder.result()["epochs"]
 

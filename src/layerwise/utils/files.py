@@ -7,8 +7,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -17,7 +18,6 @@ from layerwise.utils.bounded import read_head
 
 DRAFT = ".draft"  # ends the name of a file that is being written
 FIGURE_MARK = "Written by layerwise"  # in the metadata of figures
-BLOCK = 1 << 20  # bytes that are hashed at once
 KINDS = {
     stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
@@ -33,7 +33,7 @@ def kind_of_file(mode: int) -> str:
     return KINDS.get(stat.S_IFMT(mode), "")
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file to read, and nothing that could make the reader wait.
 
     Raises:
@@ -85,16 +85,13 @@ def read_json(path: Path) -> Any:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file, read in blocks.
+    """The SHA-256 of a file.
 
     Raises:
         FileNotFoundError, InvalidInput: see ``open_file``.
     """
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_what_is_no_file(path: Path) -> None:

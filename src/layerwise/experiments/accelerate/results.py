@@ -188,7 +188,7 @@ def pair(local: int | None, whole: int | None, unit: float) -> str:
 
 
 def draw(path: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a figure of accuracy against work; see ``figures.pareto``."""
+    """Write a figure of accuracy against work; see ``accelerate.pareto``."""
     import matplotlib
 
     from layerwise.experiments.accelerate import pareto

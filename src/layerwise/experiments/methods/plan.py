@@ -7,7 +7,6 @@ from typing import Any
 from layerwise.errors import InvalidInput, brief, check_range, choose
 from layerwise.experiments.compare import is_local
 from layerwise.losses import LOSSES
-from layerwise.losses.match import is_guided
 from layerwise.profiling.costs import StepCosts
 from layerwise.rules import RULES
 from layerwise.runs.fields import NO_OPTIONS
@@ -101,7 +100,7 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
     declared = declared_by(run.losses.values())
     options = {name: value for name, value in base.loss_options.items() if name in declared}
     order = {name: value for name, value in run.rule_options.items() if name != "span"}
-    guided = any(is_guided(LOSSES[name]) for name in run.losses.values())
+    guided = reads_teacher(run.losses.values())
     run = replace(
         run,
         teacher=run.teacher if guided else None,
@@ -114,6 +113,11 @@ def local_method(base: Run, loss: str, rule: str, span: int | str) -> Method:
         *([rule] if rule != LOCAL else []),
     ]
     return Method(", ".join(words), loss, span, with_own_options(run))
+
+
+def reads_teacher(losses: Iterable[str]) -> bool:
+    """Whether one of some losses compares features with a teacher's, and says so."""
+    return any(getattr(LOSSES[name], "reads_teacher", False) for name in losses)
 
 
 def declared_by(losses: Iterable[str]) -> set[str]:
@@ -129,7 +133,7 @@ def refuse_idle_teacher(base: Run, losses: Sequence[str]) -> None:
         InvalidInput: as said.
     """
     names = [name for loss in losses for name in with_loss(base, loss).losses.values()]
-    if base.teacher is not None and not any(is_guided(LOSSES[name]) for name in names):
+    if base.teacher is not None and not reads_teacher(names):
         raise InvalidInput(
             "Cannot use --teacher: none of the losses compares features with a teacher's. Leave it "
             "out, or give match among --losses."

@@ -7,7 +7,13 @@ from layerwise.hierarchy import format_hierarchy, shallow
 from layerwise.paper.numbers import Measured, Setting, difference, own_columns
 from layerwise.paper.over_scales import Standing, by_weight, standings
 from layerwise.paper.rows import ROMAN, ROWS, TABLES, Row
-from layerwise.paper.verdicts import Evidence, Verdict, gap, rank_correlation
+from layerwise.paper.verdicts import (
+    Evidence,
+    RankCorrelation,
+    Verdict,
+    gap,
+    rank_correlations,
+)
 from layerwise.report.page.cells import (
     NOTHING,
     Column,
@@ -127,16 +133,24 @@ def spread(number: Measured | None) -> Number:
 
 
 def order(evidence: Evidence, setting: Setting, number: int, column: str) -> str:
-    """The rank correlation in a sentence."""
-    correlation = rank_correlation(evidence.of_table(number), number, setting, column)
+    """The rank correlations in a sentence."""
+    found = rank_correlations(evidence.of_table(number), number, setting, column)
     name = "Layer-wise" if column == "layerwise" else "Global"
-    rows = f"{len(correlation.rows)} of {sum(row.table == number for row in ROWS)} rows"
-    if correlation.spearman is None:
-        return f"{name}: {rows} measured, too few for a rank correlation."
-    value = f"{correlation.spearman:.2f}".replace("-", "−")
+    rows = f"{sum(len(each.rows) for each in found)} of {sum(row.table == number for row in ROWS)}"
+    known = [each for each in found if each.spearman is not None]
+    if not known:
+        return f"{name}: {rows} rows measured, too few for a rank correlation."
+    values = [f"{each.spearman:.2f}{of_which(each, found)}".replace("-", "−") for each in known]
     return (
-        f"{name}: rank correlation of the rows' order with the paper's {value} (Spearman, {rows})."
+        f"{name}: rank correlation of the rows' order with the paper's {', '.join(values)} "
+        f"(Spearman, {rows} rows)."
     )
+
+
+def of_which(one: RankCorrelation, found: Sequence[RankCorrelation]) -> str:
+    """The rows that a rank correlation is of, where those of another width are ranked apart."""
+    many = f" ({len(one.rows)} rows of width {one.width:g})"
+    return many if len(found) > 1 else ""
 
 
 def claims(evidence: Evidence) -> Iterator[dict[str, Any]]:
