@@ -62,8 +62,8 @@ def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> str:
     one, other, last = (caller(each).split(".") for each in (node, twin, before))
     # a way that leads out of the module that the other stays in was taken inside of it
     pairs = (one, other), (one, last), (other, last)
-    shared: list[list[str]] = [shared_start(*pair) for pair in pairs]
-    return ".".join(max(shared, key=len))
+    longest = max((shared_start(*pair) for pair in pairs), key=len)
+    return ".".join(longest)
 
 
 def shared_start(one: list[str], other: list[str]) -> list[str]:
