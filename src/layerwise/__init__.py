@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from layerwise.profiling.budget import localize
     from layerwise.profiling.profile import predict_peak
     from layerwise.rules import RULES, Position, Rule, Tick
+    from layerwise.rules.updates import updates
     from layerwise.utils.allocator import keep_freed_memory
 
     __version__: str
@@ -66,6 +67,7 @@ HOMES = {
     "profiling.budget": ("localize",),
     "profiling.profile": ("predict_peak",),
     "rules": ("RULES", "Position", "Rule", "Tick"),
+    "rules.updates": ("updates",),
     "utils.allocator": ("keep_freed_memory",),
 }
 
@@ -117,6 +119,7 @@ __all__ = [
     "separability_over_epochs",
     "set_memory_format",
     "split",
+    "updates",
     "whole",
 ]
 
