@@ -69,6 +69,12 @@ def on_several_ranks(*_: object) -> bool:
     return launched_size() > 1
 
 
+def has_milestones(run: Run) -> bool:
+    from layerwise.training.schedule import COSINE
+
+    return run.decay_milestones.strip(", ").partition(":")[0] not in ("", COSINE)
+
+
 def groups_grow(run: Run) -> bool:
     first, last = (run.rule_options.get(name, 1) for name in ("groups_first", "groups_last"))
     return "groups_last" not in run.rule_options or bool(first != last)
@@ -92,7 +98,7 @@ CONDITIONS = (
     ),
     Condition(
         ("decay_rate",),
-        lambda run, _: run.decay_milestones.strip(", ").partition(":")[0] not in ("", "cosine"),
+        lambda run, _: has_milestones(run),
         "--decay-milestones names no milestone",
     ),
     Condition(

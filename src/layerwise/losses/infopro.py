@@ -50,6 +50,7 @@ class InfoPro(nn.Module):
     """
 
     reads_images = True
+    name = "infopro"  # in LOSSES
     training_only = ("decoder",)
     reconstruction, reconstruction_last = term_weight(), term_weight(optional=True)
     task, task_last = term_weight(), term_weight(optional=True)
@@ -69,15 +70,15 @@ class InfoPro(nn.Module):
         check_shape(site)
         if len(site.image_shape) != 3:
             raise InvalidInput(
-                f"Cannot use infopro at unit {site.index}: it reconstructs images (C, H, W), and "
-                f"these have shape {site.image_shape}. Use another loss, such as dgl-cnn."
+                f"Cannot use {self.name} at unit {site.index}: it reconstructs images (C, H, W), "
+                f"and these have shape {site.image_shape}. Use another loss, such as dgl-cnn."
             )
         self.reconstruction, self.reconstruction_last = reconstruction, reconstruction_last
         self.task, self.task_last = task, task_last
         self.depth = min(site.index / max(site.count - 2, 1), 1.0)  # 0 first, 1 last but one
         if not any(self.weights()):
             raise InvalidInput(
-                f"Cannot use infopro at unit {site.index} with a weight of 0 for both the "
+                f"Cannot use {self.name} at unit {site.index} with a weight of 0 for both the "
                 "reconstruction and the task: nothing would be learned. Give one of them another."
             )
         self.keep_normalization(site)
@@ -108,7 +109,7 @@ class InfoPro(nn.Module):
         """Loss of the decoder."""
         if targets.images is None:
             raise InvalidInput(
-                "Cannot compute infopro: the targets hold no images to reconstruct. Give "
+                f"Cannot compute {self.name}: the targets hold no images to reconstruct. Give "
                 "Targets(labels, num_classes, images)."
             )
         decoded, images = map(at_least_float32, (self.decoder(features), targets.images.detach()))
@@ -148,6 +149,8 @@ class InfoProContrast(InfoPro):
     its class adds nothing. There is no classifier: an example counts as correct when the example of
     the batch that is most similar to it has the same label. See ``InfoPro``.
     """
+
+    name = "infopro-contrast"
 
     @property
     def classifies(self) -> bool:

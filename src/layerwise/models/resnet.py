@@ -142,6 +142,8 @@ class ResNet(nn.Module):
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """
 
+    pools_maps = False  # they are halved by a stride
+
     def __init__(
         self,
         name: str,

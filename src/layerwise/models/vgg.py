@@ -78,6 +78,8 @@ class VGG(nn.Module):
     Shapes: (B, in_chans, image_size, image_size) -> (B, num_classes).
     """
 
+    pools_maps = True  # maps are halved by pooling, not by a stride
+
     def __init__(
         self,
         name: str,

@@ -37,7 +37,6 @@ from layerwise.experiments.entry import entries
 from layerwise.experiments.sweep import trained
 from layerwise.hierarchy import Design, check_stages, design_of
 from layerwise.models import MODELS, Published, published_hierarchy
-from layerwise.models.vgg import VGG
 from layerwise.profiling.plot import check_figure
 from layerwise.runs.command import command
 from layerwise.runs.ranges import MOST_EPOCHS, MOST_SEEDS
@@ -227,7 +226,7 @@ def propose_designs(base: Run, move: str, budgets: Sequence[Budget], costs: Cost
 def pools_maps(model: str) -> bool:
     """Whether maps are halved by pooling, and not by a stride."""
     factory = MODELS[model]
-    return isinstance(factory, Published) and factory.family is VGG
+    return isinstance(factory, Published) and factory.family.pools_maps
 
 
 def short_gains(

@@ -12,6 +12,7 @@ from layerwise.experiments.accelerate.costs import Cost
 from layerwise.experiments.accelerate.proposals import mean_height, scale_layers
 from layerwise.experiments.accelerate.ranking import Ranked
 from layerwise.experiments.compare import summarise
+from layerwise.experiments.front import on_front
 from layerwise.hierarchy import design_of, fulfils_equation_7, segments, shallow_scale
 from layerwise.runs.run import Run
 from layerwise.utils.files import figure_metadata, replacing
@@ -135,15 +136,10 @@ def result_rows(
         )
     for row in rows:
         row["gain"] = local_accuracy(row) - local_accuracy(rows[0])
-        row["pareto"] = not any(dominates(rival, row) for rival in rows)
+    front = on_front([(local_accuracy(row), row["multiply_adds"]) for row in rows])
+    for row, best in zip(rows, front, strict=True):
+        row["pareto"] = best
     return rows
-
-
-def dominates(rival: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a rival is at least as good and as cheap as a row, and better in one of both."""
-    theirs = local_accuracy(rival), -rival["multiply_adds"]
-    own = local_accuracy(row), -row["multiply_adds"]
-    return theirs != own and all(a >= b for a, b in zip(theirs, own, strict=True))
 
 
 def local_accuracy(row: Mapping[str, Any]) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from layerwise.experiments.front import on_front
 from layerwise.utils import terminal
 from layerwise.utils.csv_text import write_csv
 from layerwise.utils.words import counted
@@ -40,14 +41,9 @@ def peak_key(rows: Sequence[dict[str, Any]]) -> str:
 def mark_fronts(rows: Sequence[dict[str, Any]]) -> None:
     """Say of each row whether it is on the fronts of accuracy against work and memory."""
     for key, name in (("training_ratio", "front_multiply_adds"), (peak_key(rows), "front_memory")):
-        for row in rows:
-            row[name] = not any(dominates(rival, row, key) for rival in rows)
-
-
-def dominates(rival: dict[str, Any], row: dict[str, Any], cost: str) -> bool:
-    """Whether a rival is at least as accurate and as cheap as a row, and better in one of both."""
-    theirs, own = (rival["test_accuracy"], -rival[cost]), (row["test_accuracy"], -row[cost])
-    return theirs != own and all(a >= b for a, b in zip(theirs, own, strict=True))
+        front = on_front([(row["test_accuracy"], row[key]) for row in rows])
+        for row, best in zip(rows, front, strict=True):
+            row[name] = best
 
 
 def print_table(table: dict[str, Any]) -> None:
