@@ -13,6 +13,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from layerwise.cli import parse
 from layerwise.cli.values import collect, collect_both
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import number
-from layerwise.paper.numbers import Setting, measured, settings
+from layerwise.paper.numbers import Setting, measured, place_of, repeated, settings
 from layerwise.paper.over_scales import Standing, standings
 from layerwise.paper.rows import COLUMNS, DEPARTURES, ROWS, TABLES, Row, match, row_run
 from layerwise.paper.statistics import Comparison, Scores, compare
@@ -572,7 +573,13 @@ def test_probes_are_compared_within_a_run(tmp_path):
     measured = [probed(run, each, 400, 1.0, 40.0, 80.0, 45.0) for each, run in enumerate(runs)]
     found = judge(claim("separable-deeper"), measured, PAPER)
     assert (found.verdict, found.effect, found.measured) == ("holds", 5.0, 2)
-    for epoch, accuracies in ((399, (1.0, 40.0, 45.0)), (400, (1.0,))):  # not the last; no layer
+    bad: Any = ("abc", "abc")
+    for epoch, accuracies in (
+        (399, (1.0, 40.0, 45.0)),  # not the last
+        (400, (1.0,)),  # no layer
+        (400, (1.0, float("nan"), float("nan"))),
+        (400, (1.0, *bad)),
+    ):
         odd = [probed(run, each, epoch, *accuracies) for each, run in enumerate(runs)]
         assert judge(claim("separable-deeper"), odd, PAPER).verdict == "not measured"
     assert judge(claim("separable-deeper"), runs, PAPER).verdict == "not measured"
@@ -587,12 +594,19 @@ def test_global_runs_in_parts_of_batches_are_no_number():
     run = record(row(3, "resnet18"), "global", 50.0, scale="small")
     for options, counts in (
         ({"replicas": 1}, True),
+        ({"replicas": None}, True),
         ({"replicas": 2, "sync_batch_norm": True, "gather_examples": True}, True),
         ({"replicas": 2, "sync_batch_norm": False, "gather_examples": True}, False),
-        ({"replicas": 2, "sync_batch_norm": True, "gather_examples": False}, False),
+        ({"replicas": 2, "sync_batch_norm": True, "gather_examples": False}, True),
     ):
         other = replace(run, facts={"execution": options})
         assert bool(measured([other], row(3, "resnet18"), "global", SMALL)) == counts
+        assert bool(place_of(other)) == counts == bool(settings([other]))
+        assert len(repeated([other, run])) == counts
+    local = record(row(3, "resnet18"), "layerwise", 50.0, scale="small")
+    shared = {"replicas": 2, "sync_batch_norm": True, "gather_examples": False}
+    assert place_of(local)
+    assert not place_of(replace(local, facts={"execution": shared}))
 
 
 def commands_of_results() -> list[tuple[str, str]]:
@@ -635,6 +649,11 @@ def test_the_command_of_a_run_trains_that_run():
         program, *words = shlex.split(command(run))
         assert program == "layerwise"
         assert collect(parse(words), Run()) == run
+    # what a configuration file may say, and has no effect
+    idle = {"loss": "pred", "head_lr_factor": 2.0, "at": "block", "train_from": "1"}
+    for name, value in idle.items():
+        words = shlex.split(command(Run(rule="global", **{name: value})))
+        assert collect_both(parse(words[1:]))[0] == Run(rule="global")
     assert command(Run(data="/home/me/my cats")) == "layerwise train resnet18 --data 'my cats'"
 
 

@@ -188,7 +188,13 @@ def test_show_lists_the_units(
 RECORDED: dict[str, Any] = {
     "format": 3,
     "run": described(Run("vgg8", model_options=Options(width=0.0625), data="folder")),
-    "data": {"class_names": ["cat", "dog"], "channels": 1, "image_size": 24},
+    "data": {
+        "class_names": ["cat", "dog"],
+        "channels": 1,
+        "image_size": 24,
+        "mean": [9.0],
+        "std": [9.0],
+    },
 }
 
 
@@ -221,6 +227,31 @@ def test_images_that_are_supposed_are_those_of_the_run_or_the_data_set(
     images = images_of(parsed, collect_both(parsed)[0])
     assert (images.channels, images.image_size, images.image_size) == shape
     assert images.num_classes == classes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 10**9},
+        {"channels": -3},
+        {"image_size": 0},
+        {"image_size": True},
+        {"class_names": "cat"},
+        {"mean": ["x"]},
+    ],
+)
+def test_a_run_whose_data_were_altered_is_refused(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {**RECORDED["data"], **change}
+    (tmp_path / "run.json").write_text(json.dumps({**RECORDED, "data": data}))
+    words = refusal(capsys, "show", "--config", str(tmp_path / "run.json"))
+    assert "its data section was altered. Restore it, or give --data" in words
+
+
+def test_images_of_a_preset_are_those_that_it_was_published_for() -> None:
+    parsed = parse(["show", "--preset", "pred-vgg8b-cifar100"])
+    assert images_of(parsed, collect_both(parsed)[0]).num_classes == 100
 
 
 def test_commands_that_read_no_data_suppose_those_of_a_run(

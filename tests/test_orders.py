@@ -33,7 +33,7 @@ def blocks(rule: str = "growing", **options: Any) -> Learner:
 
 
 def test_rules_of_one_unit_are_known_where_torch_is_not_read() -> None:
-    assert set(GLOBAL_RULES) == {name for name, rule in RULES.items() if rule.at is not None}
+    assert set(GLOBAL_RULES) == {name for name, rule in RULES.items() if rule.at == 1}
 
 
 def test_one_group_is_global_training() -> None:

@@ -526,6 +526,22 @@ class OtherWayAtTheEndOfAModule(Net):
         return self.out(self.b(self.twice(self.a(x))).mean((2, 3)))
 
 
+class OtherWayBetweenLayersOfAList(Net):
+    """The list itself is never called, so it has no way of its own."""
+
+    def __init__(self, extra: bool = False) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        for layer in self.layers:
+            x = layer(x)
+            if self.training:
+                x = x * 1.1 + 0.1
+        return self.out(x.mean((2, 3)))
+
+
 class LayerInTrainingAlone(Net):
     def __init__(self) -> None:
         super().__init__()
@@ -621,6 +637,7 @@ class Noise(Net):
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
+        (OtherWayBetweenLayersOfAList, "layer", "in the network itself, .*a module of its own"),
         (LayerInTrainingAlone, "layer", "in the network itself, .*move that part into a module"),
         (OtherWayAtTheEndOfAModule, "layer", r"in module 'twice', .*leaves=\['twice'\]"),
         (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),

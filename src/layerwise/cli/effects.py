@@ -113,8 +113,13 @@ CONDITIONS = (
         "the rule {rule} trains the network as one unit",
     ),
     Condition(
-        ("train_from", "output_layer", "teacher"),
+        ("train_from", "teacher"),
         lambda run, _: not run.is_global,
+        "the network is trained as one unit (rule {rule}, at {at})",
+    ),
+    Condition(  # it also says where separability is measured
+        ("output_layer",),
+        lambda run, execution: not run.is_global or execution.separability_every > 0,
         "the network is trained as one unit (rule {rule}, at {at})",
     ),
     Condition(
@@ -151,7 +156,9 @@ CONDITIONS = (
         "it needs --replicas",
     ),
 )
+# those that say what is trained; the output layer of one unit says only where it is measured later
 REFUSED = {item.name for item in fields(Run)} | {"loss_options", "global_share", "growth"}
+REFUSED -= {"output_layer"}
 
 
 def check_effects(

@@ -116,9 +116,11 @@ def add_images(parser: Parser) -> None:
         "--dataset",
         metavar="NAME",
         help="data set whose channels, size and classes are supposed; nothing is read (default: "
-        "of --config, else colour images of 32 pixels and 10 classes)",
+        "of --config or --preset, else colour images of 32 pixels and 10 classes)",
     )
-    parser.add_argument("--classes", type=int, help="number of classes (default: the data set's)")
+    parser.add_argument(
+        "--classes", type=int, help="number of classes (default: the data set's, or 10 of a folder)"
+    )
 
 
 def add_preset(parser: Parser) -> None:

@@ -78,21 +78,22 @@ def collect_both(parsed: argparse.Namespace, rules: Sequence[str] = ()) -> tuple
 def images_of(parsed: argparse.Namespace, run: Run) -> "ImageFormat":
     """The format of the images that a command supposes, since it reads none.
 
-    A run's ``run.json`` has recorded it, and a data set has it by name. Without either they are
-    colour images of 32 pixels and 10 classes. --image-size and --classes are other numbers of it.
+    A run's ``run.json`` has recorded it, and a data set, also a preset's, has it by name. Without
+    either they are colour images of 32 pixels and 10 classes. --image-size and --classes change it.
 
     Raises:
-        InvalidInput: there is no such data set, or a number of classes is out of range.
+        InvalidInput: there is no such data set, a number of classes is out of range, or the file
+            was altered.
     """
     from layerwise.data import DATASETS
     from layerwise.profiling.trial_steps import trial_images
 
-    config = read_config(parsed.config)
     size, channels, classes = run.image_size, 3, 10
-    if parsed.data is None and (recorded := recorded_data(parsed.config)):
+    preset = getattr(parsed, "preset", None)
+    if parsed.data is None and preset is None and (recorded := recorded_data(parsed.config)):
         size = size or recorded["image_size"]
         channels, classes = recorded["channels"], len(recorded["class_names"])
-    elif parsed.data is not None or "data" in config:
+    elif parsed.data is not None or preset or "data" in read_config(parsed.config):
         named = DATASETS[choose("data set", run.data, DATASETS)].expected(size)
         size, channels, classes = named.image_size, named.channels, named.num_classes
     classes = classes if parsed.classes is None else parsed.classes
@@ -100,14 +101,20 @@ def images_of(parsed: argparse.Namespace, run: Run) -> "ImageFormat":
 
 
 def recorded_data(path: str | None) -> dict[str, Any]:
-    """What a run's ``run.json`` says of its data; empty if the file is another or says nothing."""
+    """What a run's ``run.json`` says of its data; empty if the file is another or says nothing.
+
+    Raises:
+        InvalidInput: it was altered so that it describes no images.
+    """
+    from layerwise.training.networks import describes_images
+
     values = read_options(Path(path)) if path is not None else None
     found = values.get("data") if isinstance(values, dict) and "format" in values else None
-    facts = {"image_size": int, "channels": int, "class_names": list}
-    sound = isinstance(found, dict) and all(
-        isinstance(found.get(name), kind) for name, kind in facts.items()
-    )
-    return found if isinstance(found, dict) and sound else {}
+    if found and not describes_images(found):
+        raise InvalidInput(
+            f"Cannot use {path}: its data section was altered. Restore it, or give --data."
+        )
+    return found or {}
 
 
 def collect_execution(

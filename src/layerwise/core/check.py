@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.core.outputs import Key, main_output
@@ -262,18 +263,27 @@ def message(
     holders = [path.rpartition(".")[0] for path in suspects]
     whole = next((holder for holder in holders if holder), "")
     remedy = keep_whole(whole) if whole else "Keep the module that does so whole with leaves=[…]"
-    if chain.recomputes and what == OTHER_BUFFER:
+    if what == OTHER_BUFFER and training and chain.recomputes and normalises(chain.pieces[index]):
         return (
-            "Cannot split the network: it recomputes activations for its backward pass, as by "
-            "torch.utils.checkpoint, and so updates running statistics twice a step, in unit "
-            f"{chain.names[index]!r}. Units update them once, as without recomputing. Leave it "
-            "out, or, if that is right, pass check=False."
+            "Cannot split the network: on the sample its units have other running statistics; they "
+            f"part in unit {chain.names[index]!r}. The network recomputes activations for its "
+            "backward pass, as by torch.utils.checkpoint, and updates statistics a second time "
+            "then. Units do so once. Take the recomputing out of forward; or, if once is right, "
+            "pass check=False."
         )
     return (
         f"Cannot split the network: on the sample its units have {what} in "
         f"{'training' if training else 'evaluation'} mode; they part in unit "
         f"{chain.names[index]!r}{where}. The forward pass does something there that tracing does "
         f"not see. {remedy}; or, if both are right, pass check=False."
+    )
+
+
+def normalises(piece: nn.Module) -> bool:
+    """Whether a piece has batch normalisation with running statistics."""
+    return any(
+        isinstance(module, _NormBase) and module.running_mean is not None
+        for module in piece.modules()
     )
 
 

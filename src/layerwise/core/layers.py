@@ -41,7 +41,13 @@ DEFERRED_METHODS = {
     "view", "reshape", "flatten", "mean", "amax", "contiguous", "permute", "transpose", "squeeze",
     "unsqueeze", "unflatten",
 }  # fmt: skip
-NORMS = (nn.LayerNorm, nn.RMSNorm)  # those whose weights may have several dimensions
+NORMS = (  # also subclasses of them, whose weights may have several dimensions
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
 WEIGHTED_FUNCTIONS = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     F.linear, F.bilinear,

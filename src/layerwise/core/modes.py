@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from layerwise.core.tracer import FLAG, CannotTrace, caller
+from layerwise.core.tracer import FLAG, CannotTrace, caller, callers
 
 SLICE_ENDS = ("start", "stop", "step")
 
@@ -59,11 +59,11 @@ def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> str:
     Args:
         before: the last node that both have; node, twin: the next one of each.
     """
-    one, other, last = (caller(each).split(".") for each in (node, twin, before))
+    one, other, last = map(callers, (node, twin, before))
     # a way that leads out of the module that the other stays in was taken inside of it
     pairs = (one, other), (one, last), (other, last)
     longest = max((shared_start(*pair) for pair in pairs), key=len)
-    return ".".join(longest)
+    return next(reversed(longest), "")
 
 
 def shared_start(one: list[str], other: list[str]) -> list[str]:

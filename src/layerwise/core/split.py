@@ -217,18 +217,21 @@ def refuse_several_outputs(root: SingleInput, model: nn.Module, sample: Tensor |
         raise CannotSplit(
             "Cannot split the network: it does not return one tensor that depends on its input, "
             f"but several values, {', '.join(told)}. Say which holds the logits, (B, classes), "
-            f"with output=, such as output={[*rows, *root.parts][0]!r}, or let it return the "
-            "logits alone."
+            f"with output=, such as output={(rows if len(rows) == 1 else root.parts)[0]!r}, or let "
+            "it return the logits alone."
         )
 
 
 def shapes_of_output(model: nn.Module, sample: Tensor) -> dict[Key, str]:
-    """Words for the shapes of the tensors that a network returns, by key, attribute or index."""
+    """Words for the shapes of the tensors that a network returns, by key, attribute or index.
+
+    They are a hint in a refusal, which nothing that the network does may replace.
+    """
     parts: dict[Key, Any] = {}
-    with modes_kept(model), states_kept(model), torch.no_grad(), suppress(RuntimeError, TypeError):
-        parts = parts_of_output(model.eval()(sample))
+    with modes_kept(model), states_kept(model), torch.no_grad(), suppress(Exception):
+        parts = parts_of_output(model.eval()(sample[:2]))
     return {
-        key: f" ({'×'.join(map(str, value.shape))})"
+        key: f" ({'×'.join(map(str, value.shape)) or 'a number'})"
         for key, value in parts.items()
         if isinstance(value, Tensor)
     }

@@ -312,9 +312,17 @@ def owner(node: fx.Node) -> str:
     return strip_root(str(stack[-1][0])) if stack else ""
 
 
-def caller(node: fx.Node) -> str:
-    """Path of the module whose forward pass made this node, also where it calls a leaf."""
+def callers(node: fx.Node) -> list[str]:
+    """Paths of the modules whose forward passes made this node, the outermost first.
+
+    A leaf that it calls is not among them.
+    """
     stack = [strip_root(str(path)) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     if node.op == "call_module" and stack and stack[-1] == owner(node):
         stack.pop()
-    return stack[-1] if stack else ""
+    return stack
+
+
+def caller(node: fx.Node) -> str:
+    """Path of the innermost of ``callers``; empty for the network itself."""
+    return next(reversed(callers(node)), "")

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from layerwise.errors import choose
-from layerwise.paper.rows import COLUMNS, ROWS, SCALES, Row, departures, match, row_run
+from layerwise.paper.rows import (
+    COLUMNS,
+    NO_MATCH,
+    ROWS,
+    SCALES,
+    Match,
+    Row,
+    departures,
+    match,
+    row_run,
+)
 from layerwise.runs.records import Record
 from layerwise.runs.run import Run
 
@@ -61,6 +71,19 @@ class Setting:
         return "-".join(parts)
 
 
+def place_of(record: Record) -> Match:
+    """The rows that a run gives the number of, by what it is and how it was carried out.
+
+    Replicas give one only if their layers and losses read whole batches, not their shares.
+    """
+    execution = record.facts.get("execution")
+    if isinstance(execution, dict) and (execution.get("replicas") or 1) != 1:
+        alone = not execution.get("gather_examples") and not record.run.is_global
+        if alone or not execution.get("sync_batch_norm"):
+            return NO_MATCH
+    return match(record.run)
+
+
 def own_columns(setting: Setting) -> tuple[str, ...]:
     """The columns whose numbers are of this setting alone: global training knows no loss."""
     return tuple(COLUMNS) if setting.loss == Run.loss else ("layerwise",)
@@ -108,11 +131,9 @@ def settings(records: Iterable[Record]) -> list[Setting]:
         where no layer-wise run has their schedule.
     """
     counted = [
-        record for record in records if match(record.run) and record.test_accuracy is not None
+        record for record in records if place_of(record) and record.test_accuracy is not None
     ]
-    layerwise = {
-        setting_of(record) for record in counted if match(record.run).column == "layerwise"
-    }
+    layerwise = {setting_of(record) for record in counted if place_of(record).column == "layerwise"}
     schedules = {(setting.scale, setting.epochs, setting.amp) for setting in layerwise}
     alone = {setting_of(record) for record in counted}
     return sorted(
@@ -127,7 +148,7 @@ def repeated(records: Iterable[Record]) -> list[tuple[Record, Record]]:
     first: dict[tuple[Setting, str, tuple[Row, ...], int], Record] = {}
     pairs = []
     for record in records:
-        place = match(record.run)
+        place = place_of(record)
         if place and record.test_accuracy is not None:
             key = (setting_of(record), place.column, place.rows, record.run.seed)
             if first.setdefault(key, record) is not record:
@@ -137,7 +158,7 @@ def repeated(records: Iterable[Record]) -> list[tuple[Record, Record]]:
 
 def setting_of(record: Record) -> Setting:
     """The setting of a run that gives a row's number; the loss of a global one is the default."""
-    place = match(record.run)
+    place = place_of(record)
     loss = record.run.loss if place.column == "layerwise" else Run.loss
     return Setting(place.scale, loss, record.run.epochs, record.run.amp)
 
@@ -178,7 +199,7 @@ def measured(records: Sequence[Record], row: Row, column: str, setting: Setting)
     seeds = tuple(sorted(by_seed))
     chosen = tuple(by_seed[seed] for seed in seeds)
     numbers = accuracies(chosen)
-    differing = dict.fromkeys(text for record in chosen for text in match(record.run).departures)
+    differing = dict.fromkeys(text for record in chosen for text in place_of(record).departures)
     return Measured(
         fmean(numbers),
         stdev(numbers) if len(numbers) > 1 else None,
@@ -201,21 +222,12 @@ def difference(above: Measured | None, below: Measured | None) -> float | None:
 
 def gives(record: Record, row: Row, column: str, setting: Setting) -> bool:
     """Whether a run gives a row's number in a column and setting."""
-    place, run = match(record.run), record.run
+    place, run = place_of(record), record.run
     return (
         place is not None
         and record.test_accuracy is not None
-        and sees_whole_batches(record)
         and (place.column, place.scale, run.epochs, run.amp)
         == (column, setting.scale, setting.epochs, setting.amp)
         and (column == "global" or run.loss == setting.loss)
         and row in place.rows
     )
-
-
-def sees_whole_batches(record: Record) -> bool:
-    """Whether a run's layers and losses read whole batches, not each replica its own share."""
-    execution = record.facts.get("execution")
-    if not isinstance(execution, dict) or execution.get("replicas", 1) == 1:
-        return True
-    return bool(execution.get("sync_batch_norm") and execution.get("gather_examples"))

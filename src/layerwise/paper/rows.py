@@ -13,8 +13,7 @@ from typing import Any
 
 from layerwise.errors import InvalidInput, brief, choose
 from layerwise.hierarchy import Hierarchy, parse_hierarchy
-from layerwise.runs.fields import NO_OPTIONS
-from layerwise.runs.run import Run
+from layerwise.runs.run import Run, without_idle
 from layerwise.utils.options import Options
 from layerwise.utils.words import counted
 
@@ -215,16 +214,7 @@ def plain(run: Run) -> Run:
     since batch normalisation sees each alone.
     """
     parts = {name: run.rule_options[name] for name in PARTS if name in run.rule_options}
-    return replace(
-        run,
-        rule_options=Options(parts),
-        loss=Run.loss,
-        loss_options=NO_OPTIONS,
-        loss_from=Run.loss_from,
-        head_lr_factor=Run.head_lr_factor,
-        last_lr_factor=Run.last_lr_factor,
-        output_layer="separate",
-    )
+    return replace(without_idle(run), rule_options=Options(parts), output_layer="separate")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layerwise.paper.comparisons import Comparison, Measure
-from layerwise.paper.numbers import Setting, gives, own_columns
-from layerwise.paper.rows import Row, match
+from layerwise.paper.numbers import Setting, gives, own_columns, place_of
+from layerwise.paper.rows import Row
+from layerwise.runs.lines import is_number
 from layerwise.runs.records import Record
 from layerwise.utils.words import counted
 
@@ -51,7 +52,7 @@ class Scores:
         self.runs: dict[tuple[Row, str], dict[int, Record]] = {}
         self.rows: dict[str, list[Row]] = {}  # by data set; of the rows that share runs the first
         for record in records:
-            place = match(record.run)
+            place = place_of(record)
             if place and gives(record, place.rows[0], place.column, setting):
                 for row in place.rows:
                     runs = self.runs.setdefault((row, place.column), {})
@@ -144,8 +145,8 @@ def probe(record: Record, place: int) -> float | None:
     try:
         last = record.separability()[-1]
         features = [unit for unit in last["units"] if unit["index"] >= 0 and unit["resolution"]]
-        number = float(features[place]["linear_probe"])
-        return number if last["epoch"] == record.run.epochs else None
+        number = features[place]["linear_probe"]
+        return number if is_number(number) and last["epoch"] == record.run.epochs else None
     except (KeyError, IndexError, TypeError):  # not measured, by another measure, or altered
         return None
 

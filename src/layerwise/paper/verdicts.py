@@ -8,8 +8,8 @@ from statistics import fmean
 
 from layerwise.errors import InvalidInput
 from layerwise.paper.claims import CLAIMS, INCONSISTENCIES, Claim, Inconsistency
-from layerwise.paper.numbers import Measured, Setting, measured, settings
-from layerwise.paper.rows import COLUMNS, ROWS, TABLES, Row, match
+from layerwise.paper.numbers import Measured, Setting, measured, place_of, settings
+from layerwise.paper.rows import COLUMNS, ROWS, TABLES, Row
 from layerwise.paper.statistics import (
     FAILS,
     HOLDS,
@@ -197,11 +197,9 @@ class Evidence:
         """
         numbers = {}
         for setting in self.settings:
-            counted = [
-                record for record in self.records if match(record.run).scale == setting.scale
-            ]
+            counted = [record for record in self.records if place_of(record).scale == setting.scale]
             for row in ROWS:
-                of_row = [record for record in counted if row in match(record.run).rows]
+                of_row = [record for record in counted if row in place_of(record).rows]
                 for column in COLUMNS if of_row else ():
                     number = measured(of_row, row, column, setting)
                     # global training knows no loss
@@ -220,7 +218,7 @@ class Evidence:
         return [
             record
             for record in self.records
-            if any(row.table == table for row in match(record.run).rows)
+            if any(row.table == table for row in place_of(record).rows)
         ]
 
     def number(self, setting: Setting, row: Row, column: str) -> Measured | None:

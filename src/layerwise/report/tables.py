@@ -9,8 +9,15 @@ from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.hierarchy import Design, format_hierarchy, parse_downsampling, parse_hierarchy
-from layerwise.paper.numbers import Measured, Setting, measured, own_columns, settings
-from layerwise.paper.rows import COLUMNS, ROMAN, ROWS, match
+from layerwise.paper.numbers import (
+    Measured,
+    Setting,
+    measured,
+    own_columns,
+    place_of,
+    settings,
+)
+from layerwise.paper.rows import COLUMNS, ROMAN, ROWS
 from layerwise.paper.verdicts import judge_all
 from layerwise.report.curves import separable
 from layerwise.runs.command import command
@@ -88,7 +95,7 @@ def runs_csv(records: Iterable[Record]) -> str:
 
 def run_line(record: Record) -> dict[str, Any]:
     """A run by the columns of ``RUN_COLUMNS``."""
-    run, result, place = record.run, record.result or {}, match(record.run)
+    run, result, place = record.run, record.result or {}, place_of(record)
     rows = place.rows if place else ()
     return {
         "rows": "; ".join(row.label for row in rows),

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from layerwise.runs.run import Run, plain_values
+from layerwise.runs.run import Run, plain_values, without_idle
 from layerwise.utils.options import as_flag
 
 
@@ -33,18 +33,17 @@ def differences(run: Run, reference: Run) -> list[str]:
 def command(run: Run, imported: Iterable[str] = ()) -> str:
     """The command that trains a run, quoted for a shell.
 
-    Data that lie in a folder are named without where it is.
+    Data that lie in a folder are named without where it is. What has no effect is left out.
 
     Args:
         imported: Python files that it imports.
     """
     defaults = flat(Run())
-    idle = {"output_layer"} if run.is_global else set()  # it is part of the only unit
     words = ["layerwise", "train", run.model]
     for path in imported:
         words += [] if run.model.startswith(f"{path}:") else ["--import", str(path)]
-    for name, value in flat(run).items():
-        if name not in {"model", *idle} and (name not in defaults or value != defaults[name]):
+    for name, value in flat(without_idle(run)).items():
+        if name != "model" and (name not in defaults or value != defaults[name]):
             words += spelled(name, Path(value).name if name == "data" else value)
     return shlex.join(words)
 

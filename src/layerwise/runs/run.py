@@ -3,12 +3,12 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from layerwise.hierarchy import format_hierarchy, parse_hierarchy
-from layerwise.runs.fields import declared, option
+from layerwise.runs.fields import NO_OPTIONS, declared, option
 from layerwise.runs.losses import parse_later_losses
 from layerwise.utils.options import Options
 
@@ -145,6 +145,20 @@ class Run:
 # options of an execution on several ranks
 ON_RANKS = ("ranks", "run_ahead", "replicas", "sync_batch_norm", "gather_examples", "rank_timeout")
 GLOBAL_RULES = ("global", "checkpointed")  # they cut the network into one unit
+# fields that say something of local losses alone
+LOCAL = ("loss", "loss_from", "head_lr_factor", "last_lr_factor", "train_from", "teacher")
+
+
+def without_idle(run: Run) -> Run:
+    """A run that trains the network as one unit, without what only local losses read."""
+    if not run.is_global:
+        return run
+    return replace(
+        run,
+        **{name: getattr(Run, name) for name in LOCAL},
+        loss_options=NO_OPTIONS,
+        at=Run.at if run.rule in GLOBAL_RULES else run.at,
+    )
 
 
 @dataclass(frozen=True)

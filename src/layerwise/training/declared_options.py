@@ -43,7 +43,7 @@ def with_rule(run: Run, rule: str) -> Run:
     declared = options_of(RULES[choose("rule", rule, RULES)].order)
     shared = {name: value for name, value in run.rule_options.items() if name in declared}
     run = replace(run, rule=rule, rule_options=Options(shared))
-    return replace(run, train_from=None, teacher=None) if RULES[rule].at is not None else run
+    return replace(run, train_from=None, teacher=None) if RULES[rule].at == 1 else run
 
 
 def check_rule_options(run: Run, rules: Sequence[str]) -> None:

@@ -104,16 +104,11 @@ def load_network(folder: RunFolder, best: bool) -> tuple[nn.Module, dict[str, An
     return network.eval(), data
 
 
-def data_of(folder: RunFolder) -> dict[str, Any]:
-    """What a run knows of its data: classes, size, means and deviations.
-
-    Raises:
-        InvalidInput: it was altered so that no image could be shown to the network.
-    """
-    data: dict[str, Any] = folder.facts()["data"]
+def describes_images(data: Any) -> bool:
+    """Whether a record of data says enough of its images to show them to a network."""
     try:
         numbers = [*data["mean"], *data["std"]]
-        sound = (
+        return bool(
             len(data["mean"]) == len(data["std"]) == data["channels"]
             and all(map(is_number, numbers))
             and min(numbers) >= 0 < min(data["std"])
@@ -123,8 +118,17 @@ def data_of(folder: RunFolder) -> dict[str, Any]:
             and all(isinstance(name, str) for name in data["class_names"])
         )
     except (KeyError, TypeError, ValueError):
-        sound = False
-    if not sound:
+        return False
+
+
+def data_of(folder: RunFolder) -> dict[str, Any]:
+    """What a run knows of its data: classes, size, means and deviations.
+
+    Raises:
+        InvalidInput: it was altered so that no image could be shown to the network.
+    """
+    data: dict[str, Any] = folder.facts()["data"]
+    if not describes_images(data):
         raise InvalidInput(
             f"Cannot read {folder.path}: the data section of run.json was altered. Restore it, or "
             "train again."

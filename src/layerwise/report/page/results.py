@@ -9,7 +9,6 @@ from layerwise.paper.over_scales import Standing, by_weight, standings
 from layerwise.paper.rows import ROMAN, ROWS, TABLES, Row
 from layerwise.paper.verdicts import (
     Evidence,
-    RankCorrelation,
     Verdict,
     gap,
     rank_correlations,
@@ -136,21 +135,17 @@ def order(evidence: Evidence, setting: Setting, number: int, column: str) -> str
     """The rank correlations in a sentence."""
     found = rank_correlations(evidence.of_table(number), number, setting, column)
     name = "Layer-wise" if column == "layerwise" else "Global"
-    rows = f"{sum(len(each.rows) for each in found)} of {sum(row.table == number for row in ROWS)}"
-    known = [each for each in found if each.spearman is not None]
-    if not known:
-        return f"{name}: {rows} rows measured, too few for a rank correlation."
-    values = [f"{each.spearman:.2f}{of_which(each, found)}".replace("-", "−") for each in known]
-    return (
-        f"{name}: rank correlation of the rows' order with the paper's {', '.join(values)} "
-        f"(Spearman, {rows} rows)."
-    )
-
-
-def of_which(one: RankCorrelation, found: Sequence[RankCorrelation]) -> str:
-    """The rows that a rank correlation is of, where those of another width are ranked apart."""
-    many = f" ({len(one.rows)} rows of width {one.width:g})"
-    return many if len(found) > 1 else ""
+    total = sum(row.table == number for row in ROWS)
+    values = [
+        f"{each.spearman:.2f} (Spearman, {len(each.rows)} of {total} rows"
+        f"{f', of width {each.width:g}' if len(found) > 1 else ''})".replace("-", "−")
+        for each in found
+        if each.spearman is not None
+    ]
+    if not values:
+        measured = sum(len(each.rows) for each in found)
+        return f"{name}: {measured} of {total} rows measured, too few for a rank correlation."
+    return f"{name}: rank correlation of the rows' order with the paper's {' and '.join(values)}."
 
 
 def claims(evidence: Evidence) -> Iterator[dict[str, Any]]:

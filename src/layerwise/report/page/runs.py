@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from layerwise.paper.rows import match
+from layerwise.paper.numbers import place_of
 from layerwise.report.page.cells import NOTHING, Column, Number, percent, whole
 from layerwise.report.tables import hierarchy, is_local
 from layerwise.runs.records import Record
@@ -29,7 +29,7 @@ def run_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def run_cells(record: Record) -> tuple[object, ...]:
-    run, place = record.run, match(record.run)
+    run, place = record.run, place_of(record)
     seconds = (record.result or {}).get("seconds")
     minutes = seconds / 60 if isinstance(seconds, int | float) else None
     done = len(record.epochs)

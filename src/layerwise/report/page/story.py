@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerwise.hierarchy import format_hierarchy
-from layerwise.paper.numbers import Measured, difference
+from layerwise.paper.numbers import Measured, difference, place_of
 from layerwise.paper.over_scales import standings
-from layerwise.paper.rows import BY_NAME, ROMAN, SCALES, Row, match
+from layerwise.paper.rows import BY_NAME, ROMAN, SCALES, Row
 from layerwise.paper.verdicts import VERDICTS, Evidence, gap
 from layerwise.report.page.cells import Column, Table, percent, points
 from layerwise.report.tables import machine
@@ -121,7 +121,7 @@ def overview(evidence: Evidence) -> list[str]:
     """Counts, scales, machines and commits, a line each."""
     records = evidence.records
     finished = sum(record.result is not None for record in records)
-    matched = sum(bool(match(record.run)) and record.result is not None for record in records)
+    matched = sum(bool(place_of(record)) and record.result is not None for record in records)
     counts = (
         f"{counted(len(records), 'run')} read: {finished} finished, {len(records) - finished} not; "
         f"{matched} of the finished give a number of the paper's tables."
