@@ -11,11 +11,13 @@ import torch
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.unit import precision
 from layerwise.data import DATASETS
+from layerwise.profiling.measure import TIMED, TIMED_RECORDED
 from layerwise.profiling.trial_steps import rule_ticks, trial_options
 from layerwise.runs.run import Execution, Run
 from layerwise.training.device import apply_execution
 from layerwise.training.networks import build_network
 from layerwise.training.prepare import prepare
+from layerwise.training.recorded_steps import choose_steps, record_steps
 from layerwise.utils.device import synchronise
 from layerwise.utils.multiply_adds import MultiplyAdds
 
@@ -93,9 +95,12 @@ def time_steps(run: Run, execution: Execution, work: float) -> Pace:
     apply_execution(device, execution)
     learner = prepared.make_learner(DATASETS[run.data].expected(run.image_size))
     set_memory_format(learner, execution.memory_format)
-    ticks = rule_ticks(run.rule, learner, run.batch_size, 2, trial_options(run))
+    record_steps(learner, execution)
+    epochs = TIMED if learner.captured is None else TIMED_RECORDED
+    ticks = rule_ticks(run.rule, learner, run.batch_size, epochs, trial_options(run))
+    choose_steps(learner, run, execution)
     seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < 4 and seconds[-1] < ENOUGH):
+    while len(seconds) < 2 or (len(seconds) < 2 * epochs and seconds[-1] < ENOUGH):
         started = time.perf_counter()
         next(ticks)
         synchronise(device)
