@@ -12,7 +12,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.data import Loader, Splits
 from layerwise.losses import LOSSES
-from layerwise.models import create_model, published_hierarchy
+from layerwise.models import create_model, hierarchical, published_hierarchy
 from layerwise.rules import RULES
 from layerwise.rules.base import Position, Tick
 from layerwise.runs.run import Execution, Run
@@ -44,9 +44,11 @@ def digits(train_images: int = 80, batch_size: int = 16, views: int | None = Non
 
 
 def narrow(name: str, dropout: float = 0.2) -> nn.Module:
-    """A network of the registry for 8-pixel grey images, one layer or block per stage, a few
-    channels wide. Networks that differ in their hierarchy alone become the same.
+    """A network of the registry for 8-pixel grey images; of those with a hierarchy one layer or
+    block per stage, a few channels wide, so that those of one family become the same.
     """
+    if name not in hierarchical():  # such as one that a test has registered
+        return create_model(name, in_chans=1, image_size=8)
     hierarchy = [1] * len(published_hierarchy(name))
     return create_model(name, hierarchy, width=1 / 16, in_chans=1, image_size=8, dropout=dropout)
 

@@ -36,7 +36,6 @@ HERE = ["--data", "cifar10", "--data-dir", "nowhere"]  # ends where data are mis
         "--at 1 --loss pred",
         "--rule global --at block",
         "--rule checkpointed --at 3",
-        "--rule global --output-layer separate",
         "--rule growing --groups-first 2 --groups-last 2 --growth 0.5",
         "--rule global --loss-from 4=pred",
         "--at 1 --head-lr-factor 2",
@@ -62,6 +61,7 @@ def test_options_of_what_is_trained_are_refused(words: str) -> None:
         ("--device cpu --streams 2", "--streams"),
         ("--separability-measures fisher", "--separability-measures"),
         ("--no-sync-batch-norm", "--sync-batch-norm"),
+        ("--rule global --output-layer separate", "--output-layer"),
     ],
 )
 def test_options_of_how_it_is_trained_are_said(words: str, flag: str) -> None:

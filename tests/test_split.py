@@ -637,8 +637,16 @@ class Noise(Net):
         (Dictionary, "layer", "does not return one tensor .* return the logits alone"),
         (Constant, "layer", "does not return one tensor that depends on its input"),
         (OtherLayerInTraining, "layer", "takes another way in training than in evaluation"),
-        (OtherWayBetweenLayersOfAList, "layer", "in the network itself, .*a module of its own"),
-        (LayerInTrainingAlone, "layer", "in the network itself, .*move that part into a module"),
+        (
+            OtherWayBetweenLayersOfAList,
+            "layer",
+            "in the network itself, .*move that part into",
+        ),
+        (
+            LayerInTrainingAlone,
+            "layer",
+            "in the network itself, .*move that part into",
+        ),
         (OtherWayAtTheEndOfAModule, "layer", r"in module 'twice', .*leaves=\['twice'\]"),
         (OtherActivationInTraining, "layer", "takes another way in training than in evaluation"),
         (

@@ -20,7 +20,7 @@ def merge_modes(training: fx.Graph, evaluation: fx.Graph) -> fx.Graph:
     pairs = list(zip(training.nodes, evaluation.nodes, strict=False))  # both end in an output
     for number, (node, twin) in enumerate(pairs):
         if (node.op, node.target) != (twin.op, twin.target):
-            raise mode_refusal(where_ways_part(pairs[number - 1][0], node, twin))
+            raise mode_refusal(*where_ways_part(pairs[number - 1][0], node, twin))
     for node, twin in pairs:
         node.args = merge_argument(training, node, node.args, twin.args)
         node.kwargs = merge_argument(training, node, node.kwargs, twin.kwargs)
@@ -53,8 +53,11 @@ def merge_argument(graph: fx.Graph, user: fx.Node, training: Any, evaluation: An
     return training
 
 
-def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> str:
+def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> tuple[str, str]:
     """Path of the module whose forward pass goes on differently in the two modes.
+
+    And that of a module that it calls in one of them: drop path, which computes nothing in
+    evaluation, leaves no trace there, so that the way seems to part around it.
 
     Args:
         before: the last node that both have; node, twin: the next one of each.
@@ -63,7 +66,10 @@ def where_ways_part(before: fx.Node, node: fx.Node, twin: fx.Node) -> str:
     # a way that leads out of the module that the other stays in was taken inside of it
     pairs = (one, other), (one, last), (other, last)
     longest = max((shared_start(*pair) for pair in pairs), key=len)
-    return next(reversed(longest), "")
+    called = next(
+        (stack for stack in (one, other) if stack[: len(longest)] == longest != stack), []
+    )
+    return next(reversed(longest), ""), next(iter(called[len(longest) :]), "")
 
 
 def shared_start(one: list[str], other: list[str]) -> list[str]:
@@ -72,14 +78,18 @@ def shared_start(one: list[str], other: list[str]) -> list[str]:
     return [name for name, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def mode_refusal(path: str) -> CannotTrace:
+def mode_refusal(path: str, called: str = "") -> CannotTrace:
     """The refusal of a forward pass that depends on the mode in a module, or in the network's."""
     where = f"in module {path!r}" if path else "in the network itself"
-    whole = f", or keep the module whole inside one unit with leaves=[{path!r}]" if path else ""
+    place = path or called
+    whole = f", or keep the module whole inside one unit with leaves=[{place!r}]" if place else ""
+    if called and not path:
+        whole += f" if it is {called!r} that does so, or else move that part into such a module"
     return CannotTrace(
         "Cannot split the network: its forward pass takes another way in training than in "
         f"evaluation, {where}, so no single chain of units stands for both. Switch that part off, "
         "such as auxiliary outputs, or use modules like nn.Dropout that know their own mode"
         f"{whole or ', or move that part into a module of its own and name it in leaves='}.",
         path,
+        called,
     )

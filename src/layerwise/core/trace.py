@@ -141,7 +141,9 @@ def trace_keeping_whole(
         try:
             return trace_in_both_modes(model, whole, output, make_tracer)
         except CannotTrace as refusal:
-            alike = without_weights_like(model, refusal.path) - whole
+            places = refusal.called, refusal.path
+            alike = set[str]().union(*(without_weights_like(model, place) for place in places))
+            alike -= whole
             if not alike:
                 raise naming_all(model, refusal) from refusal.__cause__
             whole |= alike  # such as drop path: nothing inside would be a unit

@@ -35,11 +35,13 @@ class CannotTrace(CannotSplit):
 
     Attributes:
         path: module whose forward pass does it; empty: the network itself.
+        called: module that it calls there in one mode, which may do it instead and leave no trace
+            in the other; mostly empty.
     """
 
-    def __init__(self, message: str, path: str) -> None:
+    def __init__(self, message: str, path: str, called: str = "") -> None:
         super().__init__(message)
-        self.path = path
+        self.path, self.called = path, called
 
 
 class StoredTensor(fx.Proxy):
