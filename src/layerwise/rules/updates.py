@@ -14,6 +14,10 @@ from layerwise.utils.device import device_of
 from layerwise.utils.options import keyword_only
 
 CACHING = ("cache", "keeping")  # options that need images by their numbers
+WITHOUT_NUMBERS = (
+    "Cannot read images by their numbers: a loader gives batches alone. Use a rule that reads "
+    "batches."
+)
 
 
 class LoaderBatches:
@@ -33,7 +37,7 @@ class LoaderBatches:
 
     @property
     def labels(self) -> Tensor:
-        raise InvalidInput("Cannot read labels by number: a loader gives batches alone.")
+        raise InvalidInput(WITHOUT_NUMBERS)
 
     def order(self, epoch: int) -> list[Tensor]:
         """So many indices for every batch as its largest has images; it is their number alone."""
@@ -42,7 +46,7 @@ class LoaderBatches:
         return [torch.arange(size)] * self.count
 
     def images(self, indices: Tensor, epoch: int) -> Tensor:
-        raise InvalidInput("Cannot read images by number: a loader gives batches alone.")
+        raise InvalidInput(WITHOUT_NUMBERS)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         number = 0
