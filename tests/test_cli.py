@@ -15,11 +15,13 @@ from PIL import Image
 
 from layerwise.cli import COMMANDS, evaluate, main, parse, profile
 from layerwise.cli.options import by_option
+from layerwise.cli.train import command_to_resume
 from layerwise.cli.values import collect_both, images_of
 from layerwise.losses import LOSSES
 from layerwise.measures import MEASURES
 from layerwise.models import list_models
 from layerwise.rules import RULES
+from layerwise.runs.digests import resuming
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution, Run, described
 from layerwise.training.declared_options import registries
@@ -598,3 +600,103 @@ def test_a_warning_of_the_program_is_one_line_and_others_name_their_source():
     where = (UserWarning, RunFolder.__init__.__code__.co_filename, 3)
     assert warning_text("Slow.", *where) == "layerwise: Slow.\n"
     assert __file__ in warning_text("Slow.", UserWarning, __file__, 3)
+
+
+NETWORKS = """
+import sys
+import torch
+from torch import nn
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
+
+class Frozen(Small):
+    def __init__(self):
+        super().__init__()
+        self.requires_grad_(False)
+
+class Empty(Small):
+    def __init__(self):
+        super().__init__()
+        nn.init.constant_(self[3].weight, float("nan"))
+
+class Ends(Small):
+    def forward(self, images):
+        sys.exit(0)
+
+class Divides(Small):
+    def forward(self, images):
+        return super().forward(images) / (len(self) - 4 and 1 or 1 // 0)
+
+def double():
+    return Small().double()
+
+def meta():
+    with torch.device("meta"):
+        return Small()
+
+def fails():
+    raise ValueError("a bad thing")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Frozen", ["none of its weights learns"]),
+        ("Empty", ["its weight 3.weight holds numbers that are not finite"]),
+        ("Ends", ["raised SystemExit (0)", "networks.py, line 22"]),
+        ("Divides", ["raised ZeroDivisionError", "networks.py, line 26", "Correct its forward."]),
+        ("double", ["Its weights are torch.float64"]),
+        ("meta", ["other than meta"]),
+        ("fails", ["raised ValueError (a bad thing) at networks.py, line 36"]),
+        ("", ["networks.py has no function ''"]),
+        ("strange", ["has no function 'strange'. Name one"]),
+    ],
+)
+def test_what_is_wrong_in_code_of_the_users_own_is_said(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, words: list[str]
+) -> None:
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    run = tmp_path / "run"
+    model = f"{tmp_path / 'networks.py'}:{name}"
+    said = refusal(
+        capsys, "train", model, "--loss", "pred", "--epochs", "1", "--device", "cpu", "-o", str(run)
+    )
+    assert all(word in said for word in words), said
+    assert not run.exists()
+
+
+def test_a_command_to_resume_is_one_even_for_a_folder_named_like_an_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("layerwise.cli.train.IMPORTED", [])
+    for words in (command_to_resume("-out 2"), resuming(Path("-out 2"))):
+        assert words == "layerwise train --resume './-out 2'"
+
+
+def test_resuming_where_nothing_was_begun_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = refusal(capsys, "train", "--resume", "--output", str(tmp_path / "mistyped"))
+    assert "no run was begun there" in said
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_teacher_of_other_images_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for part in ("a", "b"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (number, 0, 9)).save(
+                tmp_path / "data" / part / f"{number}.png"
+            )
+    said = refusal(
+        capsys,
+        *("train", "resnet18", "--width", "0.0625", "--image-size", "8", "--loss", "match"),
+        *("--data", "folder", "--data-dir", str(tmp_path / "data"), "--teacher", str(run)),
+        *("--device", "cpu", "--output", str(tmp_path / "new")),
+    )
+    assert "it reads images of 1 channel, and these have 3" in said

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 
 from layerwise.data import DATASETS, Arrays, DataSet, ImageFormat, load_folder
 from layerwise.data.image_file import BACKGROUND, read_image
+from layerwise.data.image_folder import PixelsInFiles
 from layerwise.errors import InvalidInput
 from layerwise.runs.run import Execution, Run
 from layerwise.training.prepare import prepare
@@ -250,3 +252,43 @@ def test_a_worker_refuses_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         InvalidInput, match=r"^Cannot read .*ant/1\.png as an image: no image format"
     ):
         list(images.pixels.stream(list(torch.arange(8).split(4))))
+
+
+def test_files_are_known_by_names_and_sizes(tmp_path: Path) -> None:
+    """Wherever the folder is, and whatever its images are scaled to."""
+    root = classes(tmp_path / "one")
+    noise = np.random.default_rng(0).integers(0, 256, (9, 9), np.uint8)
+    save(root / "ant" / "0.png", noise)
+
+    def digest(folder: Path, size: int = 8) -> object:
+        run = Run("resnet18", data="folder", image_size=size, val_fraction=0.0)
+        execution = Execution(data_dir=str(folder), device="cpu", workers=0)
+        return prepare(run, execution).load_data().facts()["digest"]
+
+    first = digest(root)
+    assert digest(root, 16) == first
+    root = root.rename(tmp_path / "two")
+    assert digest(root) == first
+    (root / "ant" / "0.png").rename(root / "kept.png")
+    (root / "bee" / "0.png").rename(root / "ant" / "0.png")
+    (root / "kept.png").rename(root / "bee" / "0.png")
+    assert digest(root) != first
+
+
+def test_more_workers_than_processors_are_no_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    paths = [str(path) for path in sorted(classes(tmp_path).rglob("*.png"))]
+    pixels = PixelsInFiles(paths, 8, 3, workers=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len([*pixels.stream(list(torch.arange(4).split(2)))]) == 2
+
+
+def test_a_share_of_few_images_that_holds_none_out_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    run = Run("resnet18", data="folder", image_size=8, val_fraction=0.1)
+    execution = Execution(data_dir=str(classes(tmp_path, 5)), device="cpu", workers=0)
+    assert prepare(run, execution).load_data(said.append).validation is None
+    assert "no image is held out for validation" in said[-1]

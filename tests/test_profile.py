@@ -5,7 +5,7 @@ is refused.
 import gc
 import json
 import re
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,19 @@ def test_prediction_is_close_to_measurement(name: str, way: str, memory_format: 
     predicted = peak(predict_steps(rule, local, 32, options))
     found = measured_peak(local, rule, 32, options)
     assert predicted == pytest.approx(found, rel=0.02 if way == "global" else 0.1)
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="known of processors with AVX-512 only",
+)
+@pytest.mark.parametrize("rule", ["global", "checkpointed"])
+def test_steps_with_weights_as_the_user_has_them_are_predicted(rule: str) -> None:
+    """Maps are channels-last, weights contiguous; normalisation makes only what is asked for."""
+    model = create_model("resnet18", width=0.25)
+    learner = localize(model, torch.zeros(2, 3, 32, 32), 10, at=1, check=False)
+    predicted = peak(predict_steps(rule, learner, 128, {}))
+    assert predicted == pytest.approx(measured_peak(learner, rule, 128, {}), rel=0.003)
 
 
 def normalised() -> nn.Module:
@@ -721,15 +734,19 @@ def test_peaks_that_cannot_be_predicted_are_refused(
         predict_peak(create_model("vgg8b", width=0.125), (4, 3, 32, 32), 10, rule, **options)
 
 
+formats = partial(
+    pytest.mark.parametrize,
+    argvalues=[torch.contiguous_format, torch.channels_last],
+    ids=["contiguous", "channels-last"],
+)
+
+
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512",
     reason="known of processors with AVX-512 only",
 )
-@pytest.mark.parametrize(
-    "memory_format",
-    [torch.contiguous_format, torch.channels_last],
-    ids=["contiguous", "channels-last"],
-)
+@formats("of_weight")
+@formats("memory_format")
 @pytest.mark.parametrize(
     ("inputs", "outputs", "size", "kernel", "stride"),
     [
@@ -739,6 +756,7 @@ def test_peaks_that_cannot_be_predicted_are_refused(
         (128, 256, 16, 1, 1),
         (256, 64, 16, 3, 2),
         (64, 128, 32, 1, 2),
+        (256, 256, 4, 3, 1),
     ],
 )
 def test_what_convolutions_use_inside_is_reckoned(
@@ -748,9 +766,11 @@ def test_what_convolutions_use_inside_is_reckoned(
     kernel: int,
     stride: int,
     memory_format: torch.memory_format,
+    of_weight: torch.memory_format,
 ) -> None:
+    """With maps and weights in either format, as where weights stay as the user has them."""
     maps = torch.randn(32, inputs, size, size).contiguous(memory_format=memory_format)
-    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=memory_format)
+    weight = torch.randn(outputs, inputs, kernel, kernel).contiguous(memory_format=of_weight)
     sizes = [stride] * 2, [kernel // 2] * 2, [1, 1], False, [0, 0], 1
     gradient = torch.randn_like(torch.ops.aten.convolution(maps, weight, None, *sizes))
     operations = [(torch.ops.aten.convolution.default, (maps, weight, None, *sizes))]

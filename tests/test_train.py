@@ -15,15 +15,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from layerwise.data import DATASETS, Arrays
 from layerwise.errors import Diverged, InvalidInput
 from layerwise.models import create_model
 from layerwise.rules import RULES
 from layerwise.runs.folder import (
     BEST,
+    FORMATS,
     LOG,
     NEXT_BEST,
     RESULT,
@@ -33,7 +36,7 @@ from layerwise.runs.folder import (
 )
 from layerwise.runs.run import Execution, Run, run_name
 from layerwise.training import loop as train_module
-from layerwise.training.checkpoint import load_state
+from layerwise.training.checkpoint import load_state, refuse_other_data
 from layerwise.training.loop import train
 from layerwise.training.prepare import prepare
 from layerwise.training.progress import Progress
@@ -463,16 +466,44 @@ def test_a_run_killed_before_it_began_begins_again(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "run").finished
 
 
+@pytest.mark.parametrize("change", ["images", "labels"])
 def test_other_data_than_a_run_began_with_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
+    """Also where classes, numbers, means and deviations are the same."""
+    digits = DATASETS["digits"]
+
+    def read(folder: Path) -> Arrays:
+        arrays = digits.read(folder)
+        images, labels = np.array(arrays.train_images), np.array(arrays.train_labels)
+        if change == "images":
+            images[0] = np.roll(images[0], 1, axis=-1)
+        else:
+            labels[:2] = labels[1], labels[0]
+        return arrays._replace(train_images=images, train_labels=labels)
+
+    folder = RunFolder(tmp_path / "run")
     with pytest.raises(train_module.Interrupted):
-        train(prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(3))
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    facts["data"]["mean"] = [1.0]
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+        train(prepare(SMALL, CPU), folder, False, StopAfter(3))
+    monkeypatch.setitem(DATASETS, "digits", replace(digits, read=read))
     with pytest.raises(InvalidInput, match="was trained on other images"):
-        carry_out(SMALL, tmp_path / "run", resume=True)
+        carry_out(SMALL, folder.path, resume=True)
+    facts = prepare(SMALL, CPU).load_data().facts()
+    recorded = folder.facts()["data"]
+    assert facts["digest"] != recorded["digest"]
+    if change == "images":
+        assert facts == recorded | {"digest": facts["digest"]}
+
+
+def test_data_of_a_run_of_an_earlier_version_are_known_without_a_digest(tmp_path: Path) -> None:
+    folder, data = RunFolder(tmp_path), prepare(SMALL, CPU).load_data().facts()
+    earlier = {name: value for name, value in data.items() if name != "digest"}
+    facts = {"format": FORMATS[-1], "run": {}, "data": earlier}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
+    refuse_other_data(folder, data)
+    (tmp_path / "run.json").write_text(json.dumps(facts | {"data": earlier | {"mean": [1.0]}}))
+    with pytest.raises(InvalidInput, match="was trained on other images"):
+        refuse_other_data(RunFolder(tmp_path), data)
 
 
 def test_a_run_whose_description_or_best_weights_were_altered_is_not_gone_on_with(

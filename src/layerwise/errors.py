@@ -5,6 +5,9 @@ what is accepted and what to do. The command line prints it and exits with code 
 catches the class.
 """
 
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -107,8 +110,9 @@ def brief(value: object) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one line; its class where it says nothing."""
-    return " ".join(str(error).split())[:MOST_QUOTED] or type(error).__name__
+    """What an error says and where it comes from, in one line; its class where it says nothing."""
+    text = " ".join(str(error).split())[:MOST_QUOTED] or type(error).__name__
+    return text + place_of(error)
 
 
 def first_line_of(error: BaseException) -> str:
@@ -122,9 +126,26 @@ def last_line_of(error: BaseException) -> str:
 
 
 def raised(error: BaseException) -> str:
-    """That an error was raised, its class and what it says, for the middle of a sentence."""
+    """That an error was raised, its class, what it says and where, for the middle of a sentence."""
     text = " ".join(str(error).split())[:MOST_QUOTED]
-    return f"raised {type(error).__name__}" + (f" ({text})" if text else "")
+    place = place_of(error)
+    return f"raised {type(error).__name__}" + (f" ({text})" if text else "") + place
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of the user's own code that an error comes from; empty where none is known.
+
+    Libraries, this one among them, lie where Python's packages do, or under its own folder.
+    """
+    libraries = (os.path.dirname(__file__), sysconfig.get_path("stdlib"))
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if os.path.exists(frame.filename)
+        and not frame.filename.startswith(libraries)
+        and "-packages" not in frame.filename
+    ]
+    return f" at {os.path.basename(own[-1].filename)}, line {own[-1].lineno}" if own else ""
 
 
 def choose(kind: str, name: str, accepted: Iterable[str]) -> str:

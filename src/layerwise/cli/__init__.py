@@ -16,10 +16,18 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from layerwise.cli.options import Parser
-from layerwise.errors import IMPORT_HINT, CannotSplit, Diverged, InvalidInput, LostRank, brief
+from layerwise.errors import (
+    IMPORT_HINT,
+    CannotSplit,
+    Diverged,
+    InvalidInput,
+    LostRank,
+    brief,
+    raised,
+)
 from layerwise.utils.launch import is_first, launched_rank, launched_size
 from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED, import_files
@@ -91,13 +99,28 @@ def run_command(arguments: list[str]) -> str | None:
     try:
         parsed = parse(arguments)
         refuse_ranks(parsed.command)
-        result = parsed.run(parsed)
+        result = ended_by_itself(parsed)
         if parsed.json and is_first():
             print(json.dumps(result, allow_nan=False))
         problem: str | None = parsed.problem(result) if parsed.problem else None
         return problem
     finally:
         sys.stdout.flush()  # here, since Python's own at exit ends in a traceback if it fails
+
+
+def ended_by_itself(parsed: argparse.Namespace) -> Any:
+    """A command's result.
+
+    Raises:
+        InvalidInput: code of the user's own, such as a network's forward, asked Python to end.
+    """
+    try:
+        return parsed.run(parsed)
+    except SystemExit as error:
+        raise InvalidInput(
+            f"Cannot go on: the network, or other code that was given, {raised(error)}. Let it "
+            "raise another error, or correct it."
+        ) from error
 
 
 def refuse_ranks(command: Parser) -> None:

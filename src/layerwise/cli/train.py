@@ -24,6 +24,7 @@ from layerwise.utils.launch import is_first, restarts
 from layerwise.utils.options import as_flag
 from layerwise.utils.plugins import IMPORTED
 from layerwise.utils.sizes import format_size
+from layerwise.utils.words import as_word
 
 if TYPE_CHECKING:
     from layerwise.experiments.presets import Preset
@@ -60,6 +61,11 @@ def run(parsed: argparse.Namespace) -> dict[str, Any]:
             "Cannot resume: --resume alone names no run. Give its folder, or the command that "
             "began it."
         )
+    if parsed.resume is True and changed == ["output"] and not RunFolder(parsed.output).begun:
+        raise InvalidInput(
+            f"Cannot resume {parsed.output}: no run was begun there. Give its folder, or the "
+            "command that began it."
+        )
     if isinstance(parsed.resume, str) and changed:
         raise InvalidInput(
             f"Cannot change {as_flag(changed[0])} of a run that goes on: --resume {parsed.resume} "
@@ -85,7 +91,7 @@ def check_finished(parsed: argparse.Namespace) -> None:
     if any(name.startswith("separability_") for name in given):
         raise InvalidInput(
             f"Cannot measure separability while {path} is trained: it is finished. Measure it "
-            f"with: layerwise separability {shlex.quote(path)}"
+            f"with: layerwise separability {shlex.quote(as_word(path))}"
         )
     # the command that began it is given again with all its options, to go on or to see its result
     for name in given if path == parsed.resume and is_first() else ():
@@ -146,7 +152,7 @@ def train_one(
 
 def command_to_resume(folder: str) -> str:
     """The command that goes on with a run, and lets the same files of code run."""
-    words = ["layerwise", "train", "--resume", folder]
+    words = ["layerwise", "train", "--resume", as_word(folder)]
     return shlex.join(words + [word for path in IMPORTED for word in ("--import", path)])
 
 

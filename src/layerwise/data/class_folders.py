@@ -15,6 +15,7 @@ from layerwise.data.dataset import Arrays
 from layerwise.data.folder_walk import Walk
 from layerwise.errors import InvalidInput, MissingData
 from layerwise.utils.printable import decodable, printable
+from layerwise.utils.words import counted
 
 SET = r"([ _.-]?(data|dataset|images?|set|split))?"
 ROLES = {
@@ -155,9 +156,9 @@ def refuse_classes(part: Path, classes: Classes, walk: Walk) -> None:
         deeper = f" Did you mean {printable(folders[0])}?"
     notes = "".join(f" Passed over: {note}." for note in walk.notes())
     raise MissingData(
-        f"Cannot use {printable(part)}: it holds {len(classes)} class folders with images.{deeper} "
-        "Give a --data-dir with two or more, such as cats/ and dogs/, or train/ and test/ that "
-        f"hold them.{notes}"
+        f"Cannot use {printable(part)}: it holds {counted(len(classes), 'class folder')} with "
+        f"images.{deeper} Give a --data-dir with two or more, such as cats/ and dogs/, or train/ "
+        f"and test/ that hold them.{notes}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -61,16 +62,22 @@ class PixelsInFiles:
         return len(self.paths)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        # its own generator: a loader draws from the global one when it starts, and training must
-        # not depend on that
-        for images in DataLoader(
-            Files(self.paths, self.size, self.channels),
-            batch_sampler=[indices.tolist() for indices in batches],
-            num_workers=self.workers if len(batches) > 1 else 0,
-            generator=torch.Generator(),
-            collate_fn=stacked,
-            worker_init_fn=leave_signals,
-        ):
+        with warnings.catch_warnings():
+            # workers wait for files too, so that there may be more than processors
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            # its own generator: a loader draws from the global one when it starts, and training
+            # must not depend on that
+            batches_read = iter(
+                DataLoader(
+                    Files(self.paths, self.size, self.channels),
+                    batch_sampler=[indices.tolist() for indices in batches],
+                    num_workers=self.workers if len(batches) > 1 else 0,
+                    generator=torch.Generator(),
+                    collate_fn=stacked,
+                    worker_init_fn=leave_signals,
+                )
+            )
+        for images in batches_read:
             if isinstance(images, str):
                 raise InvalidInput(images)
             yield images

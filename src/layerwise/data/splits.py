@@ -1,5 +1,7 @@
 """From an entry of the table to loaders: read, held out, scaled."""
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.data.dataset import DataSet, ImageFormat, Images, Labels, Normalization
+from layerwise.data.dataset import Arrays, DataSet, ImageFormat, Images, Labels, Normalization
 from layerwise.data.download import download
 from layerwise.data.findings import describe_data
 from layerwise.data.image_folder import pixels_of_files
@@ -30,6 +32,7 @@ class Splits(ImageFormat):
     Attributes:
         train, validation, test: loaders; validation is None when nothing is held out.
         mean, std: per channel, of pixel values from 0 to 255.
+        digest: of all images and labels as they were read; of files, the names and sizes.
     """
 
     train: Loader
@@ -37,9 +40,10 @@ class Splits(ImageFormat):
     test: Loader
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    digest: str
 
     def facts(self) -> dict[str, object]:
-        """The facts that are needed to show the network an image."""
+        """The facts that are needed to show the network an image, and to know the images again."""
         parts = self.train, self.validation, self.test
         return {
             "class_names": list(self.class_names),
@@ -48,6 +52,7 @@ class Splits(ImageFormat):
             "image_size": self.image_size,
             "channels": self.channels,
             "images": [len(part.labels) if part else 0 for part in parts],
+            "digest": self.digest,
         }
 
 
@@ -73,7 +78,7 @@ def make_splits(
         InvalidInput: files are missing, altered or too few.
     """
     size = run.image_size or dataset.format.image_size
-    train, test, images = read(dataset, size, execution, run.data, say)
+    train, test, images, digest = read(dataset, size, execution, run.data, say)
     check_parts(run, execution, train, test)
     train, validation = hold_out(
         train, run.val_fraction, run.train_images, images.num_classes, run.seed
@@ -82,6 +87,11 @@ def make_splits(
         f"{len(train.labels)} images to train on, {len(validation.labels)} for validation, "
         f"{len(test.labels)} to test"
     )
+    if run.val_fraction and not len(validation.labels):
+        say(
+            f"no image is held out for validation: {run.val_fraction:g} of a class's images is "
+            "less than a half. Give a larger --val-fraction"
+        )
     mean, std = statistics(train.pixels)
 
     def loader(part: ImageSet, augment: Augmentation | None = None) -> Loader:
@@ -98,6 +108,7 @@ def make_splits(
         loader(test),
         mean,
         std,
+        digest,
         normalization=normalization_by(mean, std),
     )
 
@@ -114,8 +125,8 @@ def check_parts(run: Run, execution: Execution, train: ImageSet, test: ImageSet)
 
 def read(
     dataset: DataSet, size: int, execution: Execution, name: str, say: Callable[[str], None]
-) -> tuple[ImageSet, ImageSet, ImageFormat]:
-    """Training set and test set, scaled to ``size`` pixels, and their format."""
+) -> tuple[ImageSet, ImageSet, ImageFormat, str]:
+    """Training set and test set, scaled to ``size`` pixels, their format, and a digest of both."""
     folder = Path(execution.data_dir)
     try:
         arrays = dataset.arrays(folder)
@@ -127,7 +138,7 @@ def read(
     for line in describe_data(name, execution.data_dir, arrays, size):
         say(line)
     channels = dataset.format.channels
-    images = ImageFormat(arrays.class_names, channels, size)
+    images, digest = ImageFormat(arrays.class_names, channels, size), digest_of(arrays)
 
     def scaled(pixels: Images, labels: Labels) -> ImageSet:
         numbers = torch.from_numpy(np.ascontiguousarray(labels, np.int64))
@@ -139,8 +150,35 @@ def read(
 
     train = scaled(arrays.train_images, arrays.train_labels)
     if arrays.test_images is None or arrays.test_labels is None:
-        return *hold_out(train, TEST_SHARE, None, images.num_classes, seed=0), images
-    return train, scaled(arrays.test_images, arrays.test_labels), images
+        return *hold_out(train, TEST_SHARE, None, images.num_classes, seed=0), images, digest
+    return train, scaled(arrays.test_images, arrays.test_labels), images, digest
+
+
+def digest_of(arrays: Arrays) -> str:
+    """A digest of images and labels: of every pixel in memory, of each file's name and size.
+
+    It does not depend on where the folder is, or on what the images are scaled to.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for images, labels in (
+        (arrays.train_images, arrays.train_labels),
+        (arrays.test_images, arrays.test_labels),
+    ):
+        if isinstance(images, np.ndarray):
+            digest.update(np.ascontiguousarray(images).data)
+        for path in () if images is None or isinstance(images, np.ndarray) else images:
+            digest.update(os.fsencode(os.path.basename(path)) + b" %d\n" % size_of(path))
+        if labels is not None:
+            digest.update(np.ascontiguousarray(labels, np.int64).data)
+    return digest.hexdigest()
+
+
+def size_of(path: str | Path) -> int:
+    """A file's size in bytes; -1 where it cannot be told, as reading it will say."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return -1
 
 
 def choose_augmentation(run: Run, padding: int, flip: bool, size: int) -> Augmentation:

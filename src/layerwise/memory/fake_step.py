@@ -11,7 +11,7 @@ estimated (``memory.onednn``, ``memory.cuda``).
 import copy
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ from layerwise.ops.windowed_gradient import GradientInParts, made_whole
 from layerwise.utils.device import counting_for, device_kind, device_of
 from layerwise.utils.multiply_adds import multiply_adds
 
+BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
@@ -85,6 +86,8 @@ class Footprint(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return args[0].dtype is torch.bool or 1  # a check that passes; a first step; a label
         result = func(*args, **(kwargs or {}))
+        if func is BATCH_NORM_BACKWARD and not asked_for_maps(args, kwargs or {}):
+            result = (None, *result[1:])  # fake tensors make what was not asked for
         if is_accumulation(func, args):
             self._take_over(args[0], result)
         if inside := workspace_bytes(func, args, result):
@@ -136,10 +139,17 @@ def workspace_bytes(func: Any, args: Sequence[Any], result: Any) -> int:
     on_gpu = device_kind(args[0]) == "cuda" if args and isinstance(args[0], Tensor) else False
     if func in CONVOLUTIONS:
         return (cuda if on_gpu else onednn).workspace_bytes(func, args, result)
-    if func is torch.ops.aten.native_batch_norm_backward.default and not on_gpu:
-        # a CPU's has a second map beside its result (docs/log.md, 2026-11-30)
-        return 0 if result[0] is None else 2 * allocated_bytes(result[0])
+    if func is BATCH_NORM_BACKWARD and result[0] is not None and not on_gpu:
+        # a CPU's makes its result a second time where both maps are of one format (docs/log.md)
+        gradient, maps = args[:2]
+        return (2 if gradient.stride() == maps.stride() else 1) * allocated_bytes(result[0])
     return 0
+
+
+def asked_for_maps(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a backward pass of batch normalisation makes the gradient of its maps."""
+    mask = args[9] if len(args) > 9 else kwargs["output_mask"]
+    return bool(mask[0])
 
 
 def is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:

@@ -1,8 +1,10 @@
 """Memory that a CPU's convolutions use inside themselves: the copies that oneDNN makes.
 
-It computes on channels in blocks. Contiguous maps are copied into blocks and back; maps in
-channels-last are read as they are, and only weights are copied. This was measured with torch 2.13
-on processors with AVX-512 (docs/log.md, 2026-11-27).
+It computes on channels in blocks. Contiguous maps are copied into blocks and back. Maps in
+channels-last are read as they are, and only weights are copied; where maps or weights alone are in
+channels-last, the others are copied into it first. This was measured with torch 2.13 on processors
+with AVX-512 (docs/log.md, 2026-12-01). With AVX2 alone, the weight's gradient behind maps of 2×2
+pixels and fewer takes more.
 """
 
 from collections.abc import Sequence
@@ -47,34 +49,47 @@ def is_known(maps: Tensor, transposed: bool) -> bool:
 
 
 def forward_bytes(maps: Tensor, weight: Tensor, result: Tensor) -> int:
-    if is_channels_last(maps):
-        return result.nbytes + weight.nbytes
+    if in_channels_last(maps, weight):
+        return rewritten(maps, weight) + result.nbytes + weight.nbytes
     return max(read(maps) + weight.nbytes, result.nbytes) + blocked(result.shape, maps)
 
 
 def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequence[Any]) -> int:
     """The most bytes of a backward pass: first the maps' gradient, then the weight's."""
     of_maps, of_weight = args[10][:2]
-    last, result = is_channels_last(maps), plain(maps.shape, maps) if of_maps else 0
-    copied_gradient = 0 if last else blocked(gradient.shape, maps)
-    needs = [0]
-    if of_maps and last:
-        needs.append(result + weight.nbytes)
-    elif of_maps:
-        strided = max(args[4]) > 1
-        returned = 2 * result if strided else result
-        needs.append(max(copied_gradient + weight.nbytes, returned) + blocked(maps.shape, maps))
+    result = plain(maps.shape, maps) if of_maps else 0
+    if in_channels_last(maps, weight):
+        needs = [result + weight.nbytes * (3 if of_weight else 1)] if of_maps or of_weight else [0]
+        return rewritten(gradient, maps, weight) + max(needs)
+    copied, needs = blocked(gradient.shape, maps), [0]
+    if of_maps:
+        returned = 2 * result if max(args[4]) > 1 else result
+        needs.append(max(copied + weight.nbytes, returned) + blocked(maps.shape, maps))
     if of_weight:
-        needs.append(
-            result
-            + copied_gradient
-            + (3 * weight.nbytes if last else read(maps) + 2 * weight.nbytes)
-        )
+        # in bfloat16 the weight's gradient is summed in float32
+        sums = 3 if maps.dtype is torch.bfloat16 else 1
+        needs.append(result + max(copied + read(maps) + sums * weight.nbytes, 2 * weight.nbytes))
     return max(needs)
 
 
-def is_channels_last(maps: Tensor) -> bool:
-    return maps.is_contiguous(memory_format=torch.channels_last)
+def in_channels_last(maps: Tensor, weight: Tensor) -> bool:
+    """Whether a convolution computes in channels-last: either its maps or its weight is."""
+    return is_channels_last(maps) or is_channels_last(weight)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether a tensor is in channels-last, and not in both formats, as of one pixel."""
+    return is_readable(tensor) and not tensor.is_contiguous()
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether a computation in channels-last reads a tensor as it is."""
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def rewritten(*tensors: Tensor) -> int:
+    """Bytes of the copies in channels-last of those tensors that are in another format."""
+    return sum(plain(each.shape, each) for each in tensors if not is_readable(each))
 
 
 def plain(shape: Sequence[int], like: Tensor) -> int:

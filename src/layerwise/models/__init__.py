@@ -122,7 +122,7 @@ def code_of(name: str) -> str | None:
     place, colon, function = name.rpartition(":")
     if name in MODELS or not colon or place.partition(":")[0] in LIBRARIES:
         return None
-    return place if place and function else None
+    return place if place and (function or place.endswith(".py")) else None
 
 
 def import_code_of(name: str) -> None:

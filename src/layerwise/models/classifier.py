@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.errors import InvalidInput, reason_of
+from layerwise.errors import InvalidInput, raised
 from layerwise.utils.options import required_arguments
 
 Say = Callable[[str], None]
@@ -73,11 +73,9 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
     try:
         result = evaluated(network, images)
     except Exception as error:  # the user's code runs here
-        reason = reason_of(error)
         raise InvalidInput(
-            f"Cannot use {name}: it cannot process {images.dtype} images of shape "
-            f"{tuple(images.shape[1:])} ({reason}). Give another --image-size, or let its function "
-            "take in_chans and image_size."
+            f"Cannot use {name}: for {images.dtype} images of shape {tuple(images.shape[1:])} it "
+            f"{raised(error)}. {remedy_for(error, network)}"
         ) from error
     logits = logits_in(result)
     if not isinstance(logits, Tensor) or len(logits) != len(images):
@@ -87,6 +85,19 @@ def output_shape(name: str, network: nn.Module, images: Tensor) -> tuple[int, ..
             "logits, (B, classes), or an object that has them as logits."
         )
     return tuple(logits.shape[1:])
+
+
+def remedy_for(error: Exception, network: nn.Module) -> str:
+    """What to do about a network whose forward raised an error."""
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        return "Let its function make weights with contents, on a device other than meta."
+    others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    if others:
+        return f"Its weights are {', '.join(map(str, others))}: let its function return .float()."
+    if isinstance(error, RuntimeError):  # as torch raises where shapes do not meet
+        return "Give another --image-size, or let its function take in_chans and image_size."
+    return "Correct its forward."
 
 
 def logits_in(result: Any) -> Any:

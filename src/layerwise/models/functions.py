@@ -96,7 +96,7 @@ def function_named(name: str) -> Function:
             for key, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
         ]
-        near = get_close_matches(attribute, own, n=1, cutoff=0.5) or own[:1]
+        near = get_close_matches(attribute, own, n=1, cutoff=0.5)
         hint = f" Did you mean {place}:{near[0]}?" if near else ""
         raise InvalidInput(
             f"Cannot use {brief(name)}: {place} has no function {brief(repr(attribute))}.{hint} "

@@ -9,6 +9,7 @@ from typing import Any
 
 from layerwise.errors import InvalidInput
 from layerwise.utils.files import digest_of
+from layerwise.utils.words import as_word
 
 SEAL = "result_sha256"  # entry of a result: the digest of all its others
 STATE = "last.pt"  # the state to go on from, beside the files that are verified
@@ -84,4 +85,4 @@ def way_on(path: Path, moved: Iterable[str]) -> str:
 
 def resuming(folder: Path) -> str:
     """The command that goes on with a run."""
-    return f"layerwise train --resume {shlex.quote(str(folder))}"
+    return shlex.join(["layerwise", "train", "--resume", as_word(folder)])

@@ -73,15 +73,16 @@ def restore(folder: RunFolder, learner: Learner, meter: Meter, data: dict[str, A
         InvalidInput: the state is damaged, or of another network; or the data are others; or a file
             that belongs to the state has been altered.
     """
-    refuse_other_data(folder, data)
     path = folder.file(STATE)
     if not folder.has(STATE):
+        refuse_other_data(folder, data)
         refuse_without_state(folder)
         return Restored()
     if folder.has(RESULT):
         folder.verify(STATE)
     state = load_state(path)
     refuse_other_state(folder, state)
+    refuse_other_data(folder, data)
     try:
         epoch, batch = state["position"]
         marks = dict(state.get("marks", {}))
@@ -167,11 +168,13 @@ def is_state_of(folder: RunFolder, state: Mapping[str, Any]) -> bool:
 
 
 def refuse_other_data(folder: RunFolder, data: dict[str, Any]) -> None:
-    """Refuse other images than those that a run began with.
+    """Refuse other images or labels than those that a run began with.
 
-    They differ in classes, numbers, means or deviations.
+    Runs of earlier versions recorded no digest; they are compared by classes, numbers, means and
+    deviations.
     """
-    if folder.facts()["data"] != data:
+    recorded = folder.facts()["data"]
+    if recorded != {name: data[name] for name in data if name in recorded or name != "digest"}:
         raise InvalidInput(
             f"Cannot use {folder.path} with these data: it was trained on other images than the "
             "data folder holds now. Give its --data-dir."

@@ -109,8 +109,8 @@ def units_of_best(folder: RunFolder) -> int:
     if chosen is None:
         raise InvalidInput(
             f"Cannot use --units best: {folder.path} has no accuracies of its local heads on "
-            "validation images. Give a number of units, or train with --val-fraction above 0 and a "
-            "loss whose heads classify."
+            "validation images. Give a number of units, or train with a --val-fraction that holds "
+            "images out and a loss whose heads classify."
         )
     return int(chosen["index"]) + 1
 

@@ -35,6 +35,7 @@ from layerwise.training.schedule import decay
 from layerwise.training.tensorboard import check_log
 from layerwise.utils.options import checked_options, is_whole_number, options_of
 from layerwise.utils.sizes import parse_size
+from layerwise.utils.words import counted
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ class Prepared:
             CannotSplit: the network cannot be cut where the run says.
         """
         torch.manual_seed(self.run.seed)
+        network = build_network(self.run, images, weights, say).to(self.device)
+        refuse_untrainable(self.run.model, network)
         learner = localize(
-            build_network(self.run, images, weights, say).to(self.device),
+            network,
             torch.zeros(2, images.channels, images.image_size, images.image_size),
             num_classes=images.num_classes,
             loss=self.losses,
@@ -143,7 +146,7 @@ class Prepared:
             normalization=images.normalization,
             head_lr_factor=1.0 if self.run.is_global else self.run.head_lr_factor,
             train_from=self.run.train_from,
-            teacher=self.load_teacher(),
+            teacher=self.load_teacher(images),
             **self.loss_options(),
         )
         *others, last = learner.units
@@ -151,21 +154,49 @@ class Prepared:
             scale_rate(last.optimizer, last.weights(), self.run.last_lr_factor)
         return learner
 
-    def load_teacher(self) -> nn.Module | None:
+    def load_teacher(self, images: ImageFormat) -> nn.Module | None:
         """The network of the run that is the teacher, if one is named.
 
         Raises:
-            InvalidInput: the run is not finished, or its files are damaged.
+            InvalidInput: the run is not finished, its files are damaged, or its images had another
+                number of channels.
         """
         if self.run.teacher is None:
             return None
         try:
-            return load_network(RunFolder(self.run.teacher), best=False)[0]
+            network, data = load_network(RunFolder(self.run.teacher), best=False)
         except InvalidInput as refusal:
             raise InvalidInput(
                 f"Cannot use the teacher {brief(self.run.teacher)}: its run cannot be read from "
                 f"here. {refusal}"
             ) from None
+        if data["channels"] != images.channels:
+            raise InvalidInput(
+                f"Cannot use the teacher {brief(self.run.teacher)}: it reads images of "
+                f"{counted(data['channels'], 'channel')}, and these have {images.channels}. Give "
+                "one that was trained on images like these."
+            )
+        return network
+
+
+def refuse_untrainable(name: str, network: nn.Module) -> None:
+    """Refuse a network of which nothing learns, or that begins with numbers that are not finite.
+
+    Raises:
+        InvalidInput: as said.
+    """
+    learning = [item for item in network.named_parameters() if item[1].requires_grad]
+    if not learning:
+        raise InvalidInput(
+            f"Cannot train {name}: none of its weights learns, since requires_grad is False for "
+            "all of them. Let its function set it for those that should."
+        )
+    for path, weight in learning:
+        if not weight.isfinite().all():
+            raise InvalidInput(
+                f"Cannot train {name}: its weight {path} holds numbers that are not finite. Let "
+                "its function initialise it."
+            )
 
 
 def prepare(run: Run, execution: Execution) -> Prepared:

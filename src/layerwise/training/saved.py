@@ -16,7 +16,7 @@ from layerwise.errors import InvalidInput, first_line_of
 from layerwise.measures.depths import Depths, depths_of, network_depths, without_heads
 from layerwise.measures.sample import Sample, sample_images
 from layerwise.runs.digests import resuming
-from layerwise.runs.folder import RESULT, STATE, WEIGHTS, RunFolder
+from layerwise.runs.folder import LOGS, RESULT, STATE, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution
 from layerwise.training.checkpoint import (
     load_state,
@@ -32,6 +32,9 @@ from layerwise.training.origins import refuse_changed_code
 from layerwise.training.prepare import Prepared, prepare
 from layerwise.training.sound_state import check_learner_state
 from layerwise.training.weights import weights_of
+
+# facts of images that a network reads, in words
+OF_IMAGES = {"class_names": "classes", "image_size": "size", "channels": "number of channels"}
 
 
 def evaluate(folder: RunFolder, execution: Execution, best: bool) -> dict[str, Any]:
@@ -116,6 +119,10 @@ def load_learner(folder: RunFolder, learner: Learner) -> int:
         folder.verify(STATE)
     state = load_state(folder.file(STATE))
     refuse_other_state(folder, state)
+    if not folder.has(RESULT):  # which names the digests of a finished run's files
+        for name, mark in dict(state.get("marks", {})).items():
+            if name in LOGS:
+                folder.lines[name].lost(mark)
     try:
         check_learner_state(state["learner"], learner)
         learner.load_state_dict(state["learner"])
@@ -190,11 +197,11 @@ def compared_run(
     """
     reference = RunFolder(against)
     its = data_of(reference)
-    for fact in ("class_names", "image_size", "channels"):
+    for fact in OF_IMAGES:
         if facts[fact] != its[fact]:
             raise InvalidInput(
-                f"Cannot compare with {reference.path}: it was trained on other images, since its "
-                f"{fact.replace('_', ' ')} differs. Compare runs of one data set and image size."
+                f"Cannot compare with {reference.path}: it was trained on other images, of other "
+                f"{OF_IMAGES[fact]}. Compare runs of one data set and image size."
             )
     device = loader.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

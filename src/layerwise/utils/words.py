@@ -9,6 +9,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
+def as_word(path: object) -> str:
+    """A path as a word of a command that no program takes for an option."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
+
+
 def few(names: Iterable[object], most: int, shown: Callable[[object], str] = str) -> str:
     """A few names, and how many more there are."""
     listed = list(names)
