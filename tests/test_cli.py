@@ -700,3 +700,17 @@ def test_a_teacher_of_other_images_is_refused(
         *("--device", "cpu", "--output", str(tmp_path / "new")),
     )
     assert "it reads images of 1 channel, and these have 3" in said
+
+
+@pytest.mark.parametrize("text", ["0.5..", "..0.5"])
+def test_half_a_linear_change_is_refused(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    said = refusal(capsys, "train", "resnet18", "--loss", "predsim", f"--beta={text}")
+    assert "is not a linear change" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "separability", "export", "predict"])
+def test_an_empty_name_of_a_run_is_refused(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    more = {"export": ("--format", "safetensors", "out"), "predict": ("image.png",)}
+    assert "it is empty" in refusal(capsys, command, "", *more.get(command, ()))

@@ -291,6 +291,13 @@ def test_a_lost_log_is_said_and_a_cut_one_refused(
     assert go(begun)["epochs"] == 4
 
 
+def test_an_altered_log_of_an_unfinished_run_is_not_measured(begun: Path) -> None:
+    separability(begun, measures=["fisher"])
+    (begun / LOG).write_text((begun / LOG).read_text().replace('"epoch": 1', '"epoch": 9'))
+    with pytest.raises(InvalidInput, match="was cut or altered since the state was saved"):
+        separability(begun, measures=["fisher"])
+
+
 def test_a_run_goes_on_only_with_its_best_weights(bases: Path, begun: Path) -> None:
     (begun / BEST).write_bytes(b"other")
     with pytest.raises(InvalidInput, match=r"is not the file that the run wrote.*train the run"):

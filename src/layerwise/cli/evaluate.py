@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields, folder_name
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import ON_RANKS, Execution
@@ -19,7 +19,7 @@ TRAINING = {
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [options] RUN"
-    parser.add_argument("folder", metavar="RUN", help="folder of a run")
+    parser.add_argument("folder", type=folder_name, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--best", action="store_true", help="the best epoch's weights instead of the last's"
     )

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import fields, replace
 from typing import Any
 
-from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields, folder_name
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
@@ -15,7 +15,7 @@ READING = ("data_dir", "download", "workers")  # fields of an execution that con
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [options] --format FORMAT RUN"
-    parser.add_argument("folder", metavar="RUN", help="folder of a finished run")
+    parser.add_argument("folder", type=folder_name, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
         "--format",
         required=True,

@@ -4,13 +4,13 @@ import argparse
 import json
 from typing import Any
 
-from layerwise.cli.options import Parser
+from layerwise.cli.options import Parser, folder_name
 from layerwise.errors import InvalidInput
 from layerwise.runs.folder import RunFolder
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="RUN", help="folder of a run")
+    parser.add_argument("folder", type=folder_name, metavar="RUN", help="folder of a run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument(
         "--best", action="store_true", help="the best epoch's weights instead of the last's"

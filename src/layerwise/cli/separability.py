@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from layerwise.cli.evaluate import TRAINING
-from layerwise.cli.options import OF_THE_RUN, Parser, add_fields
+from layerwise.cli.options import OF_THE_RUN, Parser, add_fields, folder_name
 from layerwise.cli.values import collect_execution
 from layerwise.runs.folder import RunFolder
 from layerwise.runs.run import Execution
@@ -12,14 +12,19 @@ from layerwise.runs.run import Execution
 
 def add_arguments(parser: Parser) -> None:
     parser.usage = "%(prog)s [options] RUN"
-    parser.add_argument("folder", metavar="RUN", help="folder of a run, finished or not")
+    parser.add_argument(
+        "folder", type=folder_name, metavar="RUN", help="folder of a run, finished or not"
+    )
     parser.add_argument(
         "--measures",
         metavar="A,B",
         help="measures, joined by commas; gains are of the first (default: all)",
     )
     parser.add_argument(
-        "--against", metavar="RUN", help="compare features with this run's, by linear CKA"
+        "--against",
+        type=folder_name,
+        metavar="RUN",
+        help="compare features with this run's, by linear CKA",
     )
     parser.add_argument(
         "--images",

@@ -71,6 +71,11 @@ class Option:
             return None
         if self.changing and isinstance(value, str) and BETWEEN in value:
             first, _, last = value.partition(BETWEEN)
+            if not (first and last):
+                raise InvalidInput(
+                    f"Cannot use {self.name}={brief(value)} ({source}): it is not a linear change. "
+                    f"Give its first and last number, such as 0.5{BETWEEN}1."
+                )
             return f"{self.check(first, source)}{BETWEEN}{self.check(last, source)}"
         number: Any = self.converted(value)
         if type(number) is not self.kind and not (self.numbers and type(number) is int):
