@@ -318,7 +318,10 @@ def test_an_imported_file_adds_a_loss_and_its_option(
     assert str(tmp_path / "mine.py") in folder.facts()["imported"]
     (tmp_path / "broken.py").write_text("1 / 0")
     for name, words in (
-        ("broken.py", "it raised ZeroDivisionError (division by zero). Correct it."),
+        (
+            "broken.py",
+            "it raised ZeroDivisionError (division by zero) at broken.py, line 1. Correct it.",
+        ),
         ("none.py", "there is no such file"),
     ):
         assert words in refusal(capsys, "list", "losses", "--import", str(tmp_path / name))

@@ -237,7 +237,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
 def test_one_class_is_not_enough(tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "only" / "a.png")
-    with pytest.raises(MissingData, match="holds 1 class folders"):
+    with pytest.raises(MissingData, match="holds 1 class folder with"):
         load(Run(data="folder"), data_dir=str(tmp_path))
 
 

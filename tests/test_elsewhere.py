@@ -163,7 +163,7 @@ def test_logits_are_found_in_an_object(here: Path) -> None:
         ("needy", "it needs 'depth'"),
         ("features", "it has no classifier, since its output has shape (4, 6, 6)"),
         ("hundred", "Give --num-classes 10"),
-        ("Indices", "it cannot process torch.float32 images of shape (1, 8, 8)"),
+        ("Indices", "for torch.float32 images of shape (1, 8, 8) it raised RuntimeError"),
         ("Two", "its forward takes 2 inputs (images, mask)"),
         ("Twice", "for 2 images it returns tuple"),
         ("make_modell", "Did you mean nets_of_mine.py:make_model?"),

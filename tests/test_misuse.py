@@ -310,7 +310,7 @@ def test_an_optimizer_that_fails_without_a_word_is_refused_by_its_error() -> Non
     def wordless(parameters: Any) -> torch.optim.Optimizer:
         raise ValueError
 
-    with pytest.raises(InvalidInput, match=r"raised ValueError\. "):
+    with pytest.raises(InvalidInput, match=r"raised ValueError at test_misuse.py, line "):
         learner("plain", optimizer=wordless)
 
 

@@ -464,7 +464,7 @@ def test_what_cannot_be_compared_is_refused_before_training(
         (
             replace(WATCHING, separability_against=against),
             replace(SMALL, image_size=4),
-            "its image size differs",
+            "other images, of other size",
         ),
         (
             Execution(device="cpu", separability_against=against),
@@ -506,7 +506,7 @@ def test_bad_input_is_refused(
         ([good, "--pooled-to", "0"], "--pooled-to 0: it is too small"),
         ([good, "--csv", str(tmp_path / "absent" / "table.csv")], "a folder that does not exist"),
         ([good, "--against", str(other)], "9 and 11 units"),
-        ([good, "--against", str(small)], "its image size differs"),
+        ([good, "--against", str(small)], "other images, of other size"),
         ([str(open_run), "--split", "validation"], "it held no images out"),
     ):
         assert sentence in refusal(capsys, *arguments)

@@ -14,6 +14,7 @@ from layerwise.runs.headings import HEADINGS, parse_measures
 from layerwise.runs.run import Execution
 from layerwise.utils import terminal
 from layerwise.utils.csv_text import check_csv, write_csv
+from layerwise.utils.words import plus_minus
 
 CSV_BEGINS = "index,name,depth,resolution"  # the columns that a table is known by
 
@@ -112,8 +113,7 @@ def resolution_text(resolution: Sequence[int] | None) -> str:
 
 
 def gain_text(row: Mapping[str, Any]) -> str:
-    error = row["gain_error"]
-    return number_text(row["gain"], "{:+.2f}") + (f" ± {error:.2f}" if error is not None else "")
+    return number_text(row["gain"], "{:+.2f}") + plus_minus(row["gain_error"])
 
 
 def number_text(value: float | None, form: str) -> str:

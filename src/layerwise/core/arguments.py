@@ -1,7 +1,7 @@
 """Arguments of ``localize`` that are refused before any unit is made."""
 
 from math import inf, isfinite
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ def check_arguments(
         raise InvalidInput(
             "Cannot localize the network: sample is not a batch. Give a tensor of images as the "
             "network is trained on, batch first."
+        )
+    if sample.is_nested or sample.layout is not torch.strided:
+        raise InvalidInput(
+            "Cannot localize the network: sample is a sparse or nested tensor. Give a dense one."
         )
     if not len(sample):
         raise InvalidInput(
@@ -92,7 +96,7 @@ def check_arguments(
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:

@@ -126,7 +126,7 @@ def varied(sample: Tensor) -> Tensor:
         images = torch.cat((images, images.flip(-1)))
     if images.is_floating_point() and bool((images == images.flatten()[0]).all()):
         generator = torch.Generator().manual_seed(ANY_SEED)
-        images += torch.rand(images.shape, generator=generator).to(images)
+        images += torch.rand(images.shape, generator=generator, device="cpu").to(images)
     return images
 
 
@@ -162,7 +162,8 @@ def result_of(
         gradients: list[Tensor | None] = [None] * len(weights)
         if output.requires_grad and weights:
             generator = torch.Generator().manual_seed(ANY_SEED)
-            direction = torch.rand(output.shape, generator=generator).to(output) + 0.5
+            drawn = torch.rand(output.shape, generator=generator, device="cpu")
+            direction = drawn.to(output) + 0.5
             gradients = gradients_of(output, weights, direction)
         return output.detach(), gradients, [model.get_buffer(name).clone() for name in buffers]
 
@@ -176,7 +177,8 @@ def gradients_of(
         InvalidInput: a backward pass raises an error.
     """
     try:
-        return list(torch.autograd.grad(output, weights, direction, allow_unused=True))
+        gradients = torch.autograd.grad(output, weights, direction, allow_unused=True)
+        return [g.to_dense() if g is not None and g.is_sparse else g for g in gradients]
     except Exception as error:  # also a backward pass of the user's own
         raise InvalidInput(
             "Cannot compare the units with the network: the backward pass fails on the sample "
@@ -320,6 +322,16 @@ def failing_unit(model: nn.Module, chain: Chain, images: Tensor) -> str:
             except Exception:  # a layer of the user's can raise anything
                 return name
     return chain.names[-1]
+
+
+def processes(model: nn.Module, images: Tensor) -> bool:
+    """Whether the network itself can process images."""
+    try:
+        with kept(model), torch.no_grad():
+            model(images.clone())
+    except Exception:  # the user's forward runs here
+        return False
+    return True
 
 
 def outputs_of(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from layerwise.core.arguments import is_whole
 from layerwise.errors import InvalidInput, brief, choose, raised
 from layerwise.losses import LossFactory
+from layerwise.utils.options import required_arguments
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
 Given = TypeVar("Given")
@@ -26,12 +27,31 @@ def made_optimizer(maker: OptimizerFactory, weights: list[nn.Parameter], name: s
     """
     remedy = "Give one that takes the list of the unit's weights."
     optimizer = made(maker, weights, f"Cannot train unit {name!r}: optimizer=", remedy)
-    if not isinstance(optimizer, Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+    if not isinstance(optimizer, Optimizer):
         raise InvalidInput(
             f"Cannot train unit {name!r}: optimizer= made {type(optimizer).__name__}. Make a "
             "torch.optim.Optimizer from the parameters, one whose step needs no closure."
         )
+    refuse_other_steps(optimizer, name)
     return optimizer
+
+
+def refuse_other_steps(optimizer: Optimizer, name: str) -> None:
+    """Refuse an optimizer that computes the loss itself, or whose steps are differentiated.
+
+    Raises:
+        InvalidInput: naming it and the unit.
+    """
+    if required_arguments(optimizer.step):
+        raise InvalidInput(
+            f"Cannot train unit {name!r}: a step of {type(optimizer).__name__} needs a closure. "
+            "Give an optimizer whose step needs none."
+        )
+    if optimizer.defaults.get("differentiable"):
+        raise InvalidInput(
+            f"Cannot train unit {name!r}: {type(optimizer).__name__} was made with "
+            "differentiable=True, and steps of a unit are not differentiated. Leave it out."
+        )
 
 
 def made(maker: Callable[[Any], Any], given: Any, begins: str, remedy: str) -> Any:

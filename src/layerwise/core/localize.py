@@ -12,7 +12,7 @@ from layerwise.core.arguments import (
     check_normalization,
     refuse_other_output,
 )
-from layerwise.core.check import compare_with_network
+from layerwise.core.check import compare_with_network, failing_unit, processes
 from layerwise.core.doubts import (
     warn_of_constant_features,
     warn_of_kept_activations,
@@ -42,6 +42,7 @@ from layerwise.core.shapes import feature_shapes
 from layerwise.core.side_effects import states_kept
 from layerwise.core.split import split
 from layerwise.core.teacher import Guide, Teacher
+from layerwise.core.trace import refuse_made
 from layerwise.core.unit import Unit
 from layerwise.errors import CannotSplit, InvalidInput, check_flags, names_in, reason_of
 from layerwise.losses import (
@@ -163,12 +164,24 @@ def localize(
     warn_of_whole_stacks(model, whole)
     chain = frozen_before(whole, train_from)
     try:
-        with states_kept(model):
+        with states_kept(model) as made:
             shapes = feature_shapes(chain.pieces, chain.names, sample, amp)
+        refuse_made(made)  # of modules that are kept whole
     except (InvalidInput, CannotSplit):
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = reason_of(error)
+        if any(weight.is_meta for weight in model.parameters()):
+            raise InvalidInput(
+                f"Cannot localize the network: its weights are on the device meta and have no "
+                f"values ({reason}). Load weights, or move it by model.to_empty(device=…)."
+            ) from error
+        if processes(model, sample):
+            raise CannotSplit(
+                "Cannot split the network: it can process the sample, but its unit "
+                f"{failing_unit(model, chain, sample)!r} cannot ({reason}). Keep its modules whole "
+                "with leaves=, or cut elsewhere with at=."
+            ) from error
         raise InvalidInput(
             f"Cannot localize the network: it cannot process the sample of shape "
             f"{tuple(sample.shape)} and type {sample.dtype} ({reason}). Give a batch of images as "
@@ -194,7 +207,8 @@ def localize(
         zip(chain.pieces, chain.names, features, strict=True)
     ):
         entering = features[index - 1] if index else AS_IT_IS
-        with seeded(seed, index, -1, torch.device("cpu")):
+        # whatever device the user has made the default
+        with seeded(seed, index, -1, torch.device("cpu")), torch.device("cpu"):
             site = Site(
                 index,
                 len(chain),

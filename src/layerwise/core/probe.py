@@ -169,7 +169,7 @@ def without_zeros(parameter: nn.Parameter, value: Tensor) -> Tensor:
     if not bool(zeros.any()):
         return value
     generator = torch.Generator().manual_seed(ANY_SEED)
-    drawn = SMALL * (torch.rand(value.shape, generator=generator) - 0.5)
+    drawn = SMALL * (torch.rand(value.shape, generator=generator, device="cpu") - 0.5)
     parameter.copy_(torch.where(zeros, drawn.to(value), value))
     return parameter.detach().clone()
 

@@ -5,6 +5,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -148,13 +149,70 @@ def modes_kept(*networks: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@dataclass
+class Made:
+    """What a forward pass registered with modules when it first ran, by path.
+
+    Attributes:
+        learned: paths of layers and weights. buffers: paths of modules and names of their buffers.
+    """
+
+    learned: list[str] = field(default_factory=list)
+    buffers: list[tuple[str, str]] = field(default_factory=list)
+
+
 @contextmanager
-def buffers_kept(network: nn.Module) -> Iterator[list[str]]:
-    """Give every buffer its values back at the end, and list those that were written to."""
-    changed: list[str] = []
+def registered_kept(network: nn.Module) -> Iterator[Made]:
+    """Give every module its parameters, buffers and submodules back; say which were made."""
+    made = Made()
+    modules = [
+        (path, module)
+        for path, module in network.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # it has no such dictionaries
+    ]
     before = [
-        (module, name, buffer, buffer._version, buffer.clone())
-        for module in network.modules()
+        (path, kind, held, dict(held))
+        for path, module in modules
+        for kind, held in registered(module).items()
+    ]
+    passing = [module._non_persistent_buffers_set for _, module in modules]
+    names = [set(names) for names in passing]
+    try:
+        yield made
+    finally:
+        for path, kind, held, earlier in before:
+            new = [name for name in held if held[name] is not None and earlier.get(name) is None]
+            if kind == "buffers":
+                made.buffers += [(path, name) for name in new]
+            else:
+                made.learned += [f"{path}.{name}".strip(".") for name in new]
+            if [*map(id, held.values())] != [*map(id, earlier.values())]:
+                held.clear()
+                held.update(earlier)
+        for now, then in zip(passing, names, strict=True):
+            now.clear()
+            now.update(then)
+
+
+def registered(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The dictionaries of what a module registers, by kind."""
+    return {
+        "parameters": module._parameters,
+        "buffers": module._buffers,
+        "modules": module._modules,
+    }
+
+
+@contextmanager
+def buffers_kept(network: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """Give every buffer its values back at the end, and list those that were written to.
+
+    They are listed by the path of their module and their name.
+    """
+    changed: list[tuple[str, str]] = []
+    before = [
+        (path, module, name, buffer, buffer._version, buffer.clone())
+        for path, module in network.named_modules()
         for name, buffer in module._buffers.items()
         if buffer is not None and not buffer.is_inference()
     ]
@@ -162,9 +220,9 @@ def buffers_kept(network: nn.Module) -> Iterator[list[str]]:
         yield changed
     finally:
         with torch.no_grad():
-            for module, name, buffer, version, values in before:
-                if module._buffers[name] is not buffer or buffer._version != version:
-                    changed.append(name)
+            for path, module, name, buffer, version, values in before:
+                if module._buffers.get(name) is not buffer or buffer._version != version:
+                    changed.append((path, name))
                 # batch normalisation writes without counting a version
                 module._buffers[name] = buffer.copy_(values)
 
@@ -225,10 +283,15 @@ def attributes_kept(network: nn.Module) -> Iterator[Attributes]:
 
 
 @contextmanager
-def states_kept(network: nn.Module) -> Iterator[None]:
-    """Leave generators, also those of modules, buffers and attributes as they were."""
-    with generators_kept(), buffers_kept(network), attributes_kept(network):
-        yield
+def states_kept(network: nn.Module) -> Iterator[Made]:
+    """Leave generators, also those of modules, and all that modules hold as they were."""
+    with (
+        generators_kept(),
+        registered_kept(network) as made,
+        buffers_kept(network),
+        attributes_kept(network),
+    ):
+        yield made
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:

@@ -92,10 +92,10 @@ class SizedTracer(Tracer):
         self.examples: dict[fx.Node, tuple[Any, Any]] = {}
         self.computing = False
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+    def traced(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self.factories_traced(), unlogged("torch._subclasses.fake_tensor"):
-            graph = super().trace(root, concrete_args)
+            graph = super().traced(root, concrete_args)
         images = next(iter(graph.nodes))
         with graph.inserting_after(images):
             graph.call_function(refuse_other_size, (images, tuple(self.sample.shape[1:])))

@@ -16,7 +16,14 @@ from torch import Tensor, fx, nn
 from layerwise.core.modes import merge_modes
 from layerwise.core.outputs import Key, NoSuchOutput, main_output, parts_of_output, take_main
 from layerwise.core.settings import Settings, keep_whole, words
-from layerwise.core.side_effects import attributes_kept, buffers_kept, generators_kept, modes_kept
+from layerwise.core.side_effects import (
+    Made,
+    attributes_kept,
+    buffers_kept,
+    generators_kept,
+    modes_kept,
+    registered_kept,
+)
 from layerwise.core.sized_tracer import CHECKS, SizedTracer
 from layerwise.core.tracer import (
     CannotTrace,
@@ -31,6 +38,8 @@ from layerwise.errors import CannotSplit, choose, first_line_of, names_in
 from layerwise.utils.options import required_arguments
 
 # methods that leave something with a tensor for the backward pass
+# what fx says of a layer or a weight that it finds on no module
+NOT_HELD = re.compile("is not installed as a submodule|is not a member of this module")
 TENSOR_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
 
 
@@ -217,17 +226,21 @@ def trace_in_mode(root: SingleInput, tracer: Tracer, training: bool) -> fx.Graph
     """Trace in a mode, and refuse what forward does beside computing its result."""
     for module in root.modules():
         module.training = training
-    network = root.network
-    with (
-        generators_kept(),
-        attributes_kept(network) as attributes,
-        buffers_kept(network) as written,
-    ):
-        graph = traced(tracer, root)
-        root.recomputes = tracer.recomputes
-        changed = attributes.changed()
-    if written:
-        raise CannotSplit(buffer_message(written[0]))
+    network, made = root.network, Made()
+    try:
+        with (
+            generators_kept(),
+            registered_kept(network) as made,
+            attributes_kept(network) as attributes,
+            buffers_kept(network) as written,
+        ):
+            graph = traced(tracer, root)
+            root.recomputes = tracer.recomputes
+            changed = attributes.changed()
+    finally:
+        refuse_made(made)  # what the pass failed at, where it did
+    for path, name in (*made.buffers, *written):
+        raise CannotTrace(buffer_message(path, name), path)
     if tracer.drawn:
         whose, path = tracer.drawn
         raise CannotTrace(
@@ -256,8 +269,14 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
         buffer = re.search(r"to buffer '(\w+)'", str(error))
         if buffer and isinstance(error, TypeError):
             path = strip_root(tracer.path[-1]) if tracer.path else ""
-            raise CannotTrace(buffer_message(buffer[1]), path) from error
+            raise CannotTrace(buffer_message(path, buffer[1]), path) from error
         place = strip_root(tracer.path[-1]) if tracer.path else ""
+        if NOT_HELD.search(str(error)):
+            raise CannotSplit(
+                f"Cannot split the network: the forward pass of {words(place)} uses a layer or a "
+                "weight that no module holds, such as one in a Python list, so no optimizer would "
+                "be given it. Hold layers in nn.ModuleList, weights in nn.ParameterList."
+            ) from error
         if "does not support item assignment" in str(error):
             raise CannotTrace(
                 f"Cannot split the network: the forward pass of {words(place)} assigns to elements "
@@ -285,12 +304,25 @@ def traced(tracer: Tracer, root: SingleInput) -> fx.Graph:
         ) from error
 
 
-def buffer_message(name: str) -> str:
+def buffer_message(path: str, name: str) -> str:
     return (
-        f"Cannot split the network: its forward pass writes to buffer {name!r}, and the "
-        "units would not do so. Update it outside of forward, or keep its module whole inside "
-        "one unit with leaves=."
+        f"Cannot split the network: its forward pass writes to buffer {name!r} of {words(path)}, "
+        f"and the units would not do so. {keep_whole(path)}, or update it outside of forward."
     )
+
+
+def refuse_made(made: Made) -> None:
+    """Refuse a forward pass that makes layers or weights.
+
+    Raises:
+        CannotSplit: naming one.
+    """
+    if made.learned:
+        raise CannotSplit(
+            f"Cannot split the network: its forward pass makes {made.learned[0]!r} when it first "
+            "runs. Call the network once on a batch, such as model(sample), and make its units "
+            "and optimizers after that."
+        )
 
 
 def refuse_other_way(graph: fx.Graph, repeated: fx.Graph) -> None:
@@ -346,8 +378,8 @@ def refuse_lost_changes(root: nn.Module, graph: fx.Graph) -> None:
             continue
         written = node.all_input_nodes[0] if node.all_input_nodes else node
         if written.op == "get_attr":
-            name = str(written.target).rpartition(".")[2]
-            raise CannotTrace(buffer_message(name), owner(node))
+            path, _, name = strip_root(str(written.target)).rpartition(".")
+            raise CannotTrace(buffer_message(path, name), owner(node))
         if not node.users:
             raise CannotTrace(
                 f"Cannot split the network: {node.name!r} {where} changes a tensor in place and "

@@ -4,6 +4,7 @@ Buffers are read when the units compute, not when they are made. What forward co
 gradient has none in the units either. Attributes that it reads are remembered as settings.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,9 @@ FLAG = "training_flag"  # path of the mode flag in every unit
 
 # a norm also writes to its buffers, which only a whole module does
 KEPT_WHOLE = (nn.modules.batchnorm._NormBase, Normalisation, Convolution)
+
+# fx replaces functions of PyTorch for the whole process while it traces
+TRACING = threading.RLock()
 
 INPLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "setitem"}
 
@@ -90,6 +94,12 @@ class Tracer(fx.Tracer):
         self.recomputes = False
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with TRACING:
+            return self.traced(root, concrete_args)
+
+    def traced(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """``trace``, while no other thread traces."""
+        self.thread = threading.get_ident()
         self.paths = {id(module): path for path, module in root.named_modules()}
         self.buffers = {id(buffer): path for path, buffer in root.named_buffers()}
         self.outside, self.hooks_outside = context(), saving_hooks()
@@ -123,14 +133,20 @@ class Tracer(fx.Tracer):
     def observe(self, module: nn.Module, name: str, value: Any) -> Any:
         """Remember what forward reads; a tensor is read when the units compute."""
         path = self.paths.get(id(module))
-        if not self.path or path is None:
+        if not self.path or path is None or self.is_elsewhere():
             return value
         self.settings.read(strip_root(path), module, name, value, strip_root(self.path[-1]))
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             return self.stored(f"{path}.{name}", value)
         return value
 
+    def is_elsewhere(self) -> bool:
+        """Whether another thread runs: while one traces, fx sees the calls of all."""
+        return threading.get_ident() != self.thread
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if self.is_elsewhere():
+            return attr_val
         if isinstance(attr_val, Tensor) and id(attr_val) in self.buffers:
             return self.stored(self.buffers[id(attr_val)], attr_val)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -157,6 +173,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if self.is_elsewhere():
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)

@@ -21,7 +21,7 @@ from layerwise.runs.run import Execution, Run, file_words
 from layerwise.training.declared_options import check_rule_options, with_rule
 from layerwise.utils import terminal
 from layerwise.utils.files import refuse_foreign, write_json
-from layerwise.utils.words import counted
+from layerwise.utils.words import counted, plus_minus
 
 TABLE_BEGINS = '{\n "model"'  # as the file of a table does
 
@@ -174,11 +174,7 @@ def print_table(
         cells = [row["rules"][rule] for rule in rules]
         table.add_row(
             row["hierarchy"],
-            *(
-                f"{c['test_accuracy']:.2f}"
-                + (f" ± {c['deviation']:.2f}" if c["deviation"] is not None else "")
-                for c in cells
-            ),
+            *(f"{c['test_accuracy']:.2f}{plus_minus(c['deviation'])}" for c in cells),
             *(f"{gap:.2f}" for gap in row.get("gap", {}).values()),
             f"{row['parameters']:,}",
             " / ".join(

@@ -12,6 +12,7 @@ from layerwise.errors import InvalidInput, choose
 from layerwise.runs.command import differences
 from layerwise.runs.run import Run
 from layerwise.utils.options import Options
+from layerwise.utils.words import plus_minus
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class Preset:
         """The published error in words."""
         if self.error is None:
             return "no published error could be confirmed"
-        deviation = f" ± {self.deviation:.2f}" if self.deviation is not None else ""
         seeds = f" of {self.seeds} runs" if self.seeds else ""
-        return f"published test error {self.error:.2f}{deviation} %{seeds} ({self.figure})"
+        error = f"{self.error:.2f}{plus_minus(self.deviation)} %"
+        return f"published test error {error}{seeds} ({self.figure})"
 
     @property
     def text(self) -> str:

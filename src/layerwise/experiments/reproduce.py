@@ -18,7 +18,7 @@ from layerwise.profiling.estimate import estimate
 from layerwise.runs.run import Execution, Run, described
 from layerwise.training.progress import clock
 from layerwise.utils import terminal
-from layerwise.utils.words import counted
+from layerwise.utils.words import counted, plus_minus
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,6 @@ def mean_text(accuracies: Sequence[float]) -> str:
     """Mean ± deviation over seeds; a dash for nothing."""
     if not accuracies:
         return "–"
-    return f"{mean(accuracies):.2f}" + (
-        f" ± {stdev(accuracies):.2f} ({len(accuracies)})" if len(accuracies) > 1 else ""
-    )
+    if len(accuracies) == 1:
+        return f"{accuracies[0]:.2f}"
+    return f"{mean(accuracies):.2f}{plus_minus(stdev(accuracies))} ({len(accuracies)})"

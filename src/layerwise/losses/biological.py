@@ -28,7 +28,7 @@ def projected_labels(site: Site) -> Tensor:
     a uniform distribution for each unit.
     """
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(site.num_classes, PROJECTED, generator=generator)
+    return torch.randn(site.num_classes, PROJECTED, generator=generator, device="cpu")
 
 
 class FeedbackAlignment(torch.autograd.Function):

@@ -16,6 +16,7 @@ from layerwise.profiling.measure import measure
 from layerwise.profiling.opponents import OPPONENTS, add_opponents, split_names
 from layerwise.profiling.predict import (
     DEVICES,
+    formats_of,
     largest_batch,
     peak_of,
     predict_steps,
@@ -30,6 +31,7 @@ from layerwise.runs.run import Execution, Run
 from layerwise.training.declared_options import check_rule_options, with_rule
 from layerwise.training.device import find_device
 from layerwise.training.prepare import prepare
+from layerwise.utils.device import counting_for, device_of
 from layerwise.utils.options import Options
 from layerwise.utils.sizes import format_size, parse_size
 from layerwise.utils.terminal import in_one_line
@@ -70,7 +72,8 @@ def predict_peak(
         batch_shape: (B, ...) of the images.
         rule: a name in ``RULES``.
         memory_format: of maps: ``auto``, the default of ``localize`` too, ``channels-last``, or
-            ``contiguous``; a CPU's convolutions copy contiguous maps.
+            ``contiguous``; a CPU's convolutions copy contiguous maps. Weights are counted in the
+            format that they have.
         device: ``cpu`` or ``cuda``, which need not be there (``memory.cuda`` says what cannot be
             known of a GPU); None: the model's own.
         dtype: of the images, such as ``torch.int64`` of tokens; None: that of the model's weights.
@@ -120,11 +123,14 @@ def predict_peak(
     with torch.random.fork_rng(devices=[]):  # heads are made, and draw their weights
         weights = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
         sample = torch.zeros(2, *batch_shape[1:], dtype=dtype or next(weights, None))
-        # as the model has it: setting a format would rewrite the model's weights
         learner = localize(
             model, sample, num_classes, memory_format=None, check=False, **for_learner
         )
-    return peak_of(predict_steps(rule, learner, batch_shape[0], own, memory_format, device))
+    with counting_for(device or device_of(model).type):
+        formats = formats_of(learner, memory_format)
+    for unit, of_maps in zip(learner.units, formats or (), strict=True):
+        unit.memory_format = of_maps  # weights stay as the model has them, as in ``localize``
+    return peak_of(predict_steps(rule, learner, batch_shape[0], own, device=device))
 
 
 def profile(

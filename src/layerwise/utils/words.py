@@ -9,6 +9,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else ending}"
 
 
+def plus_minus(deviation: float | None) -> str:
+    """A deviation or standard error behind its mean; nothing where none is known."""
+    return "" if deviation is None else f" ± {deviation:.2f}"
+
+
 def as_word(path: object) -> str:
     """A path as a word of a command that no program takes for an option."""
     text = str(path)

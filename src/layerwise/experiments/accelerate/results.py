@@ -17,7 +17,7 @@ from layerwise.hierarchy import design_of, fulfils_equation_7, segments, shallow
 from layerwise.runs.run import Run
 from layerwise.utils.files import figure_metadata, replacing
 from layerwise.utils.terminal import print_table
-from layerwise.utils.words import counted
+from layerwise.utils.words import counted, plus_minus
 
 LOCAL, GLOBAL = "simultaneous", "global"
 PROPOSALS = (
@@ -175,8 +175,7 @@ def print_results(run: Run, epochs: int, seeds: int, rows: Sequence[Mapping[str,
 
 
 def with_deviation(cell: Mapping[str, Any]) -> str:
-    deviation = "" if cell["deviation"] is None else f" ± {cell['deviation']:.2f}"
-    return f"{cell['test_accuracy']:.2f}{deviation}"
+    return f"{cell['test_accuracy']:.2f}{plus_minus(cell['deviation'])}"
 
 
 def pair(local: int | None, whole: int | None, unit: float) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from layerwise.experiments.front import on_front
 from layerwise.utils import terminal
 from layerwise.utils.csv_text import write_csv
-from layerwise.utils.words import counted
+from layerwise.utils.words import counted, plus_minus
 
 CSV_BEGINS = "method,rule,loss,span,units"  # the columns that a table is known by
 CAPTION = (
@@ -54,7 +54,6 @@ def print_table(table: dict[str, Any]) -> None:
     for heading in (*headings, *memory, "test, %", "validation, %"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for row in table["rows"]:
-        deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
         marks = "*" * row["front_multiply_adds"] + "°" * row["front_memory"]
         shown.add_row(
             row["method"],
@@ -67,7 +66,7 @@ def print_table(table: dict[str, Any]) -> None:
             number(row["peak_memory_bytes"], 1e6, 1),
             number(row["step_seconds"], 1e-3, 1),
             number(row["train_seconds"], 1, 1),
-            f"{row['test_accuracy']:.2f}{deviation}{' ' * bool(marks)}{marks}",
+            f"{row['test_accuracy']:.2f}{plus_minus(row['deviation'])}{' ' * bool(marks)}{marks}",
             number(row["val_accuracy"], 1, 2),
         )
     terminal.print_table(shown)

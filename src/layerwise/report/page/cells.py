@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from layerwise.utils.words import plus_minus
+
 NOTHING = "–"
 
 
@@ -66,5 +68,4 @@ def uncertain(mean: float | None, deviation: float | None, seeds: int) -> Number
     """A mean with its deviation and the number of seeds."""
     if mean is None:
         return Number(None, NOTHING)
-    spread = f" ± {deviation:.2f}" if deviation is not None else ""
-    return Number(mean, f"{mean:.2f}{spread} ({seeds})")
+    return Number(mean, f"{mean:.2f}{plus_minus(deviation)} ({seeds})")

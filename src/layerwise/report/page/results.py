@@ -23,6 +23,7 @@ from layerwise.report.page.cells import (
     uncertain,
     whole,
 )
+from layerwise.utils.words import plus_minus
 
 MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not measured": "–"}
 PAPER = (
@@ -206,10 +207,8 @@ def scale_cell(standing: Standing, setting: Setting) -> Number:
         return Number(None, NOTHING)
     if point is None:
         return Number(None, MARKS[verdict.verdict])
-    error = "" if point.error is None else f" ± {point.error:.2f}"
-    return Number(
-        point.difference, f"{MARKS[verdict.verdict]} {points(point.difference).text}{error}"
-    )
+    text = points(point.difference).text + plus_minus(point.error)
+    return Number(point.difference, f"{MARKS[verdict.verdict]} {text}")
 
 
 def claim_row(verdict: Verdict) -> tuple[Verdict, Sequence[Number], Sequence[str]]:
