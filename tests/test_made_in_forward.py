@@ -108,7 +108,9 @@ def test_a_buffer_that_forward_makes_leaves_the_network_as_it_was(middle: type[n
     assert held(model) == before
     assert torch.equal(model(IMAGES), plain(IMAGES))
     learner.step(IMAGES, LABELS)
-    layerwise.separability(network(middle()), (IMAGES, LABELS), measures=["fisher"])
+    layerwise.separability(
+        network(middle()), (IMAGES.repeat(4, 1, 1, 1), LABELS.repeat(4)), measures=["fisher"]
+    )
 
 
 @pytest.mark.parametrize("leaves", [(), ("2",)])
