@@ -1,6 +1,7 @@
 """Networks that make layers or buffers in forward, or hide them; devices, numbers, threads."""
 
 import threading
+import warnings
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ LABELS = torch.arange(8) % CLASSES
 
 class Grid(nn.Module):
     """Positions in a buffer that is made for the first images."""
+
+    positions: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +44,8 @@ class Registering(nn.Module):
 
 class Adapter(nn.Module):
     """A layer that is made for the first images."""
+
+    layer: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,6 +80,8 @@ class Differentiates(nn.Module):
 
 class Counts(nn.Sequential):
     """A network that counts its own batches."""
+
+    batches: Tensor
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__(*layers)
@@ -184,7 +191,7 @@ def test_sparse_gradients_are_compared_and_learned_from() -> None:
 class Sharpness(torch.optim.SGD):
     """An optimizer whose step needs a closure, by any name."""
 
-    def step(self, closure: Any) -> Any:  # type: ignore[override]
+    def step(self, closure: Any) -> Any:
         return super().step(closure)
 
 
@@ -250,3 +257,15 @@ def test_networks_may_be_localized_and_used_in_several_threads() -> None:
     assert not failed
     assert nn.Module.__call__ is call
     assert torch.rand is drawing
+
+
+def test_a_loss_that_a_network_of_one_unit_does_not_use_is_said() -> None:
+    def own(site: layerwise.Site) -> nn.Module:
+        return LOSSES["pred"](site)
+
+    with pytest.warns(UserWarning, match="the loss that was given is not used"):
+        layerwise.localize(network(), IMAGES, CLASSES, own, at=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layerwise.localize(network(), IMAGES, CLASSES, own)
+        layerwise.localize(network(), IMAGES, CLASSES, "pred", at=1)

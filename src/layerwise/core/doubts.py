@@ -1,6 +1,7 @@
 """Warnings of what a learner may do otherwise than its owner expects."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from layerwise.core.check import varied
 from layerwise.core.learner import Learner
 from layerwise.core.side_effects import modes_kept, states_kept
 from layerwise.core.split import Chain
+from layerwise.losses import LossFactory
 from layerwise.utils.device import device_of, has_bfloat16
 from layerwise.utils.words import few
 
@@ -49,6 +51,17 @@ def warn_of_whole_stacks(model: nn.Module, chain: Chain) -> None:
             f"Each of PyTorch's stacks {few(found, MOST_NAMED, repr)} is kept whole in one unit, "
             "whose layers all learn from one loss. To cut between them, put such layers in an "
             "nn.Sequential.",
+            stacklevel=LEVEL,
+        )
+
+
+def warn_of_unused_loss(losses: Sequence[str | LossFactory]) -> None:
+    """Say that a loss of the user's own is not that of a network which is one unit."""
+    if len(losses) == 1 and not (isinstance(losses[0], str) or hasattr(losses[0], "output")):
+        warnings.warn(
+            "The network is one unit, which learns by the cross-entropy of its output; the loss "
+            "that was given is not used. Cut it into more units, or give the loss a static method "
+            "output(site) (docs/adding.md).",
             stacklevel=LEVEL,
         )
 

@@ -17,6 +17,7 @@ from layerwise.core.doubts import (
     warn_of_constant_features,
     warn_of_kept_activations,
     warn_of_untrained,
+    warn_of_unused_loss,
     warn_of_whole_stacks,
 )
 from layerwise.core.factories import (
@@ -191,6 +192,7 @@ def localize(
     features = unit_features(chain.names, shapes, chain.channels, channels)
     makers = optimizer_makers(optimizer, chain.names)
     losses = losses_of_units(loss, chain.names)
+    warn_of_unused_loss(losses)
     changing = with_changes(losses, loss_options)
     options = options_of_each(losses, changing)
     if check:
