@@ -174,7 +174,7 @@ def localize(
         reason = reason_of(error)
         if any(weight.is_meta for weight in model.parameters()):
             raise InvalidInput(
-                f"Cannot localize the network: its weights are on the device meta and have no "
+                "Cannot localize the network: its weights are on the device meta and have no "
                 f"values ({reason}). Load weights, or move it by model.to_empty(device=…)."
             ) from error
         if processes(model, sample):

@@ -59,8 +59,10 @@ def backward_bytes(gradient: Tensor, maps: Tensor, weight: Tensor, args: Sequenc
     of_maps, of_weight = args[10][:2]
     result = plain(maps.shape, maps) if of_maps else 0
     if in_channels_last(maps, weight):
-        needs = [result + weight.nbytes * (3 if of_weight else 1)] if of_maps or of_weight else [0]
-        return rewritten(gradient, maps, weight) + max(needs)
+        if not (of_maps or of_weight):  # the bias alone
+            return 0
+        of_weights = (3 if of_weight else 1) * weight.nbytes
+        return rewritten(gradient, maps, weight) + result + of_weights
     copied, needs = blocked(gradient.shape, maps), [0]
     if of_maps:
         returned = 2 * result if max(args[4]) > 1 else result
