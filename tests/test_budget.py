@@ -114,6 +114,8 @@ def test_a_run_on_a_gpu_is_planned_for_one() -> None:
         assert plan is not None
         peaks[device] = plan.predicted_peak_bytes
         model = layerwise.create_model("vgg8", num_classes=CLASSES, width=0.0625)
+        # as the program sets it
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         whole = (16, 3, 32, 32)
         assert peaks[device] == predict_peak(
             model, whole, CLASSES, loss="pred", at=1, device=device

@@ -649,21 +649,24 @@ def fails():
     [
         ("Frozen", ["none of its weights learns"]),
         ("Empty", ["its weight 3.weight holds numbers that are not finite"]),
-        ("Ends", ["raised SystemExit (0)", "networks.py, line 22"]),
-        ("Divides", ["raised ZeroDivisionError", "networks.py, line 26", "Correct its forward."]),
+        ("Ends", ["raised SystemExit (0)", "faulty_networks.py, line 22"]),
+        (
+            "Divides",
+            ["raised ZeroDivisionError", "faulty_networks.py, line 26", "Correct its forward."],
+        ),
         ("double", ["Its weights are torch.float64"]),
         ("meta", ["other than meta"]),
-        ("fails", ["raised ValueError (a bad thing) at networks.py, line 36"]),
-        ("", ["networks.py has no function ''"]),
+        ("fails", ["raised ValueError (a bad thing) at faulty_networks.py, line 36"]),
+        ("", ["faulty_networks.py has no function ''"]),
         ("strange", ["has no function 'strange'. Name one"]),
     ],
 )
 def test_what_is_wrong_in_code_of_the_users_own_is_said(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, words: list[str]
 ) -> None:
-    (tmp_path / "networks.py").write_text(NETWORKS)
+    (tmp_path / "faulty_networks.py").write_text(NETWORKS)
     run = tmp_path / "run"
-    model = f"{tmp_path / 'networks.py'}:{name}"
+    model = f"{tmp_path / 'faulty_networks.py'}:{name}"
     said = refusal(
         capsys, "train", model, "--loss", "pred", "--epochs", "1", "--device", "cpu", "-o", str(run)
     )

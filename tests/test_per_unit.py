@@ -411,7 +411,7 @@ def test_runs_without_these_options_have_the_names_they_had() -> None:
         ("--loss-from 99=sim", "another loss at unit 99: the network has 5 units. Give 0 to 4"),
         ("--loss-from 2=sim --head-layers 1", "--head-layers with the loss 'predsim', 'sim'"),
         ("--beta 0.5..1", "beta 1.0: it is out of range"),
-        ("--beta 0.5..", "beta='' (option of the loss 'predsim'): it is not of type float"),
+        ("--beta 0.5..", "beta=0.5.. (option of the loss 'predsim'): it is not a linear change"),
         ("--beta x", "invalid number value: 'x'"),
         ("--loss auglocal --pyramid 0..1", "argument --pyramid: 0..1 would change"),
         ("--head-lr-factor 0", "--head-lr-factor 0.0: it is out of range. Give a number above 0"),

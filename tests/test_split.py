@@ -660,7 +660,7 @@ class Noise(Net):
             "'mul_' in the network itself changes a tensor in place .*Use its result",
         ),
         (DiscardedModule, "layer", "in module 'relu' changes a tensor in place .*Use its result"),
-        (WritesBuffer, "layer", "writes to buffer 'calls'.*Update it outside of forward"),
+        (WritesBuffer, "layer", "writes to buffer 'calls'.*or update it outside of forward"),
         (ReplacesBuffer, "layer", "writes to buffer 'calls'"),
         (Noise, "layer", "draws random numbers from PyTorch without its input.*torch.randn_like"),
         (
