@@ -226,7 +226,8 @@ def test_samples_that_are_not_dense_are_refused(sample: Tensor) -> None:
 def test_networks_may_be_localized_and_used_in_several_threads() -> None:
     """While one thread traces, the calls of others are their own."""
     call, drawing = nn.Module.__call__, torch.rand
-    other, expected = network(), network()(IMAGES)
+    own, more, other = network(Grid()), network(Grid()), network()
+    expected = other(IMAGES)
     failed: list[BaseException] = []
     stop = threading.Event()
 
@@ -244,8 +245,8 @@ def test_networks_may_be_localized_and_used_in_several_threads() -> None:
             assert torch.equal(other(IMAGES), expected)
 
     localizing = [
-        guarded(lambda: layerwise.localize(network(Grid()), IMAGES, CLASSES, "pred"))
-        for _ in range(2)
+        guarded(lambda model=model: layerwise.localize(model, IMAGES, CLASSES, "pred"))
+        for model in (own, more)
     ]
     inferring = guarded(infer)
     for thread in (inferring, *localizing):

@@ -1,13 +1,13 @@
 """The memory of training, counted whole: between steps, and the peak that a step adds to it."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from layerwise.core.learner import Learner
@@ -91,7 +91,6 @@ def measured(device: torch.device) -> Iterator[Peak]:
 
     On a CPU, only this thread's allocations are seen.
     """
-    gc.collect()  # what is freed inside would lower the peak
     peak = Peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -101,17 +100,30 @@ def measured(device: torch.device) -> Iterator[Peak]:
         return
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield peak
+    results = profiler.profiler.kineto_results
+    held: dict[int, int] = {}  # bytes by address
     alive = 0
-    for event in sorted(
-        profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()
-    ):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak.timeline.points.append((event.start_ns(), alive))
-            peak.transient_bytes = max(peak.transient_bytes, alive)
-        elif event.name().startswith(MARK + "/"):
+    for time, address, size in sorted(allocations(results.experimental_event_tree())):
+        if size > 0:
+            held[address] = size
+        elif held.pop(address, 0) != -size:
+            continue  # of an earlier measurement: PyTorch takes a new block at its address for it
+        alive += size
+        peak.timeline.points.append((time, alive))
+        peak.transient_bytes = max(peak.transient_bytes, alive)
+    for event in sorted(results.events(), key=lambda event: event.start_ns()):
+        if event.name().startswith(MARK + "/"):
             _, unit, phase = event.name().split("/")
             peak.timeline.marks.append(Mark(event.start_ns(), int(unit), phase))
+
+
+def allocations(events: Iterable[Any]) -> Iterator[tuple[int, int, int]]:
+    """Time in nanoseconds, address and size of every block allocated; freed ones below 0."""
+    for event in events:
+        kind, fields = event.typed
+        if kind == _EventType.Allocation:
+            yield event.start_time_ns, fields.ptr, fields.alloc_size
+        yield from allocations(event.children)
 
 
 def profiler_mark(unit: int, phase: str) -> None:

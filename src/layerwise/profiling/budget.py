@@ -20,6 +20,7 @@ from layerwise.core.doubts import warn_of_slow_bfloat16
 from layerwise.core.learner import Learner
 from layerwise.core.memory_format import set_memory_format
 from layerwise.core.split import cut_paths
+from layerwise.core.tracer import TRACING
 from layerwise.data import ImageFormat
 from layerwise.errors import CannotSplit, InvalidInput, choose, names_in
 from layerwise.losses import Evaluated, Site, Targets
@@ -84,13 +85,14 @@ def with_budgets(localize: Callable[Arguments, Learner]) -> Callable[Arguments, 
         bound = inspect.signature(localize).bind(*args, **kwargs)
         given: dict[str, Any] = {**bound.arguments, **bound.arguments.get("loss_options", {})}
         given.pop("loss_options", None)
-        if is_budget(given.get("at")):
-            given["leaves"] = names_in("leaves", given.get("leaves", ()))  # they are read twice
-            plan = plan_localize(**given)
-            learner = localize(**{**given, "at": plan.at})  # type: ignore[call-arg]
-            learner.plan = plan
-        else:
-            learner = localize(*args, **kwargs)
+        with TRACING:  # it sets seeds, which another thread would take for draws of its network
+            if is_budget(given.get("at")):
+                given["leaves"] = names_in("leaves", given.get("leaves", ()))  # they are read twice
+                plan = plan_localize(**given)
+                learner = localize(**{**given, "at": plan.at})  # type: ignore[call-arg]
+                learner.plan = plan
+            else:
+                learner = localize(*args, **kwargs)
         warn_of_slow_bfloat16(learner)
         return learner
 
