@@ -1,22 +1,9 @@
 """What a test run left out, said in its last line."""
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-from layerwise.utils.plugins import IMPORTED
-
-
-@pytest.fixture(autouse=True)
-def imports_forgotten() -> Iterator[None]:
-    """Forget the files that a test imports: a process that measures for another test runs them."""
-    before = dict(IMPORTED)
-    yield
-    for path in IMPORTED.keys() - before.keys():
-        del IMPORTED[path]
-
 
 # a reason that tests are skipped for -> how to have them
 REMEDIES = {
