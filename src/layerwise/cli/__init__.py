@@ -99,7 +99,7 @@ def run_command(arguments: list[str]) -> str | None:
     try:
         parsed = parse(arguments)
         refuse_ranks(parsed.command)
-        result = ended_by_itself(parsed)
+        result = result_of(parsed)
         if parsed.json and is_first():
             print(json.dumps(result, allow_nan=False))
         problem: str | None = parsed.problem(result) if parsed.problem else None
@@ -108,8 +108,8 @@ def run_command(arguments: list[str]) -> str | None:
         sys.stdout.flush()  # here, since Python's own at exit ends in a traceback if it fails
 
 
-def ended_by_itself(parsed: argparse.Namespace) -> Any:
-    """A command's result.
+def result_of(parsed: argparse.Namespace) -> Any:
+    """The result of the command that was parsed.
 
     Raises:
         InvalidInput: code of the user's own, such as a network's forward, asked Python to end.

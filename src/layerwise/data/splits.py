@@ -89,8 +89,8 @@ def make_splits(
     )
     if run.val_fraction and not len(validation.labels):
         say(
-            f"no image is held out for validation: {run.val_fraction:g} of a class's images is "
-            "less than a half. Give a larger --val-fraction"
+            f"no image is held out for validation: {run.val_fraction:g} of each class rounds to "
+            "none. Give a larger --val-fraction"
         )
     mean, std = statistics(train.pixels)
 
