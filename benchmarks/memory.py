@@ -33,7 +33,7 @@ from layerwise.hierarchy import format_hierarchy
 from layerwise.memory.accounting import persistent_bytes
 from layerwise.ops.batch_norm import gradients_asked_for
 from layerwise.profiling.measure import measured
-from layerwise.profiling.predict import rule_options
+from layerwise.profiling.predict import peak_of, predict_steps, rule_options
 from layerwise.profiling.trial_steps import rule_ticks
 from layerwise.rules import RULES
 from tables import fill_table, read_table
@@ -73,12 +73,34 @@ def peak(
     device: str = "cpu",
 ) -> int:
     """Predicted bytes on 32-pixel images of 10 classes."""
+    rule, _ = WAYS[way]
+    learner = learner_of(model, hierarchy, way, memory_format, torch.device("cpu"))
+    return peak_of(predict_steps(rule, learner, batch, rule_options(rule, {}), device=device))
+
+
+def learner_of(
+    model: str,
+    hierarchy: tuple[int, ...] | None,
+    way: str,
+    memory_format: str,
+    device: torch.device,
+) -> layerwise.Learner:
+    """A learner whose maps and weights are in a memory format, as the program sets them."""
     rule, options = WAYS[way]
     torch.manual_seed(0)
-    network = layerwise.create_model(model, hierarchy=hierarchy)
-    return layerwise.predict_peak(
-        network, (batch, 3, 32, 32), 10, rule, memory_format, device, **PUBLISHED, **options
+    network = layerwise.create_model(model, hierarchy=hierarchy).to(device)
+    learner = layerwise.localize(
+        network,
+        torch.zeros(2, 3, 32, 32),
+        10,
+        at=RULES[rule].at or "layer",
+        memory_format=None,
+        check=False,
+        **PUBLISHED,
+        **options,
     )
+    layerwise.set_memory_format(learner, memory_format)
+    return learner
 
 
 def measured_peak(
@@ -87,19 +109,8 @@ def measured_peak(
     """Bytes alive at the peak of a real second step (of the units that learn together, the
     largest), with random images.
     """
-    rule, options = WAYS[way]
-    torch.manual_seed(0)
-    network = layerwise.create_model(model).to(device)
-    learner = layerwise.localize(
-        network,
-        torch.zeros(2, 3, 32, 32),
-        10,
-        at=RULES[rule].at or "layer",
-        memory_format=None,
-        **PUBLISHED,
-        **options,
-    )
-    layerwise.set_memory_format(learner, memory_format)
+    rule, _ = WAYS[way]
+    learner = learner_of(model, None, way, memory_format, device)
     steps, peaks = rule_ticks(rule, learner, batch, 1, rule_options(rule, {})), list[int]()
     while next(steps, None):
         persistent = persistent_bytes(learner)
