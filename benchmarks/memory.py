@@ -214,7 +214,6 @@ def main() -> None:
                 key = [name for name in POINT if name in row]
                 fill_table(options.output.with_suffix(".csv"), [row], key)
         return
-    found: list[dict[str, Any]] = []
     for part, model, hierarchy, batch in rows():
         if part not in options.parts.split(","):
             continue
@@ -232,12 +231,12 @@ def main() -> None:
             for way, value in peaks.items()
             if way != "global"
         }
-        found.append(row)
         print(*row.values(), f"({time.perf_counter() - began:.0f} s)", flush=True)
+        if options.output:
+            key = [name for name in POINT if name in row]
+            fill_table(options.output.with_suffix(".csv"), [row], key)
     if options.output:
-        table = options.output.with_suffix(".csv")
-        fill_table(table, found, [name for name in POINT if name in found[0]])
-        draw(options.output, read_table(table))
+        draw(options.output, read_table(options.output.with_suffix(".csv")))
 
 
 def draw(output: Path, found: list[dict[str, str]]) -> None:

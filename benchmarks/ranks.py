@@ -32,9 +32,10 @@ from torch.nn import functional as F
 from layerwise.core.learner import Learner
 from layerwise.core.localize import localize
 from layerwise.core.split import split
-from layerwise.distributed import distribute, gathered, joined, rank_bytes, unit_needs, world
+from layerwise.distributed import distribute, gathered, joined, rank_bytes, world
 from layerwise.distributed.placement import balanced_ranks
 from layerwise.memory.accounting import bytes_of, measured, persistent_bytes
+from layerwise.memory.per_unit import predict_units
 from layerwise.models import create_model
 from layerwise.utils.csv_text import write_csv
 from layerwise.utils.version import version
@@ -154,7 +155,7 @@ def local_on_ranks(
     name: str, options: argparse.Namespace, images: Tensor, labels: Tensor
 ) -> Method:
     learner = make_learner(name, options)
-    needs = unit_needs(learner, options.batch_size)
+    needs = predict_units(learner, options.batch_size)
     placement = distribute(learner, batch_size=options.batch_size)
     if world().first:
         predicted = [round(size / 1e6, 1) for size in rank_bytes(needs, placement, 2)]

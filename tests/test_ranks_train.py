@@ -19,9 +19,10 @@ from layerwise.cli import main
 from layerwise.core.unit import Unit
 from layerwise.distributed import distribute, whole, world
 from layerwise.distributed.messages import Message, Receiver, Sender
-from layerwise.distributed.placement import balanced_ranks, parsed_ranks, rank_bytes, unit_needs
+from layerwise.distributed.placement import balanced_ranks, parsed_ranks, rank_bytes
 from layerwise.errors import Diverged, InvalidInput, LostRank
 from layerwise.memory.accounting import persistent_bytes
+from layerwise.memory.per_unit import predict_units
 from layerwise.runs.folder import BEST, RESULT, WEIGHTS, RunFolder
 from layerwise.runs.run import Execution, Run
 from layerwise.training.loop import Interrupted, train
@@ -347,7 +348,7 @@ def test_placement_balances_what_ranks_need() -> None:
 
 def test_memory_of_ranks_is_predicted() -> None:
     local = learner("vgg8b")
-    needs = unit_needs(local, 16)
+    needs = predict_units(local, 16)
     images, labels = next(digits().train.batches(0))
     local.step(images, labels)
     assert sum(need.persistent for need in needs) == persistent_bytes(local)

@@ -227,15 +227,15 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
 
 
 class StopAfter(Progress):
-    """Sends the process Ctrl-C when so many steps have been made."""
+    """Sends the process Ctrl-C, or another signal, when so many steps have been made."""
 
-    def __init__(self, steps: int) -> None:
-        self.left = steps
+    def __init__(self, steps: int, number: int = signal.SIGINT) -> None:
+        self.left, self.number = steps, number
 
     def tick(self, tick: Any, meter: Any) -> None:
         self.left -= 1
         if not self.left:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -253,6 +253,47 @@ def test_stopped_within_an_epoch_and_resumed_is_uninterrupted(
         for path in (whole, tmp_path / "run")
     ]
     assert accuracies[0] == accuracies[1]
+
+
+class CloseTerminal(StopAfter):
+    """Closes the terminal of a run, which the system reports twice where a shell is ended too."""
+
+    def __init__(self, steps: int, terminal: int) -> None:
+        super().__init__(steps, signal.SIGHUP)
+        self.terminal = terminal
+
+    def tick(self, tick: Any, meter: Any) -> None:
+        if self.left == 1:
+            os.close(self.terminal)
+            super().tick(tick, meter)
+            self.left = 1
+        super().tick(tick, meter)
+
+
+def test_a_closed_terminal_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, end = os.openpty()
+    with open(end, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(train_module.Interrupted):
+            train(
+                prepare(SMALL, CPU),
+                RunFolder(tmp_path / "run"),
+                False,
+                CloseTerminal(6, terminal),
+            )
+        print("more", file=stream, flush=True)  # goes nowhere, and is no error
+    assert load_state(tmp_path / "run" / STATE)["position"] == [1, 2]
+
+
+def test_nohup_goes_on_when_the_terminal_is_closed(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = train(
+            prepare(SMALL, CPU), RunFolder(tmp_path / "run"), False, StopAfter(1, signal.SIGHUP)
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert result["epochs"] == SMALL.epochs
 
 
 def test_cached_features_survive_a_stop(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ units that live here, ``replicas`` lets ranks share every batch. A process that 
 
 from layerwise.distributed.agreement import agree, decided_by_first, together
 from layerwise.distributed.grid import Place, place_in_grid
-from layerwise.distributed.placement import rank_bytes, unit_needs
+from layerwise.distributed.placement import rank_bytes
 from layerwise.distributed.replicas import replicate
 from layerwise.distributed.stage import check_placeable, distribute, whole
 from layerwise.distributed.state import share
@@ -28,7 +28,6 @@ __all__ = [
     "replicate",
     "share",
     "together",
-    "unit_needs",
     "whole",
     "world",
 ]

@@ -1,11 +1,9 @@
-"""Placement: which units live on which rank, and what each rank needs."""
+"""Placement: which units live on which rank, and how many bytes each rank needs."""
 
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +13,7 @@ from layerwise.core.learner import Learner
 from layerwise.core.unit import Activations, Unit
 from layerwise.errors import InvalidInput
 from layerwise.losses import Targets
-from layerwise.memory.accounting import phases, unit_bytes
-from layerwise.memory.fake_step import Footprint, blank_batch, pretended
+from layerwise.memory.per_unit import UnitBytes
 from layerwise.utils.device import device_of, synchronise
 
 REPETITIONS = 2  # of a unit's step that are timed, after a first that is not
@@ -87,52 +84,7 @@ def timed(unit: Unit, activations: Activations, targets: Targets) -> float:
     return time.perf_counter() - begin
 
 
-@dataclass(frozen=True)
-class Need:
-    """Predicted bytes of a unit.
-
-    Attributes:
-        persistent: weights, buffers, head and optimizer state.
-        step: what its step has alive besides.
-        passed: what it passes to the next unit.
-    """
-
-    persistent: int
-    step: int
-    passed: int
-
-
-def bytes_of(values: Sequence[Any]) -> int:
-    """Bytes of the tensors among what a unit hands on."""
-    return sum(value.nbytes for value in values if isinstance(value, Tensor))
-
-
-def unit_needs(learner: Learner, batch_size: int) -> list[Need]:
-    """What each unit needs, predicted without computing anything."""
-    passed: dict[int, int] = {}
-    with pretended(learner) as copied, Footprint(copied) as footprint:
-        images, labels = blank_batch(copied, batch_size)
-        copied.train()
-        copied.step(images, labels)  # the first, which makes the optimizers' state
-        handles = [
-            unit.piece.register_forward_hook(
-                lambda _, __, output, index=unit.index: passed.update({index: bytes_of(output)})
-            )
-            for unit in copied.units
-        ]
-        footprint.restart(copied)
-        with phases(copied, footprint.mark):
-            copied.step(images, labels)
-        for handle in handles:
-            handle.remove()
-        steps = footprint.timeline.unit_peaks()
-        kept = [unit_bytes(unit) for unit in copied.units]
-    return [
-        Need(kept[index], steps.get(index, 0), passed.get(index, 0)) for index in range(len(kept))
-    ]
-
-
-def rank_bytes(needs: Sequence[Need], placement: Sequence[range], depth: int) -> list[int]:
+def rank_bytes(needs: Sequence[UnitBytes], placement: Sequence[range], depth: int) -> list[int]:
     """Predicted peak of each rank: its units, the largest of their steps, features on their way.
 
     Args:

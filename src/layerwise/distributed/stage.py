@@ -21,7 +21,6 @@ from layerwise.distributed.grid import Place, place_in_grid
 from layerwise.distributed.messages import Message, Receiver, Sender
 from layerwise.distributed.placement import (
     balanced_ranks,
-    bytes_of,
     check_room,
     parsed_ranks,
     unit_seconds,
@@ -100,7 +99,7 @@ class Stage:
         self.batches += 1
         self.updates = message.facts["update"]
         world().stopping.agreed |= message.facts["stop"]
-        self.passed_bytes[0] = bytes_of(message.values)
+        self.passed_bytes[0] = tensor_bytes(message.values)
         count = message.facts["activations"]
         labels, *images = message.values[count:]
         return message.values[:count], Targets(labels, self.learner.num_classes, *images or (None,))
@@ -123,7 +122,7 @@ class Stage:
             "stop": world().stopping.agreed,
         }
         self.batches += self.before is None
-        self.passed_bytes[1] = bytes_of(values)
+        self.passed_bytes[1] = tensor_bytes(values)
         self.sender.send(Message(values, facts))
 
     def tells_update(self, update: bool) -> bool:
@@ -220,6 +219,11 @@ def borrowed_by(unit: Unit) -> Iterator[Tensor]:
     for module in unit.loss.modules():
         for part in getattr(module, "borrowed", ()):
             yield from part.state_dict(keep_vars=True).values()
+
+
+def tensor_bytes(values: Sequence[Any]) -> int:
+    """Bytes of the tensors among values that are sent."""
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def copied_from(values: Sequence[Any], targets: Targets) -> tuple[Any, ...]:

@@ -4,16 +4,14 @@ On several streams units overlap: every feature stays until the step ends, and m
 stream has freed is not used by another.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from layerwise.core.learner import Learner
 from layerwise.errors import InvalidInput
-from layerwise.memory.accounting import bytes_of, persistent_bytes, phases
 from layerwise.memory.cuda import libraries_bytes
-from layerwise.memory.fake_step import Footprint, blank_batch, pretended
+from layerwise.memory.per_unit import predict_units
 from layerwise.utils.device import device_kind
 from layerwise.utils.sizes import format_size
 
@@ -89,35 +87,11 @@ def choose_streams(step: StepBytes, limit: int | None, most: int = MOST_STREAMS)
 
 def step_bytes(learner: Learner, batch_size: int) -> StepBytes:
     """Predict the bytes of a learner's step on a batch, on its own device; it stays as it is."""
-    with pretended(learner) as copied, Footprint(copied) as footprint:
-        copied.step_singly()
-        copied.train()
-        # the first step of an optimizer makes its state
-        copied.step(*blank_batch(copied, 2))
-        lasting = persistent_bytes(copied)
-        footprint.restart(copied)
-        images, labels = blank_batch(copied, batch_size)
-        with phases(copied, footprint.mark), passed_bytes(copied) as passed:
-            copied.step(images, labels)
-        peaks = footprint.timeline.unit_peaks()
-        units = [peaks[unit.index] for unit in copied.units]
-        libraries = libraries_bytes(images.device) if device_kind(images) == "cuda" else 0
-        return StepBytes(lasting, images.nbytes, units, list(passed.values()), libraries)
-
-
-@contextmanager
-def passed_bytes(learner: Learner) -> Iterator[dict[int, int]]:
-    """Bytes of what each unit hands on, filled in by steps; the last hands on nothing."""
-    passed = {unit.index: 0 for unit in learner.units}
-    handles = []
-    for unit in learner.units[:-1]:
-
-        def note(module: Any, given: Any, result: Any, index: int = unit.index) -> None:
-            passed[index] = bytes_of([value for value in result if hasattr(value, "nbytes")])
-
-        handles.append(unit.piece.register_forward_hook(note))
-    try:
-        yield passed
-    finally:
-        for handle in handles:
-            handle.remove()
+    units, weight = predict_units(learner, batch_size), next(learner.model.parameters())
+    return StepBytes(
+        lasting=sum(unit.persistent for unit in units),
+        batch=batch_size * math.prod(learner.image_shape) * learner.image_type.itemsize,
+        units=[unit.step for unit in units],
+        passed=[unit.passed for unit in units],
+        libraries=libraries_bytes(weight.device) if device_kind(weight) == "cuda" else 0,
+    )

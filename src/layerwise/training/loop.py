@@ -1,6 +1,7 @@
 """The training loop, from a run's first batch to its result, in the order a batch meets it."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,6 +25,7 @@ from layerwise.training.ranks import check_ranks
 from layerwise.training.session import Session, begin, check_folder
 from layerwise.training.weights import digests_of_files, save_weights
 from layerwise.utils.files import write_json
+from layerwise.utils.terminal import discard, unguarded
 from layerwise.utils.words import counted
 
 
@@ -202,9 +204,11 @@ def evaluate_epoch(
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C (or SIGTERM) into a wish that the loop grants between two steps.
 
-    The second stops at once.
+    The second stops at once. A closed terminal (SIGHUP) is the same wish, however often it is sent,
+    except where ``nohup`` has it ignored.
     """
     asked = False
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
 
     def ask(number: int, frame: Any) -> None:
         nonlocal asked
@@ -215,11 +219,20 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             "stopping as soon as the state can be saved; once more stops at once, without saving"
         )
 
+    def hang_up(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        for stream in terminals:  # writing to a closed one is an error
+            discard(unguarded(stream))
+
     # only the main thread receives signals
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {signal.SIGINT: ask, signal.SIGTERM: ask}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        handlers[signal.SIGHUP] = hang_up
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield lambda: asked
     finally:

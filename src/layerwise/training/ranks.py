@@ -16,10 +16,10 @@ from layerwise.distributed import (
     rank_bytes,
     replicate,
     together,
-    unit_needs,
     world,
 )
 from layerwise.errors import InvalidInput
+from layerwise.memory.per_unit import predict_units
 from layerwise.rules import RULES
 from layerwise.runs.run import described
 from layerwise.training.prepare import Prepared
@@ -138,7 +138,7 @@ def place(prepared: Prepared, learner: Learner) -> list[dict[str, Any]]:
         return []
     size = run.batch_size // execution.replicas
     parts = run.rule_options.get("micro_batches", 1)
-    needs = decided_by_first(lambda: unit_needs(learner, max(2, size // parts)))
+    needs = decided_by_first(lambda: predict_units(learner, max(2, size // parts)))
     rounded = run.rule_options.get("bfloat16_features", False)
     placement = distribute(
         learner,
